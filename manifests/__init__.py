@@ -1,0 +1,1 @@
+"""What to separate, as rows: schemas, codecs, benchmarks and examples; no torch, no Beam."""

@@ -1,0 +1,1 @@
+"""The separation network and its signal processing; knows neither Beam nor manifests."""

@@ -1,0 +1,1 @@
+"""Beam transforms that join manifests to the model: read, separate, score, write."""
