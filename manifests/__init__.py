@@ -1,1 +1,1 @@
-"""What to separate, as rows: schemas, codecs, benchmarks and examples; no torch, no Beam."""
+"""Manifests: the rows that ask for extractions and the tables that come back."""

@@ -1,0 +1,152 @@
+"""The row of a manifest: one extraction, and what it says of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+EXTRA_PREFIX = "extra_"
+MAX_TEXT_CHARS = 32_768
+MAX_LIST_ITEMS = 1_000
+MAX_NAME_CHARS = 100
+MAX_LEVEL_DB = 100.0
+
+
+def _column(description: str, default: Any = None, **rules: Any) -> Any:
+    """Field of a row: its description and JSON Schema keywords travel in the metadata."""
+    metadata = {"description": description, "rules": rules}
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestRow:
+    """One extraction: from this mixture, give what the query asks for.
+
+    Built by :func:`manifests.validation.parse_record`, which checks it; URIs are absolute by then.
+    ``extra`` holds the columns that this type does not know, without their ``extra_`` prefix and as
+    text. ``manifest_uri`` and ``manifest_row`` say where the row was read; they are not columns of
+    a manifest and do not take part in comparisons.
+    """
+
+    id: str = _column(
+        "Unique; names the outputs.", dataclasses.MISSING, minLength=1, maxLength=MAX_TEXT_CHARS
+    )
+    mixture_uri: str | None = _column("The recording to separate. Either this, or a target.")
+    target_uri: str | None = _column(
+        "The target, where the mixture is made on the fly from it and interferer_uris."
+    )
+    target_uris: tuple[str, ...] = _column(
+        "Instead of target_uri: several targets. The first keeps its level, every other is brought "
+        "to the power of the first, and their sum is the target.",
+        (),
+    )
+    interferer_uris: tuple[str, ...] = _column(
+        "Every other source of a mixture made on the fly.", ()
+    )
+    snr_db: tuple[float, ...] = _column(
+        "Level of the (first) target above each interferer in dB: one number for all of them or a "
+        "list of one each. Default 0. Beside mixture_uri it only says how the mixture was made.",
+        (),
+        minimum=-MAX_LEVEL_DB,
+        maximum=MAX_LEVEL_DB,
+    )
+    reference_uri: str | None = _column(
+        "The target as it sounds in the mixture of mixture_uri; with it SDRs are scored."
+    )
+    positive_text: str | None = _column("What to extract, in words.")
+    negative_text: str | None = _column("What to suppress, in words.")
+    positive_audio_uris: tuple[str, ...] = _column("Example clips of what to extract.", ())
+    negative_audio_uris: tuple[str, ...] = _column("Example clips of what to suppress.", ())
+    text_weight: float | None = _column(
+        "0 = audio only … 1 = text only; default 0.5 where a query has both, no effect elsewhere.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    offset_s: float | None = _column(
+        "Start of the part to use, in seconds, of the mixture and reference, or of each source.",
+        minimum=0.0,
+        maximum=1e9,
+    )
+    duration_s: float | None = _column(
+        "Length of the part to use, in seconds. A source that is shorter is padded with zeros.",
+        exclusiveMinimum=0.0,
+        maximum=1e9,
+    )
+    dataset: str | None = _column(
+        "Carried to the metrics and partitions them.", maxLength=MAX_NAME_CHARS
+    )
+    split: str | None = _column(
+        "Carried to the metrics and partitions them.", maxLength=MAX_NAME_CHARS
+    )
+    label: str | None = _column("Class of the target; carried to the metrics.")
+    n_sources: int | None = _column(
+        "Number of sources in mixture_uri, where it is known; counted where the mixture is made.",
+        minimum=1,
+        maximum=2 * MAX_LIST_ITEMS,
+    )
+    seed: int | None = _column("Seed of the row's random draws.", minimum=0, maximum=2**63 - 1)
+    extra: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    manifest_uri: str | None = dataclasses.field(default=None, compare=False)
+    manifest_row: int | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """URIs of the target(s) of a mixture made on the fly; empty beside ``mixture_uri``."""
+        return self.target_uris or ((self.target_uri,) if self.target_uri is not None else ())
+
+    @property
+    def levels_db(self) -> tuple[float, ...]:
+        """One level in dB for each of ``interferer_uris``."""
+        if len(self.snr_db) == len(self.interferer_uris):
+            return self.snr_db
+        return (self.snr_db[0] if self.snr_db else 0.0,) * len(self.interferer_uris)
+
+    @property
+    def input_snr_db(self) -> float | None:
+        """The level that all interferers share, in dB; None where they differ or it is unknown."""
+        levels = set(self.levels_db if self.interferer_uris else self.snr_db)
+        return levels.pop() if len(levels) == 1 else None
+
+    @property
+    def num_sources(self) -> int | None:
+        """How many sources the mixture has; None where nobody said."""
+        return (len(self.targets) + len(self.interferer_uris)) or self.n_sources
+
+    @property
+    def num_shots(self) -> int:
+        """Example clips of the query, of the polarity that has more of them."""
+        return max(len(self.positive_audio_uris), len(self.negative_audio_uris))
+
+    @property
+    def query_type(self) -> str:
+        """``text``, ``audio`` or ``both``."""
+        text = self.positive_text is not None or self.negative_text is not None
+        if self.num_shots:
+            return "both" if text else "audio"
+        return "text"
+
+    @property
+    def polarity(self) -> str:
+        """``P``, ``N`` or ``P+N``."""
+        positive = self.positive_text is not None or bool(self.positive_audio_uris)
+        negative = self.negative_text is not None or bool(self.negative_audio_uris)
+        return "+".join([*(["P"] if positive else []), *(["N"] if negative else [])])
+
+    def to_record(self) -> dict[str, Any]:
+        """The row as columns: tuples are lists, what is absent is None, the rest ``extra_…``."""
+        record: dict[str, Any] = {}
+        for name in MANIFEST_COLUMNS:
+            value = getattr(self, name)
+            record[name] = (list(value) or None) if isinstance(value, tuple) else value
+        record.update({EXTRA_PREFIX + name: value for name, value in self.extra.items()})
+        return record
+
+
+_NOT_COLUMNS = frozenset({"extra", "manifest_uri", "manifest_row"})
+MANIFEST_COLUMNS: tuple[str, ...] = tuple(
+    field.name for field in dataclasses.fields(ManifestRow) if field.name not in _NOT_COLUMNS
+)
