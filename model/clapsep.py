@@ -1,0 +1,149 @@
+"""CLAPSep: mixture + condition → estimate. The only forward, for training, evaluation and serving.
+
+Source: Ma et al., "CLAPSep: Leveraging Contrastive Pre-trained Model for Multi-Modal Query-Conditioned Target Sound
+Extraction", TASLP 2024, arXiv 2402.17455; checked against Aisaka0v0/CLAPSep at 5404111.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model import laion
+from model.audio import sinc_resample
+from model.conditioning import Condition
+from model.config import ClapSepConfig
+from model.decoder import Decoder, Mask
+from model.encoder import Encoder, StageFeatures
+from model.separator import Capabilities
+
+Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Encoded:
+    """A batch of mixtures as the encoder heard them."""
+
+    features: StageFeatures
+    spectrum: Tensor
+    """complex64[B, K, F]."""
+    num_samples: int
+
+    def index(self, rows: Tensor) -> Encoded:
+        """Repeats or reorders mixtures, so that several queries share one encoder pass."""
+        return Encoded(
+            features=self.features.index(rows), spectrum=self.spectrum[rows], num_samples=self.num_samples
+        )
+
+
+class ClapSep(nn.Module):
+    """The CLAPSep network; implements :class:`model.separator.Separator`.
+
+    Args:
+        config: shapes and signals.
+        precision: ``bf16`` runs the network under autocast; STFT, mask application and ISTFT stay float32.
+        name: how outputs name the model.
+    """
+
+    def __init__(self, config: ClapSepConfig, precision: Precision = "fp32", name: str = "clapsep") -> None:
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision={precision!r}: expected one of {PRECISIONS}")
+        self.config = config
+        self.precision = precision
+        self.name = name
+        self.sample_rate_hz = config.signal.sample_rate_hz
+        self.window_samples = config.signal.window_samples
+        self.embedding_dim = config.clap.embedding_dim
+        self.capabilities = Capabilities()
+        self.encoder = Encoder(config.clap.audio)
+        self.decoder = Decoder(config)
+        self.register_buffer("hann", laion.torch_hann(config.signal.n_fft), persistent=False)
+
+    def prepare(self) -> ClapSep:
+        """Freezes the network for inference: evaluation mode, no gradients, cached attention biases."""
+        self.eval().requires_grad_(False)
+        self.encoder.prepare()
+        return self
+
+    def encode(self, mixture: Tensor, heard: Tensor | None = None) -> Encoded:
+        """Hears a batch of mixtures.
+
+        Args:
+            mixture: float32[B, T] at ``sample_rate_hz``, 1 ≤ T ≤ ``window_samples``.
+            heard: float32[B, T'], the same at the encoder's rate; resampled from ``mixture`` by default.
+
+        Raises:
+            ValueError: T is 0 or longer than a window.
+        """
+        num_samples = mixture.shape[-1]
+        if mixture.ndim != 2 or not 1 <= num_samples <= self.window_samples:
+            raise ValueError(
+                f"mixture {tuple(mixture.shape)}: expected [B, T] with 1 ≤ T ≤ {self.window_samples}"
+            )
+        signal, audio = self.config.signal, self.config.clap.audio
+        shortest = max(
+            signal.n_fft // 2 + 1, (audio.n_fft // 2 + 1) * signal.sample_rate_hz // audio.sample_rate_hz + 1
+        )
+        if num_samples < shortest:
+            mixture = F.pad(mixture, (0, shortest - num_samples))
+            heard = None
+        if heard is None:
+            heard = sinc_resample(mixture, signal.sample_rate_hz, audio.sample_rate_hz)
+        spectrum = torch.stft(
+            mixture,
+            signal.n_fft,
+            signal.hop_samples,
+            window=self.hann,  # type: ignore[arg-type]
+            center=True,
+            pad_mode="reflect",
+            return_complex=True,
+        )
+        with self._autocast(mixture):
+            features = self.encoder.stage_features(heard)
+        return Encoded(features=features, spectrum=spectrum, num_samples=num_samples)
+
+    def predict_mask(self, encoded: Encoded, condition: Condition) -> Mask:
+        """The mask that answers the query, float32[B, F, K]."""
+        magnitude = encoded.spectrum.abs().transpose(1, 2)
+        vector = condition.vector().to(magnitude.device)
+        with self._autocast(magnitude):
+            mask = self.decoder(encoded.features, magnitude, vector)
+        return Mask(magnitude=mask.magnitude.float(), rotation=mask.rotation)
+
+    def answer(self, encoded: Encoded, condition: Condition) -> Tensor:
+        """Extracts what the condition asks for, float32[B, T]."""
+        mask = self.predict_mask(encoded, condition)
+        spectrum = encoded.spectrum * mask.magnitude.transpose(1, 2)
+        if mask.rotation is not None:
+            spectrum = spectrum * mask.rotation.transpose(1, 2)
+        signal = self.config.signal
+        length = max(encoded.num_samples, signal.n_fft // 2 + 1)
+        estimate = torch.istft(
+            spectrum,
+            signal.n_fft,
+            signal.hop_samples,
+            window=self.hann,  # type: ignore[arg-type]
+            center=True,
+            length=length,
+        )
+        return estimate[:, : encoded.num_samples]
+
+    def separate(self, mixture: Tensor, condition: Condition, heard: Tensor | None = None) -> Tensor:
+        """``answer(encode(mixture), condition)``: float32[B, T] → float32[B, T]."""
+        return self.answer(self.encode(mixture, heard), condition)
+
+    def forward(self, mixture: Tensor, condition: Condition) -> Tensor:
+        """Same as :meth:`separate`."""
+        return self.separate(mixture, condition)
+
+    def _autocast(self, like: Tensor) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(like.device.type, dtype=torch.bfloat16)

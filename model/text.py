@@ -1,0 +1,145 @@
+"""Text towers: CLAP's RoBERTa built from a configuration, or a frozen pretrained sentence encoder."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import TextConfig
+from model.fetch import fetch
+
+
+class TextTower(nn.Module):
+    """Text → latent that CLAP projects into the shared space."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, loaded at first use: truncates to ``max_tokens``, pads to the batch's longest text."""
+        return load_tokenizer(self.config)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, int64[N, L] each, L the longest text's length."""
+        encodings = self.tokenizer.encode_batch(list(texts))
+        ids = torch.tensor([encoding.ids for encoding in encodings])
+        mask = torch.tensor([encoding.attention_mask for encoding in encodings])
+        return ids, mask
+
+    def latent(self, texts: Sequence[str]) -> Tensor:
+        """float32[N, hidden_size]."""
+        return self.token_latent(*self.tokenize(texts))
+
+    def token_latent(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """float32[N, hidden_size] of token ids, int64[N, L] each."""
+        raise TypeError(f"{type(self).__name__} is abstract")
+
+
+class RobertaTower(TextTower):
+    """CLAP's own text tower: RoBERTa's pooled output. Its state dict has transformers' names, without a prefix."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__(config)
+        from transformers import RobertaConfig, RobertaModel
+
+        network = RobertaModel(
+            RobertaConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                intermediate_size=config.intermediate_size,
+                max_position_embeddings=config.max_positions,
+                type_vocab_size=1,
+                layer_norm_eps=1e-5,
+                pad_token_id=1,
+                bos_token_id=0,
+                eos_token_id=2,
+            )
+        )
+        for name, child in network.named_children():
+            self.add_module(name, child)
+        object.__setattr__(self, "_network", network)
+
+    def token_latent(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The pooler's output. Padding beyond the batch's longest text is cut: it never changes the result."""
+        longest = max(int(attention_mask.sum(dim=1).max()), 1)
+        device = next(self.parameters()).device
+        network: Any = self.__dict__["_network"]
+        output = network(
+            input_ids=input_ids[:, :longest].to(device),
+            attention_mask=attention_mask[:, :longest].to(device),
+        )
+        pooled: Tensor = output.pooler_output
+        return pooled
+
+
+class SentenceTower(TextTower):
+    """A frozen sentence encoder that a package of the Python index carries; not part of the state dict.
+
+    It runs on the CPU: a run embeds each distinct caption once.
+    """
+
+    @functools.cached_property
+    def _network(self) -> Any:
+        from transformers import BertModel
+
+        return BertModel.from_pretrained(package_folder(self.config.tokenizer), local_files_only=True).eval()
+
+    def token_latent(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Mean over the tokens, unit norm: sentence-transformers' pooling."""
+        with torch.no_grad():
+            hidden = self._network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        return F.normalize(mean, dim=-1)
+
+
+def build_text_tower(config: TextConfig) -> TextTower:
+    """The text tower a configuration names."""
+    return RobertaTower(config) if config.kind == "roberta" else SentenceTower(config)
+
+
+def load_tokenizer(config: TextConfig) -> Any:
+    """Loads ``tokenizer.json`` from ``package:NAME``, a folder or a file, at any fsspec URI."""
+    from tokenizers import Tokenizer
+
+    source = config.tokenizer
+    if source.startswith("package:"):
+        path = package_folder(source) / "tokenizer.json"
+    else:
+        name = source if source.endswith(".json") else f"{source.rstrip('/')}/tokenizer.json"
+        path = fetch(name).path
+    tokenizer = Tokenizer.from_file(str(path))
+    padding = tokenizer.token_to_id("<pad>" if config.kind == "roberta" else "[PAD]")
+    token = "<pad>" if config.kind == "roberta" else "[PAD]"  # noqa: S105
+    tokenizer.enable_truncation(config.max_tokens)
+    tokenizer.enable_padding(pad_id=padding, pad_token=token)
+    return tokenizer
+
+
+def package_folder(source: str) -> Path:
+    """The model folder of a package that carries a sentence encoder, ``package:NAME``.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    name = source.removeprefix("package:")
+    try:
+        package = importlib.import_module(name)
+    except ModuleNotFoundError as err:
+        raise ModuleNotFoundError(
+            f"the text encoder {name} is not installed: pip install {name.replace('_', '-')}"
+        ) from err
+    if package.__file__ is None:
+        raise ModuleNotFoundError(f"the package {name} has no files")
+    return Path(package.__file__).parent / "model"
