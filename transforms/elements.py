@@ -1,0 +1,244 @@
+"""Records in flight between transforms.
+
+Those of the first part cross shuffles: rows, URIs and embeddings. Those of the second part hold
+samples and live inside one fused stage; they have a coder because every PCollection has one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pickle
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from apache_beam.coders import Coder
+from apache_beam.coders.typecoders import registry
+from numpy.typing import NDArray
+
+from manifests.schema import ManifestRow
+
+Samples = NDArray[np.float32]
+Stage = Literal["manifest", "embed_queries", "read", "separate", "score", "write"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a manifest row has no stem.
+
+    Attributes:
+        stage: where in the job.
+        error_type: what went wrong, as one of the codes in docs/errors.md.
+        message: for a person.
+        row: the row; None where it did not validate.
+        row_json: the row as read, where it did not validate.
+        manifest_uri: where the row was read.
+        manifest_row: its number there, counted as the manifest reader counts.
+    """
+
+    stage: Stage
+    error_type: str
+    message: str
+    row: ManifestRow | None = None
+    row_json: str | None = None
+    manifest_uri: str | None = None
+    manifest_row: int | None = None
+
+
+def failed(row: ManifestRow, stage: Stage, error_type: str, message: str) -> Failure:
+    """The failure of a valid row."""
+    return Failure(
+        stage=stage,
+        error_type=error_type,
+        message=message,
+        row=row,
+        manifest_uri=row.manifest_uri,
+        manifest_row=row.manifest_row,
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """A caption, or the example clips of one query; embedded once a run, whoever asks."""
+
+    text: str | None = None
+    audio_uris: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """A query is one or the other."""
+        if (self.text is None) == (not self.audio_uris):
+            raise ValueError(f"{self}: expected a text or example clips, and not both")
+
+    @property
+    def key(self) -> str:
+        """Stable name: equal queries have equal keys, on any machine."""
+        parts = ("text", self.text) if self.text is not None else ("audio", *self.audio_uris)
+        data = "\x00".join(part or "" for part in parts)
+        return hashlib.sha256(data.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedQuery:
+    """A query's embedding, little-endian float32[D], or why it has none."""
+
+    embedding: bytes = b""
+    error_type: str | None = None
+    message: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureRows:
+    """Rows that ask for something from one and the same mixture, to be read and encoded once."""
+
+    rows: tuple[ManifestRow, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsRow:
+    """One row of the metrics table: values by column, and extra columns without their prefix."""
+
+    id: str
+    dataset: str | None
+    split: str | None
+    values: Mapping[str, Any]
+    extra: Mapping[str, str]
+
+
+# ----- samples: never across a shuffle ---------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RowQuery:
+    """A row with the embeddings of what it asks for.
+
+    Attributes:
+        row: the manifest row.
+        positive: float32[D]; zeros where there is no positive query.
+        negative: float32[D]; zeros where there is no negative query.
+        scorer_positive: float32[D'] by the scorer, or None: nothing to score against.
+        scorer_negative: likewise.
+    """
+
+    row: ManifestRow
+    positive: Samples
+    negative: Samples
+    scorer_positive: Samples | None = None
+    scorer_negative: Samples | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MixtureQueries:
+    """A mixture still to be read, and its queries."""
+
+    queries: tuple[RowQuery, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Clip:
+    """A mixture in memory.
+
+    Attributes:
+        queries: what is asked of it.
+        references: for each query float32[T'] mono at the model's rate, or None.
+        audio: float32[C, T], as in the file.
+        sample_rate_hz: of ``audio``.
+        model_audio: float32[C', T'] at the model's rate; C' is 1 where channels are mixed down.
+    """
+
+    queries: tuple[RowQuery, ...]
+    references: tuple[Samples | None, ...]
+    audio: Samples
+    sample_rate_hz: int
+    model_audio: Samples
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LongRecording:
+    """A mixture that is not held in memory, and its queries."""
+
+    queries: tuple[RowQuery, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stem:
+    """What was extracted for one query.
+
+    Attributes:
+        query: what was asked.
+        reference: float32[T'] mono at the model's rate, or None.
+        audio: float32[C', T'] at the model's rate.
+        num_windows: forward passes of the decoder, over all channels.
+        inference_s: this query's share of the time in the network.
+    """
+
+    query: RowQuery
+    reference: Samples | None
+    audio: Samples
+    num_windows: int
+    inference_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SeparatedClip:
+    """A clip, the stems it gave, and the queries it failed."""
+
+    clip: Clip
+    stems: tuple[Stem, ...]
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """The measured columns of one stem: values by name, and why others are undefined."""
+
+    values: Mapping[str, float]
+    reasons: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoredClip:
+    """A separated clip with one ``Scores`` for each stem."""
+
+    separated: SeparatedClip
+    scores: tuple[Scores, ...]
+
+
+def num_bytes(record: object) -> int:
+    """Size of the samples in a record, shared arrays counted as often as they appear."""
+    if isinstance(record, np.ndarray):
+        return int(record.nbytes)
+    if isinstance(record, tuple):
+        return sum(num_bytes(item) for item in record)
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return sum(num_bytes(getattr(record, f.name)) for f in dataclasses.fields(record))
+    return 0
+
+
+class RecordCoder(Coder):
+    """Pickles a record; the size is estimated from its arrays and not by pickling it."""
+
+    def encode(self, value: object) -> bytes:
+        """Bytes of a record."""
+        return pickle.dumps(value, protocol=5)
+
+    def decode(self, encoded: bytes) -> object:
+        """The record again."""
+        return pickle.loads(encoded)  # noqa: S301 - Beam's own shuffle files, written by `encode`
+
+    def estimate_size(self, value: object) -> int:
+        """Approximate size in bytes."""
+        return 512 + num_bytes(value)
+
+    def is_deterministic(self) -> bool:
+        """Not used for keys."""
+        return False
+
+
+RECORDS = (
+    ManifestRow, Failure, Query, EmbeddedQuery, MixtureRows, MetricsRow, RowQuery, MixtureQueries,
+    Clip, LongRecording, Stem, SeparatedClip, Scores, ScoredClip,
+)  # fmt: skip
+
+for _record in RECORDS:
+    registry.register_coder(_record, RecordCoder)

@@ -1,0 +1,63 @@
+"""Work that runs ahead of, or behind, the thread of a bundle: bounded, ordered and complete."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """How much runs beside the network: ``num_threads`` threads, ``max_pending`` elements."""
+
+    num_threads: int = 2
+    max_pending: int = 8
+
+    def __post_init__(self) -> None:
+        """Checks the counts."""
+        if self.num_threads < 1 or self.max_pending < 1:
+            raise ValueError(f"{self}: both counts must be at least 1")
+
+
+class LookAhead(Generic[In, Out]):
+    """Applies a function on a few threads and gives the results back in the order of submission.
+
+    A DoFn calls :meth:`push` for each element and yields what comes back, and yields what
+    :meth:`drain` gives when the bundle ends. Between calls the threads go on, so that files are
+    read while the bundle's thread waits in the network. At most ``max_pending`` results are held.
+    An exception of the function surfaces from ``push`` or ``drain`` and fails the bundle.
+    """
+
+    def __init__(self, function: Callable[[In], Out], overlap: Overlap, name: str) -> None:
+        """Applies ``function`` on threads that are called ``name``."""
+        self._function = function
+        self._max_pending = overlap.max_pending
+        self._pool = ThreadPoolExecutor(overlap.num_threads, thread_name_prefix=name)
+        self._pending: deque[Future[Out]] = deque()
+
+    def push(self, element: In) -> Iterator[Out]:
+        """Starts work on ``element`` and gives back what must leave to stay within the bound."""
+        self._pending.append(self._pool.submit(self._function, element))
+        while self._pending and (len(self._pending) > self._max_pending or self._pending[0].done()):
+            yield self._pending.popleft().result()
+
+    def drain(self) -> Iterator[Out]:
+        """Everything that is still under way."""
+        while self._pending:
+            yield self._pending.popleft().result()
+
+    def reset(self) -> None:
+        """Forgets what an earlier, failed bundle left behind."""
+        while self._pending:
+            self._pending.popleft().cancel()
+
+    def close(self) -> None:
+        """Ends the threads; what had not begun is dropped."""
+        self.reset()
+        self._pool.shutdown(wait=True, cancel_futures=True)
