@@ -1,0 +1,250 @@
+"""Manifests as files: reading rows of CSV, JSONL and Parquet, whole or in splits.
+
+Rows come one at a time, in memory that does not grow with the file. What is wrong with a row is a
+value (:class:`~manifests.errors.RowError`) in its place; what is wrong with a file is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests.errors import ManifestError, RowError
+from manifests.files import (
+    StorageOptions,
+    expand,
+    folder_of,
+    format_of,
+    is_gzip,
+    open_bytes,
+    reading,
+    size_bytes,
+)
+from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS, ManifestRow
+from manifests.schema import DEAD_LETTER_COLUMNS
+from manifests.text import (
+    LineReader,
+    Record,
+    check_columns,
+    csv_records,
+    jsonl_records,
+    parse_object,
+    read_header,
+    read_start,
+)
+from manifests.validation import MAX_EXTRA_COLUMNS, is_column_name, parse_record
+
+__all__ = [
+    "ManifestError",
+    "ManifestRow",
+    "RowError",
+    "RowResult",
+    "Split",
+    "expand",
+    "extra_names",
+    "iter_rows",
+    "iter_split",
+    "plan_splits",
+]
+
+RowResult = ManifestRow | RowError
+SPLIT_BYTES: Final = 4 << 20
+_PARQUET_BATCH_ROWS = 1_024
+_DEAD_LETTER: Final = frozenset(DEAD_LETTER_COLUMNS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """A part of one manifest file that can be read by itself.
+
+    Attributes:
+        uri: the file, absolute.
+        start: first byte (CSV, JSONL) or row group (Parquet).
+        stop: where the part ends, exclusive; None for the end of the file.
+        rows_before: rows (Parquet) or lines (CSV, JSONL) of the file before ``start``.
+        columns: the header, where a part of a CSV file begins after it.
+    """
+
+    uri: str
+    start: int = 0
+    stop: int | None = None
+    rows_before: int = 0
+    columns: tuple[str, ...] = ()
+
+
+def iter_rows(uri: str, storage_options: StorageOptions = None) -> Iterator[RowResult]:
+    """Rows of a file, folder or pattern, in the order of the files' names and of their rows.
+
+    Raises:
+        ManifestError: a file that is not there or cannot be read.
+    """
+    for file in expand(uri, storage_options):
+        yield from iter_split(Split(uri=file), storage_options)
+
+
+def iter_split(split: Split, storage_options: StorageOptions = None) -> Iterator[RowResult]:
+    """Rows of one part of a file.
+
+    Raises:
+        ManifestError: the file is not there or cannot be read.
+    """
+    folder = folder_of(split.uri)
+    for record in _records(split, storage_options):
+        yield _result(record, split.uri, folder)
+
+
+def plan_splits(
+    uri: str, storage_options: StorageOptions = None, *, split_bytes: int = SPLIT_BYTES
+) -> list[Split]:
+    """Parts that together hold every row of one file once.
+
+    A file of up to twice ``split_bytes`` and one that is compressed stay whole. Parquet is cut
+    between row groups. CSV and JSONL are read through once, so that every cut is known to lie
+    between two rows and the rows after it keep their numbers.
+
+    Args:
+        uri: one file, as :func:`expand` gives it.
+        storage_options: keyword arguments of the file system.
+        split_bytes: least size of a part.
+
+    Raises:
+        ManifestError: the file is not there or cannot be read.
+    """
+    if format_of(uri) == "parquet":
+        return _parquet_splits(uri, storage_options)
+    size = size_bytes(uri, storage_options)
+    if size is None or size <= 2 * split_bytes or is_gzip(uri):
+        return [Split(uri=uri)]
+    splits: list[Split] = []
+    start, rows_before = 0, 0
+    columns: tuple[str, ...] = ()
+    with reading(uri), open_bytes(uri, storage_options) as stream:
+        lines = read_start(stream, uri)
+        if format_of(uri) == "csv":
+            header = read_header(lines, uri)
+            records = csv_records(lines, header, uri)
+        else:
+            header, records = (), jsonl_records(lines, uri)
+        for record in records:
+            if record.start - start >= split_bytes:
+                splits.append(
+                    Split(
+                        uri=uri,
+                        start=start,
+                        stop=record.start,
+                        rows_before=rows_before,
+                        columns=columns,
+                    )
+                )
+                start, rows_before, columns = record.start, record.row - 1, header
+    splits.append(Split(uri=uri, start=start, rows_before=rows_before, columns=columns))
+    return splits
+
+
+def extra_names(uri: str, storage_options: StorageOptions = None) -> list[str]:
+    """Names, without ``extra_``, of every further column of a manifest, sorted.
+
+    CSV and Parquet say them in the header; JSONL is read through.
+
+    Raises:
+        ManifestError: a file cannot be read, or there are more than 100 such columns.
+    """
+    names: set[str] = set()
+    for file in expand(uri, storage_options):
+        for columns in _column_sets(file, storage_options):
+            if columns >= _DEAD_LETTER:
+                columns -= _DEAD_LETTER
+            columns.difference_update(MANIFEST_COLUMNS)
+            found = (name.removeprefix(EXTRA_PREFIX) for name in columns)
+            names.update(name for name in found if is_column_name(name))
+            if len(names) > MAX_EXTRA_COLUMNS:
+                raise ManifestError(f"{file}: more than {MAX_EXTRA_COLUMNS} columns of its own")
+    return sorted(names)
+
+
+def _column_sets(uri: str, storage_options: StorageOptions) -> Iterator[set[str]]:
+    with reading(uri), open_bytes(uri, storage_options) as stream:
+        form = format_of(uri)
+        if form == "parquet":
+            yield set(_open_parquet(stream, uri).schema_arrow.names)
+        elif form == "csv":
+            yield set(read_header(read_start(stream, uri), uri))
+        else:
+            for record in jsonl_records(read_start(stream, uri), uri):
+                if record.values is not None:
+                    yield set(record.values)
+
+
+def _result(record: Record, uri: str, folder: str) -> RowResult:
+    """The row of ``record``; a dead letter is the row it holds."""
+    if record.error is not None:
+        return record.error
+    values = dict(record.values or {})
+    if values.keys() >= _DEAD_LETTER:
+        letter = {name: values.pop(name) for name in DEAD_LETTER_COLUMNS}
+        if isinstance(letter["row_json"], str) and letter["row_json"]:
+            original = parse_object(letter["row_json"], {"uri": uri, "row": record.row})
+            if isinstance(original, RowError):
+                return original
+            values = original
+            if isinstance(letter["manifest_uri"], str) and letter["manifest_uri"]:
+                folder = folder_of(letter["manifest_uri"])
+    return parse_record(values, uri=uri, row=record.row, folder=folder)
+
+
+def _records(split: Split, storage_options: StorageOptions) -> Iterator[Record]:
+    uri, form = split.uri, format_of(split.uri)
+    with reading(uri), open_bytes(uri, storage_options) as stream:
+        if form == "parquet":
+            yield from _parquet_records(stream, split)
+            return
+        if split.start == 0:
+            lines = read_start(stream, uri)
+            columns: Sequence[str] = read_header(lines, uri) if form == "csv" else ()
+            lines.stop = split.stop
+        else:
+            stream.seek(split.start)
+            lines = LineReader(stream, start=split.start, stop=split.stop, row=split.rows_before)
+            columns = split.columns
+        yield from csv_records(lines, columns, uri) if form == "csv" else jsonl_records(lines, uri)
+
+
+def _open_parquet(stream: Any, uri: str) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(stream)
+    except (pa.ArrowException, OSError) as err:
+        raise ManifestError(f"{uri}: not a Parquet file ({_one_line(err)})") from err
+    check_columns(file.schema_arrow.names, uri)
+    return file
+
+
+def _parquet_splits(uri: str, storage_options: StorageOptions) -> list[Split]:
+    with reading(uri), open_bytes(uri, storage_options) as stream:
+        metadata = _open_parquet(stream, uri).metadata
+        splits, rows = [], 0
+        for group in range(metadata.num_row_groups):
+            splits.append(Split(uri=uri, start=group, stop=group + 1, rows_before=rows))
+            rows += metadata.row_group(group).num_rows
+    return splits
+
+
+def _parquet_records(stream: Any, split: Split) -> Iterator[Record]:
+    file = _open_parquet(stream, split.uri)
+    stop = file.metadata.num_row_groups if split.stop is None else split.stop
+    row = split.rows_before
+    try:
+        batches = file.iter_batches(_PARQUET_BATCH_ROWS, row_groups=range(split.start, stop))
+        for batch in batches:
+            for values in batch.to_pylist():
+                row += 1
+                yield Record(row=row, start=0, values=values)
+    except pa.ArrowException as err:
+        raise ManifestError(f"{split.uri}: broken after row {row} ({_one_line(err)})") from err
+
+
+def _one_line(err: Exception) -> str:
+    return " ".join(str(err).split())[:200]

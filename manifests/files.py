@@ -1,0 +1,163 @@
+"""Where manifests are: URIs, folders, patterns, and what a relative URI means."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import posixpath
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO, Final
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from manifests.errors import ManifestError
+
+FORMATS: Final[Mapping[str, str]] = {
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_BUFFER_BYTES = 1 << 20
+_ABSOLUTE = re.compile(r"^(/|\\|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]*://|[^/]*::)")
+_PATTERN = re.compile(r"[*?\[]")
+
+StorageOptions = Mapping[str, Any] | None
+
+
+def format_of(uri: str) -> str:
+    """``csv``, ``jsonl`` or ``parquet``, by the suffix before an optional ``.gz``.
+
+    Raises:
+        ManifestError: another suffix.
+    """
+    name = uri.lower().removesuffix(".gz")
+    form = FORMATS.get(posixpath.splitext(name)[1])
+    if form is None or (form == "parquet" and is_gzip(uri)):
+        raise ManifestError(f"{uri}: expected a name that ends in {', '.join(FORMATS)} (or .gz)")
+    return form
+
+
+def is_gzip(uri: str) -> bool:
+    """Whether the name says that the file is compressed."""
+    return uri.lower().endswith(".gz")
+
+
+def filesystem(uri: str, storage_options: StorageOptions = None) -> tuple[Any, str]:
+    """The fsspec file system of ``uri`` and the path on it.
+
+    Raises:
+        ManifestError: an unknown scheme, or one whose package is not installed.
+    """
+    try:
+        return fsspec.core.url_to_fs(uri, **dict(storage_options or {}))  # type: ignore[no-any-return]
+    except (ImportError, ValueError) as err:
+        raise ManifestError(f"{uri}: {err}") from err
+
+
+def expand(uri: str, storage_options: StorageOptions = None) -> tuple[str, ...]:
+    """The manifest files that ``uri`` stands for, sorted, as absolute URIs.
+
+    Args:
+        uri: one file; a folder (the manifests directly in it, without names that begin with ``.``
+            or ``_``); or a pattern (``*``, ``?``, ``[…]``, ``**``).
+        storage_options: keyword arguments of the file system.
+
+    Raises:
+        ManifestError: nothing there, no permission, or a file of another format.
+    """
+    files, path = filesystem(uri, storage_options)
+    if "::" in uri:
+        format_of(uri)
+        return (uri,)
+    try:
+        if files.isfile(path):
+            format_of(uri)
+            found = [path]
+        elif files.isdir(path):
+            found = [p for p in files.ls(path, detail=False) if _is_manifest(p)]
+        elif _PATTERN.search(path):
+            found = [p for p in files.glob(path) if _is_manifest(p)]
+        else:
+            raise ManifestError(f"{uri}: no such file or folder")
+    except OSError as err:
+        raise ManifestError(f"{uri}: {_reason(err)}") from err
+    if not found:
+        raise ManifestError(f"{uri}: no file here ends in {', '.join(FORMATS)} (or .gz)")
+    local = isinstance(files, LocalFileSystem)
+    return tuple(sorted(p if local else files.unstrip_protocol(p) for p in found))
+
+
+def _is_manifest(path: str) -> bool:
+    name = posixpath.basename(path.rstrip("/"))
+    if name.startswith((".", "_")):
+        return False
+    try:
+        format_of(name)
+    except ManifestError:
+        return False
+    return True
+
+
+def size_bytes(uri: str, storage_options: StorageOptions = None) -> int | None:
+    """Size of a file, None where the file system does not say."""
+    files, path = filesystem(uri, storage_options)
+    with reading(uri):
+        size: int | None = files.size(path)
+    return size
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Turns what goes wrong with a file while it is read into a :class:`ManifestError`."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as err:
+        raise ManifestError(f"{uri}: {_reason(err)}") from err
+
+
+def _reason(err: Exception) -> str:
+    if isinstance(err, FileNotFoundError):
+        return "no such file or folder"
+    if isinstance(err, PermissionError):
+        return "no permission to read it"
+    return str(getattr(err, "strerror", None) or str(err) or type(err).__name__)
+
+
+@contextmanager
+def open_bytes(uri: str, storage_options: StorageOptions = None) -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed where its name ends in ``.gz``, with a large buffer."""
+    files, path = filesystem(uri, storage_options)
+    with files.open(path, "rb") as raw:
+        stream = gzip.GzipFile(fileobj=raw, mode="rb") if is_gzip(uri) else raw
+        yield io.BufferedReader(stream, _BUFFER_BYTES)
+
+
+def folder_of(uri: str) -> str:
+    """The folder in which relative URIs of the manifest ``uri`` begin."""
+    if "://" in uri:
+        return uri.rsplit("/", 1)[0]
+    return os.path.dirname(os.path.abspath(uri))
+
+
+def resolve(folder: str, uri: str) -> str:
+    """``uri`` seen from ``folder``: unchanged if it is absolute, else a path below or beside it.
+
+    Raises:
+        ValueError: ``uri`` climbs out of the bucket of ``folder``.
+    """
+    if _ABSOLUTE.match(uri):
+        return uri
+    scheme, separator, root = folder.rpartition("://")
+    path = posixpath.normpath(f"{root}/{uri}")
+    bucket = "" if root.startswith("/") else root.split("/", 1)[0]
+    if separator and bucket and not path.startswith(f"{bucket}/"):
+        raise ValueError(f"{uri} leaves {scheme}://{bucket}")
+    return scheme + separator + path

@@ -1,0 +1,269 @@
+"""CSV and JSONL: lines of a byte range → the columns of each row, in bounded memory."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final
+
+from manifests.errors import ManifestError, RowError, as_json, quoted
+from manifests.row import MANIFEST_COLUMNS
+
+MAX_LINE_BYTES: Final = 8 << 20
+_FIELD = csv.field_size_limit()
+_MAX_COLUMNS = 1_000
+_BOM = b"\xef\xbb\xbf"
+_OTHER_FORMATS: Final[Mapping[bytes, str]] = {
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"PAR1": "Parquet",
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The columns of one row as the file gives them, or what is wrong with the row as a whole.
+
+    Attributes:
+        row: line of the file where the row begins, from 1 (Parquet: row of data, from 1).
+        start: byte of the file where the row begins; 0 in Parquet.
+        values: the columns, or None beside ``error``.
+        error: why there are no columns.
+    """
+
+    row: int
+    start: int
+    values: Mapping[str, Any] | None = None
+    error: RowError | None = None
+
+
+class LineReader(Iterator[str]):
+    """Lines of a byte range as text, counted. A line beyond 8 MiB is cut and flagged.
+
+    Bytes that are not UTF-8 come as surrogates, so that the rest of their row can be shown.
+    """
+
+    def __init__(
+        self, stream: BinaryIO, *, start: int = 0, stop: int | None = None, row: int = 0
+    ) -> None:
+        """Begins at byte ``start`` of ``stream``, where ``row`` lines lie behind."""
+        self._stream = stream
+        self._taken: list[tuple[str, int]] = []
+        self._pending: list[tuple[str, int]] = []
+        self.stop = stop
+        self.position = start
+        self.row = row
+        self.was_cut = False
+
+    def __next__(self) -> str:
+        """The next line with its end."""
+        if self._pending:
+            line, num_bytes = self._pending.pop()
+        elif self.stop is not None and self.position >= self.stop:
+            raise StopIteration
+        else:
+            line, num_bytes = self._read()
+        if not num_bytes:
+            raise StopIteration
+        self.row += 1
+        self.position += num_bytes
+        self._taken.append((line, num_bytes))
+        return line
+
+    def _read(self) -> tuple[str, int]:
+        line = rest = self._stream.readline(MAX_LINE_BYTES)
+        num_bytes = len(line)
+        while len(rest) == MAX_LINE_BYTES and not rest.endswith(b"\n"):
+            self.was_cut = True
+            rest = self._stream.readline(MAX_LINE_BYTES)
+            num_bytes += len(rest)
+        return line.decode("utf-8", "surrogateescape"), num_bytes
+
+    def begin_row(self) -> None:
+        """Says that the next line begins a row."""
+        self.was_cut = False
+        self._taken.clear()
+
+    def give_up_row(self) -> str:
+        """Goes back to the second line of the row that began last, and returns its first line."""
+        while len(self._taken) > 1:
+            line, num_bytes = self._taken.pop()
+            self._pending.append((line, num_bytes))
+            self.row -= 1
+            self.position -= num_bytes
+        return self._taken[0][0].rstrip("\r\n")
+
+
+def read_start(stream: BinaryIO, uri: str) -> LineReader:
+    """A reader at the first line, past a byte order mark.
+
+    Raises:
+        ManifestError: the first bytes are not UTF-8 text, or its lines end in CR alone.
+    """
+    head: bytes = stream.peek(4096)[:4096]  # type: ignore[attr-defined]
+    for magic, name in _OTHER_FORMATS.items():
+        if head.startswith(magic):
+            raise ManifestError(f"{uri}: this is {name}; expected UTF-8 text")
+    if 10 * head.count(0) > len(head):
+        raise ManifestError(f"{uri}: these are binary data; expected UTF-8 text")
+    if b"\r" in head.rstrip(b"\r") and b"\n" not in head:
+        raise ManifestError(f"{uri}: lines end in CR alone; expected LF or CR LF")
+    start = len(stream.read(len(_BOM))) if head.startswith(_BOM) else 0
+    return LineReader(stream, start=start)
+
+
+def read_header(lines: LineReader, uri: str) -> tuple[str, ...]:
+    """Column names of a CSV manifest, past ``#`` comments and blank lines.
+
+    Raises:
+        ManifestError: no header, not UTF-8, a name twice, no column ``id``, or not a manifest's.
+    """
+    for line in lines:
+        text = line.strip()
+        if text and not text.startswith(("#", '"#')):
+            break
+    else:
+        raise ManifestError(f"{uri}: no header; expected a line of column names")
+    if any("\udc80" <= char <= "\udcff" for char in line):
+        raise ManifestError(f"{uri}: row {lines.row} is not UTF-8 text")
+    try:
+        cells = next(csv.reader([line], strict=True))
+    except csv.Error as err:
+        raise ManifestError(f"{uri}: row {lines.row}: the header is not CSV ({err})") from err
+    names = [cell.strip() or f"column_{i}" for i, cell in enumerate(cells, 1)]
+    check_columns(names, uri)
+    return tuple(names)
+
+
+def check_columns(names: Sequence[str], uri: str) -> None:
+    """Checks the columns of a table.
+
+    Raises:
+        ManifestError: a name twice, no column ``id``, or more than 1,000 columns.
+    """
+    if len(names) > _MAX_COLUMNS:
+        raise ManifestError(f"{uri}: {len(names)} columns; expected at most {_MAX_COLUMNS}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ManifestError(f"{uri}: column {quoted(twice[0])} occurs more than once")
+    if "id" not in names:
+        found = quoted(", ".join(names))
+        known = ", ".join(MANIFEST_COLUMNS)
+        hint = " separated by commas" if len(names) == 1 else ""
+        raise ManifestError(f"{uri}: no column id in {found}; expected some of {known}{hint}")
+
+
+def csv_records(lines: LineReader, columns: Sequence[str], uri: str) -> Iterator[Record]:
+    """Rows of CSV from where ``lines`` stands.
+
+    After a row that is not CSV, such as one with a quote that is never closed, it goes on at the
+    line after the one where that row began: no row behind it is lost.
+    """
+    reader = csv.reader(lines, strict=True)
+    while True:
+        row, start = lines.row + 1, lines.position
+        lines.begin_row()
+        cells: list[str] = []
+        broken_line = None
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            broken_line = lines.give_up_row()
+        if broken_line is None and not cells:
+            continue
+        place = {"uri": uri, "row": row}
+        if lines.was_cut:
+            error = _malformed(place, f"a row of more than {MAX_LINE_BYTES} bytes", "a shorter row")
+        elif broken_line is not None:
+            error = _malformed(
+                place, broken_line, f"CSV with closed quotes and fields below {_FIELD} characters"
+            )
+        elif len(cells) != len(columns):
+            error = _malformed(place, cells, f"{len(columns)} cells, not {len(cells)}")
+        else:
+            yield Record(row=row, start=start, values=dict(zip(columns, cells, strict=True)))
+            continue
+        yield Record(row=row, start=start, error=error)
+
+
+def jsonl_records(lines: LineReader, uri: str) -> Iterator[Record]:
+    """Rows of JSONL from where ``lines`` stands; blank lines are passed over.
+
+    Raises:
+        ManifestError: the file begins with a line that only opens a JSON array.
+    """
+    while True:
+        start = lines.position
+        lines.begin_row()
+        line = next(lines, None)
+        if line is None:
+            return
+        row = lines.row
+        text = line.strip()
+        if not text:
+            continue
+        if row == 1 and text in ("[", "[{"):
+            raise ManifestError(f"{uri}: this is a JSON array; expected one object on each line")
+        place = {"uri": uri, "row": row}
+        if lines.was_cut:
+            error = _malformed(place, f"a row of more than {MAX_LINE_BYTES} bytes", "a shorter row")
+            yield Record(row=row, start=start, error=error)
+            continue
+        values = parse_object(text, place)
+        if isinstance(values, RowError):
+            yield Record(row=row, start=start, error=values)
+        else:
+            yield Record(row=row, start=start, values=values)
+
+
+def parse_object(text: str, place: Mapping[str, Any]) -> dict[str, Any] | RowError:
+    """A JSON object as columns. A key that occurs twice is an error, as one of them would win."""
+    try:
+        values = json.loads(text, object_pairs_hook=_without_duplicates)
+    except _DuplicateKeyError as err:
+        return _malformed(place, text, f"each key once, not {quoted(err.args[0])} twice")
+    except RecursionError:
+        return _malformed(place, text, "values that are not nested this deeply")
+    except ValueError as err:
+        return _malformed(place, text, f"a JSON object on one line ({_short(err)})")
+    if not isinstance(values, dict):
+        return _malformed(place, text, "a JSON object on one line")
+    return values
+
+
+class _DuplicateKeyError(ValueError):
+    """A key that a JSON object has twice."""
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _DuplicateKeyError(key)
+            seen.add(key)
+    return values
+
+
+def _short(err: ValueError) -> str:
+    if isinstance(err, json.JSONDecodeError):
+        return f"{err.msg} at character {err.pos + 1}"
+    return "a number has too many digits"
+
+
+def _malformed(place: Mapping[str, Any], value: Any, expected: str) -> RowError:
+    return RowError(
+        uri=place["uri"],
+        row=place["row"],
+        field=None,
+        value=quoted(value),
+        expected=expected,
+        row_json=as_json(value),
+    )
