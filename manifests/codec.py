@@ -242,7 +242,7 @@ def _parquet_records(stream: Any, split: Split) -> Iterator[Record]:
             for values in batch.to_pylist():
                 row += 1
                 yield Record(row=row, start=0, values=values)
-    except pa.ArrowException as err:
+    except (pa.ArrowException, OSError) as err:
         raise ManifestError(f"{split.uri}: broken after row {row} ({_one_line(err)})") from err
 
 

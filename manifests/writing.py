@@ -151,7 +151,7 @@ def write_rows(
 
 
 def _as_text(value: Any) -> str:
-    """A value in a CSV cell; a list is separated by ``;``, or a JSON array where that is unclear."""
+    """A value in a CSV cell; a list has ``;`` between items, or is JSON where that is unclear."""
     if value is None:
         return ""
     if not isinstance(value, list):
