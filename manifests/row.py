@@ -62,7 +62,7 @@ class ManifestRow:
     positive_audio_uris: tuple[str, ...] = _column("Example clips of what to extract.", ())
     negative_audio_uris: tuple[str, ...] = _column("Example clips of what to suppress.", ())
     text_weight: float | None = _column(
-        "0 = audio only … 1 = text only; default 0.5 where a query has both, no effect elsewhere.",
+        "0 = audio only, 1 = text only; default 0.5 where a query has both, no effect elsewhere.",
         minimum=0.0,
         maximum=1.0,
     )

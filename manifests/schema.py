@@ -8,6 +8,7 @@ depend on the data.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import typing
 from collections.abc import Iterable, Mapping
@@ -59,6 +60,7 @@ _SCALARS: Mapping[Any, tuple[pa.DataType, str]] = {
 }
 
 
+@functools.cache
 def column_type(name: str) -> tuple[type, bool]:
     """Scalar type of a manifest column, and whether it is a list of them."""
     hint = _ROW_TYPES[name]
@@ -67,6 +69,7 @@ def column_type(name: str) -> tuple[type, bool]:
     return scalar, typing.get_origin(hint) is tuple
 
 
+@functools.cache
 def column_rules(name: str) -> Mapping[str, Any]:
     """JSON Schema keywords that bound each value of a manifest column."""
     rules: Mapping[str, Any] = _ROW_FIELDS[name].metadata["rules"]

@@ -51,12 +51,19 @@ def parse_record(
         The row with absolute URIs, or the first thing that is wrong with it.
     """
     try:
-        fields = {name: _PARSERS[name](name, values.get(name)) for name in MANIFEST_COLUMNS}
+        fields = _ABSENT | {
+            name: _PARSERS[name](name, value)
+            for name, value in values.items()
+            if name in _PARSERS and value is not None and value != ""
+        }
+        if fields["id"] is None:
+            raise _InvalidError("id", values.get("id"), "a non-empty id")
         extra = _extra(values)
         _check_sources(fields)
         _check_query(fields)
         for name in _URI_COLUMNS:
-            fields[name] = _resolved(name, fields[name], folder)
+            if fields[name]:
+                fields[name] = _resolved(name, fields[name], folder)
     except _InvalidError as err:
         row_id = values.get("id")
         return RowError(
@@ -166,22 +173,14 @@ def _list_of(parse: Callable[[str, Any], Any]) -> Callable[[str, Any], tuple[Any
     return parse_list
 
 
-def _identifier(name: str, value: Any) -> str:
-    text = _string(name, value)
-    if text is None:
-        raise _InvalidError(name, value, "a non-empty id")
-    return text
-
-
 def _parser_of(name: str) -> Callable[[str, Any], Any]:
-    if name == "id":
-        return _identifier
     scalar, is_list = column_type(name)
     parse: Callable[[str, Any], Any] = {str: _string, float: _number, int: _integer}[scalar]
     return _list_of(parse) if is_list else parse
 
 
 _PARSERS: Final = {name: _parser_of(name) for name in MANIFEST_COLUMNS}
+_ABSENT: Final = {name: () if column_type(name)[1] else None for name in MANIFEST_COLUMNS}
 _URI_COLUMNS: Final = tuple(name for name in MANIFEST_COLUMNS if name.endswith(("_uri", "_uris")))
 
 
@@ -223,7 +222,7 @@ def _resolved(name: str, value: Any, folder: str) -> Any:
     try:
         if isinstance(value, tuple):
             return tuple(resolve(folder, item) for item in value)
-        return None if value is None else resolve(folder, value)
+        return resolve(folder, value)
     except ValueError as err:
         raise _InvalidError(
             name, value, f"a path inside the bucket of the manifest ({err})"

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from manifests.checking import as_text, check
+from manifests.errors import ManifestError
+
+HEADER = (
+    "id,mixture_uri,target_uri,interferer_uris,positive_text,reference_uri,dataset,postive_audio\n"
+)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    def write(*lines, name="m.csv"):
+        (tmp_path / name).write_text(HEADER + "".join(f"{line}\n" for line in lines))
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_counts_of_a_good_manifest(manifest):
+    report = check(manifest("a,m,,,x,r,d1,", "b,,t,i,x,,d1,", "c,m,,,x,,,k"))
+    assert report.is_valid
+    assert (report.num_rows, report.num_files, report.errors) == (3, 1, ())
+    assert report.counts == {
+        "kind": {"mixed": 1, "recording": 2},
+        "query": {"text": 3},
+        "polarity": {"P": 3},
+        "scored": {"no": 1, "yes": 2},
+        "dataset": {"(none)": 1, "d1": 2},
+    }
+    assert report.extra == {"postive_audio": 1}
+    assert report.hints == {"postive_audio": "positive_audio_uris"}
+
+
+def test_a_misspelt_column_is_pointed_out(tmp_path):
+    (tmp_path / "m.csv").write_text("id,mixture_uri,negative_text,postive_text\na,m,x,y\n")
+    report = check(str(tmp_path / "m.csv"))
+    assert report.hints == {"postive_text": "positive_text"}
+    assert "did you mean positive_text?" in as_text(report)
+
+
+def test_invalid_rows_are_listed_up_to_a_limit(manifest):
+    report = check(manifest(*["a,m,,,,,,"] * 5), max_errors=2)
+    assert (report.num_invalid, len(report.errors), report.is_valid) == (5, 2, False)
+    assert "… and 3 more" in as_text(report)
+    assert as_text(report).endswith("not valid: 5 rows cannot be used, 0 repeat an id\n")
+
+
+def test_repeated_ids_are_found_across_files(manifest, tmp_path):
+    first = manifest("a,m,,,x,,,", "b,m,,,x,,,", "A,m,,,x,,,", name="1.csv")
+    second = manifest("b,m,,,x,,,", "c,m,,,x,,,", "b,m,,,x,,,", name="2.csv")
+    report = check(str(tmp_path))
+    assert report.num_duplicates == 2
+    assert report.errors == tuple(
+        f'{second}, row {row}, id: found "b"; expected an id that no other row has, '
+        f"as {first}, row 3 does"
+        for row in (2, 4)
+    )
+
+
+def test_repeated_ids_share_the_limit_with_other_errors(manifest):
+    report = check(manifest("a,m,,,,,,", *["b,m,,,x,,,"] * 10), max_errors=3)
+    assert (report.num_invalid, report.num_duplicates, len(report.errors)) == (1, 9, 3)
+    none = check(manifest(*["b,m,,,x,,,"] * 3), max_errors=0)
+    assert (none.num_duplicates, none.errors) == (2, ())
+
+
+def test_many_datasets_are_counted_together(manifest):
+    report = check(manifest(*[f"a{i},m,,,x,,d{i}," for i in range(1_200)]))
+    assert len(report.counts["dataset"]) == 1_001
+    assert report.counts["dataset"]["(other)"] == 200
+    assert " and 993 more" in as_text(report)
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path):
+    row = {"id": "a", "mixture_uri": "m", "positive_text": "x", "dataset": "\x1b[31m"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n{\x1b\n")
+    assert "\x1b" not in as_text(check(str(tmp_path / "m.jsonl")))
+
+
+def test_a_file_that_cannot_be_read_is_raised(tmp_path):
+    with pytest.raises(ManifestError, match="no such file"):
+        check(str(tmp_path / "none.csv"))
