@@ -125,6 +125,10 @@ def cover(clip: Tensor, length: int) -> list[Tensor]:
 
 
 def _projection(in_features: int, out_features: int) -> nn.Sequential:
-    return nn.Sequential(
+    layers = nn.Sequential(
         nn.Linear(in_features, out_features), nn.ReLU(), nn.Linear(out_features, out_features)
     )
+    for layer in (layers[0], layers[2]):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)  # a bias as large as the signal would make all embeddings alike
+    return layers

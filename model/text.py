@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,15 +94,19 @@ class SentenceTower(TextTower):
     def _network(self) -> Any:
         from transformers import BertModel
 
-        return BertModel.from_pretrained(package_folder(self.config.tokenizer), local_files_only=True).eval()
+        return BertModel.from_pretrained(
+            package_folder(self.config.tokenizer), local_files_only=True
+        ).eval()
 
     def token_latent(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Mean over the tokens, unit norm: sentence-transformers' pooling."""
+        """Mean over the tokens (sentence-transformers' pooling), scaled to a unit root mean square."""
         with torch.no_grad():
-            hidden = self._network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            hidden = self._network(
+                input_ids=input_ids, attention_mask=attention_mask
+            ).last_hidden_state
         weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-        return F.normalize(mean, dim=-1)
+        return F.normalize(mean, dim=-1) * math.sqrt(mean.shape[-1])
 
 
 def build_text_tower(config: TextConfig) -> TextTower:
