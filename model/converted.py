@@ -1,0 +1,152 @@
+"""Our own weight file: safetensors whose metadata say which network it is and where it came from.
+
+Names are ``clap.…``, ``encoder.…`` and ``decoder.…`` as in the modules' state dicts, adapters under
+loralib's. What the separator's encoder has in common with CLAP's audio tower is kept once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Literal
+
+import fsspec
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from model.fetch import CheckpointError
+
+FORMAT = "clapsep-beam"
+FORMAT_VERSION = 1
+
+Kind = Literal["clapsep", "clap"]
+StorageType = Literal["fp32", "fp16"]
+LoraState = Literal["none", "merged", "adapters"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """A file that weights came from."""
+
+    role: str
+    """``clap``, ``clapsep`` or whatever else it gave."""
+    uri: str
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What a converted file says of itself."""
+
+    kind: Kind
+    config: str
+    """The configuration as JSON: of the whole model, or of a CLAP alone."""
+    clap_sha256: str
+    """Identifies the CLAP weights: the digest of the file they came from unchanged, or of them."""
+    lora: LoraState = "none"
+    dtype: StorageType = "fp32"
+    shared: tuple[str, ...] = ()
+    """The encoder's tensors that are CLAP's ``audio_branch.…`` and not stored again."""
+    sources: tuple[SourceFile, ...] = ()
+    notes: str = ""
+
+    def to_metadata(self) -> dict[str, str]:
+        """As text, which is all that safetensors carries.
+
+        One entry, because safetensors writes several in an order that changes from run to run.
+        """
+        fields = {"version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return {FORMAT: json.dumps(fields, sort_keys=True)}
+
+
+def is_converted(metadata: Mapping[str, str]) -> bool:
+    """Whether a safetensors file is one of ours."""
+    return FORMAT in metadata
+
+
+def read_header(metadata: Mapping[str, str], where: str) -> Header:
+    """The header of a converted file.
+
+    Raises:
+        CheckpointError: the file is not one, or is of a later version of the format.
+    """
+    if not is_converted(metadata):
+        raise CheckpointError(
+            f"{where}: not a converted file; make one with: python -m model.checkpoints convert"
+        )
+    try:
+        fields = json.loads(metadata[FORMAT])
+        version = fields.pop("version")
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{where}: version {version} of the format, expected {FORMAT_VERSION}"
+            )
+        sources = tuple(SourceFile(**item) for item in fields.pop("sources"))
+        return Header(sources=sources, shared=tuple(fields.pop("shared")), **fields)
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as err:
+        raise CheckpointError(f"{where}: damaged header: {err!r}") from err
+
+
+def write(uri: str, tensors: Mapping[str, Tensor], header: Header) -> str:
+    """Writes a converted file, whole or not at all; returns its SHA-256.
+
+    Args:
+        uri: a path, or any URI that can be written to.
+        tensors: under their stored names.
+        header: what the file says of itself.
+    """
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    local = isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
+    if local:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=Path(path).parent if local else None) as folder:
+        part = Path(folder) / "weights"
+        plain = {name: value.contiguous() for name, value in tensors.items()}
+        safetensors.torch.save_file(plain, part, metadata=header.to_metadata())
+        with part.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if local:
+            part.chmod(0o644)
+            part.replace(path)
+        else:
+            filesystem.put_file(str(part), path)
+    return sha256
+
+
+def joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Every part's tensors, under the part's name."""
+    return {f"{part}.{key}": value for part, own in parts.items() for key, value in own.items()}
+
+
+def stored(
+    tensors: Mapping[str, Tensor], dtype: StorageType, buffers: Collection[str]
+) -> dict[str, Tensor]:
+    """Tensors as they are stored: ``fp16`` halves matrices; vectors and buffers keep their type.
+
+    Raises:
+        CheckpointError: a weight is too large for half precision.
+    """
+    if dtype == "fp32":
+        return dict(tensors)
+    halved = {}
+    for name, value in tensors.items():
+        small = value.ndim < 2 or name in buffers or not value.is_floating_point()
+        halved[name] = value if small else value.half()
+        if not small and not torch.isfinite(halved[name]).all():
+            raise CheckpointError(f"{name}: values do not fit half precision; store as fp32")
+    return halved
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bytes, whatever the order."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -1,0 +1,187 @@
+"""Weights → networks: the two published files, or the single file that they are converted to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal, TypeVar
+
+from torch import Tensor
+
+from model import converted, layouts, lora, tensorfiles
+from model.assembly import assign, build
+from model.clap import Clap
+from model.clapsep import ClapSep
+from model.config import PUBLISHED, ClapConfig, ClapSepConfig, from_json
+from model.converted import SourceFile
+from model.fetch import CheckpointError, LocalFile, fetch
+
+Adapters = Literal["merge", "keep"]
+
+_Config = TypeVar("_Config", ClapConfig, ClapSepConfig)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Networks:
+    """A CLAPSep network and the CLAP that embeds its queries, on the CPU, in evaluation mode.
+
+    With adapters merged, the two encoders share the tensors in which they do not differ.
+    """
+
+    config: ClapSepConfig
+    clap: Clap
+    separator: ClapSep
+    model_sha256: str = ""
+    """Digest of the file that the separator came from; empty for one that was just trained."""
+    clap_sha256: str = ""
+    sources: tuple[SourceFile, ...] = ()
+
+
+def load_published(
+    clap_uri: str,
+    clapsep_uri: str,
+    *,
+    config: ClapSepConfig = PUBLISHED,
+    clap_sha256: str | None = None,
+    clapsep_sha256: str | None = None,
+    adapters: Adapters = "merge",
+) -> Networks:
+    """Loads CLAP's and CLAPSep's checkpoint, in the layouts in which they were published.
+
+    Args:
+        clap_uri: any URI of a CLAP checkpoint.
+        clapsep_uri: any URI of a CLAPSep checkpoint.
+        config: the network that the files are of.
+        clap_sha256: expected digest.
+        clapsep_sha256: expected digest.
+        adapters: ``merge`` LoRA into the weights (inference) or ``keep`` it (training).
+
+    Raises:
+        CheckpointError: a file cannot be had or read, or is not of this network.
+    """
+    clap_file = fetch(clap_uri, sha256=clap_sha256)
+    clapsep_file = fetch(clapsep_uri, sha256=clapsep_sha256)
+    clap = _clap_from(clap_file, config.clap)
+    separator = build(lambda: ClapSep(config))
+    found = layouts.clapsep_tensors(
+        layouts.unwrap(tensorfiles.read(clapsep_file.path, clapsep_uri).content, clapsep_uri),
+        separator.encoder.state_dict(),
+        separator.decoder.state_dict(),
+        config.lora,
+        clapsep_uri,
+    )
+    _fill_encoder(separator, {**clap.audio_branch.state_dict(), **found.encoder}, adapters)
+    assign(separator.decoder, found.decoder)
+    return Networks(
+        config=config,
+        clap=clap,
+        separator=separator.eval(),
+        model_sha256=clapsep_file.sha256,
+        clap_sha256=clap_file.sha256,
+        sources=(_source("clap", clap_file), _source("clapsep", clapsep_file)),
+    )
+
+
+def load_converted(
+    uri: str, *, sha256: str | None = None, adapters: Adapters = "merge"
+) -> Networks:
+    """Loads the single file that :func:`model.checkpoints.save` wrote.
+
+    Raises:
+        CheckpointError: the file cannot be had or read, or is not a whole separator.
+    """
+    file = fetch(uri, sha256=sha256)
+    content = tensorfiles.read(file.path, uri)
+    header = converted.read_header(content.metadata, uri)
+    if header.kind != "clapsep":
+        raise CheckpointError(f"{uri}: holds a {header.kind}, expected a clapsep")
+    config = _config(ClapSepConfig, header, uri)
+    clap = build(lambda: Clap(config.clap, digest=header.clap_sha256))
+    separator = build(lambda: ClapSep(config))
+    branch = separator.encoder.state_dict()
+    if header.lora == "adapters" and config.lora is not None:
+        branch |= layouts.adapter_shapes(branch, config.lora)
+    own = {key: value for key, value in branch.items() if key not in header.shared}
+    expected = converted.joined({
+        "clap": clap.state_dict(), "encoder": own, "decoder": separator.decoder.state_dict()
+    })  # fmt: skip
+    found = layouts.match(content.content, expected, where=uri)
+    assign(clap, _part("clap", found))
+    common = clap.audio_branch.state_dict()
+    if not set(header.shared) <= set(common):
+        raise CheckpointError(f"{uri}: damaged header: it shares tensors that CLAP does not have")
+    taken = {key: common[key] for key in header.shared}
+    _fill_encoder(separator, taken | _part("encoder", found), adapters)
+    assign(separator.decoder, _part("decoder", found))
+    return Networks(
+        config=config,
+        clap=clap.eval(),
+        separator=separator.eval(),
+        model_sha256=file.sha256,
+        clap_sha256=header.clap_sha256,
+        sources=header.sources,
+    )
+
+
+def load_clap(uri: str, *, config: ClapConfig = PUBLISHED.clap, sha256: str | None = None) -> Clap:
+    """Loads a CLAP: a published checkpoint, or the CLAP inside a converted file.
+
+    Args:
+        uri: any URI.
+        config: the network of a published checkpoint; a converted file brings its own.
+        sha256: expected digest.
+
+    Raises:
+        CheckpointError: the file cannot be had or read, or holds no such CLAP.
+    """
+    file = fetch(uri, sha256=sha256)
+    content = tensorfiles.read(file.path, uri)
+    if not converted.is_converted(content.metadata):
+        return _clap_from(file, config)
+    header = converted.read_header(content.metadata, uri)
+    if header.kind == "clapsep":
+        config = _config(ClapSepConfig, header, uri).clap
+    else:
+        config = _config(ClapConfig, header, uri)
+    clap = build(lambda: Clap(config, digest=header.clap_sha256))
+    expected = converted.joined({"clap": clap.state_dict()})
+    rest = (r"encoder\.", r"decoder\.")
+    assign(clap, _part("clap", layouts.match(content.content, expected, where=uri, ignored=rest)))
+    return clap.eval()
+
+
+def _clap_from(file: LocalFile, config: ClapConfig) -> Clap:
+    state = layouts.unwrap(tensorfiles.read(file.path, file.uri).content, file.uri)
+    clap = build(lambda: Clap(config, digest=file.sha256))
+    assign(clap, layouts.clap_tensors(state, clap.state_dict(), file.uri))
+    return clap.eval()
+
+
+def _fill_encoder(separator: ClapSep, state: Mapping[str, Tensor], adapters: Adapters) -> None:
+    settings = separator.config.lora
+    if settings is None:
+        assign(separator.encoder, state)
+    elif adapters == "merge":
+        assign(separator.encoder, layouts.merge_lora(state, settings))
+    else:
+        if not any(key.endswith(".lora_A") for key in state):
+            raise CheckpointError("the adapters of these weights were merged: they cannot be kept")
+        lora.add_adapters(separator.encoder, settings)
+        own = {key: value.clone() for key, value in state.items()}
+        assign(separator.encoder, layouts.to_peft(own))
+
+
+def _config(kind: type[_Config], header: converted.Header, where: str) -> _Config:
+    try:
+        return from_json(kind, header.config)
+    except (TypeError, ValueError) as err:
+        raise CheckpointError(f"{where}: damaged configuration: {err}") from err
+
+
+def _source(role: str, file: LocalFile) -> SourceFile:
+    return SourceFile(role=role, uri=file.uri, sha256=file.sha256)
+
+
+def _part(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
