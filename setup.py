@@ -80,9 +80,9 @@ setup(
     ],
     packages=find_packages(include=[f"{name}{end}" for name in PACKAGES for end in ("", ".*")]),
     package_data={
-        "manifests": ["examples/**", "published/*", "**/*.json"],
-        "model": ["weights/*"],
-        "pipelines": ["**/*.html", "**/*.css", "**/*.js"],
+        "manifests": ["**/*.json", "**/*.csv", "examples/**", "published/**"],
+        "model": ["**/*.json", "weights/**"],
+        "pipelines": ["**/*.json", "**/*.html", "**/*.css", "**/*.js", "**/*.svg"],
     },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
