@@ -1,0 +1,111 @@
+"""Every undefined ratio has a reason, and only those have one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from model.metrics import ClipScore, PairScores, Undefined, score_pair
+
+RATIOS = [field.name for field in dataclasses.fields(ClipScore) if field.name != "reasons"]
+
+
+def _noise(seed: int, num_samples: int = 2000) -> torch.Tensor:
+    return torch.randn(1, num_samples, generator=torch.Generator().manual_seed(seed))
+
+
+REFERENCE, OTHER = _noise(0), _noise(1)
+STEM, MIXTURE, SILENCE = REFERENCE + 0.1 * OTHER, REFERENCE + OTHER, torch.zeros(1, 2000)
+BROKEN = torch.full((1, 2000), torch.nan)
+EARLY, LATE = REFERENCE.clone(), OTHER.clone()
+EARLY[:, 700:], LATE[:, :1300] = 0.0, 0.0
+
+
+def _only(*names: str, reason: Undefined) -> dict[str, Undefined]:
+    return dict.fromkeys(names, reason)
+
+
+OF_STEM = ["sdr_db", "sdri_db", "si_sdr_db", "si_sdri_db", "snr_db", "snri_db"]
+OF_MIXTURE = [
+    *("sdr_mixture_db", "sdri_db", "si_sdr_mixture_db"),
+    *("si_sdri_db", "snr_mixture_db", "snri_db"),
+]
+CASES = {
+    "defined": (STEM, MIXTURE, REFERENCE, {}),
+    "silent reference": (
+        *(STEM, MIXTURE, SILENCE),
+        _only(*RATIOS, reason=Undefined.SILENT_REFERENCE),
+    ),
+    "silent stem": (SILENCE, MIXTURE, REFERENCE, _only(*OF_STEM, reason=Undefined.SILENT_STEM)),
+    "silent mixture": (
+        *(STEM, SILENCE, REFERENCE),
+        _only(*OF_MIXTURE, reason=Undefined.SILENT_MIXTURE),
+    ),
+    "stem equals reference": (
+        *(REFERENCE, MIXTURE, REFERENCE),
+        _only(*OF_STEM, reason=Undefined.STEM_EQUALS_REFERENCE),
+    ),
+    "mixture equals reference": (
+        *(STEM, REFERENCE, REFERENCE),
+        _only(*OF_MIXTURE, reason=Undefined.MIXTURE_EQUALS_REFERENCE),
+    ),
+    "scaled copy: only plain SNR sees a difference": (
+        *(0.5 * REFERENCE, MIXTURE, REFERENCE),
+        _only(*OF_STEM[:4], reason=Undefined.STEM_EQUALS_REFERENCE),
+    ),
+    "stem without any of the reference": (
+        *(LATE, MIXTURE, EARLY),
+        _only(*OF_STEM[:4], reason=Undefined.STEM_WITHOUT_REFERENCE),
+    ),
+    "broken stem": (BROKEN, MIXTURE, REFERENCE, _only(*OF_STEM, reason=Undefined.NOT_FINITE)),
+    "broken reference": (STEM, MIXTURE, BROKEN, _only(*RATIOS, reason=Undefined.NOT_FINITE)),
+    "broken mixture and silent stem": (
+        *(SILENCE, BROKEN, REFERENCE),
+        _only(*OF_MIXTURE, reason=Undefined.NOT_FINITE)
+        | _only(*OF_STEM, reason=Undefined.SILENT_STEM),
+    ),
+}
+
+
+def _score(names: list[str]) -> PairScores:
+    return score_pair(*(torch.cat([CASES[name][part] for name in names]) for part in range(3)))
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_reasons_name_what_is_undefined(name: str) -> None:
+    (clip,) = _score([name]).clips()
+    assert clip.reasons == CASES[name][3]
+    for ratio in RATIOS:
+        value = getattr(clip, ratio)
+        assert (value is None) == (ratio in clip.reasons), ratio
+        assert value is None or math.isfinite(value), ratio
+
+
+def test_clips_of_a_batch_keep_their_own_reasons() -> None:
+    names = list(CASES)
+    scores = _score(names)
+    assert list(scores.reasons) == [CASES[name][3] for name in names]
+    for name, clip in zip(names, scores.clips(), strict=True):
+        (alone,) = _score([name]).clips()
+        assert clip.reasons == alone.reasons
+        for ratio in RATIOS:
+            assert getattr(clip, ratio) == pytest.approx(getattr(alone, ratio), abs=1e-9), ratio
+
+
+def test_strongest_reason_stands_for_all() -> None:
+    assert _score(["defined"]).clips()[0].undefined_reason is None
+    (clip,) = _score(["broken mixture and silent stem"]).clips()
+    assert clip.undefined_reason == "not_finite"
+    (clip,) = _score(["silent mixture"]).clips()
+    assert clip.undefined_reason == "silent_mixture"
+
+
+def test_improvement_is_the_difference() -> None:
+    (clip,) = _score(["defined"]).clips()
+    assert clip.sdri_db == clip.sdr_db - clip.sdr_mixture_db
+    assert clip.si_sdri_db == clip.si_sdr_db - clip.si_sdr_mixture_db
+    assert clip.snri_db == clip.snr_db - clip.snr_mixture_db
+    assert clip.snri_db == pytest.approx(20.0, abs=1e-4)
