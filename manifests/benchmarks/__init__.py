@@ -1,0 +1,1 @@
+"""Builders of manifests from the lists of published benchmarks, and importers of other lists."""
