@@ -32,6 +32,7 @@ def save(
     dtype: converted.StorageType = "fp32",
     adapters: Adapters = "merge",
     notes: str = "",
+    max_file_bytes: int | None = None,
 ) -> str:
     """Writes one file that :func:`model.loading.load_converted` reads, and returns its SHA-256.
 
@@ -41,10 +42,17 @@ def save(
         dtype: ``fp16`` halves the matrices; vectors and buffers stay as they are.
         adapters: ``merge`` LoRA into the weights, or ``keep`` it for further training.
         notes: free text for the header, such as how the model was trained.
+        max_file_bytes: a larger model becomes a set of files ``…-1-of-N.safetensors``; it is loaded
+            by the URI of the first.
+
+    Raises:
+        CheckpointError: the encoder has adapters, of which the configuration does not know.
     """
     config = networks.config
     encoder = layouts.from_peft(networks.separator.encoder.state_dict())
     tuned = any(key.endswith(".lora_A") for key in encoder)
+    if tuned and config.lora is None:
+        raise CheckpointError("the encoder has LoRA adapters, but config.lora is None")
     if tuned and config.lora is not None and adapters == "merge":
         encoder = layouts.merge_lora(encoder, config.lora)
     decoder = networks.separator.decoder
@@ -63,7 +71,7 @@ def save(
     )
     own = {key: value for key, value in own.items() if key not in shared}
     parts = {"clap": clap, "encoder": own, "decoder": _stored(decoder.state_dict(), decoder, dtype)}
-    return converted.write(uri, converted.joined(parts), header)
+    return converted.write(uri, converted.joined(parts), header, max_file_bytes=max_file_bytes)
 
 
 def save_clap(

@@ -9,20 +9,25 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import fsspec
 import safetensors.torch
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
-from model.fetch import CheckpointError
+from model import tensorfiles
+from model.fetch import CheckpointError, DigestMismatchError, fetch
 
 FORMAT = "clapsep-beam"
 FORMAT_VERSION = 1
+_SUFFIX = ".safetensors"
 
 Kind = Literal["clapsep", "clap"]
 StorageType = Literal["fp32", "fp16"]
@@ -92,16 +97,96 @@ def read_header(metadata: Mapping[str, str], where: str) -> Header:
         raise CheckpointError(f"{where}: damaged header: {err!r}") from err
 
 
-def write(uri: str, tensors: Mapping[str, Tensor], header: Header) -> str:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Converted:
+    """What a converted file, or all the files of a set, hold."""
+
+    header: Header
+    tensors: dict[str, Tensor]
+    sha256: str
+    """The file's digest; of a set, the digest of its files' digests in order."""
+
+
+def read(uri: str, *, sha256: str | None = None) -> Converted:
+    """Reads a converted file, or a set of them by the URI of its first.
+
+    Raises:
+        CheckpointError: a file cannot be had or read, or is not the expected one.
+    """
+    uris = _set_of(uri)
+    files = [fetch(each, sha256=sha256 if len(uris) == 1 else None) for each in uris]
+    total = files[0].sha256 if len(files) == 1 else _digest_of_set(file.sha256 for file in files)
+    if sha256 is not None and total != sha256.lower():
+        raise DigestMismatchError(f"{uri}: expected SHA-256 {sha256} of the set, found {total}")
+    tensors: dict[str, Tensor] = {}
+    headers = []
+    for file in files:
+        content = tensorfiles.read(file.path, file.uri)
+        headers.append(read_header(content.metadata, file.uri))
+        tensors |= content.content
+    if any(header != headers[0] for header in headers):
+        raise CheckpointError(f"{uri}: the files of the set are not of one model")
+    return Converted(header=headers[0], tensors=tensors, sha256=total)
+
+
+def write(
+    uri: str, tensors: Mapping[str, Tensor], header: Header, *, max_file_bytes: int | None = None
+) -> str:
     """Writes a converted file, whole or not at all; returns its SHA-256.
 
     Args:
         uri: a path, or any URI that can be written to.
         tensors: under their stored names.
         header: what the file says of itself.
+        max_file_bytes: where the tensors take more, a set of files ``…-1-of-N.safetensors`` is
+            written.
     """
+    parts = _split(tensors, max_file_bytes)
+    if len(parts) == 1:
+        return _write_one(uri, parts[0], header)
+    stem = uri.removesuffix(_SUFFIX)
+    names = [f"{stem}-{number}-of-{len(parts)}{_SUFFIX}" for number in range(1, len(parts) + 1)]
+    written = [_write_one(name, part, header) for name, part in zip(names, parts, strict=True)]
+    return _digest_of_set(written)
+
+
+def is_set(uri: str) -> bool:
+    """Whether a URI names a file of a set."""
+    return len(_set_of(uri)) > 1
+
+
+def _set_of(uri: str) -> list[str]:
+    found = re.fullmatch(rf"(.*)-(\d+)-of-(\d+){re.escape(_SUFFIX)}", uri)
+    if found is None:
+        return [uri]
+    count = int(found.group(3))
+    return [f"{found.group(1)}-{number}-of-{count}{_SUFFIX}" for number in range(1, count + 1)]
+
+
+def _digest_of_set(digests: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _split(tensors: Mapping[str, Tensor], max_bytes: int | None) -> list[dict[str, Tensor]]:
+    """Tensors in order, in groups of about equal size that stay within the limit."""
+    total = sum(value.nbytes for value in tensors.values())
+    if max_bytes is None or total <= max_bytes:
+        return [dict(tensors)]
+    share = total / math.ceil(total / max_bytes)
+    parts: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name, value in tensors.items():
+        if parts[-1] and (filled + value.nbytes > max_bytes or filled >= share):
+            parts.append({})
+            filled = 0
+        parts[-1][name] = value
+        filled += value.nbytes
+    return parts
+
+
+def _write_one(uri: str, tensors: Mapping[str, Tensor], header: Header) -> str:
     filesystem, path = fsspec.core.url_to_fs(uri)
-    local = isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
+    local = isinstance(filesystem, LocalFileSystem)
     if local:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=Path(path).parent if local else None) as folder:

@@ -90,9 +90,8 @@ def load_converted(
     Raises:
         CheckpointError: the file cannot be had or read, or is not a whole separator.
     """
-    file = fetch(uri, sha256=sha256)
-    content = tensorfiles.read(file.path, uri)
-    header = converted.read_header(content.metadata, uri)
+    file = converted.read(uri, sha256=sha256)
+    header = file.header
     if header.kind != "clapsep":
         raise CheckpointError(f"{uri}: holds a {header.kind}, expected a clapsep")
     config = _config(ClapSepConfig, header, uri)
@@ -105,7 +104,7 @@ def load_converted(
     expected = converted.joined({
         "clap": clap.state_dict(), "encoder": own, "decoder": separator.decoder.state_dict()
     })  # fmt: skip
-    found = layouts.match(content.content, expected, where=uri)
+    found = layouts.match(file.tensors, expected, where=uri)
     assign(clap, _part("clap", found))
     common = clap.audio_branch.state_dict()
     if not set(header.shared) <= set(common):
@@ -134,11 +133,11 @@ def load_clap(uri: str, *, config: ClapConfig = PUBLISHED.clap, sha256: str | No
     Raises:
         CheckpointError: the file cannot be had or read, or holds no such CLAP.
     """
-    file = fetch(uri, sha256=sha256)
-    content = tensorfiles.read(file.path, uri)
-    if not converted.is_converted(content.metadata):
+    file = fetch(uri, sha256=None if converted.is_set(uri) else sha256)
+    if not converted.is_converted(tensorfiles.read(file.path, uri).metadata):
         return _clap_from(file, config)
-    header = converted.read_header(content.metadata, uri)
+    content = converted.read(uri, sha256=sha256)
+    header = content.header
     if header.kind == "clapsep":
         config = _config(ClapSepConfig, header, uri).clap
     else:
@@ -146,7 +145,7 @@ def load_clap(uri: str, *, config: ClapConfig = PUBLISHED.clap, sha256: str | No
     clap = build(lambda: Clap(config, digest=header.clap_sha256))
     expected = converted.joined({"clap": clap.state_dict()})
     rest = (r"encoder\.", r"decoder\.")
-    assign(clap, _part("clap", layouts.match(content.content, expected, where=uri, ignored=rest)))
+    assign(clap, _part("clap", layouts.match(content.tensors, expected, where=uri, ignored=rest)))
     return clap.eval()
 
 

@@ -1,0 +1,148 @@
+"""What the registry knows: every model's files, licence and source, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from model.fetch import CheckpointError
+
+Kind = Literal["separator", "reference", "scorer"]
+
+BUNDLED = "bundled:"
+"""Prefix of the URIs of files that are part of this project, under ``model/weights``."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsFile:
+    """One file of a model."""
+
+    role: str
+    """``clap``, ``clapsep``, ``converted``, or what else a loader looks for."""
+    uri: str
+    sha256: str | None = None
+    """None where nobody has published it."""
+    num_bytes: int | None = None
+
+    def location(self) -> str:
+        """The URI to read; for a bundled file its path.
+
+        Raises:
+            CheckpointError: the bundled file is not in this installation.
+        """
+        if not self.uri.startswith(BUNDLED):
+            return self.uri
+        path = Path(__file__).parent / "weights" / self.uri.removeprefix(BUNDLED)
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path}: the bundled weights are not in this installation; install from a whole "
+                "checkout, or make them with python -m model.training"
+            )
+        return str(path)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A model by name.
+
+    A loader is ``module:function`` and takes the entry and :class:`model.registry.LoadOptions`; it
+    returns a :class:`model.registry.LoadedModel`, or for a scorer a query encoder.
+    """
+
+    name: str
+    kind: Kind
+    loader: str
+    summary: str
+    licence: str
+    source: str
+    """Where the model comes from: paper and repository."""
+    sample_rate_hz: int
+    files: tuple[WeightsFile, ...] = ()
+    verified: str = ""
+    """What was checked of it here, and what was not."""
+
+    def file(self, role: str) -> WeightsFile:
+        """The file of a role.
+
+        Raises:
+            CheckpointError: the model has none.
+        """
+        for file in self.files:
+            if file.role == role:
+                return file
+        raise CheckpointError(f"{self.name} has no {role!r} weights")
+
+
+_LAION = "LAION-AI/CLAP; Wu et al. 2023, arXiv 2211.06687"
+_CC0 = "CC0-1.0, as the hosting repository states"
+
+_MUSIC_AUDIOSET = WeightsFile(
+    role="clap",
+    uri="hf://lukewys/laion_clap/music_audioset_epoch_15_esc_90.14.pt",
+    sha256="fae3e9c087f2909c28a09dc31c8dfcdacbc42ba44c70e972b58c1bd1caf6dedd",
+    num_bytes=2_352_471_003,
+)
+_MUSIC_SPEECH_AUDIOSET = WeightsFile(
+    role="clap",
+    uri="hf://lukewys/laion_clap/music_speech_audioset_epoch_15_esc_89.98.pt",
+    sha256="51c68f12f9d7ea25fdaaccf741ec7f81e93ee594455410f3bca4f47f88d8e006",
+    num_bytes=2_352_471_003,
+)
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        name="clapsep-mini",
+        kind="separator",
+        loader="model.registry:load_bundled",
+        summary="The bundled CLAPSep: small, trained by this project, works offline.",
+        licence="Apache-2.0; trained on the clips that model/weights/README.md lists",
+        source="this project; model/weights/README.md",
+        sample_rate_hz=32_000,
+        files=(WeightsFile(role="converted", uri=f"{BUNDLED}clapsep-mini-1-of-2.safetensors"),),
+        verified="results recomputed from the bundled file; see its model card",
+    ),
+    Entry(
+        name="clapsep-hybrid",
+        kind="separator",
+        loader="model.registry:load_published",
+        summary="The published CLAPSep for text, audio and mixed queries, on its CLAP.",
+        licence=f"separator: none stated in its repository; CLAP: {_CC0}",
+        source="Aisaka0v0/CLAPSep; Ma et al. 2024, arXiv 2402.17455",
+        sample_rate_hz=32_000,
+        files=(
+            _MUSIC_AUDIOSET,
+            WeightsFile(
+                role="clapsep",
+                uri="hf://spaces/AisakaMikoto/CLAPSep/model/best_model.ckpt",
+                num_bytes=177_818_986,
+            ),
+        ),
+        verified=(
+            "network and key layout, against the reference implementation with weights made by "
+            "formula; the published files themselves were never at hand"
+        ),
+    ),
+    Entry(
+        name="clap-music-audioset",
+        kind="scorer",
+        loader="model.registry:load_published_clap",
+        summary="The CLAP that published CLAPSep listens with; circular as its scorer.",
+        licence=_CC0,
+        source=_LAION,
+        sample_rate_hz=48_000,
+        files=(_MUSIC_AUDIOSET,),
+        verified="as clapsep-hybrid",
+    ),
+    Entry(
+        name="clap-music-speech-audioset",
+        kind="scorer",
+        loader="model.registry:load_published_clap",
+        summary="The CLAP of the CLAPScore's authors.",
+        licence=_CC0,
+        source=f"{_LAION}; as scorer: arXiv 2407.04936",
+        sample_rate_hz=48_000,
+        files=(_MUSIC_SPEECH_AUDIOSET,),
+        verified="as clapsep-hybrid: both files are of one layout",
+    ),
+)

@@ -1,0 +1,245 @@
+"""Models by name or by the URI of a converted file; ``python -m model.registry`` lists them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model import catalogue
+from model.catalogue import Entry
+
+if TYPE_CHECKING:
+    from model.clap import Clap, QueryEncoder
+    from model.loading import Networks
+    from model.separator import Separator
+
+
+class UnknownModelError(ValueError):
+    """A name that no model has, and that is no URI either."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """Where and how a model runs."""
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    compile: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedModel:
+    """A model ready to separate: threads share it."""
+
+    name: str
+    separator: Separator
+    query_encoder: QueryEncoder
+    model_sha256: str
+    """Digest of the weights; empty where there are none."""
+    clap_sha256: str
+    card: Entry
+
+
+def entries() -> dict[str, Entry]:
+    """Every model, by name."""
+    return {entry.name: entry for entry in catalogue.ENTRIES}
+
+
+def find(name: str) -> Entry:
+    """The model of a name.
+
+    Raises:
+        UnknownModelError: there is none; the message suggests the closest.
+    """
+    known = entries()
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    raise UnknownModelError(
+        f"unknown model {name!r}.{hint} Known: {', '.join(known)}; or give the URI of a converted "
+        "file (python -m model.checkpoints convert)"
+    )
+
+
+def load(
+    name_or_uri: str, *, device: str = "cpu", precision: str = "fp32", compile: bool = False
+) -> LoadedModel:
+    """Loads a separator, ready for inference.
+
+    Args:
+        name_or_uri: a name of the registry, or any URI of a converted file.
+        device: a torch device.
+        precision: ``fp32``, or ``bf16`` for autocast.
+        compile: run the network through ``torch.compile``; where that cannot work, a warning is
+            logged and the network runs as it is.
+
+    Raises:
+        UnknownModelError: no such name.
+        ValueError: the precision is unknown, or the model does not separate.
+        CheckpointError: the weights cannot be had or are not what they should be.
+    """
+    options = LoadOptions(device=device, precision=precision, compile=compile)
+    if _is_uri(name_or_uri):
+        return _load_uri(name_or_uri, options)
+    entry = find(name_or_uri)
+    if entry.kind == "scorer":
+        raise ValueError(f"{entry.name} embeds queries and does not separate")
+    loaded: LoadedModel = _loader(entry)(entry, options)
+    return loaded
+
+
+def load_scorer(name_or_uri: str, *, device: str = "cpu") -> QueryEncoder:
+    """Loads a CLAP for scoring: a scorer or the CLAP of a separator, by name, or any CLAP by URI.
+
+    Raises:
+        UnknownModelError: no such name.
+        CheckpointError: the weights cannot be had, or hold no CLAP.
+    """
+    from model.loading import load_clap
+
+    if _is_uri(name_or_uri):
+        return _ready(load_clap(name_or_uri), device)
+    entry = find(name_or_uri)
+    if entry.kind == "scorer":
+        encoder: QueryEncoder = _loader(entry)(entry, LoadOptions(device=device))
+        return encoder
+    roles = {file.role for file in entry.files}
+    file = entry.file("converted" if "converted" in roles else "clap")
+    return _ready(load_clap(file.location(), sha256=file.sha256), device)
+
+
+def load_published(entry: Entry, options: LoadOptions) -> LoadedModel:
+    """Loads a model from CLAP's and CLAPSep's published checkpoints."""
+    from model import loading
+
+    clap, clapsep = entry.file("clap"), entry.file("clapsep")
+    networks = loading.load_published(
+        clap.location(),
+        clapsep.location(),
+        clap_sha256=clap.sha256,
+        clapsep_sha256=clapsep.sha256,
+    )
+    return _prepared(networks, entry, options)
+
+
+def load_bundled(entry: Entry, options: LoadOptions) -> LoadedModel:
+    """Loads a model from a converted file."""
+    from model.loading import load_converted
+
+    file = entry.file("converted")
+    return _prepared(load_converted(file.location(), sha256=file.sha256), entry, options)
+
+
+def load_published_clap(entry: Entry, options: LoadOptions) -> QueryEncoder:
+    """Loads a published CLAP alone."""
+    from model.loading import load_clap
+
+    file = entry.file("clap")
+    return _ready(load_clap(file.location(), sha256=file.sha256), options.device)
+
+
+def _load_uri(uri: str, options: LoadOptions) -> LoadedModel:
+    from model.loading import load_converted
+
+    networks = load_converted(uri)
+    card = Entry(
+        name=uri,
+        kind="separator",
+        loader="",
+        summary="A converted file.",
+        licence="that of its sources",
+        source="; ".join(f"{each.role}: {each.uri}" for each in networks.sources) or "not stated",
+        sample_rate_hz=networks.config.signal.sample_rate_hz,
+        files=(catalogue.WeightsFile(role="converted", uri=uri, sha256=networks.model_sha256),),
+    )
+    return _prepared(networks, card, options)
+
+
+def _prepared(networks: Networks, card: Entry, options: LoadOptions) -> LoadedModel:
+    from model.clapsep import PRECISIONS
+    from model.compilation import compile_separator
+
+    if options.precision not in PRECISIONS:
+        raise ValueError(f"precision={options.precision!r}: expected one of {PRECISIONS}")
+    separator = networks.separator
+    separator.name = card.name
+    separator.precision = options.precision
+    separator.to(options.device).prepare()
+    if options.compile:
+        compile_separator(separator, options.device)
+    return LoadedModel(
+        name=card.name,
+        separator=separator,
+        query_encoder=_ready(networks.clap, options.device),
+        model_sha256=networks.model_sha256,
+        clap_sha256=networks.clap_sha256,
+        card=card,
+    )
+
+
+def _ready(clap: Clap, device: str) -> QueryEncoder:
+    return clap.to(device).prepare()
+
+
+def _loader(entry: Entry) -> Callable[[Entry, LoadOptions], Any]:
+    module, _, function = entry.loader.partition(":")
+    loader: Callable[[Entry, LoadOptions], Any] = getattr(importlib.import_module(module), function)
+    return loader
+
+
+def _is_uri(name_or_uri: str) -> bool:
+    return "/" in name_or_uri or "\\" in name_or_uri or Path(name_or_uri).suffix != ""
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Prints the models as a table, or one model's card; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m model.registry", description=__doc__)
+    parser.add_argument("name", nargs="?", help="print this model's card")
+    options = parser.parse_args(argv)
+    if options.name is None:
+        _print_table()
+        return 0
+    try:
+        card = find(options.name)
+    except UnknownModelError as err:
+        sys.stderr.write(f"{err}\n")
+        return 1
+    for name, value in _facts(card).items():
+        sys.stdout.write(f"{name:>16}  {value}\n")
+    return 0
+
+
+def _print_table() -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table(Column("name", no_wrap=True), "kind", "rate", "download", "summary")
+    for entry in entries().values():
+        remote = [file for file in entry.files if not file.uri.startswith(catalogue.BUNDLED)]
+        size = sum(file.num_bytes or 0 for file in remote)
+        rate = f"{entry.sample_rate_hz / 1000:g} kHz"
+        download = f"{size / 1e9:.2f} GB" if remote else "none"
+        table.add_row(entry.name, entry.kind, rate, download, entry.summary)
+    Console().print(table)
+
+
+def _facts(card: Entry) -> dict[str, str]:
+    """A card as lines of text."""
+    names = ("name", "kind", "summary", "licence", "source", "sample_rate_hz", "verified")
+    facts = {name: str(getattr(card, name)) for name in names}
+    for file in card.files:
+        size = "" if file.num_bytes is None else f", {file.num_bytes:,} bytes"
+        digest = file.sha256 or "not published"
+        facts[f"file: {file.role}"] = f"{file.uri}{size}, SHA-256 {digest}"
+    return facts
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())
