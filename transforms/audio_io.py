@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -22,6 +21,9 @@ MAX_RATE_HZ = 655_350
 MAX_CHANNELS = 8
 _SHORT_DATA = re.compile(r"(data|SSND) *: *(?P<announced>\d+) \(should be (?P<actual>\d+)\)")
 _UNKNOWN_SIZE = 2**32 - 2**16
+_SFC_SET_ADD_PEAK_CHUNK = 0x1050
+_FLOAT_BYTES = 4
+_MAX_WAV_BYTES = 2**32 - 2**16
 READ_ERRORS = (OSError, EOFError, ValueError, ImportError)
 """What reading a file can raise, AudioError included; ImportError: no package for a protocol."""
 
@@ -33,6 +35,10 @@ class AudioError(ValueError):
         """An error with a code."""
         super().__init__(message)
         self.code = code
+
+
+class WriteError(OSError):
+    """A stem that could not be written."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +54,16 @@ class AudioPart:
     def num_values(self) -> int:
         """Samples of all channels together."""
         return self.num_samples * self.num_channels
+
+    @property
+    def start_s(self) -> float:
+        """Where the part begins."""
+        return self.start / self.sample_rate_hz
+
+    @property
+    def duration_s(self) -> float:
+        """How long it lasts."""
+        return self.num_samples / self.sample_rate_hz
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -206,20 +222,21 @@ def require_sound(samples: Samples, uri: str) -> None:
         raise AudioError("silent", f"{uri}: all samples are zero")
 
 
-def encoded(stem_format: StemFormat) -> dict[str, str]:
-    """The names that libsndfile has for a stem format: 24-bit FLAC, or WAV in 32-bit float."""
-    if stem_format == "flac":
-        return {"format": "FLAC", "subtype": "PCM_24"}
-    return {"format": "WAV", "subtype": "FLOAT"}
-
-
 class StemWriter:
-    """Writes a stem block by block to a local file, that is published once it is whole."""
+    """Writes a stem block by block to a local file, that is published once it is whole.
 
-    def __init__(self, path: str, sample_rate_hz: int, channels: int, form: StemFormat) -> None:
-        """Opens ``path`` for a stem in the format ``form``."""
+    24-bit FLAC, or WAV in 32-bit float (RF64 from 4 GB). The same samples give the same bytes.
+    """
+
+    def __init__(self, path: str, part: AudioPart, form: StemFormat) -> None:
+        """Opens ``path`` for a stem of the rate, channels and length of ``part``."""
         self._form = form
-        self._file = soundfile.SoundFile(path, "w", sample_rate_hz, channels, **encoded(form))
+        kind = {"format": "FLAC", "subtype": "PCM_24"}
+        if form == "wav":
+            large = part.num_values * _FLOAT_BYTES > _MAX_WAV_BYTES
+            kind = {"format": "RF64" if large else "WAV", "subtype": "FLOAT"}
+        self._file = soundfile.SoundFile(path, "w", part.sample_rate_hz, part.num_channels, **kind)
+        _leave_out_the_date(self._file)
         self.peak = 0.0
 
     def write(self, block: Samples) -> None:
@@ -227,11 +244,17 @@ class StemWriter:
         if block.shape[-1] == 0:
             return
         self.peak = max(self.peak, float(np.abs(block).max()))
-        if not math.isfinite(self.peak):
-            raise AudioError("not_finite", "the network's output is not finite")
         clipped = np.clip(block, -1.0, 1.0) if self._form == "flac" else block
-        self._file.write(clipped.T)
+        try:
+            self._file.write(clipped.T)
+        except soundfile.LibsndfileError as err:
+            raise WriteError(f"cannot be written: {err.error_string}") from err
 
     def close(self) -> None:
         """Completes the file."""
         self._file.close()
+
+
+def _leave_out_the_date(file: soundfile.SoundFile) -> None:
+    """Drops the PEAK chunk of float WAV files, which holds the time of writing."""
+    soundfile._snd.sf_command(file._file, _SFC_SET_ADD_PEAK_CHUNK, soundfile._ffi.NULL, 0)

@@ -17,7 +17,7 @@ from apache_beam.coders import Coder
 from apache_beam.coders.typecoders import registry
 from numpy.typing import NDArray
 
-from manifests.schema import ManifestRow
+from manifests.row import ManifestRow
 
 Samples = NDArray[np.float32]
 Stage = Literal["manifest", "embed_queries", "read", "separate", "score", "write"]
@@ -105,6 +105,17 @@ class MetricsRow:
     extra: Mapping[str, str]
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What computed a stem."""
+
+    model: str
+    model_sha256: str
+    clap_sha256: str
+    device: str
+    precision: str
+
+
 # ----- samples: never across a shuffle ---------------------------------------------------------
 
 
@@ -185,6 +196,7 @@ class SeparatedClip:
 
     clip: Clip
     stems: tuple[Stem, ...]
+    provenance: Provenance
     failures: tuple[Failure, ...] = ()
 
 
@@ -202,6 +214,7 @@ class ScoredClip:
 
     separated: SeparatedClip
     scores: tuple[Scores, ...]
+    scorer_sha256: str | None
 
 
 def num_bytes(record: object) -> int:

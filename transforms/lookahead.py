@@ -6,7 +6,11 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.window import BoundedWindow
+from apache_beam.utils.windowed_value import WindowedValue
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -61,3 +65,10 @@ class LookAhead(Generic[In, Out]):
         """Ends the threads; what had not begun is dropped."""
         self.reset()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_window(result: Any, window: BoundedWindow) -> Any:
+    """An output of ``finish_bundle``, which must say its window, tagged or not."""
+    if isinstance(result, TaggedOutput):
+        return TaggedOutput(result.tag, in_window(result.value, window))
+    return WindowedValue(result, window.max_timestamp(), (window,))

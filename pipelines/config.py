@@ -1,0 +1,262 @@
+"""The resolved configuration of a run: checked, frozen, and what ``run.json`` records of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    StandardOptions,
+    WorkerOptions,
+)
+
+from manifests.errors import RowError
+from manifests.row import ManifestRow
+from manifests.validation import parse_record
+from pipelines.options import InputOptions, ModelOptions, OutputOptions, RunOptions, UsageError
+
+IN_PROCESS = "FnApiRunner"
+_LOCAL = (None, "", "DirectRunner", "FnApiRunner", "SwitchingDirectRunner")
+_REFUSED = {
+    "DaskRunner": "Beam's DaskRunner silently loses data (2.77): output of finish_bundle is dropped",
+    "PrismRunner": "Prism is a binary that would be downloaded, and does not run this job",
+    "BundleBasedDirectRunner": "it does not run this job",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """Where a run computes; changes nothing about its results.
+
+    Attributes:
+        runner: a Beam runner; ``FnApiRunner`` in this process.
+        num_workers: worker processes of a local run.
+        num_threads: threads of the network in each.
+        resource_hints: of the separation step.
+        share_model: one copy of the model for all worker processes of a machine.
+        progress: ``auto``, ``bar``, ``log`` or ``none``.
+        log_level: for the root logger.
+    """
+
+    runner: str
+    num_workers: int
+    num_threads: int
+    resource_hints: Mapping[str, str]
+    share_model: bool
+    progress: str
+    log_level: str
+
+    @property
+    def in_process(self) -> bool:
+        """Whether everything happens in this process."""
+        return self.runner == IN_PROCESS and self.num_workers == 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SeparateConfig:
+    """A run of ``pipelines.separate``.
+
+    Attributes:
+        manifests: URIs of manifests; empty where ``rows`` is given.
+        rows: rows made from the command line.
+        storage_options: fsspec options by protocol.
+        max_clip_in_memory_s: longer recordings are streamed.
+        model: name or URI.
+        scorer: ``own``, ``none``, a name or a URI.
+        device: a torch device or ``auto``.
+        precision: ``fp32`` or ``bf16``.
+        batch_size: windows in one forward pass.
+        overlap: of windows, in [0, 1).
+        channels: ``per_channel`` or ``mid``.
+        condition_norm: ``normalised`` or ``unnormalised``.
+        output: folder.
+        stem_format: ``flac`` or ``wav``.
+        residual: whether residuals are written.
+        resume: go on with what is in ``output``.
+        overwrite: delete the tables in ``output`` first.
+        max_failure_rate: above it the exit code is 1.
+        shards: files of metrics a partition; 0: by size.
+        execution: where it runs.
+    """
+
+    manifests: tuple[str, ...]
+    rows: tuple[ManifestRow, ...]
+    storage_options: Mapping[str, Mapping[str, Any]]
+    max_clip_in_memory_s: float
+    model: str
+    scorer: str
+    device: str
+    precision: str
+    batch_size: int
+    overlap: float
+    channels: str
+    condition_norm: str
+    output: str
+    stem_format: str
+    residual: bool
+    resume: bool
+    overwrite: bool
+    max_failure_rate: float
+    shards: int
+    execution: Execution
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the results: a run may only be resumed with the same."""
+        names = ("model", "scorer", "precision", "overlap", "channels", "condition_norm")
+        return {name: getattr(self, name) for name in (*names, "stem_format", "residual")}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, for ``run.json``; options of storage may hold secrets and are left out."""
+        record = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("rows", "storage_options", "execution")
+        }
+        record["rows"] = [row.to_record() for row in self.rows]
+        record["storage_options"] = {protocol: "not recorded" for protocol in self.storage_options}
+        record["execution"] = dataclasses.asdict(self.execution)
+        return record
+
+
+def separate_config(options: PipelineOptions) -> SeparateConfig:
+    """The configuration that the flags ask for.
+
+    Raises:
+        UsageError: flags that do not go together, or a value out of range.
+    """
+    given = options.view_as(InputOptions)
+    model = options.view_as(ModelOptions)
+    output = options.view_as(OutputOptions)
+    if not output.output:
+        raise UsageError("--output is required")
+    if output.resume and output.overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    _check_range("--overlap", model.overlap, 0.0, 1.0, top_included=False)
+    _check_range("--max_failure_rate", output.max_failure_rate, 0.0, 1.0)
+    _check_least("--batch_size", model.batch_size, 1)
+    _check_least("--num_threads", model.num_threads, 0)
+    _check_least("--shards", output.shards, 0)
+    if not given.max_clip_in_memory_s > 0:
+        raise UsageError(f"--max_clip_in_memory_s={given.max_clip_in_memory_s}: expected above 0")
+    rows = _rows(given)
+    return SeparateConfig(
+        manifests=tuple(given.manifest or ()),
+        rows=rows,
+        storage_options=_storage_options(given.storage_options),
+        max_clip_in_memory_s=given.max_clip_in_memory_s,
+        model=model.model,
+        scorer=model.scorer,
+        device=model.device,
+        precision=model.precision,
+        batch_size=model.batch_size,
+        overlap=model.overlap,
+        channels=model.channels,
+        condition_norm=model.condition_norm,
+        output=_absolute(output.output),
+        stem_format=output.stem_format,
+        residual=output.residual,
+        resume=output.resume,
+        overwrite=output.overwrite,
+        max_failure_rate=output.max_failure_rate,
+        shards=output.shards,
+        execution=_execution(options),
+    )
+
+
+def _execution(options: PipelineOptions) -> Execution:
+    run = options.view_as(RunOptions)
+    runner = options.view_as(StandardOptions).runner
+    name = None if runner is None else str(runner).rsplit(".", 1)[-1]
+    if name in _REFUSED:
+        raise UsageError(f"--runner={name} is refused: {_REFUSED[name]}")
+    direct = options.view_as(DirectOptions)
+    if direct.direct_running_mode == "multi_threading":
+        raise UsageError(
+            "--direct_running_mode=multi_threading is refused: it silently loses elements "
+            "(Beam 2.77); use --num_workers N"
+        )
+    local = name in _LOCAL
+    workers = options.view_as(WorkerOptions).num_workers or direct.direct_num_workers or 1
+    _check_least("--num_workers", workers, 1)
+    num_workers = int(workers) if local else 1
+    hints = {"accelerator": run.accelerator, "min_ram": run.min_ram}
+    return Execution(
+        runner=IN_PROCESS if local else str(name),
+        num_workers=num_workers,
+        num_threads=options.view_as(ModelOptions).num_threads or _cores() // num_workers or 1,
+        resource_hints={key: value for key, value in hints.items() if value},
+        share_model=run.share_model,
+        progress=run.progress,
+        log_level=run.log_level,
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _rows(given: InputOptions) -> tuple[ManifestRow, ...]:
+    of_one = (
+        "positive",
+        "negative",
+        "positive_audio",
+        "negative_audio",
+        "text_weight",
+        "reference",
+    )
+    if given.manifest and given.mixture:
+        raise UsageError("--manifest and --mixture exclude each other")
+    if given.manifest:
+        for name in of_one:
+            if getattr(given, name) is not None:
+                raise UsageError(f"--{name} goes with --mixture; a manifest's rows say their own")
+        return ()
+    if not given.mixture:
+        raise UsageError("expected --manifest URI, or --mixture URI with --positive or --negative")
+    name = given.mixture.rstrip("/").rsplit("/", 1)[-1]
+    record = {
+        "id": name.rsplit(".", 1)[0] or name,
+        "mixture_uri": given.mixture,
+        "reference_uri": given.reference,
+        "positive_text": given.positive,
+        "negative_text": given.negative,
+        "positive_audio_uris": given.positive_audio,
+        "negative_audio_uris": given.negative_audio,
+        "text_weight": given.text_weight,
+    }
+    row = parse_record(record, uri="command line", row=1, folder=os.getcwd())
+    if isinstance(row, RowError):
+        raise UsageError(f"{row.field}: found {row.value}; expected {row.expected}")
+    return (row,)
+
+
+def _storage_options(text: str) -> Mapping[str, Mapping[str, Any]]:
+    try:
+        options = json.loads(text)
+    except ValueError as err:
+        raise UsageError(f"--storage_options: not JSON ({err})") from err
+    if not isinstance(options, dict) or not all(isinstance(v, dict) for v in options.values()):
+        raise UsageError('--storage_options: expected {"protocol": {"option": value}}')
+    return options
+
+
+def _absolute(uri: str) -> str:
+    return uri.rstrip("/") if "://" in uri else os.path.abspath(uri)
+
+
+def _check_range(
+    flag: str, value: float, low: float, high: float, *, top_included: bool = True
+) -> None:
+    if not (low <= value <= high) or (value == high and not top_included):
+        end = "]" if top_included else ")"
+        raise UsageError(f"{flag}={value}: expected a number in [{low:g}, {high:g}{end}")
+
+
+def _check_least(flag: str, value: int, least: int) -> None:
+    if value < least:
+        raise UsageError(f"{flag}={value}: expected at least {least}")

@@ -1,0 +1,142 @@
+"""``run.json``: what was run, with what, and what came of it; and whether a run may be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from manifests.codec import expand
+from manifests.files import format_of, is_gzip, reading
+from manifests.schema import SCHEMA_VERSION
+from pipelines.preflight import DISTRIBUTION
+from transforms.storage import Storage
+
+FILE = "run.json"
+_PACKAGES = ("apache-beam", "torch", "numpy", "pyarrow", "soundfile", "soxr", "transformers")
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestFacts:
+    """A manifest file as it was when the run began.
+
+    Attributes:
+        uri: the file.
+        sha256: its digest.
+        num_bytes: its size.
+        rows: about how many rows it has; None where that takes decompressing it.
+    """
+
+    uri: str
+    sha256: str
+    num_bytes: int
+    rows: int | None
+
+
+def manifest_facts(uris: Sequence[str], storage: Storage) -> list[ManifestFacts]:
+    """Digests of all files that manifests consist of, read once.
+
+    Raises:
+        ManifestError: a file is not there or cannot be read.
+    """
+    return [_facts(file, storage) for uri in uris for file in expand(uri, storage.options_for(uri))]
+
+
+def _facts(uri: str, storage: Storage) -> ManifestFacts:
+    digest, num_bytes, lines = hashlib.sha256(), 0, 0
+    fs, path = storage.resolve(uri)
+    with reading(uri), fs.open(path, "rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+            num_bytes += len(block)
+            lines += block.count(b"\n")
+    form = format_of(uri)
+    rows: int | None = None if is_gzip(uri) else max(0, lines - (form == "csv"))
+    if form == "parquet":
+        rows = _parquet_rows(uri, storage)
+    return ManifestFacts(uri=uri, sha256=digest.hexdigest(), num_bytes=num_bytes, rows=rows)
+
+
+def _parquet_rows(uri: str, storage: Storage) -> int | None:
+    try:
+        with storage.open(uri) as stream:
+            return int(pq.ParquetFile(stream).metadata.num_rows)
+    except (OSError, ValueError):  # said when its rows are read
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the platform, this project and what it computes with."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in (DISTRIBUTION, *_PACKAGES):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def code_version() -> str:
+    """Of this project."""
+    found = versions()[DISTRIBUTION]
+    return found if found != "not installed" else "source"
+
+
+def read_record(storage: Storage, uri: str) -> dict[str, Any] | None:
+    """An earlier run's record; None where there is none."""
+    try:
+        record: dict[str, Any] = json.loads(storage.read_bytes(uri))
+    except FileNotFoundError:
+        return None
+    return record
+
+
+def write_record(storage: Storage, uri: str, record: Mapping[str, Any]) -> None:
+    """Writes a record, whole or not at all."""
+    text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
+    storage.write_bytes(uri, text.encode("utf-8") + b"\n")
+
+
+def new_record(
+    *,
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    manifests: Sequence[ManifestFacts],
+    attempt: int,
+    started_at: str,
+) -> dict[str, Any]:
+    """The record of a run that is about to begin."""
+    return {
+        "status": "running",
+        "schema_version": SCHEMA_VERSION,
+        "attempt": attempt,
+        "command": [program_name()],
+        "started_at": started_at,
+        "settings": dict(settings),
+        "config": dict(config),
+        "manifests": [dataclasses.asdict(facts) for facts in manifests],
+        "versions": versions(),
+    }
+
+
+def program_name() -> str:
+    """What was started, without its arguments: those may hold secrets, and ``config`` has them."""
+    return sys.argv[0] if sys.argv else ""
+
+
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between the settings of two runs, one line each."""
+    names = sorted({*earlier, *now})
+    return [
+        f"{name}: {earlier.get(name)!r} then, {now.get(name)!r} now"
+        for name in names
+        if earlier.get(name) != now.get(name)
+    ]

@@ -1,0 +1,280 @@
+"""The graph of the main job: which transform feeds which."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, cast
+
+import apache_beam as beam
+
+from manifests.schema import DEAD_LETTER_SCHEMA, METRICS_SCHEMA
+from model.conditioning import Normalisation
+from pipelines.config import SeparateConfig
+from transforms import books, failures, journal, metrics_rows, models
+from transforms.audio_io import StemFormat
+from transforms.elements import Failure, MetricsRow
+from transforms.grouping import GroupByMixture
+from transforms.long_recordings import SeparateLongRecordings
+from transforms.lookahead import Overlap
+from transforms.manifest_io import FINISHED, AdmitRows, ReadManifest
+from transforms.mixtures import ReadSettings
+from transforms.network import NetworkSettings
+from transforms.queries import AttachQueriesFn, EmbedQueries
+from transforms.reading import ReadAudio
+from transforms.scoring import ScoreStems, ScoringSettings
+from transforms.separation import SeparateClips, SeparationSettings
+from transforms.storage import Storage, join
+from transforms.summary import SummariseMetrics
+from transforms.tables import TableRow, WriteTable
+from transforms.writing import WriteSettings, WriteStems
+
+WORK = "_work"
+JOURNAL = f"{WORK}/journal"
+STAGING = f"{WORK}/staging"
+BOOKS = f"{WORK}/books.json"
+METRICS, SUMMARY, DEAD_LETTERS = "metrics", "summary", "dead_letters"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A configuration, and what the launcher found out before it builds the graph.
+
+    Attributes:
+        config: of the run.
+        storage: how files are reached.
+        attempt: 0 for the first run into this output, 1 for the first that resumes it, …
+        metrics_uris: files of metrics of earlier attempts.
+        journal_uris: files of the journal that they left.
+        model_rate_hz: of the model.
+        window_samples: of the model.
+        code_version: for the metrics.
+    """
+
+    config: SeparateConfig
+    storage: Storage
+    attempt: int
+    metrics_uris: tuple[str, ...]
+    journal_uris: tuple[str, ...]
+    model_rate_hz: int
+    window_samples: int
+    code_version: str
+
+    def uri(self, name: str) -> str:
+        """A place in the output folder."""
+        return join(self.config.output, name)
+
+    @property
+    def prefix(self) -> str:
+        """Of the names of this attempt's table files."""
+        return f"part-{self.attempt:03d}"
+
+
+def model_choice(config: SeparateConfig) -> models.ModelChoice:
+    """The model of a run."""
+    return models.ModelChoice(name=config.model, device=config.device, precision=config.precision)
+
+
+def scorer_choice(config: SeparateConfig) -> models.ScorerChoice | None:
+    """The scorer of a run; None for no CLAPScores."""
+    if config.scorer == "none":
+        return None
+    return models.ScorerChoice(model=model_choice(config), name=config.scorer)
+
+
+@dataclasses.dataclass(eq=False)
+class SeparateManifest(beam.PTransform[Any, Any]):
+    """Manifest rows → stems, metrics, summary, dead letters and books.
+
+    In: a pipeline. Out: nothing that anybody needs; everything is in files.
+    """
+
+    plan: Plan
+
+    def expand(self, root: Any) -> Any:
+        """Wires the steps."""
+        plan = self.plan
+        rows, invalid = root | "ReadManifest" >> ReadManifest(
+            uris=plan.config.manifests, rows=plan.config.rows, storage=plan.storage
+        )
+        kept = root | "ReadKept" >> journal.ReadKept(
+            table_uris=plan.metrics_uris, journal_uris=plan.journal_uris, storage=plan.storage
+        )
+        admitted, duplicates, finished = {
+            "rows": rows,
+            FINISHED: kept | "KeptIds" >> beam.Map(_kept_id).with_output_types(str),
+        } | "AdmitRows" >> AdmitRows()
+        mixtures = admitted | "GroupByMixture" >> GroupByMixture()
+        done, *failed = (mixtures, admitted) | "Separate" >> Separate(plan)
+        all_failed = (invalid, duplicates, *failed) | "AllFailed" >> beam.Flatten()
+        tables = self._write_tables(done, kept, all_failed)
+        return {
+            **tables,
+            books.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
+            books.FINISHED_BEFORE: finished,
+            books.STEMS: done,
+            books.DEAD: all_failed,
+        } | "KeepBooks" >> books.KeepBooks(uri=plan.uri(BOOKS), storage=plan.storage)
+
+    def _write_tables(self, done: Any, kept: Any, all_failed: Any) -> dict[str, Any]:
+        plan = self.plan
+        recovered = kept | "OnlyInJournal" >> beam.FlatMap(_recovered).with_output_types(MetricsRow)
+        new = (done, recovered) | "NewRows" >> beam.Flatten()
+        earlier = kept | "InTable" >> beam.FlatMap(_in_table).with_output_types(MetricsRow)
+        metrics_files = (
+            new
+            | "TableRows" >> beam.Map(metrics_rows.table_row).with_output_types(TableRow)
+            | "WriteMetrics"
+            >> WriteTable(
+                uri=plan.uri(METRICS),
+                schema=METRICS_SCHEMA,
+                storage=plan.storage,
+                prefix=plan.prefix,
+                shards=plan.config.shards,
+            )
+        )
+        _ = (
+            (new, earlier)
+            | "EveryRow" >> beam.Flatten()
+            | "Summarise" >> SummariseMetrics(uri=plan.uri(SUMMARY), storage=plan.storage)
+        )
+        dead_letter_files = (
+            all_failed
+            | "DeadLetterRows" >> beam.Map(_dead_letter).with_output_types(TableRow)
+            | "WriteDeadLetters"
+            >> WriteTable(
+                uri=plan.uri(DEAD_LETTERS),
+                schema=DEAD_LETTER_SCHEMA,
+                storage=plan.storage,
+                prefix=plan.prefix,
+            )
+        )
+        return {
+            books.RECOVERED: recovered,
+            books.METRICS_FILES: metrics_files,
+            books.DEAD_LETTER_FILES: dead_letter_files,
+        }
+
+
+@dataclasses.dataclass(eq=False)
+class Separate(beam.PTransform[Any, Any]):
+    """Grouped rows → stems in their place and metrics: all that touches samples, in one stage.
+
+    In: ``MixtureRows``, and the rows whose queries are to be embedded. Out: ``MetricsRow``, then
+    failures of each step.
+    """
+
+    plan: Plan
+
+    def expand(self, inputs: tuple[Any, Any]) -> tuple[Any, ...]:
+        """Wires the steps."""
+        mixtures, rows = inputs
+        plan, config = self.plan, self.plan.config
+        reading = ReadSettings(
+            model_rate_hz=plan.model_rate_hz,
+            mix_down=config.channels == "mid",
+            max_in_memory_s=config.max_clip_in_memory_s,
+        )
+        queries, no_query = self._attach(mixtures, rows, reading.max_values)
+        return self._hinted(reading, queries, no_query)
+
+    def _attach(self, mixtures: Any, rows: Any, max_values: int) -> tuple[Any, Any]:
+        plan = self.plan
+        own = models.ScorerChoice(model=model_choice(plan.config))
+        scorer = scorer_choice(plan.config)
+        embedded = rows | "EmbedQueries" >> EmbedQueries(own, plan.storage, max_values)
+        by_scorer = embedded
+        if scorer is not None and scorer != own:
+            by_scorer = rows | "EmbedForScorer" >> EmbedQueries(scorer, plan.storage, max_values)
+        outputs = mixtures | "AttachQueries" >> beam.ParDo(
+            AttachQueriesFn(scores=scorer is not None),
+            beam.pvalue.AsMultiMap(embedded),
+            beam.pvalue.AsMultiMap(by_scorer),
+        ).with_outputs(failures.FAILED, main="queries")
+        return outputs["queries"], outputs[failures.FAILED]
+
+    def _hinted(self, reading: ReadSettings, queries: Any, no_query: Any) -> tuple[Any, ...]:
+        hints = dict(self.plan.config.execution.resource_hints)
+        step = SeparateMixtures(self.plan, reading).with_resource_hints(**hints)
+        return (*(queries | "SeparateMixtures" >> step), no_query)
+
+
+@dataclasses.dataclass(eq=False)
+class SeparateMixtures(beam.PTransform[Any, Any]):
+    """Reads, separates, scores and writes: one stage on the machines that have the accelerator.
+
+    In: ``MixtureQueries``. Out: ``MetricsRow``, then failures of reading, separating, writing and
+    streaming.
+    """
+
+    plan: Plan
+    reading: ReadSettings
+
+    def expand(self, queries: Any) -> tuple[Any, ...]:
+        """Wires the steps."""
+        plan, config = self.plan, self.plan.config
+        separation, scoring, writing = self._settings()
+        ahead = Overlap(num_threads=2, max_pending=max(2, config.batch_size))
+        clips, long, unread = queries | "ReadAudio" >> ReadAudio(plan.storage, self.reading, ahead)
+        separated, not_separated = clips | "SeparateClips" >> SeparateClips(
+            separation, plan.window_samples
+        )
+        scored = separated | "ScoreStems" >> ScoreStems(scoring)
+        written, unwritten = scored | "WriteStems" >> WriteStems(writing, ahead)
+        streamed, not_streamed = long | "SeparateLongRecordings" >> SeparateLongRecordings(
+            separation, scoring, self.reading, writing
+        )
+        done = (
+            (written, streamed)
+            | "Done" >> beam.Flatten()
+            | "Journal" >> journal.WriteJournal(uri=plan.uri(JOURNAL), storage=plan.storage)
+        )
+        return done, unread, not_separated, unwritten, not_streamed
+
+    def _settings(self) -> tuple[SeparationSettings, ScoringSettings, WriteSettings]:
+        plan, config = self.plan, self.plan.config
+        separation = SeparationSettings(
+            model=model_choice(config),
+            network=NetworkSettings(
+                batch_size=config.batch_size,
+                num_threads=config.execution.num_threads,
+                normalisation=cast(Normalisation, config.condition_norm),
+            ),
+            overlap=config.overlap,
+            share_across_processes=config.execution.share_model,
+        )
+        scoring = ScoringSettings(
+            scorer=scorer_choice(config),
+            model_rate_hz=plan.model_rate_hz,
+            batch_size=config.batch_size,
+            num_threads=config.execution.num_threads,
+        )
+        writing = WriteSettings(
+            uri=config.output,
+            storage=plan.storage,
+            stem_format=cast(StemFormat, config.stem_format),
+            residual=config.residual,
+            model_rate_hz=plan.model_rate_hz,
+            code_version=plan.code_version,
+        )
+        return separation, scoring, writing
+
+
+def _kept_id(kept: journal.KeptRow) -> str:
+    return kept.row.id
+
+
+def _recovered(kept: journal.KeptRow) -> list[MetricsRow]:
+    return [] if kept.in_table else [kept.row]
+
+
+def _in_table(kept: journal.KeptRow) -> list[MetricsRow]:
+    return [kept.row] if kept.in_table else []
+
+
+def _dead_letter(failure: Failure) -> TableRow:
+    return TableRow(
+        partition="",
+        key=failures.sort_key(failure),
+        record=failures.record_of(failure),
+        extra=failures.extra_of(failure),
+    )

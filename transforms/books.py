@@ -1,0 +1,123 @@
+"""What became of every row, counted from the rows themselves and not by runner counters."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import apache_beam as beam
+
+from transforms.elements import Failure
+from transforms.storage import Storage
+
+ROWS = "rows"
+FINISHED_BEFORE = "finished_before"
+STEMS = "stems"
+DEAD = "dead_letters"
+RECOVERED = "recovered"
+METRICS_FILES = "metrics_files"
+DEAD_LETTER_FILES = "dead_letter_files"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Books:
+    """Counts of a run.
+
+    Attributes:
+        rows: of the manifest.
+        finished_before: of those, that an earlier run had finished.
+        stems: written by this run.
+        dead_letters: rows that failed.
+        recovered: rows of metrics that an earlier run had left in its journal only.
+        metrics_written: rows in this run's files of metrics.
+        dead_letters_written: rows in this run's files of dead letters.
+        by_reason: dead letters by ``stage/error_type``.
+    """
+
+    rows: int
+    finished_before: int
+    stems: int
+    dead_letters: int
+    recovered: int
+    metrics_written: int
+    dead_letters_written: int
+    by_reason: Mapping[str, int]
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every row is accounted for once, in the counts and in the files."""
+        return (
+            self.rows == self.finished_before + self.stems + self.dead_letters
+            and self.metrics_written == self.stems + self.recovered
+            and self.dead_letters_written == self.dead_letters
+        )
+
+    @property
+    def failure_rate(self) -> float:
+        """Dead letters over rows; 0 for an empty manifest."""
+        return self.dead_letters / self.rows if self.rows else 0.0
+
+
+@dataclasses.dataclass(eq=False)
+class KeepBooks(beam.PTransform[Any, Any]):
+    """Counts rows and writes the counts.
+
+    In: PCollections by the names above; those of files hold ``(uri, number of rows)``. Out: the URI
+    of the file.
+
+    Attributes:
+        uri: the JSON file to write.
+        storage: how it is reached.
+    """
+
+    uri: str
+    storage: Storage
+
+    def expand(self, counted: Mapping[str, Any]) -> Any:
+        """Wires the steps."""
+        entries = [
+            pcoll | f"Enter_{name}" >> beam.Map(_entry, name).with_output_types(tuple[str, int])
+            for name, pcoll in counted.items()
+        ]
+        return (
+            entries
+            | "Together" >> beam.Flatten()
+            | "Add" >> beam.CombinePerKey(sum)
+            | "Gather" >> beam.combiners.ToDict()  # type: ignore[attr-defined]
+            | "Write" >> beam.Map(_write, self.uri, self.storage).with_output_types(str)
+        )
+
+
+def _entry(element: Any, name: str) -> tuple[str, int]:
+    if isinstance(element, Failure):
+        return f"{name}/{element.stage}/{element.error_type}", 1
+    return name, element[1] if name in (METRICS_FILES, DEAD_LETTER_FILES) else 1
+
+
+def _write(counts: Mapping[str, int], uri: str, storage: Storage) -> str:
+    storage.write_bytes(uri, json.dumps(counts, sort_keys=True).encode())
+    return uri
+
+
+def read_books(storage: Storage, uri: str) -> Books:
+    """The books of a run that has ended."""
+    counts: dict[str, int] = json.loads(storage.read_bytes(uri))
+    by_reason = {
+        name.removeprefix(f"{DEAD}/"): count
+        for name, count in sorted(counts.items())
+        if name.startswith(f"{DEAD}/")
+    }
+    # Rows that did not validate are counted among the rows like all others.
+    rows = sum(count for name, count in counts.items() if name.split("/", 1)[0] == ROWS)
+    return Books(
+        rows=rows,
+        finished_before=counts.get(FINISHED_BEFORE, 0),
+        stems=counts.get(STEMS, 0),
+        dead_letters=sum(by_reason.values()),
+        recovered=counts.get(RECOVERED, 0),
+        metrics_written=counts.get(METRICS_FILES, 0),
+        dead_letters_written=counts.get(DEAD_LETTER_FILES, 0),
+        by_reason=by_reason,
+    )

@@ -1,0 +1,245 @@
+"""One query's stem of a long recording: compared, resampled and written while it grows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from manifests.row import ManifestRow
+from model import audio as waveforms
+from model.clap import MAX_WINDOWS
+from model.metrics import PairScorer
+from transforms.audio_io import (
+    READ_ERRORS,
+    AudioError,
+    AudioPart,
+    StemWriter,
+    WriteError,
+    describe,
+    error_code,
+    open_audio,
+)
+from transforms.branches import Cutter
+from transforms.elements import Failure, RowQuery, Samples, Scores, Stage, failed
+from transforms.mixtures import require_equal_length
+from transforms.network import SeparationError
+from transforms.scoring import Scoring, ratio_scores, without_reference
+from transforms.storage import Storage
+from transforms.writing import WriteSettings
+
+BLOCK_S = 4.0
+ERRORS = (SeparationError, *READ_ERRORS)
+
+
+class LongMixture:
+    """A recording in blocks, as often as it is needed."""
+
+    def __init__(
+        self, row: ManifestRow, storage: Storage, *, mix_down: bool, model_rate_hz: int
+    ) -> None:
+        """Looks at the file.
+
+        Raises:
+            AudioError: it cannot be used.
+            OSError: it cannot be reached.
+        """
+        self.row, self.storage, self.model_rate_hz = row, storage, model_rate_hz
+        self.uri = row.mixture_uri or ""
+        self._mix_down = mix_down
+        with open_audio(storage, self.uri, row.offset_s, row.duration_s) as file:
+            self.part = file.part
+        self.num_channels = 1 if mix_down else self.part.num_channels
+
+    def blocks(self) -> Iterator[Samples]:
+        """As in the file, mixed down if it is to be: float32[C', n] each."""
+        row = self.row
+        with open_audio(self.storage, self.uri, row.offset_s, row.duration_s) as file:
+            for block in file.blocks(_block_samples(file.part)):
+                yield waveforms.to_mono(block)[None] if self._mix_down else block
+
+    def at_model_rate(self) -> Iterator[Samples]:
+        """At the model's rate."""
+        rate_hz = self.part.sample_rate_hz
+        return waveforms.resample_blocks(self.blocks(), rate_hz, self.model_rate_hz)
+
+    def reference(self, uri: str) -> Iterator[Samples]:
+        """The same part of a reference, mono at the model's rate, float32[1, n] each.
+
+        Raises:
+            AudioError: it cannot be used, or is not as long as the mixture.
+        """
+        row = self.row
+        with open_audio(self.storage, uri, row.offset_s, row.duration_s) as file:
+            require_equal_length(uri, file.part.duration_s, self.part.duration_s)
+            blocks = file.blocks(_block_samples(file.part))
+            yield from waveforms.resample_blocks(
+                (waveforms.to_mono(block)[None] for block in blocks),
+                file.part.sample_rate_hz,
+                self.model_rate_hz,
+            )
+
+
+def _block_samples(part: AudioPart) -> int:
+    return max(1, round(BLOCK_S * part.sample_rate_hz))
+
+
+class LongStem:
+    """A stem and its residual in temporary files, until they are whole."""
+
+    def __init__(
+        self,
+        query: RowQuery,
+        mixture: LongMixture,
+        pieces: Iterator[Samples],
+        settings: WriteSettings,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            query: what was asked.
+            mixture: the recording.
+            pieces: the stem at the model's rate, float32[C', n ≥ 0] each.
+            settings: where the stem goes.
+            stack: closes and removes the temporary files.
+        """
+        self.failure: Failure | None = None
+        self.paths: dict[str, str] = {}
+        self.peak = 0.0
+        self._query, self._mixture, self._pieces = query, mixture, pieces
+        self._settings, self._stack = settings, stack
+        self._scorer = PairScorer() if query.row.reference_uri is not None else None
+        self._steps = self._write()
+
+    def advance(self) -> bool:
+        """Goes on by one block; False when there is no more to do, or no point in it."""
+        if self.failure is not None:
+            return False
+        try:
+            next(self._steps)
+        except StopIteration:
+            return False
+        except ERRORS as err:
+            self.fail(err)
+            return False
+        return True
+
+    def fail(self, error: Exception) -> Failure:
+        """Gives up."""
+        row = self._query.row
+        stage: Stage = "write" if isinstance(error, WriteError) else "read"
+        if isinstance(error, SeparationError):
+            self.failure = failed(row, "separate", error.code, str(error))
+        else:
+            uri = self._settings.stem_uri(row) if stage == "write" else self._mixture.uri
+            self.failure = failed(row, stage, error_code(error), describe(error, uri))
+        return self.failure
+
+    def ratios(self) -> Scores:
+        """How the stem compares with its reference."""
+        if self._scorer is None:
+            return without_reference()
+        return ratio_scores(self._scorer.scores().clips()[0])
+
+    def _write(self) -> Iterator[None]:
+        mixture, settings = self._mixture, self._settings
+        part = AudioPart(
+            sample_rate_hz=mixture.part.sample_rate_hz,
+            num_channels=mixture.num_channels,
+            start=0,
+            num_samples=mixture.part.num_samples,
+        )
+        stem = self._writer("", part)
+        residual = self._writer(".residual", part) if settings.residual else None
+        again = Cutter(mixture.blocks())
+        left = part.num_samples
+        resampled = waveforms.resample_blocks(
+            self._compared(), mixture.model_rate_hz, part.sample_rate_hz
+        )
+        for block in resampled:
+            samples = block[:, :left]
+            left -= samples.shape[1]
+            stem.write(samples)
+            if residual is not None:
+                residual.write(again.take(samples.shape[1]) - samples)
+            yield
+        self.peak = stem.peak
+        for writer in (stem, residual):
+            if writer is not None:
+                writer.close()
+
+    def _writer(self, ending: str, part: AudioPart) -> StemWriter:
+        uri = self._settings.stem_uri(self._query.row, ending)
+        path = self._stack.enter_context(self._settings.storage.temporary(uri))
+        writer = StemWriter(path, part, self._settings.stem_format)
+        self._stack.callback(writer.close)
+        self.paths[uri] = path
+        return writer
+
+    def _compared(self) -> Iterator[Samples]:
+        """The pieces as they pass, compared with the reference."""
+        mixture = Cutter(self._mixture.at_model_rate())
+        reference = Cutter(self._mixture.reference(self._query.row.reference_uri or ""))
+        for piece in self._pieces:
+            if piece.shape[1] == 0:
+                continue
+            if not np.isfinite(piece).all():
+                raise SeparationError("not_finite", "the network's output is not finite")
+            if self._scorer is not None:
+                heard, target = mixture.take(piece.shape[1]), reference.take(piece.shape[1])
+                self._scorer.update(_mono_row(piece), _mono_row(heard), _mono_row(target))
+            yield piece
+
+
+def _mono_row(block: Samples) -> torch.Tensor:
+    return torch.from_numpy(waveforms.to_mono(block))[None]
+
+
+def embed_file(scoring: Scoring, storage: Storage, uri: str, part: AudioPart) -> Samples | None:
+    """What the scorer hears in a long file: as in a clip, the mean over windows spread over it.
+
+    Args:
+        scoring: the scorer.
+        storage: how the file is reached.
+        uri: the file.
+        part: what to hear of it.
+
+    Returns:
+        float32[D], or None where all windows are silent or nothing is scored.
+    """
+    if scoring.encoder is None:
+        return None
+    length_s = scoring.encoder.clip_samples / scoring.encoder.sample_rate_hz
+    windows = [
+        _window(storage, uri, start_s, min(length_s, part.duration_s), scoring.model_rate_hz)
+        for start_s in window_starts_s(part, length_s)
+    ]
+    heard = [vector for vector in scoring.embed(windows) if vector is not None]
+    if not heard:
+        return None
+    mean = np.mean(heard, axis=0, dtype=np.float64)
+    return (mean / np.linalg.norm(mean)).astype(np.float32)
+
+
+def window_starts_s(part: AudioPart, length_s: float) -> Sequence[float]:
+    """Where the windows begin that stand for a part of a file; see ``Clap.embed_audio``."""
+    count = min(-int(-part.duration_s // length_s), MAX_WINDOWS)
+    if count <= 1:
+        return [part.start_s]
+    step_s = (part.duration_s - length_s) / (count - 1)
+    return [part.start_s + index * step_s for index in range(count)]
+
+
+def _window(storage: Storage, uri: str, start_s: float, duration_s: float, rate_hz: int) -> Samples:
+    with open_audio(storage, uri, start_s, duration_s) as file:
+        samples = waveforms.to_mono(file.read())
+    return waveforms.resample(samples, file.part.sample_rate_hz, rate_hz)
+
+
+def require_heard(peak: float, uri: str) -> None:
+    """Raises AudioError where a recording turned out to be silent."""
+    if peak == 0.0:
+        raise AudioError("silent", f"{uri}: all samples are zero")

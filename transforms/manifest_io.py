@@ -1,0 +1,160 @@
+"""Manifest files → rows, and the decision which of them are to be done."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics.metric import Metrics
+
+from manifests.codec import Split, expand, iter_split, plan_splits
+from manifests.errors import RowError
+from manifests.row import ManifestRow
+from transforms import failures
+from transforms.elements import Failure, failed
+from transforms.storage import Storage
+
+FINISHED = "finished"
+
+
+@dataclasses.dataclass(eq=False)
+class ReadManifest(beam.PTransform[Any, Any]):
+    """Rows of manifests, read in splits wherever there is a worker.
+
+    In: a pipeline. Out: ``ManifestRow``, and ``Failure`` for each row that does not validate; every
+    row of every file once, in no particular order. A file that cannot be read fails the job.
+
+    Attributes:
+        uris: files, folders or patterns.
+        rows: rows to take as they are, instead of files.
+        storage: how the files are reached.
+    """
+
+    uris: tuple[str, ...] = ()
+    rows: tuple[ManifestRow, ...] = ()
+    storage: Storage = dataclasses.field(default_factory=Storage)
+
+    def __post_init__(self) -> None:
+        """Either files or rows."""
+        super().__init__()
+        if bool(self.uris) == bool(self.rows):
+            raise ValueError("expected the URIs of manifests, or rows, and not both")
+
+    def expand(self, root: Any) -> tuple[Any, Any]:
+        """Wires the steps."""
+        if self.rows:
+            read = root | "Create" >> beam.Create(list(self.rows), reshuffle=False)
+        else:
+            read = (
+                root
+                | "Manifests" >> beam.Create(list(self.uris), reshuffle=False)
+                | "PlanSplits" >> beam.ParDo(_PlanSplitsFn(self.storage))
+                | "Spread" >> beam.Reshuffle()
+                | "ReadSplits" >> beam.ParDo(_ReadSplitFn(self.storage))
+            )
+        outputs = read | "Count" >> beam.ParDo(_CountFn()).with_outputs(
+            failures.FAILED, main="rows"
+        )
+        return outputs["rows"], outputs[failures.FAILED]
+
+
+class _PlanSplitsFn(beam.DoFn):
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def process(self, uri: str) -> Iterator[Split]:
+        options = self._storage.options_for(uri)
+        for file in expand(uri, options):
+            yield from plan_splits(file, options)
+
+
+class _ReadSplitFn(beam.DoFn):
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def process(self, split: Split) -> Iterator[Any]:
+        for result in iter_split(split, self._storage.options_for(split.uri)):
+            yield result if isinstance(result, ManifestRow) else invalid(result)
+
+
+class _CountFn(beam.DoFn):
+    def __init__(self) -> None:
+        self._rows = Metrics.counter("ReadManifest", "in")
+
+    def process(self, element: Any) -> Iterator[Any]:
+        self._rows.inc()
+        yield failures.dead(element) if isinstance(element, Failure) else element
+
+
+def invalid(error: RowError) -> Failure:
+    """The failure of a row that did not validate."""
+    return Failure(
+        stage="manifest",
+        error_type="invalid_row",
+        message=str(error),
+        row_json=error.row_json,
+        manifest_uri=error.uri,
+        manifest_row=error.row,
+    )
+
+
+@dataclasses.dataclass(eq=False)
+class AdmitRows(beam.PTransform[Any, Any]):
+    """Drops rows that are finished already, and all but the first row of an id.
+
+    In: ``{"rows": ManifestRow, "finished": str}``, the ids of an earlier run's metrics. Out: rows
+    to be done; failures of duplicates; ids of rows that were finished before. Which of several rows
+    with one id comes first is decided by file and row number, never by the order of arrival.
+    """
+
+    def expand(self, inputs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        """Wires the steps."""
+        keyed = {
+            "rows": inputs["rows"]
+            | "KeyRows" >> beam.Map(_by_id).with_output_types(tuple[str, ManifestRow]),
+            FINISHED: inputs[FINISHED]
+            | "KeyFinished" >> beam.Map(_with_none).with_output_types(tuple[str, None]),
+        }
+        outputs = (
+            keyed
+            | "ById" >> beam.CoGroupByKey()
+            | "Admit" >> beam.FlatMap(_admit).with_outputs(failures.FAILED, FINISHED, main="rows")
+        )
+        return outputs["rows"], outputs[failures.FAILED], outputs[FINISHED]
+
+
+def _by_id(row: ManifestRow) -> tuple[str, ManifestRow]:
+    return row.id, row
+
+
+def _with_none(row_id: str) -> tuple[str, None]:
+    return row_id, None
+
+
+def _admit(group: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
+    row_id, found = group
+    first: ManifestRow | None = None
+    for row in found["rows"]:
+        if first is None:
+            first = row
+            continue
+        first, later = (first, row) if _place(first) <= _place(row) else (row, first)
+        yield failures.dead(_duplicate(later))
+    if first is None:
+        return
+    if any(True for _ in found[FINISHED]):
+        yield beam.pvalue.TaggedOutput(FINISHED, row_id)
+    else:
+        yield first
+
+
+def _place(row: ManifestRow) -> tuple[str, int]:
+    return row.manifest_uri or "", row.manifest_row or 0
+
+
+def _duplicate(row: ManifestRow) -> Failure:
+    return failed(
+        row, "manifest", "duplicate_id", f"id {row.id[:200]!r} stands in an earlier row too"
+    )

@@ -1,0 +1,82 @@
+"""The models of a process: each is loaded once, whichever transforms use it."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+from model.clap import QueryEncoder
+
+T = TypeVar("T")
+AUTO = "auto"
+OWN = "own"
+_LOCK = threading.Lock()
+_LOADED: dict[Hashable, Any] = {}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelChoice:
+    """Which model, where and how precisely it computes.
+
+    Attributes:
+        name: a name of ``model.registry``, or the URI of a checkpoint.
+        device: a torch device, or ``auto``: the GPU where the worker has one.
+        precision: ``fp32`` or ``bf16``.
+    """
+
+    name: str
+    device: str = AUTO
+    precision: str = "fp32"
+
+    def resolved_device(self) -> str:
+        """The device of this worker."""
+        if self.device != AUTO:
+            return self.device
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerChoice:
+    """Which CLAP gives the CLAPScores; ``own`` is the one inside the model, which is circular."""
+
+    model: ModelChoice
+    name: str = OWN
+
+
+def load_model(choice: ModelChoice) -> Any:
+    """The model, loaded on first use: a ``model.registry.LoadedModel``."""
+
+    def load() -> Any:
+        from model import registry
+
+        return registry.load(
+            choice.name, device=choice.resolved_device(), precision=choice.precision
+        )
+
+    return _once(choice, load)
+
+
+def load_scorer(choice: ScorerChoice) -> QueryEncoder:
+    """The CLAP that scores, loaded on first use."""
+    if choice.name == OWN:
+        encoder: QueryEncoder = load_model(choice.model).query_encoder
+        return encoder
+
+    def load() -> QueryEncoder:
+        from model import registry
+
+        return registry.load_scorer(choice.name, device=choice.model.resolved_device())
+
+    return _once(choice, load)
+
+
+def _once(key: Hashable, load: Callable[[], T]) -> T:
+    with _LOCK:
+        if key not in _LOADED:
+            _LOADED[key] = load()
+        loaded: T = _LOADED[key]
+        return loaded

@@ -1,0 +1,193 @@
+"""Windows of many clips through one network: batches, shared encodings, threads, memory limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from model.conditioning import Condition, Normalisation
+from model.separator import Separator
+from transforms.elements import Samples
+
+logger = logging.getLogger(__name__)
+MODEL_ERRORS = (RuntimeError, ValueError, ArithmeticError, MemoryError)
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class SeparationError(RuntimeError):
+    """The network could not answer; ``code`` says why in one word."""
+
+    def __init__(self, code: str, message: str) -> None:
+        """An error with a code."""
+        super().__init__(message)
+        self.code = code
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSettings:
+    """How the network is run.
+
+    Only ``normalisation`` changes what comes out by more than rounding.
+
+    Attributes:
+        batch_size: the most windows, channels counted, in one forward pass.
+        num_threads: threads on a CPU; each runs batches of its own, with one OpenMP thread.
+        normalisation: of the condition.
+    """
+
+    batch_size: int = 8
+    num_threads: int = 1
+    normalisation: Normalisation = "normalised"
+
+    def __post_init__(self) -> None:
+        """Checks the counts."""
+        if self.batch_size < 1 or self.num_threads < 1:
+            raise ValueError(f"{self}: batch_size and num_threads must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WindowQueries:
+    """A window float32[C, n] and what is asked of it: positive and negative float32[Q, D]."""
+
+    samples: Samples
+    positive: Samples
+    negative: Samples
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WindowAnswers:
+    """float32[Q, C, n], and each query's share of the time in the network."""
+
+    samples: Samples
+    inference_s: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """One channel of one window; rows of equal length share a batch."""
+
+    window: int
+    channel: int
+
+
+class Network:
+    """A separator, and how it is run. Safe to use from several threads."""
+
+    def __init__(self, separator: Separator, device: str, settings: NetworkSettings) -> None:
+        """Wraps ``separator``, whose parameters are on ``device``."""
+        self.separator = separator
+        self.device = device
+        self.batch_size = settings.batch_size
+        self._settings = settings
+        threads = settings.num_threads if device == "cpu" else 1
+        self._pool = ThreadPoolExecutor(threads, "network") if threads > 1 else None
+        self._num_threads = threads
+        if self._pool is not None:
+            torch.set_num_threads(1)
+
+    def answer(self, windows: Sequence[WindowQueries]) -> list[WindowAnswers]:
+        """Answers every query of every window; each channel is encoded once.
+
+        Raises:
+            SeparationError: the network failed, or memory is too small for one window.
+        """
+        outputs = [np.empty((len(w.positive), *w.samples.shape), dtype=np.float32) for w in windows]
+        seconds = [np.zeros(len(w.positive)) for w in windows]
+        batches = list(self._batches(windows))
+
+        def run(rows: list[_Row]) -> None:
+            for row, query, samples, cost_s in self._halving(windows, rows):
+                outputs[row.window][query, row.channel] = samples
+                seconds[row.window][query] += cost_s
+
+        for _ in self._pool.map(run, batches) if self._pool else map(run, batches):
+            pass
+        return [
+            WindowAnswers(samples=output, inference_s=tuple(float(s) for s in cost))
+            for output, cost in zip(outputs, seconds, strict=True)
+        ]
+
+    def _batches(self, windows: Sequence[WindowQueries]) -> Iterator[list[_Row]]:
+        """Rows of equal length: padding a window would change what it gives near its end."""
+        by_length: dict[int, list[_Row]] = {}
+        for index, window in enumerate(windows):
+            rows = by_length.setdefault(window.samples.shape[1], [])
+            rows.extend(_Row(window=index, channel=c) for c in range(len(window.samples)))
+        for rows in by_length.values():
+            size = min(self._settings.batch_size, -(-len(rows) // self._num_threads))
+            for begin in range(0, len(rows), size):
+                yield rows[begin : begin + size]
+
+    def _halving(
+        self, windows: Sequence[WindowQueries], rows: list[_Row]
+    ) -> Iterable[tuple[_Row, int, Samples, float]]:
+        """Runs a batch; one that does not fit into memory is cut in two and tried again."""
+        answers_at_once = self._settings.batch_size
+        while True:
+            try:
+                return self._forward(windows, rows, answers_at_once)
+            except MODEL_ERRORS as err:
+                if not _is_out_of_memory(err):
+                    raise SeparationError("model_error", _first_line(err)) from err
+                failure = err
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if len(rows) > 1:
+                logger.debug("out of memory at %d windows: halved", len(rows))
+                middle = len(rows) // 2
+                first, second = rows[:middle], rows[middle:]
+                return [*self._halving(windows, first), *self._halving(windows, second)]
+            if answers_at_once == 1:
+                raise SeparationError(
+                    "out_of_memory",
+                    f"one window at a time is too much: {_first_line(failure)}",
+                ) from failure
+            answers_at_once //= 2
+
+    def _forward(
+        self, windows: Sequence[WindowQueries], rows: list[_Row], answers_at_once: int
+    ) -> list[tuple[_Row, int, Samples, float]]:
+        start_s = time.perf_counter()
+        pairs = [(i, q) for i, r in enumerate(rows) for q in range(len(windows[r.window].positive))]
+        mixture = np.stack([windows[row.window].samples[row.channel] for row in rows])
+        found: list[Samples] = []
+        with torch.inference_mode():
+            encoded = self.separator.encode(torch.from_numpy(mixture).to(self.device))
+            for begin in range(0, len(pairs), answers_at_once):
+                part = pairs[begin : begin + answers_at_once]
+                index = torch.tensor([row for row, _ in part], device=self.device)
+                answer = self.separator.answer(
+                    encoded.index(index), self._condition(windows, rows, part)
+                )
+                found.extend(answer.float().cpu().numpy())
+        cost_s = (time.perf_counter() - start_s) / len(pairs)
+        return [(rows[i], q, found[k], cost_s) for k, (i, q) in enumerate(pairs)]
+
+    def _condition(
+        self, windows: Sequence[WindowQueries], rows: list[_Row], pairs: list[tuple[int, int]]
+    ) -> Condition:
+        def gather(polarity: str) -> torch.Tensor:
+            chosen = [getattr(windows[rows[i].window], polarity)[q] for i, q in pairs]
+            return torch.from_numpy(np.stack(chosen)).to(self.device)
+
+        return Condition(
+            positive=gather("positive"),
+            negative=gather("negative"),
+            normalisation=self._settings.normalisation,
+        )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(t in str(error).lower() for t in _OUT_OF_MEMORY)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300]

@@ -1,0 +1,257 @@
+"""What rows ask for: each distinct query is embedded once a run, then joined to its rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import torch
+
+from manifests.row import ManifestRow
+from model.clap import QueryEncoder
+from model.conditioning import fuse, pool_shots
+from transforms import failures, models
+from transforms.audio_io import READ_ERRORS, describe, error_code, require_sound
+from transforms.elements import (
+    EmbeddedQuery,
+    Failure,
+    MixtureQueries,
+    MixtureRows,
+    Query,
+    RowQuery,
+    Samples,
+    failed,
+)
+from transforms.mixtures import read_mono
+from transforms.storage import Storage
+
+Embedded = Mapping[str, Iterable[EmbeddedQuery]]
+_EMBED_ERRORS = (RuntimeError, ValueError, MemoryError)
+_SHOTS_AT_ONCE = 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RowAsks:
+    """The queries of a row: a text and example clips, for either polarity."""
+
+    positive_text: Query | None
+    positive_audio: Query | None
+    negative_text: Query | None
+    negative_audio: Query | None
+
+    def __iter__(self) -> Iterator[Query]:
+        """Those that there are."""
+        for field in dataclasses.fields(self):
+            query = getattr(self, field.name)
+            if query is not None:
+                yield query
+
+
+def asks_of(row: ManifestRow) -> RowAsks:
+    """What a row asks for."""
+
+    def text(value: str | None) -> Query | None:
+        return None if value is None else Query(text=value)
+
+    def audio(uris: tuple[str, ...]) -> Query | None:
+        return Query(audio_uris=uris) if uris else None
+
+    return RowAsks(
+        positive_text=text(row.positive_text),
+        positive_audio=audio(row.positive_audio_uris),
+        negative_text=text(row.negative_text),
+        negative_audio=audio(row.negative_audio_uris),
+    )
+
+
+@dataclasses.dataclass(eq=False)
+class EmbedQueries(beam.PTransform[Any, Any]):
+    """The distinct queries of rows, embedded.
+
+    In: ``ManifestRow``. Out: ``(key, EmbeddedQuery)``, one for each distinct query; one that cannot
+    be embedded says why. Query text and URIs cross the shuffle, samples do not.
+
+    Attributes:
+        encoder: the scorer, or the CLAP of the model, as which it is given.
+        storage: how example clips are reached.
+        max_values: samples of one example clip.
+        batch_size: texts in one forward pass.
+    """
+
+    encoder: models.ScorerChoice
+    storage: Storage
+    max_values: int
+    batch_size: int = 32
+
+    def expand(self, rows: Any) -> Any:
+        """Wires the steps."""
+        return (
+            rows
+            | "Asks" >> beam.FlatMap(_keyed_asks).with_output_types(tuple[str, Query])
+            | "Distinct" >> beam.CombinePerKey(_first)
+            | "Spread" >> beam.Reshuffle()
+            | "Batch"
+            >> beam.BatchElements(min_batch_size=self.batch_size, max_batch_size=self.batch_size)
+            | "Embed"
+            >> beam.ParDo(_EmbedFn(self.encoder, self.storage, self.max_values)).with_output_types(
+                tuple[str, EmbeddedQuery]
+            )
+        )
+
+
+def _keyed_asks(row: ManifestRow) -> list[tuple[str, Query]]:
+    return [(query.key, query) for query in asks_of(row)]
+
+
+def _first(queries: Iterable[Query]) -> Query:
+    return next(iter(queries))
+
+
+class _EmbedFn(beam.DoFn):
+    def __init__(self, encoder: models.ScorerChoice, storage: Storage, max_values: int) -> None:
+        self._choice, self._storage, self._max_values = encoder, storage, max_values
+        self._encoder: QueryEncoder | None = None
+
+    def setup(self) -> None:
+        self._encoder = models.load_scorer(self._choice)
+
+    def process(self, batch: Sequence[tuple[str, Query]]) -> Iterator[tuple[str, EmbeddedQuery]]:
+        assert self._encoder is not None  # noqa: S101 - set up by Beam
+        texts = [(key, query.text) for key, query in batch if query.text is not None]
+        yield from zip(
+            (key for key, _ in texts),
+            embed_texts(self._encoder, [text for _, text in texts]),
+            strict=True,
+        )
+        for key, query in batch:
+            if query.audio_uris:
+                yield (
+                    key,
+                    embed_examples(
+                        self._encoder, query.audio_uris, self._storage, self._max_values
+                    ),
+                )
+
+
+def embed_texts(encoder: QueryEncoder, texts: Sequence[str]) -> list[EmbeddedQuery]:
+    """Embeds captions; where a batch fails, each by itself."""
+    if not texts:
+        return []
+    try:
+        with torch.inference_mode():
+            return [_embedded(row) for row in encoder.embed_text(texts)]
+    except _EMBED_ERRORS as err:
+        if len(texts) == 1:
+            return [EmbeddedQuery(error_type="model_error", message=f"{texts[0][:200]!r}: {err}")]
+    return [result for text in texts for result in embed_texts(encoder, [text])]
+
+
+def embed_examples(
+    encoder: QueryEncoder, uris: Sequence[str], storage: Storage, max_values: int
+) -> EmbeddedQuery:
+    """Embeds the example clips of one query and pools them."""
+    shots: list[torch.Tensor] = []
+    for begin in range(0, len(uris), _SHOTS_AT_ONCE):
+        clips = []
+        for uri in uris[begin : begin + _SHOTS_AT_ONCE]:
+            try:
+                clip = read_mono(uri, storage, encoder.sample_rate_hz, max_values)
+                require_sound(clip, uri)
+            except READ_ERRORS as err:
+                return EmbeddedQuery(error_type=error_code(err), message=describe(err, uri))
+            clips.append(torch.from_numpy(clip))
+        try:
+            with torch.inference_mode():
+                shots.extend(encoder.embed_audio(clips))
+        except _EMBED_ERRORS as err:
+            return EmbeddedQuery(error_type="model_error", message=f"{uris[begin]}: {err}")
+    return _embedded(pool_shots(torch.stack(shots)))
+
+
+def _embedded(vector: torch.Tensor) -> EmbeddedQuery:
+    values = vector.detach().float().cpu().numpy().astype("<f4")
+    if not np.isfinite(values).all():
+        return EmbeddedQuery(error_type="model_error", message="the embedding is not finite")
+    return EmbeddedQuery(embedding=values.tobytes())
+
+
+class AttachQueriesFn(beam.DoFn):
+    """``MixtureRows`` → ``MixtureQueries``: looks up the embeddings of each row.
+
+    The embeddings are a side input that is read by key: a worker holds those it used, not all.
+    """
+
+    def __init__(self, scores: bool) -> None:
+        """Whether rows are to be scored by CLAPScore."""
+        self._scores = scores
+
+    def process(self, mixture: MixtureRows, embedded: Embedded, by_scorer: Embedded) -> Any:
+        """Yields the mixture with the rows whose queries could be embedded, and the failures."""
+        scorer = by_scorer if self._scores else None
+        queries = []
+        for row in mixture.rows:
+            result = attach(row, embedded, scorer)
+            if isinstance(result, Failure):
+                yield failures.dead(result)
+            else:
+                queries.append(result)
+        if queries:
+            yield MixtureQueries(queries=tuple(queries))
+
+
+def attach(row: ManifestRow, embedded: Embedded, scorer: Embedded | None) -> RowQuery | Failure:
+    """A row with its condition, and with what its stem is to resemble."""
+    asks = asks_of(row)
+    found: dict[str, dict[Query, EmbeddedQuery]] = {"model": {}, "scorer": {}}
+    tables = {"model": embedded} if scorer is None else {"model": embedded, "scorer": scorer}
+    for role, table in tables.items():
+        for query in asks:
+            result = next(iter(table[query.key]))
+            if result.error_type is not None:
+                return failed(row, "embed_queries", result.error_type, result.message)
+            found[role][query] = result
+    positive, negative = (
+        _fused(text, audio, found["model"], row.text_weight)
+        for text, audio in (
+            (asks.positive_text, asks.positive_audio),
+            (asks.negative_text, asks.negative_audio),
+        )
+    )
+    present = positive if positive is not None else negative
+    if present is None:
+        return failed(row, "embed_queries", "no_query", "the row has no query")
+    absent = np.zeros_like(present)
+    return RowQuery(
+        row=row,
+        positive=absent if positive is None else positive,
+        negative=absent if negative is None else negative,
+        scorer_positive=_spoken(asks.positive_text, asks.positive_audio, found["scorer"]),
+        scorer_negative=_spoken(asks.negative_text, asks.negative_audio, found["scorer"]),
+    )
+
+
+def _fused(
+    text: Query | None,
+    audio: Query | None,
+    found: Mapping[Query, EmbeddedQuery],
+    text_weight: float | None,
+) -> Samples | None:
+    weight = 0.5 if text_weight is None else text_weight
+    parts = [None if query is None else _tensor(found[query]) for query in (text, audio)]
+    vector = fuse(*parts, text_weight=weight)
+    return None if vector is None else vector.numpy()
+
+
+def _spoken(
+    text: Query | None, audio: Query | None, found: Mapping[Query, EmbeddedQuery]
+) -> Samples | None:
+    """What CLAPScore compares with: the words; the example clips where there are none."""
+    query = text or audio
+    return _tensor(found[query]).numpy() if query is not None and query in found else None
+
+
+def _tensor(query: EmbeddedQuery) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(query.embedding, dtype="<f4").astype(np.float32))

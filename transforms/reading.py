@@ -1,0 +1,149 @@
+"""Mixtures and references read ahead of the network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics.metric import Metrics
+from apache_beam.transforms.window import GlobalWindow
+
+from transforms import failures
+from transforms.audio_io import READ_ERRORS, describe, error_code
+from transforms.elements import (
+    Clip,
+    Failure,
+    LongRecording,
+    MixtureQueries,
+    RowQuery,
+    Samples,
+    failed,
+)
+from transforms.lookahead import LookAhead, Overlap, in_window
+from transforms.mixtures import MixtureAudio, ReadSettings, read_mixture, read_reference
+from transforms.storage import Storage
+
+LONG = "long"
+MAX_STEM_VALUES = 16 * 320_000
+"""Samples of all stems of one element: 20 MB. A mixture with more queries is cut into several."""
+
+ReadResult = Clip | LongRecording | Failure
+
+
+@dataclasses.dataclass(eq=False)
+class ReadAudio(beam.PTransform[Any, Any]):
+    """Mixtures → clips in memory.
+
+    In: ``MixtureQueries``. Out: ``Clip``; ``LongRecording`` for what is to be streamed; ``Failure``
+    for each row whose mixture or reference cannot be used. Every query in exactly one. A file is
+    read once for all queries of an element; reading goes on while the network computes.
+
+    Attributes:
+        storage: how files are reached.
+        settings: how they are read.
+        overlap: how many are read ahead.
+    """
+
+    storage: Storage
+    settings: ReadSettings
+    overlap: Overlap
+
+    def expand(self, mixtures: Any) -> tuple[Any, Any, Any]:
+        """Wires the step."""
+        outputs = mixtures | "Read" >> beam.ParDo(
+            _ReadAudioFn(self.storage, self.settings, self.overlap)
+        ).with_outputs(failures.FAILED, LONG, main="clips")
+        return outputs["clips"], outputs[LONG], outputs[failures.FAILED]
+
+
+class _ReadAudioFn(beam.DoFn):
+    def __init__(self, storage: Storage, settings: ReadSettings, overlap: Overlap) -> None:
+        self._storage, self._settings, self._overlap = storage, settings, overlap
+        self._ahead: LookAhead[MixtureQueries, list[ReadResult]] | None = None
+
+    def setup(self) -> None:
+        self._ahead = LookAhead(self._read, self._overlap, "read")
+
+    def teardown(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def start_bundle(self) -> None:
+        self._running().reset()
+
+    def process(self, mixture: MixtureQueries) -> Iterator[Any]:
+        for results in self._running().push(mixture):
+            yield from map(_routed, results)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        window = GlobalWindow()
+        for results in self._running().drain():
+            for result in results:
+                yield in_window(_routed(result), window)
+
+    def _running(self) -> LookAhead[MixtureQueries, list[ReadResult]]:
+        assert self._ahead is not None  # noqa: S101 - set up by Beam
+        return self._ahead
+
+    def _read(self, mixture: MixtureQueries) -> list[ReadResult]:
+        return read(mixture, self._storage, self._settings)
+
+
+def _routed(result: ReadResult) -> Any:
+    if isinstance(result, Failure):
+        return failures.dead(result)
+    Metrics.counter("ReadAudio", "out").inc(len(result.queries))
+    return beam.pvalue.TaggedOutput(LONG, result) if isinstance(result, LongRecording) else result
+
+
+def read(mixture: MixtureQueries, storage: Storage, settings: ReadSettings) -> list[ReadResult]:
+    """Reads a mixture and the references of its rows.
+
+    Returns:
+        Clips of a bounded size, or one recording to be streamed, and a failure for each row that
+        cannot be done.
+    """
+    first = mixture.queries[0].row
+    try:
+        audio = read_mixture(first, storage, settings)
+    except READ_ERRORS as err:
+        code, message = error_code(err), describe(err, _named(first.mixture_uri, first.targets))
+        return [failed(query.row, "read", code, message) for query in mixture.queries]
+    if audio is None:
+        return [LongRecording(queries=mixture.queries)]
+    results: list[ReadResult] = []
+    ready: list[tuple[RowQuery, Samples | None]] = []
+    for query in mixture.queries:
+        try:
+            ready.append((query, _reference(query, audio, storage, settings)))
+        except READ_ERRORS as err:
+            uri = query.row.reference_uri or ""
+            results.append(failed(query.row, "read", error_code(err), describe(err, uri)))
+    at_once = max(1, MAX_STEM_VALUES // audio.model_audio.size)
+    for begin in range(0, len(ready), at_once):
+        results.append(_clip(audio, ready[begin : begin + at_once]))
+    return results
+
+
+def _named(uri: str | None, targets: tuple[str, ...]) -> str:
+    return uri if uri is not None else ", ".join(targets)
+
+
+def _reference(
+    query: RowQuery, audio: MixtureAudio, storage: Storage, settings: ReadSettings
+) -> Samples | None:
+    if query.row.mixture_uri is None:
+        return audio.reference
+    return read_reference(query.row, audio.model_audio.shape[1], storage, settings)
+
+
+def _clip(audio: MixtureAudio, ready: list[tuple[RowQuery, Samples | None]]) -> Clip:
+    return Clip(
+        queries=tuple(query for query, _ in ready),
+        references=tuple(reference for _, reference in ready),
+        audio=audio.audio.samples,
+        sample_rate_hz=audio.audio.sample_rate_hz,
+        model_audio=audio.model_audio,
+    )

@@ -1,0 +1,235 @@
+"""How well a stem answers: ratios against its reference, CLAPScores against its query."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import apache_beam as beam
+import torch
+from apache_beam.ml.inference.base import ModelHandler, RunInference
+
+from manifests.schema import METRIC_COLUMNS
+from model import audio as waveforms
+from model.clap import QueryEncoder
+from model.metrics import ClipScore, score_pair
+from transforms import models
+from transforms.elements import RowQuery, Samples, ScoredClip, Scores, SeparatedClip, Stem
+from transforms.similarity import CLAP_COLUMNS, Embeddings, clap_scores
+
+RATIO_COLUMNS = tuple(name for name in METRIC_COLUMNS if name not in CLAP_COLUMNS)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringSettings:
+    """How stems are scored.
+
+    Attributes:
+        scorer: the CLAP that gives the CLAPScores; None for none.
+        model_rate_hz: the rate at which stems come.
+        batch_size: clips the scorer hears at once.
+        num_threads: threads on a CPU.
+    """
+
+    scorer: models.ScorerChoice | None
+    model_rate_hz: int
+    batch_size: int = 8
+    num_threads: int = 1
+
+
+class Scoring:
+    """A loaded scorer and its settings; no state between calls."""
+
+    def __init__(self, settings: ScoringSettings) -> None:
+        """Loads the scorer."""
+        self._settings = settings
+        self.model_rate_hz = settings.model_rate_hz
+        self.encoder: QueryEncoder | None = None
+        device = "cpu"
+        if settings.scorer is not None:
+            self.encoder = models.load_scorer(settings.scorer)
+            device = settings.scorer.model.resolved_device()
+        threads = settings.num_threads if device == "cpu" else 1
+        self._pool = ThreadPoolExecutor(threads, "score") if threads > 1 else None
+
+    @property
+    def digest(self) -> str | None:
+        """Of the scorer's weights."""
+        return self.encoder.digest if self.encoder is not None else None
+
+    def score(self, clips: Sequence[SeparatedClip]) -> list[ScoredClip]:
+        """Scores every stem of every clip."""
+        stems = [stem for clip in clips for stem in clip.stems]
+        mids = self._mapped(_mid, [stem.audio for stem in stems])
+        mixtures = self._mapped(_mid, [clip.clip.model_audio for clip in clips])
+        owners = [index for index, clip in enumerate(clips) for _ in clip.stems]
+        ratios = self._mapped(
+            _ratios,
+            [
+                (stem, mid, mixtures[owner])
+                for stem, mid, owner in zip(stems, mids, owners, strict=True)
+            ],
+        )
+        heard = self.embed([*mixtures, *mids, *(stem.reference for stem in stems)])
+        scores = []
+        for index, stem in enumerate(stems):
+            embeddings = Embeddings(
+                mixture=heard[owners[index]],
+                stem=heard[len(clips) + index],
+                reference=heard[len(clips) + len(stems) + index],
+            )
+            similarity = self.similarity(stem.query, embeddings, stem.reference is not None)
+            scores.append(joined(ratios[index], similarity))
+        return self._by_clip(clips, scores)
+
+    def similarity(self, query: RowQuery, embeddings: Embeddings, has_reference: bool) -> Scores:
+        """The CLAPScores of one stem."""
+        if self.encoder is None:
+            return Scores(values={}, reasons=dict.fromkeys(CLAP_COLUMNS, "not_scored"))
+        return clap_scores(query, embeddings, has_reference=has_reference)
+
+    def embed(self, signals: Sequence[Samples | None]) -> list[Samples | None]:
+        """What the scorer hears in mono signals at the model's rate; None for silent ones."""
+        found: list[Samples | None] = [None] * len(signals)
+        if self.encoder is None:
+            return found
+        audible = [i for i, signal in enumerate(signals) if signal is not None and signal.any()]
+        size = self._settings.batch_size
+        if self._pool is not None:
+            size = min(size, -(-len(audible) // self._settings.num_threads) or 1)
+        batches = [audible[begin : begin + size] for begin in range(0, len(audible), size)]
+        results = self._mapped(
+            self._embed_batch, [[signals[i] for i in batch] for batch in batches]
+        )
+        for batch, result in zip(batches, results, strict=True):
+            for index, embedding in zip(batch, result, strict=True):
+                found[index] = embedding
+        return found
+
+    def _embed_batch(self, signals: Sequence[Samples]) -> list[Samples]:
+        assert self.encoder is not None  # noqa: S101 - asked by `embed`
+        rate_hz = self._settings.model_rate_hz
+        with torch.inference_mode():
+            clips = [
+                waveforms.sinc_resample(
+                    torch.from_numpy(signal), rate_hz, self.encoder.sample_rate_hz
+                )
+                for signal in signals
+            ]
+            return list(self.encoder.embed_audio(clips).float().cpu().numpy())
+
+    def _mapped(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        return list(self._pool.map(function, items) if self._pool else map(function, items))
+
+    def _by_clip(
+        self, clips: Sequence[SeparatedClip], scores: Sequence[Scores]
+    ) -> list[ScoredClip]:
+        left = iter(scores)
+        return [
+            ScoredClip(
+                separated=clip,
+                scores=tuple(next(left) for _ in clip.stems),
+                scorer_sha256=self.digest,
+            )
+            for clip in clips
+        ]
+
+
+def _mid(audio: Samples) -> Samples:
+    return waveforms.to_mono(audio)
+
+
+def _ratios(signals: tuple[Stem, Samples, Samples]) -> Scores:
+    stem, mid, mixture = signals
+    if stem.reference is None:
+        return without_reference()
+    with torch.inference_mode():
+        pair = score_pair(
+            torch.from_numpy(mid)[None],
+            torch.from_numpy(mixture)[None],
+            torch.from_numpy(stem.reference)[None],
+        )
+    return ratio_scores(pair.clips()[0])
+
+
+def without_reference() -> Scores:
+    """The ratios of a stem that has nothing to be compared with."""
+    return Scores(values={}, reasons=dict.fromkeys(RATIO_COLUMNS, "no_reference"))
+
+
+def ratio_scores(found: ClipScore) -> Scores:
+    """The ratios that are defined, and why the others are not."""
+    columns = {name: getattr(found, name) for name in RATIO_COLUMNS}
+    return Scores(
+        values={name: value for name, value in columns.items() if value is not None},
+        reasons={name: str(found.reasons[name]) for name in columns if columns[name] is None},
+    )
+
+
+def joined(*parts: Scores) -> Scores:
+    """Scores of different kinds as one."""
+    values: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    for part in parts:
+        values.update(part.values)
+        reasons.update(part.reasons)
+    return Scores(values=values, reasons=reasons)
+
+
+class ScoringHandler(ModelHandler[SeparatedClip, ScoredClip, Scoring]):
+    """Runs :class:`Scoring` in ``RunInference``; batches are counted in stems."""
+
+    def __init__(self, settings: ScoringSettings) -> None:
+        """Nothing is loaded here."""
+        size = settings.batch_size
+        super().__init__(min_batch_size=size, max_batch_size=size, element_size_fn=_num_stems)
+        self._settings = settings
+
+    def load_model(self) -> Scoring:
+        """Loads the scorer, once a process."""
+        return Scoring(self._settings)
+
+    def run_inference(
+        self,
+        batch: Sequence[SeparatedClip],
+        model: Scoring,
+        inference_args: Mapping[str, Any] | None = None,
+    ) -> Iterable[ScoredClip]:
+        """One result for each clip, in order.
+
+        Raises:
+            RuntimeError: there is another number of results.
+        """
+        results = model.score(batch)
+        if len(results) != len(batch):
+            raise RuntimeError(f"{len(results)} results for {len(batch)} clips")
+        return results
+
+    def get_num_bytes(self, batch: Sequence[SeparatedClip]) -> int:
+        """Size of the stems."""
+        return sum(stem.audio.nbytes for clip in batch for stem in clip.stems)
+
+    def get_metrics_namespace(self) -> str:
+        """Namespace of the counters."""
+        return "ScoreStems"
+
+
+def _num_stems(clip: SeparatedClip) -> int:
+    return len(clip.stems)
+
+
+@dataclasses.dataclass(eq=False)
+class ScoreStems(beam.PTransform[Any, Any]):
+    """Separated clips → scored clips.
+
+    In: ``SeparatedClip``. Out: ``ScoredClip``, one for each, in which every metric has a value or a
+    reason. Ratios are computed on the mean of the channels, at the model's rate.
+    """
+
+    settings: ScoringSettings
+
+    def expand(self, separated: Any) -> Any:
+        """Wires the step."""
+        return separated | "Infer" >> RunInference(ScoringHandler(self.settings))

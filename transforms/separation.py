@@ -1,0 +1,256 @@
+"""Clips in memory → stems: the model handler of ``RunInference``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.ml.inference.base import ModelHandler, RunInference
+
+from model.windowing import OverlapAdder, WindowPlan
+from transforms import failures, models
+from transforms.elements import (
+    Clip,
+    Failure,
+    Provenance,
+    RowQuery,
+    Samples,
+    SeparatedClip,
+    Stem,
+    failed,
+)
+from transforms.network import (
+    Network,
+    NetworkSettings,
+    SeparationError,
+    WindowAnswers,
+    WindowQueries,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SeparationSettings:
+    """What is run, and how.
+
+    Attributes:
+        model: which model.
+        network: batches, threads, the condition's normalisation.
+        overlap: the part of a window that it shares with the next, in [0, 1).
+        share_across_processes: one model for all worker processes of a machine.
+    """
+
+    model: models.ModelChoice
+    network: NetworkSettings = dataclasses.field(default_factory=NetworkSettings)
+    overlap: float = 0.25
+    share_across_processes: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WeightedClip:
+    """How many rows a clip gives the network; what batches are made by."""
+
+    window_samples: int
+    overlap: float
+
+    def __call__(self, clip: Clip) -> int:
+        """Windows × channels × queries."""
+        plan = WindowPlan(window_samples=self.window_samples, overlap=self.overlap)
+        windows = len(plan.starts(clip.model_audio.shape[1]))
+        return windows * len(clip.model_audio) * len(clip.queries)
+
+
+class Separation:
+    """A loaded model and its settings: clips in, stems out; no state between calls."""
+
+    def __init__(self, settings: SeparationSettings) -> None:
+        """Loads the model."""
+        loaded = models.load_model(settings.model)
+        self.network = Network(loaded.separator, settings.model.resolved_device(), settings.network)
+        self.provenance = provenance_of(loaded, settings.model)
+        self.plan = WindowPlan(
+            window_samples=loaded.separator.window_samples, overlap=settings.overlap
+        )
+
+    def separate(self, clips: Sequence[Clip]) -> list[SeparatedClip]:
+        """Separates clips together; one that fails is tried alone, then query by query."""
+        try:
+            return self._together(clips)
+        except SeparationError as err:
+            if len(clips) > 1:
+                return [result for clip in clips for result in self.separate([clip])]
+            (clip,) = clips
+            if len(clip.queries) == 1:
+                failure = _failed(clip.queries[0], err)
+                return [self._result(clip, (), (failure,))]
+        parts = [self.separate([_only(clip, i)])[0] for i in range(len(clip.queries))]
+        return [
+            self._result(
+                clip,
+                [stem for part in parts for stem in part.stems],
+                [failure for part in parts for failure in part.failures],
+            )
+        ]
+
+    def _together(self, clips: Sequence[Clip]) -> list[SeparatedClip]:
+        starts = [self.plan.starts(clip.model_audio.shape[1]) for clip in clips]
+        windows = [
+            window_queries(self.plan.cut(clip.model_audio, start), clip.queries)
+            for clip, clip_starts in zip(clips, starts, strict=True)
+            for start in clip_starts
+        ]
+        answers = iter(self.network.answer(windows))
+        return [
+            self._assemble(clip, clip_starts, [next(answers) for _ in clip_starts])
+            for clip, clip_starts in zip(clips, starts, strict=True)
+        ]
+
+    def _assemble(
+        self, clip: Clip, starts: Sequence[int], answers: Sequence[WindowAnswers]
+    ) -> SeparatedClip:
+        stems: list[Stem] = []
+        failed_rows: list[Failure] = []
+        for index, query in enumerate(clip.queries):
+            audio = self._overlap_add(clip, starts, [a.samples[index] for a in answers])
+            if not np.isfinite(audio).all():
+                error = SeparationError("not_finite", "the network's output is not finite")
+                failed_rows.append(_failed(query, error))
+                continue
+            stems.append(
+                Stem(
+                    query=query,
+                    reference=clip.references[index],
+                    audio=audio,
+                    num_windows=len(starts) * len(clip.model_audio),
+                    inference_s=sum(a.inference_s[index] for a in answers),
+                )
+            )
+        return self._result(clip, stems, failed_rows)
+
+    def _result(
+        self, clip: Clip, stems: Sequence[Stem], failed_rows: Sequence[Failure]
+    ) -> SeparatedClip:
+        return SeparatedClip(
+            clip=clip,
+            stems=tuple(stems),
+            provenance=self.provenance,
+            failures=tuple(failed_rows),
+        )
+
+    def _overlap_add(
+        self, clip: Clip, starts: Sequence[int], answers: Sequence[Samples]
+    ) -> Samples:
+        adder = OverlapAdder(self.plan, len(clip.model_audio))
+        pieces = [adder.push(a, start) for a, start in zip(answers, starts, strict=True)]
+        return np.concatenate([*pieces, adder.flush(clip.model_audio.shape[1])], axis=1)
+
+
+def provenance_of(loaded: Any, choice: models.ModelChoice) -> Provenance:
+    """What the metrics say of a loaded model."""
+    return Provenance(
+        model=loaded.name,
+        model_sha256=loaded.model_sha256,
+        clap_sha256=loaded.clap_sha256,
+        device=choice.resolved_device(),
+        precision=choice.precision,
+    )
+
+
+def window_queries(samples: Samples, queries: Sequence[RowQuery]) -> WindowQueries:
+    """A window float32[C, n] with the conditions of all that is asked of it."""
+    return WindowQueries(
+        samples=samples,
+        positive=np.stack([query.positive for query in queries]),
+        negative=np.stack([query.negative for query in queries]),
+    )
+
+
+def _only(clip: Clip, index: int) -> Clip:
+    return dataclasses.replace(
+        clip, queries=(clip.queries[index],), references=(clip.references[index],)
+    )
+
+
+def _failed(query: RowQuery, error: SeparationError) -> Failure:
+    return failed(query.row, "separate", error.code, str(error))
+
+
+class SeparationHandler(ModelHandler[Clip, SeparatedClip, Separation]):
+    """Runs :class:`Separation` in ``RunInference``; batches are full, and counted in windows."""
+
+    def __init__(self, settings: SeparationSettings, window_samples: int) -> None:
+        """Nothing is loaded here.
+
+        Args:
+            settings: what is run.
+            window_samples: of the model, so that a clip's weight is known before it is loaded.
+        """
+        size = settings.network.batch_size
+        super().__init__(
+            min_batch_size=size,
+            max_batch_size=size,
+            element_size_fn=WeightedClip(window_samples=window_samples, overlap=settings.overlap),
+            large_model=settings.share_across_processes,
+        )
+        self._settings = settings
+
+    def load_model(self) -> Separation:
+        """Loads the model, once a process or once a machine."""
+        return Separation(self._settings)
+
+    def run_inference(
+        self,
+        batch: Sequence[Clip],
+        model: Separation,
+        inference_args: dict[str, Any] | None = None,
+    ) -> Iterable[SeparatedClip]:
+        """One result for each clip, in order.
+
+        Raises:
+            RuntimeError: the model gave another number of results.
+        """
+        results = model.separate(batch)
+        if len(results) != len(batch):
+            raise RuntimeError(f"{len(results)} results for {len(batch)} clips")
+        return results
+
+    def get_num_bytes(self, batch: Sequence[Clip]) -> int:
+        """Size of the samples that the network hears."""
+        return sum(clip.model_audio.nbytes for clip in batch)
+
+    def get_metrics_namespace(self) -> str:
+        """Namespace of the counters."""
+        return "SeparateClips"
+
+
+@dataclasses.dataclass(eq=False)
+class SeparateClips(beam.PTransform[Any, Any]):
+    """Clips → separated clips.
+
+    In: ``Clip``. Out: ``SeparatedClip`` with at least one stem, and ``Failure`` for each query that
+    has none; every query of every clip in one of the two. What comes out does not depend on how
+    clips were batched.
+    """
+
+    settings: SeparationSettings
+    window_samples: int
+
+    def expand(self, clips: Any) -> tuple[Any, Any]:
+        """Wires the steps."""
+        handler = SeparationHandler(self.settings, self.window_samples)
+        outputs = (
+            clips
+            | "Infer" >> RunInference(handler)
+            | "Part" >> beam.FlatMap(_part).with_outputs(failures.FAILED, main="separated")
+        )
+        return outputs["separated"], outputs[failures.FAILED]
+
+
+def _part(separated: SeparatedClip) -> Iterator[Any]:
+    """Takes the failures out of a separated clip."""
+    for failure in separated.failures:
+        yield failures.dead(failure)
+    if separated.stems:
+        yield dataclasses.replace(separated, failures=())
