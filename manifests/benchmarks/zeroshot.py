@@ -9,7 +9,7 @@ _WORD = re.compile(r"[a-z]+")
 _SMALL_WORDS = frozenset(
     ("a", "an", "and", "as", "at", "by", "for", "from", "in", "is", "of", "on", "or", "the", "to")
 )
-_ENDINGS = ("ings", "ing", "ies", "ied", "ers", "er", "ed", "es", "s", "y", "e")
+_ENDINGS = ("ings", "ing", "ers", "er", "ed", "es", "s", "e")
 
 
 def unseen_classes(classes: Iterable[str], captions: Iterable[str]) -> frozenset[str]:
@@ -48,4 +48,5 @@ def _stem(word: str) -> str:
     # "clapping" and "claps", "humming" and "hums"
     if len(word) > 3 and word[-1] == word[-2]:
         word = word[:-1]
-    return word
+    # "cry" and "cries"
+    return f"{word[:-1]}i" if word.endswith("y") else word
