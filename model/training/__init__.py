@@ -1,0 +1,1 @@
+"""The training recipe: a small CLAP where none is given, then the separator."""

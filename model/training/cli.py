@@ -1,0 +1,172 @@
+"""Command line of the training stages."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+
+from model import config as configs
+from model.clap import Clap
+from model.training.captions import BUNDLED, CaptionBook
+from model.training.contrastive import ContrastiveTask
+from model.training.corpus import Corpus
+from model.training.loop import BEST, Trainer
+from model.training.separation import SeparationTask, build_separator
+from model.training.settings import MixingSettings, OptimiserSettings, SeparationSettings
+
+PRESETS = {"mini": configs.MINI, "tiny": configs.TINY, "published": configs.PUBLISHED}
+_DRY_STEPS = 3
+_T = TypeVar("_T")
+
+_EXAMPLES = """examples:
+  python -m model.training contrastive --corpus corpus/ --output runs/clap --steps 8000
+  python -m model.training separation --corpus corpus/ --clap runs/clap/best.pt --output runs/mini
+  accelerate launch --num_processes 4 -m model.training separation …     (4 GPUs; add --cpu for 4
+  CPU processes)
+
+A run that was stopped goes on from its newest checkpoint when the same command is given again.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and trains."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments.num_threads:
+        torch.set_num_threads(arguments.num_threads)
+    accelerator = Accelerator(cpu=arguments.cpu)
+    optimiser = _settings(OptimiserSettings, arguments)
+    if arguments.dry_run:
+        optimiser = dataclasses.replace(optimiser, steps=_DRY_STEPS, validate_every=_DRY_STEPS)
+    config = _config(arguments.config)
+    rate = config.signal.sample_rate_hz
+    corpus = Corpus.load(arguments.corpus, sample_rate_hz=rate)
+    held_out = Corpus.load(arguments.corpus, sample_rate_hz=rate, splits=("val",))
+    book = CaptionBook.load(corpus, arguments.captions)
+    clap = Clap(config.clap)
+    if arguments.stage == "contrastive":
+        task: ContrastiveTask | SeparationTask = ContrastiveTask(
+            clap, corpus, book, held_out, optimiser.precision
+        )
+        settings: object = optimiser
+    else:
+        _load_clap(clap, arguments.clap)
+        mixing = _settings(MixingSettings, arguments)
+        separation = _settings(SeparationSettings, arguments, optimiser=optimiser, mixing=mixing)
+        separator = build_separator(config, clap, separation)
+        if arguments.initial:
+            weights = torch.load(arguments.initial, map_location="cpu", weights_only=True)["module"]
+            separator.load_state_dict(
+                {
+                    k.removeprefix("separator."): v
+                    for k, v in weights.items()
+                    if k.startswith("separator.")
+                }
+            )
+        task = SeparationTask(separator, clap, corpus, book, held_out, separation)
+        settings = separation
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    record = {
+        "stage": arguments.stage,
+        "config": json.loads(configs.to_json(config)),
+        "settings": dataclasses.asdict(settings),  # type: ignore[call-overload]
+        "processes": accelerator.num_processes,
+    }
+    (arguments.output / "settings.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    trainer = Trainer(task, optimiser, arguments.output, accelerator)
+    trainer.run(max_minutes=arguments.max_minutes)
+    if accelerator.is_main_process:
+        print(f"step {trainer.step}: {arguments.output / BEST}")  # noqa: T201
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m model.training",
+        description="Train a CLAP, then a separator, from a folder of labelled clips.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    stages = parser.add_subparsers(dest="stage", required=True)
+    contrastive = stages.add_parser("contrastive", help="make a CLAP from labelled clips")
+    _add_common(contrastive)
+    separation = stages.add_parser("separation", help="train the separator against a given CLAP")
+    _add_common(separation)
+    separation.add_argument(
+        "--clap", type=Path, required=True, help="best.pt of the contrastive stage"
+    )
+    separation.add_argument(
+        "--initial", type=Path, help="start from this best.pt of an earlier separation run"
+    )
+    _add_fields(separation, MixingSettings)
+    _add_fields(separation, SeparationSettings)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="folder with manifest.csv and the clips"
+    )
+    parser.add_argument("--captions", type=Path, default=BUNDLED, help="JSON of label → captions")
+    parser.add_argument("--config", default="mini", help="mini, tiny, published, or a JSON file")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="checkpoints, curves.csv, curves.png"
+    )
+    parser.add_argument(
+        "--max_minutes", type=float, help="stop, with a checkpoint, after this long"
+    )
+    parser.add_argument("--num_threads", type=int, help="CPU threads a process")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    parser.add_argument(
+        "--dry_run", action="store_true", help=f"{_DRY_STEPS} steps and one validation"
+    )
+    _add_fields(parser, OptimiserSettings)
+
+
+def _add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
+    """One flag for every simple field of a settings class, with the class's default."""
+    for field in dataclasses.fields(cls):
+        default = field.default
+        if isinstance(default, tuple):
+            parser.add_argument(f"--{field.name}", type=float, nargs="+", default=default)
+        elif default is None:
+            parser.add_argument(f"--{field.name}", type=float)
+        elif isinstance(default, int | float | str):
+            parser.add_argument(f"--{field.name}", type=type(default), default=default)
+
+
+def _settings(cls: type[_T], arguments: argparse.Namespace, **nested: object) -> _T:
+    values = {
+        field.name: getattr(arguments, field.name)
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if field.name not in nested
+    }
+    values = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    return cls(**values, **nested)
+
+
+def _config(name: str) -> configs.ClapSepConfig:
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name)
+    if not path.is_file():
+        raise SystemExit(f"--config {name}: expected one of {sorted(PRESETS)} or a JSON file")
+    return configs.from_json(configs.ClapSepConfig, path.read_text(encoding="utf-8"))
+
+
+def _load_clap(clap: Clap, path: Path) -> None:
+    weights = torch.load(path, map_location="cpu", weights_only=True)["module"]
+    clap.load_state_dict(
+        {k.removeprefix("clap."): v for k, v in weights.items() if k.startswith("clap.")}
+    )
+    clap.prepare()

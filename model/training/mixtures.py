@@ -1,0 +1,129 @@
+"""Draws training mixtures with their queries: who is in it, how loud, what is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from model.training.augment import at_rms, change_speed, place
+from model.training.captions import CaptionBook
+from model.training.corpus import Corpus
+from model.training.settings import MixingSettings
+
+Audio = npt.NDArray[np.float32]
+
+_REFERENCE_RMS = 0.06
+QUERIES = 2
+"""Queries a mixture: a subset of its sources, and all the others."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PolarityQuery:
+    """One polarity of a query: what it names, and how much of it is text."""
+
+    caption: str
+    clips: tuple[int, ...]
+    """The shots' clip indices, one a named source; their embeddings are averaged."""
+    text_weight: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Example:
+    """A mixture and its queries."""
+
+    mixture: Audio
+    """float32[T]."""
+    targets: tuple[Audio, ...]
+    """float32[T] a query."""
+    positives: tuple[PolarityQuery | None, ...]
+    negatives: tuple[PolarityQuery | None, ...]
+
+
+class MixtureSampler:
+    """Draws examples from a corpus; every draw comes from the generator it is given."""
+
+    def __init__(
+        self, corpus: Corpus, book: CaptionBook, settings: MixingSettings, num_samples: int
+    ) -> None:
+        self._corpus = corpus
+        self._book = book
+        self._settings = settings
+        self._num_samples = num_samples
+        self._members: list[list[int]] = [[] for _ in book.names]
+        for index, name in enumerate(book.class_of):
+            self._members[name].append(index)
+        weights = np.sqrt([float(len(group)) for group in self._members])
+        self._class_weights = weights / weights.sum()
+
+    def draw(self, rng: np.random.Generator) -> Example:
+        """One mixture, with a query for some of its sources and one for the others."""
+        settings = self._settings
+        count = 1 + int(rng.choice(len(settings.source_shares), p=settings.source_shares))
+        classes = rng.choice(len(self._members), size=count, replace=False, p=self._class_weights)
+        clips = [int(rng.choice(self._members[name])) for name in classes]
+        sources = [self._source(clip, rng) for clip in clips]
+        gain = 10 ** (-rng.uniform(0.0, settings.gain_range_db) / 20)
+        mixture = np.sum(sources, axis=0, dtype=np.float32)
+        highest = float(np.abs(mixture).max())
+        gain *= 0.9 / highest if highest > 1.0 else 1.0
+        split = int(rng.integers(1, count)) if count > 1 else 1
+        order = rng.permutation(count).tolist()
+        sides = (order[:split], order[split:])
+        asked = sides if count > 1 else (sides[0], sides[0])
+        pairs = [self._query(side, clips, rng) for side in asked]
+        return Example(
+            mixture=np.float32(gain) * mixture,
+            targets=tuple(
+                np.float32(gain) * sum(sources[index] for index in side) for side in asked
+            ),
+            positives=tuple(pair[0] for pair in pairs),
+            negatives=tuple(pair[1] for pair in pairs),
+        )
+
+    def _source(self, clip: int, rng: np.random.Generator) -> Audio:
+        audio = self._corpus.audio(clip)
+        if rng.random() < 0.5:
+            audio = change_speed(audio, float(rng.uniform(0.9, 1.1)))
+        half = self._settings.level_range_db / 2
+        level = _REFERENCE_RMS * 10 ** (rng.uniform(-half, half) / 20)
+        return at_rms(place(audio, self._num_samples, rng), level)
+
+    def _query(
+        self, side: list[int], clips: list[int], rng: np.random.Generator
+    ) -> tuple[PolarityQuery | None, PolarityQuery | None]:
+        others = [clip for index, clip in enumerate(clips) if index not in side]
+        if not others:
+            others = [self._absent(clips, rng)]
+        positive = self._polarity([clips[index] for index in side], rng)
+        negative = self._polarity(others, rng)
+        draw, settings = rng.random(), self._settings
+        if draw < settings.positive_only_share:
+            return positive, None
+        if draw < settings.positive_only_share + settings.negative_only_share:
+            return None, negative
+        return positive, negative
+
+    def _absent(self, clips: list[int], rng: np.random.Generator) -> int:
+        """A clip of a class that the mixture does not have."""
+        present = {self._book.class_of[clip] for clip in clips}
+        while True:
+            clip = int(rng.integers(len(self._corpus.clips)))
+            if self._book.class_of[clip] not in present:
+                return clip
+
+    def _polarity(self, clips: list[int], rng: np.random.Generator) -> PolarityQuery:
+        settings = self._settings
+        names = [self._book.class_of[clip] for clip in clips]
+        own = rng.random() < settings.own_audio_share
+        shots = clips if own else [int(rng.choice(self._members[name])) for name in names]
+        draw = rng.random()
+        if draw < settings.pure_text_share:
+            weight = 1.0
+        elif draw < settings.pure_text_share + settings.pure_audio_share:
+            weight = 0.0
+        else:
+            weight = float(rng.random())
+        caption = self._book.draw(names, rng)
+        return PolarityQuery(caption=caption, clips=tuple(shots), text_weight=weight)
