@@ -82,9 +82,9 @@ def expand(uri: str, storage_options: StorageOptions = None) -> tuple[str, ...]:
             format_of(uri)
             found = [path]
         elif files.isdir(path):
-            found = [p for p in files.ls(path, detail=False) if _is_manifest(p)]
+            found = _manifests({entry["name"]: entry for entry in files.ls(path, detail=True)})
         elif _PATTERN.search(path):
-            found = [p for p in files.glob(path) if _is_manifest(p)]
+            found = _manifests(files.glob(path, detail=True))
         else:
             raise ManifestError(f"{uri}: no such file or folder")
     except OSError as err:
@@ -93,6 +93,13 @@ def expand(uri: str, storage_options: StorageOptions = None) -> tuple[str, ...]:
         raise ManifestError(f"{uri}: no file here ends in {', '.join(FORMATS)} (or .gz)")
     local = isinstance(files, LocalFileSystem)
     return tuple(sorted(p if local else files.unstrip_protocol(p) for p in found))
+
+
+def _manifests(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Paths of the files among ``entries`` whose names are those of manifests."""
+    return [
+        path for path, entry in entries.items() if entry["type"] == "file" and _is_manifest(path)
+    ]
 
 
 def _is_manifest(path: str) -> bool:
