@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from manifests.row import ManifestRow
+from manifests.validation import parse_record
 from model.evaluation.rows import EvaluationRow, Query, Sources, write_manifests
 
 
@@ -51,3 +53,16 @@ def test_one_manifest_a_data_set(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["one.jsonl", "two.jsonl"]
     for row, path in zip(rows, paths, strict=True):
         assert json.loads(path.read_text(encoding="utf-8")) == row.record(10.0)
+
+
+def test_rows_are_what_a_manifest_allows(tmp_path: Path) -> None:
+    row = _row("audio", 2, Query(positive_clip="p.wav", negative_text="rain"))
+    (path,) = write_manifests([row], tmp_path, 10.0)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    parsed = parse_record(record, uri=str(path), row=1, folder="/corpus")
+    assert isinstance(parsed, ManifestRow)
+    assert parsed.targets == ("/corpus/a.wav", "/corpus/b.wav")
+    assert parsed.interferer_uris == ("/corpus/c.wav",)
+    assert parsed.levels_db == (5.0,)
+    assert (parsed.query_type, parsed.polarity, parsed.num_sources) == ("both", "P+N", 3)
+    assert parsed.extra == {"group": "g"}
