@@ -15,10 +15,11 @@ from accelerate import Accelerator
 
 from model import config as configs
 from model.clap import Clap
+from model.training.bundle import bundle, part
 from model.training.captions import BUNDLED, CaptionBook
 from model.training.contrastive import ContrastiveTask
 from model.training.corpus import Corpus
-from model.training.loop import BEST, Trainer
+from model.training.loop import BEST, Task, Trainer
 from model.training.separation import SeparationTask, build_separator
 from model.training.settings import MixingSettings, OptimiserSettings, SeparationSettings
 
@@ -28,64 +29,90 @@ _T = TypeVar("_T")
 
 _EXAMPLES = """examples:
   python -m model.training contrastive --corpus corpus/ --output runs/clap --steps 8000
-  python -m model.training separation --corpus corpus/ --clap runs/clap/best.pt --output runs/mini
-  accelerate launch --num_processes 4 -m model.training separation …     (4 GPUs; add --cpu for 4
-  CPU processes)
+  python -m model.training separation --corpus corpus/ --clap runs/clap/best.pt --output runs/sep
+  python -m model.training bundle --clap runs/clap/best.pt --separation runs/sep/best.pt \\
+      --output mini.safetensors
+  torchrun --nproc_per_node 4 -m model.training separation …     (4 GPUs, or with --cpu 4 CPU
+  processes)
 
 A run that was stopped goes on from its newest checkpoint when the same command is given again.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the command line and trains."""
+    """Parses the command line; trains, or bundles what was trained."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = _config(arguments.config)
+    if arguments.stage == "bundle":
+        digest = bundle(config, arguments.clap, arguments.separation, arguments.output)
+        print(f"{arguments.output}: SHA-256 {digest}")  # noqa: T201
+        return 0
+    return _train(arguments, config)
+
+
+def _train(arguments: argparse.Namespace, config: configs.ClapSepConfig) -> int:
     if arguments.num_threads:
         torch.set_num_threads(arguments.num_threads)
     accelerator = Accelerator(cpu=arguments.cpu)
     optimiser = _settings(OptimiserSettings, arguments)
     if arguments.dry_run:
-        optimiser = dataclasses.replace(optimiser, steps=_DRY_STEPS, validate_every=_DRY_STEPS)
-    config = _config(arguments.config)
-    rate = config.signal.sample_rate_hz
-    corpus = Corpus.load(arguments.corpus, sample_rate_hz=rate)
-    held_out = Corpus.load(arguments.corpus, sample_rate_hz=rate, splits=("val",))
-    book = CaptionBook.load(corpus, arguments.captions)
-    clap = Clap(config.clap)
-    if arguments.stage == "contrastive":
-        task: ContrastiveTask | SeparationTask = ContrastiveTask(
-            clap, corpus, book, held_out, optimiser.precision
+        optimiser = dataclasses.replace(
+            optimiser, steps=_DRY_STEPS, validate_every=_DRY_STEPS, decay_steps=0
         )
-        settings: object = optimiser
+    corpora = _Corpora.load(arguments, config.signal.sample_rate_hz)
+    clap = Clap(config.clap)
+    task: Task
+    if arguments.stage == "contrastive":
+        clap.to(accelerator.device)
+        task = ContrastiveTask(
+            clap, corpora.train, corpora.book, corpora.held_out, optimiser.precision
+        )
+        settings: OptimiserSettings | SeparationSettings = optimiser
     else:
-        _load_clap(clap, arguments.clap)
-        mixing = _settings(MixingSettings, arguments)
-        separation = _settings(SeparationSettings, arguments, optimiser=optimiser, mixing=mixing)
-        separator = build_separator(config, clap, separation)
+        clap.load_state_dict(part(arguments.clap, "clap."))
+        clap.prepare().to(accelerator.device)
+        settings = _settings(
+            SeparationSettings,
+            arguments,
+            optimiser=optimiser,
+            mixing=_settings(MixingSettings, arguments),
+        )
+        separator = build_separator(config, clap, settings)
         if arguments.initial:
-            weights = torch.load(arguments.initial, map_location="cpu", weights_only=True)["module"]
-            separator.load_state_dict(
-                {
-                    k.removeprefix("separator."): v
-                    for k, v in weights.items()
-                    if k.startswith("separator.")
-                }
-            )
-        task = SeparationTask(separator, clap, corpus, book, held_out, separation)
-        settings = separation
+            separator.load_state_dict(part(arguments.initial, "separator."))
+        separator.to(accelerator.device)
+        task = SeparationTask(
+            separator, clap, corpora.train, corpora.book, corpora.held_out, settings
+        )
     arguments.output.mkdir(parents=True, exist_ok=True)
     record = {
         "stage": arguments.stage,
         "config": json.loads(configs.to_json(config)),
-        "settings": dataclasses.asdict(settings),  # type: ignore[call-overload]
+        "settings": dataclasses.asdict(settings),
         "processes": accelerator.num_processes,
     }
-    (arguments.output / "settings.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    text = json.dumps(record, indent=1)
+    (arguments.output / "settings.json").write_text(text, encoding="utf-8")
     trainer = Trainer(task, optimiser, arguments.output, accelerator)
     trainer.run(max_minutes=arguments.max_minutes)
     if accelerator.is_main_process:
         print(f"step {trainer.step}: {arguments.output / BEST}")  # noqa: T201
     return 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Corpora:
+    train: Corpus
+    held_out: Corpus
+    book: CaptionBook
+
+    @classmethod
+    def load(cls, arguments: argparse.Namespace, rate: int) -> _Corpora:
+        train = Corpus.load(arguments.corpus, sample_rate_hz=rate)
+        held_out = Corpus.load(arguments.corpus, sample_rate_hz=rate, splits=("val",))
+        book = CaptionBook.load(train, arguments.captions)
+        return cls(train=train, held_out=held_out, book=book)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,6 +135,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_fields(separation, MixingSettings)
     _add_fields(separation, SeparationSettings)
+    bundling = stages.add_parser("bundle", help="write both stages' best as safetensors")
+    bundling.add_argument("--clap", type=Path, required=True, help="best.pt, contrastive stage")
+    bundling.add_argument("--separation", type=Path, required=True, help="best.pt, separation")
+    bundling.add_argument("--config", default="mini", help="mini, tiny, published, or a JSON file")
+    bundling.add_argument("--output", type=Path, required=True, help="NAME.safetensors")
     return parser
 
 
@@ -162,11 +194,3 @@ def _config(name: str) -> configs.ClapSepConfig:
     if not path.is_file():
         raise SystemExit(f"--config {name}: expected one of {sorted(PRESETS)} or a JSON file")
     return configs.from_json(configs.ClapSepConfig, path.read_text(encoding="utf-8"))
-
-
-def _load_clap(clap: Clap, path: Path) -> None:
-    weights = torch.load(path, map_location="cpu", weights_only=True)["module"]
-    clap.load_state_dict(
-        {k.removeprefix("clap."): v for k, v in weights.items() if k.startswith("clap.")}
-    )
-    clap.prepare()
