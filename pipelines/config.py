@@ -23,7 +23,7 @@ from pipelines.options import InputOptions, ModelOptions, OutputOptions, RunOpti
 IN_PROCESS = "FnApiRunner"
 _LOCAL = (None, "", "DirectRunner", "FnApiRunner", "SwitchingDirectRunner")
 _REFUSED = {
-    "DaskRunner": "Beam's DaskRunner silently loses data (2.77): output of finish_bundle is dropped",
+    "DaskRunner": "it silently loses data (Beam 2.77 drops what finish_bundle gives)",
     "PrismRunner": "Prism is a binary that would be downloaded, and does not run this job",
     "BundleBasedDirectRunner": "it does not run this job",
 }
@@ -145,7 +145,7 @@ def separate_config(options: PipelineOptions) -> SeparateConfig:
         raise UsageError(f"--max_clip_in_memory_s={given.max_clip_in_memory_s}: expected above 0")
     rows = _rows(given)
     return SeparateConfig(
-        manifests=tuple(given.manifest or ()),
+        manifests=tuple(_absolute(uri) for uri in given.manifest or ()),
         rows=rows,
         storage_options=_storage_options(given.storage_options),
         max_clip_in_memory_s=given.max_clip_in_memory_s,

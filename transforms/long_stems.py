@@ -221,7 +221,8 @@ def embed_file(scoring: Scoring, storage: Storage, uri: str, part: AudioPart) ->
     if not heard:
         return None
     mean = np.mean(heard, axis=0, dtype=np.float64)
-    return (mean / np.linalg.norm(mean)).astype(np.float32)
+    unit: Samples = (mean / np.linalg.norm(mean)).astype(np.float32)
+    return unit
 
 
 def window_starts_s(part: AudioPart, length_s: float) -> Sequence[float]:

@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
+from model import registry
 from model.clap import QueryEncoder
+from model.registry import LoadedModel
 
 T = TypeVar("T")
 AUTO = "auto"
@@ -47,12 +49,10 @@ class ScorerChoice:
     name: str = OWN
 
 
-def load_model(choice: ModelChoice) -> Any:
+def load_model(choice: ModelChoice) -> LoadedModel:
     """The model, loaded on first use: a ``model.registry.LoadedModel``."""
 
-    def load() -> Any:
-        from model import registry
-
+    def load() -> LoadedModel:
         return registry.load(
             choice.name, device=choice.resolved_device(), precision=choice.precision
         )
@@ -63,12 +63,9 @@ def load_model(choice: ModelChoice) -> Any:
 def load_scorer(choice: ScorerChoice) -> QueryEncoder:
     """The CLAP that scores, loaded on first use."""
     if choice.name == OWN:
-        encoder: QueryEncoder = load_model(choice.model).query_encoder
-        return encoder
+        return load_model(choice.model).query_encoder
 
     def load() -> QueryEncoder:
-        from model import registry
-
         return registry.load_scorer(choice.name, device=choice.model.resolved_device())
 
     return _once(choice, load)
@@ -80,3 +77,9 @@ def _once(key: Hashable, load: Callable[[], T]) -> T:
             _LOADED[key] = load()
         loaded: T = _LOADED[key]
         return loaded
+
+
+def forget() -> None:
+    """Lets go of all models of this process."""
+    with _LOCK:
+        _LOADED.clear()

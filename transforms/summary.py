@@ -11,11 +11,11 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from model.statistics import Summary, summarise
 from numpy.typing import NDArray
 
 from manifests.schema import METRIC_COLUMNS, SCHEMA_VERSION, SUMMARY_SCHEMA
 from transforms.elements import MetricsRow
+from transforms.spread import Summary, summarise
 from transforms.storage import Storage
 from transforms.tables import TableRow, WriteTable
 
@@ -122,7 +122,7 @@ def statistics(moments: _Moments) -> list[Summary]:
     if moments.total == 0:
         return []
     sample = moments.sample()
-    found = [summarise(sample[:, index], seed=0) for index in range(len(METRIC_COLUMNS))]
+    found = [summarise(sample[:, index]) for index in range(len(METRIC_COLUMNS))]
     if moments.total <= MAX_KEPT:
         return found
     return [_of_many(moments, index, found[index]) for index in range(len(METRIC_COLUMNS))]

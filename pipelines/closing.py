@@ -1,0 +1,103 @@
+"""What is said when a run has ended: a short table and where to look."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.run_record import FILE
+from pipelines.wiring import DEAD_LETTERS, METRICS, SUMMARY, Plan
+from transforms.books import Books
+from transforms.storage import Storage
+from transforms.writing import STEMS_FOLDER
+
+_SHOWN = ("sdri_db", "clap_score")
+_MAX_GROUPS = 12
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pooled:
+    """A metric over several groups of clips."""
+
+    n: int
+    mean: float | None
+    std: float | None
+
+    def __str__(self) -> str:
+        """Mean ± standard deviation."""
+        if self.mean is None:
+            return "-"
+        return f"{self.mean:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}")
+
+
+def pooled(groups: Iterable[Mapping[str, Any]]) -> Pooled:
+    """Mean and sample standard deviation of all clips, from those of their groups."""
+    parts = [(g["n"], g["mean"], g["std"] or 0.0) for g in groups if g["n"]]
+    n = sum(part[0] for part in parts)
+    if n == 0:
+        return Pooled(n=0, mean=None, std=None)
+    mean = sum(count * value for count, value, _ in parts) / n
+    if n == 1:
+        return Pooled(n=1, mean=mean, std=None)
+    squares = sum((c - 1) * s**2 + c * (value - mean) ** 2 for c, value, s in parts)
+    return Pooled(n=n, mean=mean, std=math.sqrt(squares / (n - 1)))
+
+
+def read_summary(storage: Storage, uri: str) -> list[dict[str, Any]]:
+    """Lines of a summary table."""
+    lines: list[dict[str, Any]] = []
+    for file in storage.list_files(uri, ".parquet"):
+        lines.extend(pq.read_table(io.BytesIO(storage.read_bytes(file))).to_pylist())
+    return lines
+
+
+def closing_lines(plan: Plan, books: Books, *, audio_s: float, wall_s: float) -> list[str]:
+    """The table of a run and the paths to open next."""
+    console = Console(file=io.StringIO(), width=100, record=True)
+    console.print(_table(read_summary(plan.storage, plan.uri(SUMMARY))))
+    rate = f"{audio_s / wall_s:.1f} times real time" if wall_s > 0 else ""
+    text = [
+        console.export_text().rstrip(),
+        f"{books.stems} clips ({audio_s:.0f} s of audio) in {wall_s:.0f} s, {rate}; "
+        f"{books.finished_before} finished before; {books.dead_letters} failed",
+    ]
+    text += [f"  {count} of {reason}" for reason, count in books.by_reason.items()]
+    if plan.config.scorer == "own":
+        text.append("CLAPScore is by the model's own CLAP, which is circular; see --scorer.")
+    text.append(f"listen: {plan.uri(STEMS_FOLDER)}")
+    text.append(f"numbers: {plan.uri(METRICS)}")
+    text.append(
+        f"failures: {plan.uri(DEAD_LETTERS)}" if books.dead_letters else f"run: {plan.uri(FILE)}"
+    )
+    return text
+
+
+def _table(lines: list[dict[str, Any]]) -> Table:
+    table = Table(
+        "dataset", "query", "n", "SDRi dB", "CLAPScore", box=None, pad_edge=False, expand=False
+    )
+    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for entry in lines:
+        key = (entry["dataset"] or "-", f"{entry['query_type']} {entry['polarity']}")
+        groups.setdefault(key, {}).setdefault(entry["metric"], []).append(entry)
+    for key in sorted(groups)[:_MAX_GROUPS]:
+        table.add_row(*key, *_cells(groups[key]))
+    if len(groups) != 1:
+        everything: dict[str, list[dict[str, Any]]] = {}
+        for entry in lines:
+            everything.setdefault(entry["metric"], []).append(entry)
+        table.add_row("all", "", *_cells(everything))
+    return table
+
+
+def _cells(by_metric: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    some = by_metric.get(_SHOWN[0], [])
+    total = sum(entry["n"] + entry["n_undefined"] for entry in some)
+    return [str(total), *(str(pooled(by_metric.get(metric, []))) for metric in _SHOWN)]

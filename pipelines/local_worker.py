@@ -1,0 +1,34 @@
+"""A worker process of a local job: Beam's SDK worker, which ends with the process it works for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+POLL_S = 0.5
+
+
+def run(argv: Sequence[str]) -> None:
+    """Works until the job has ended; ``argv`` is the folder in which a file ``stop`` may appear."""
+    (folder,) = argv
+    # An interrupt from the terminal reaches the whole group; the launcher decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_watch, args=(Path(folder), os.getppid()), daemon=True).start()
+    from apache_beam.runners.worker import sdk_worker_main
+
+    sdk_worker_main.main(sys.argv[:1])
+
+
+def _watch(folder: Path, parent: int) -> None:
+    while os.getppid() == parent and folder.is_dir() and not (folder / "stop").exists():
+        time.sleep(POLL_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -1,0 +1,33 @@
+"""The main job: ``python -m pipelines.separate``; manifest rows → stems, metrics, dead letters."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from pipelines import config as configuration
+from pipelines import options as flags
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the job that the command line asks for; gives the exit code."""
+    try:
+        options = flags.parse(flags.separate_parser(), sys.argv[1:] if argv is None else argv)
+        config = configuration.separate_config(options)
+        from pipelines import launch  # torch, which --help and a wrong flag do without
+
+        return launch.run_separate(config, options)
+    except flags.UsageError as err:
+        sys.stderr.write(f"error: {err}\nSee python -m pipelines.separate --help\n")
+        return flags.EXIT_USAGE
+    except SystemExit as err:  # --help
+        return int(err.code or 0)
+
+
+if __name__ == "__main__":
+    code = run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of an interrupted pipeline still compute; nothing they would write is wanted.
+    os._exit(code)
