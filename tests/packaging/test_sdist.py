@@ -18,17 +18,19 @@ from pipelines.preflight import PACKAGES
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "CHANGELOG.md", "LICENSE", "NOTICE", "constraints.txt")
 BUILD_FILES = ("setup.py", "MANIFEST.in", "pyproject.toml", *DOCUMENTS)
+NOT_FOR_PEOPLE = {"pipelines.local_worker"}  # started by a job, with arguments of its own
 NOT_SHIPPED = ("tests/unit/test_x.py", "bench/pipeline.py", "docs/sql.md", "out/run.json")
 
 
 def entry_modules() -> list[str]:
-    """Modules that ``python -m`` runs."""
-    return sorted(
+    """The commands: modules that ``python -m`` runs."""
+    found = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for name in PACKAGES
         for path in (ROOT / name).rglob("*.py")
         if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
-    )
+    }
+    return sorted(found - NOT_FOR_PEOPLE)
 
 
 def package_files(root: Path) -> set[str]:
