@@ -11,8 +11,6 @@ from torch.overrides import TorchFunctionMode
 
 from model.fetch import CheckpointError
 
-_ALIGNMENT_BYTES = 64  # what torch's own allocator gives, and vector instructions want
-
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -44,20 +42,21 @@ def build(constructor: Callable[[], _Module]) -> _Module:
         return constructor()
 
 
-def assign(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Puts checked tensors in the place of a module's, in the module's types.
+def own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies tensors out of the file that they are mapped from.
 
-    A tensor that is mapped from a file at an odd address is copied: matrix products round
-    differently there, and results would depend on which file the same weights came from.
+    The file may then change or go. The copies are aligned, too, which makes results independent of
+    the file's format: matrix products round differently at odd addresses.
     """
+    whole = torch.contiguous_format
+    return {key: value.clone(memory_format=whole) for key, value in tensors.items()}
+
+
+def assign(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Puts checked tensors in the place of a module's, in the module's types, without a copy."""
     present = module.state_dict()
-    typed = {key: _aligned(value.to(present[key].dtype)) for key, value in tensors.items()}
+    typed = {key: value.to(present[key].dtype) for key, value in tensors.items()}
     left = module.load_state_dict(typed, strict=False, assign=True).missing_keys
     unset = set(left) & {name for name, _ in module.named_parameters()}
     if unset:
         raise CheckpointError(f"parameters without a value: {sorted(unset)[:10]}")
-
-
-def _aligned(value: Tensor) -> Tensor:
-    fits = value.is_contiguous() and value.data_ptr() % _ALIGNMENT_BYTES == 0
-    return value if fits else value.clone(memory_format=torch.contiguous_format)

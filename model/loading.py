@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from torch import Tensor
 
 from model import converted, layouts, lora, tensorfiles
-from model.assembly import assign, build
+from model.assembly import assign, build, own
 from model.clap import Clap
 from model.clapsep import ClapSep
 from model.config import PUBLISHED, ClapConfig, ClapSepConfig, from_json
@@ -70,8 +70,8 @@ def load_published(
         config.lora,
         clapsep_uri,
     )
-    _fill_encoder(separator, {**clap.audio_branch.state_dict(), **found.encoder}, adapters)
-    assign(separator.decoder, found.decoder)
+    _fill_encoder(separator, {**clap.audio_branch.state_dict(), **own(found.encoder)}, adapters)
+    assign(separator.decoder, own(found.decoder))
     return Networks(
         config=config,
         clap=clap,
@@ -100,11 +100,11 @@ def load_converted(
     branch = separator.encoder.state_dict()
     if header.lora == "adapters" and config.lora is not None:
         branch |= layouts.adapter_shapes(branch, config.lora)
-    own = {key: value for key, value in branch.items() if key not in header.shared}
-    expected = converted.joined({
-        "clap": clap.state_dict(), "encoder": own, "decoder": separator.decoder.state_dict()
-    })  # fmt: skip
-    found = layouts.match(file.tensors, expected, where=uri)
+    stored = {key: value for key, value in branch.items() if key not in header.shared}
+    expected = converted.joined(
+        {"clap": clap.state_dict(), "encoder": stored, "decoder": separator.decoder.state_dict()}
+    )
+    found = own(layouts.match(file.tensors, expected, where=uri))
     assign(clap, _part("clap", found))
     common = clap.audio_branch.state_dict()
     if not set(header.shared) <= set(common):
@@ -145,14 +145,15 @@ def load_clap(uri: str, *, config: ClapConfig = PUBLISHED.clap, sha256: str | No
     clap = build(lambda: Clap(config, digest=header.clap_sha256))
     expected = converted.joined({"clap": clap.state_dict()})
     rest = (r"encoder\.", r"decoder\.")
-    assign(clap, _part("clap", layouts.match(content.tensors, expected, where=uri, ignored=rest)))
+    found = own(layouts.match(content.tensors, expected, where=uri, ignored=rest))
+    assign(clap, _part("clap", found))
     return clap.eval()
 
 
 def _clap_from(file: LocalFile, config: ClapConfig) -> Clap:
     state = layouts.unwrap(tensorfiles.read(file.path, file.uri).content, file.uri)
     clap = build(lambda: Clap(config, digest=file.sha256))
-    assign(clap, layouts.clap_tensors(state, clap.state_dict(), file.uri))
+    assign(clap, own(layouts.clap_tensors(state, clap.state_dict(), file.uri)))
     return clap.eval()
 
 
@@ -166,8 +167,7 @@ def _fill_encoder(separator: ClapSep, state: Mapping[str, Tensor], adapters: Ada
         if not any(key.endswith(".lora_A") for key in state):
             raise CheckpointError("the adapters of these weights were merged: they cannot be kept")
         lora.add_adapters(separator.encoder, settings)
-        own = {key: value.clone() for key, value in state.items()}
-        assign(separator.encoder, layouts.to_peft(own))
+        assign(separator.encoder, layouts.to_peft(own(state)))
 
 
 def _config(kind: type[_Config], header: converted.Header, where: str) -> _Config:
