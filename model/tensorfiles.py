@@ -29,6 +29,7 @@ NUMPY_SCALARS = ("bool", "int32", "int64", "float16", "float32", "float64")
 """Numpy types whose scalars a pickle may hold (training scripts keep losses and counters)."""
 
 _HEAD_BYTES = 512
+_MAX_HEADER_BYTES = 100_000_000  # of the safetensors format
 # torch keeps the allow-list for the whole process, so loads that change it take turns.
 _ALLOW_LIST_LOCK = threading.Lock()
 
@@ -88,10 +89,11 @@ def sniff(path: Path, where: str) -> Format:
         if not zipfile.is_zipfile(path):
             raise DamagedFileError(f"{where}: only a part of a torch file ({num_bytes} bytes)")
         return "torch"
+    header_bytes = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and header_bytes <= _MAX_HEADER_BYTES:
+        return "safetensors"
     if re.match(rb"\x80[\x02-\x05]", head):
         return "torch"
-    if len(head) > 8 and head[8:9] == b"{":
-        return "safetensors"
     raise DamagedFileError(f"{where}: not a weight file: starts with {head[:16]!r}")
 
 

@@ -72,6 +72,16 @@ def test_safetensors_file_is_read_with_its_metadata(tmp_path: Path) -> None:
     assert torch.equal(found.content["a"], WEIGHTS["a"])
 
 
+def test_safetensors_header_that_starts_like_a_pickle_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for filling in range(600):
+        safetensors.torch.save_file(WEIGHTS, path, metadata={"note": "x" * filling})
+        if path.read_bytes()[:2] == b"\x80\x02":
+            break
+    assert path.read_bytes()[:2] == b"\x80\x02"
+    assert tensorfiles.read(path, "file").format == "safetensors"
+
+
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
 def test_pickle_with_code_is_named_and_not_run(tmp_path: Path, form: str) -> None:
     path, trace = tmp_path / "file", tmp_path / "trace"
