@@ -1,0 +1,206 @@
+"""Runs that were stopped, and what goes on from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tone_runs
+from pipelines import launch
+from transforms import journal
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def loaded() -> Iterator[tone_runs.Loaded]:
+    with tone_runs.tones_as_models() as found:
+        yield found
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[dict[str, object]]:
+    return tone_runs.write_mixtures(tmp_path / "in", count=12)
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path, rows: list[dict[str, object]]) -> Path:
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    assert tone_runs.run("--manifest", manifest, "--output", tmp_path / "whole") == 0
+    return tmp_path / "whole"
+
+
+def test_only_what_is_missing_is_done_and_the_result_is_the_same(
+    tmp_path: Path, rows: list[dict[str, object]], undisturbed: Path, loaded: tone_runs.Loaded
+) -> None:
+    part = tone_runs.write_manifest(tmp_path / "part.jsonl", rows[:5])
+    output = tmp_path / "out"
+    assert tone_runs.run("--manifest", part, "--output", output) == 0
+    first_files = {path: path.read_bytes() for path in (output / "metrics").rglob("*.parquet")}
+    loaded.model.separator.heard = 0  # type: ignore[attr-defined]
+
+    manifest = tmp_path / "rows.jsonl"
+    assert tone_runs.run("--manifest", manifest, "--output", output, "--resume") == 0
+
+    assert loaded.model.separator.heard == 7 * 3  # type: ignore[attr-defined]
+    tone_runs.assert_same_results(undisturbed, output)
+    books = tone_runs.record(output)["books"]
+    assert (books["rows"], books["finished_before"], books["stems"]) == (12, 5, 7)
+    for path, content in first_files.items():
+        assert path.read_bytes() == content
+
+
+def test_a_finished_run_has_nothing_to_resume(
+    tmp_path: Path, undisturbed: Path, loaded: tone_runs.Loaded
+) -> None:
+    loaded.model.separator.heard = 0  # type: ignore[attr-defined]
+    before = tone_runs.table(undisturbed, "summary")
+    manifest = tmp_path / "rows.jsonl"
+    assert tone_runs.run("--manifest", manifest, "--output", undisturbed, "--resume") == 0
+    assert loaded.model.separator.heard == 0  # type: ignore[attr-defined]
+    assert tone_runs.table(undisturbed, "summary") == before
+    assert len(tone_runs.table(undisturbed, "metrics")) == 12
+
+
+def test_a_job_that_failed_is_said_in_a_line_and_goes_on_from_its_journal(
+    tmp_path: Path, rows: list[dict[str, object]], undisturbed: Path, monkeypatch, capsys
+) -> None:
+    write_piece, written = journal.write_piece, []
+
+    def failing(storage, uri, kept) -> None:
+        if written:
+            raise MemoryError("injected")
+        written.extend(kept)
+        write_piece(storage, uri, kept)
+
+    monkeypatch.setattr(journal, "write_piece", failing)
+    output, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
+    arguments = ["--manifest", manifest, "--output", output]
+    assert tone_runs.run(*arguments, "--batch_size", "1") == 3
+    said = capsys.readouterr().err
+    assert "MemoryError: injected" in said
+    assert "Traceback" not in said
+    assert tone_runs.record(output)["status"] == "failed"
+    assert written
+    monkeypatch.setattr(journal, "write_piece", write_piece)
+
+    assert tone_runs.run(*arguments, "--resume") == 0
+    tone_runs.assert_same_results(undisturbed, output)
+    books = tone_runs.record(output)["books"]
+    assert books["finished_before"] == books["recovered"] == len(written)
+    assert not (output / "_work").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--overlap", "0.5"], "overlap: 0.25 then, 0.5 now"),
+        (["--channels", "mid"], "channels: 'per_channel' then, 'mid' now"),
+        (["--scorer", "none"], "scorer: 'own' then, 'none' now"),
+    ],
+)
+def test_other_settings_are_refused_by_name(
+    tmp_path: Path, undisturbed: Path, change: list[str], named: str, capsys
+) -> None:
+    arguments = ["--manifest", tmp_path / "rows.jsonl", "--output", undisturbed, "--resume"]
+    assert tone_runs.run(*arguments, *change) == 2
+    assert named in capsys.readouterr().err
+    assert tone_runs.record(undisturbed)["status"] == "finished"
+
+
+def test_another_model_is_refused_by_digest(
+    tmp_path: Path, undisturbed: Path, loaded: tone_runs.Loaded, capsys
+) -> None:
+    import dataclasses
+
+    loaded.model = dataclasses.replace(loaded.model, model_sha256="n" * 64)
+    tone_runs.models.forget()
+    arguments = ["--manifest", tmp_path / "rows.jsonl", "--output", undisturbed, "--resume"]
+    assert tone_runs.run(*arguments) == 2
+    assert "model_sha256" in capsys.readouterr().err
+
+
+def test_results_are_not_overwritten_unasked(
+    tmp_path: Path, undisturbed: Path, rows: list[dict[str, object]], capsys
+) -> None:
+    one = tone_runs.write_manifest(tmp_path / "one.jsonl", rows[:1])
+    arguments = ["--manifest", one, "--output", undisturbed]
+    assert tone_runs.run(*arguments) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert len(tone_runs.table(undisturbed, "metrics")) == 12
+    assert tone_runs.run(*arguments, "--overwrite") == 0
+    assert len(tone_runs.table(undisturbed, "metrics")) == 1
+    assert len(tone_runs.stems(undisturbed)) == 1
+
+
+def test_a_folder_that_is_no_output_is_not_overwritten(tmp_path: Path, capsys) -> None:
+    rows = tone_runs.write_mixtures(tmp_path / "in", count=1)
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    arguments = ["--manifest", manifest, "--output", tmp_path / "in", "--overwrite"]
+    assert tone_runs.run(*arguments) == 2
+    assert "not an output folder" in capsys.readouterr().err
+    assert (tmp_path / "in" / "m0.wav").exists()
+
+
+SLOW_RUN = """
+import sys, time
+sys.path[:0] = ["tests", "."]
+import tone_runs, tones
+answer = tones.ToneSeparator.answer
+def slow(self, *arguments):
+    time.sleep(0.15)
+    return answer(self, *arguments)
+tones.ToneSeparator.answer = slow
+with tone_runs.tones_as_models():
+    code = tone_runs.run(*sys.argv[1:], "--batch_size", "3")
+sys.exit(code)
+"""
+
+
+def _started(tmp_path: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
+    """A slow run in a process of its own, once it has finished some rows and not others."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_RUN, *arguments], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    pieces = tmp_path / "out" / "_work" / "journal"
+    deadline_s = time.monotonic() + 240
+    while len(list(pieces.glob("*.parquet"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_stopped_leaves_whole_files_and_is_completed(
+    tmp_path: Path, rows: list[dict[str, object]], undisturbed: Path, with_signal: signal.Signals
+) -> None:
+    output, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
+    arguments = ["--manifest", str(manifest), "--output", str(output)]
+    process = _started(tmp_path, arguments)
+    os.kill(process.pid, with_signal)
+    _, said = process.communicate(timeout=60)
+    if with_signal == signal.SIGINT:
+        assert process.returncode == launch.EXIT_INTERRUPTED
+        assert b"interrupted" in said
+        assert b"Traceback" not in said
+        assert tone_runs.record(output)["status"] == "interrupted"
+        assert list(output.rglob("*.tmp")) == []
+    left = tone_runs.stems(output)  # each can be decoded
+    assert 0 < len(left) < 12
+    json.loads((output / "run.json").read_text(encoding="utf-8"))
+
+    assert tone_runs.run(*arguments, "--resume") == 0
+    tone_runs.assert_same_results(undisturbed, output)
+    books = tone_runs.record(output)["books"]
+    assert 0 < books["finished_before"] <= len(left)
+    assert books["finished_before"] + books["stems"] == 12
+    assert list(output.rglob("*.tmp")) == []
