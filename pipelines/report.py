@@ -1,0 +1,30 @@
+"""Metrics of runs as tables, plots and a page: ``python -m pipelines.report RUN --output DIR``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+EXIT_USAGE = 2
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Writes the report that the command line asks for; gives the exit code."""
+    from pipelines.reporting import command
+
+    try:
+        config = command.config_of(sys.argv[1:] if argv is None else argv)
+        from pipelines.reporting.build import build  # torch and matplotlib, which --help can spare
+
+        written = build(config)
+    except (ValueError, OSError) as err:  # RunError is a ValueError
+        sys.stderr.write(f"error: {err}\nSee python -m pipelines.report --help\n")
+        return EXIT_USAGE
+    except SystemExit as err:
+        return int(err.code or 0)
+    sys.stdout.write("\n".join(written) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

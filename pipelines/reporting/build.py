@@ -1,0 +1,106 @@
+"""From run folders to the files of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from pipelines.reporting import charts, page_html, page_view, spectrograms, tables
+from pipelines.reporting.chart_data import charts_of
+from pipelines.reporting.chart_types import Chart
+from pipelines.reporting.clip_data import clip_data, script_json
+from pipelines.reporting.command import ReportConfig
+from pipelines.reporting.listening import Example, examples_of
+from pipelines.reporting.measured import SHOWN_METRICS, TITLES, Line, lines_of, provenance_of_runs
+from pipelines.reporting.paired import Comparison, compare
+from pipelines.reporting.runs import Run, read_run
+from transforms.storage import Storage, join
+
+PLOTS = "plots"
+
+
+def build(config: ReportConfig) -> list[str]:
+    """Reads the runs, writes the report; gives the URIs of what was written.
+
+    Raises:
+        RunError: a folder is not that of a run.
+        OSError: a file cannot be read or written.
+    """
+    storage = Storage(options=config.storage_options)
+    pairs = zip(config.runs, config.names, strict=True)
+    runs = [read_run(uri, name, storage) for uri, name in pairs]
+    lines = [line for run in runs for line in lines_of(run)]
+    metrics = [name for name in SHOWN_METRICS if any(line.cell(name).summary.n for line in lines)]
+    compared = [each for run in runs[1:] for each in compare(runs[0], run, metrics)]
+    examples = [
+        example
+        for run in runs
+        for example in (
+            examples_of(run, config.metric, config.listen, storage) if config.listen else ()
+        )
+    ]
+    files = _tables(lines, compared)
+    drawn = [(chart, charts.draw(chart)) for chart in charts_of(runs, config.metric)]
+    files.update({f"{PLOTS}/{chart.name}.png": drawing.png for chart, drawing in drawn})
+    files.update(_spectrograms(examples, runs, config.metric))
+    page = _page(
+        config, runs, lines, compared, [(c, drawing.svg) for c, drawing in drawn], examples
+    )
+    files["report.html"] = page.encode("utf-8")
+    for name, data in files.items():
+        storage.write_bytes(join(config.output, name), data)
+    return [join(config.output, name) for name in files]
+
+
+def _tables(lines: Sequence[Line], compared: Sequence[Comparison]) -> dict[str, bytes]:
+    shown = [tables.results_table(lines)]
+    if compared:
+        shown.append(tables.comparison_table(compared))
+    files = {
+        f"tables.{name}": write(shown, page_view.NOTES).encode("utf-8", "replace")
+        for name, write in tables.FORMATS.items()
+    }
+    return {**files, "tables.csv": tables.comma_separated(lines).encode("utf-8", "replace")}
+
+
+def _spectrograms(
+    examples: Sequence[Example], runs: Sequence[Run], metric: str
+) -> dict[str, bytes]:
+    files = {}
+    seen = [example for example in examples if example.signals]
+    for number, (_, group) in enumerate(groupby(seen, key=_run_of), 1):
+        rows = list(group)
+        caption = str(provenance_of_runs([r for r in runs if r.name == rows[0].run], metric))
+        pictures = [[signal.picture for signal in example.signals] for example in rows]
+        files[f"{PLOTS}/spectrograms-{number:02d}.png"] = spectrograms.grid(pictures, caption)
+    return files
+
+
+def _run_of(example: Example) -> str:
+    return example.run
+
+
+def _page(
+    config: ReportConfig,
+    runs: Sequence[Run],
+    lines: Sequence[Line],
+    compared: Sequence[Comparison],
+    drawn: Sequence[tuple[Chart, str]],
+    examples: Sequence[Example],
+) -> str:
+    metrics = page_view.metrics_shown(lines)
+    context = {
+        "title": config.title,
+        "headline": TITLES[config.metric],
+        "num_clips": sum(len(run.clips) for run in runs),
+        "num_failures": sum(len(run.failures) for run in runs),
+        "metrics": [{"title": TITLES[name]} for name in metrics],
+        "lines": page_view.lines_view(lines),
+        "comparisons": tables.comparison_table(compared) if compared else None,
+        "charts": [page_view.chart_view(chart, page_html.drawing(svg)) for chart, svg in drawn],
+        "examples": [page_view.example_view(example, config.metric) for example in examples],
+        "failures": page_view.failures_view(runs),
+        "runs": [page_view.run_view(run) for run in runs],
+        "notes": page_view.NOTES,
+    }
+    return page_html.render(context, script_json(clip_data(runs, config.output)))

@@ -1,0 +1,128 @@
+"""The command line of the report, and the files that it writes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from manifests.schema import METRIC_COLUMNS
+
+_EXAMPLES = """writes:
+  report.html            a page that opens from disk; nothing is fetched from a network
+  tables.md .csv .tex    every figure with model, scorer, protocol, n, undefined and failed
+  plots/*.png            the plots of the page
+
+examples:
+  python -m pipelines.report out/ --output report/
+  python -m pipelines.report baseline/ new/ --names before after --output report/
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig:
+    """What is reported, and how.
+
+    Attributes:
+        runs: run folders; the first is the baseline of comparisons.
+        names: of the runs.
+        output: folder of the report.
+        title: of the page.
+        metric: what plots and examples are about.
+        listen: clips to listen to of each kind (best, median, worst), a run.
+        storage_options: fsspec options by protocol.
+    """
+
+    runs: tuple[str, ...]
+    names: tuple[str, ...]
+    output: str
+    title: str
+    metric: str
+    listen: int
+    storage_options: Mapping[str, Mapping[str, Any]]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    found = argparse.ArgumentParser(
+        prog="python -m pipelines.report",
+        description="Metrics of one or more runs → tables, plots and a page to look at and listen "
+        "to. With several runs, each is compared with the first on the ids that both have.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    found.add_argument(
+        "runs", nargs="+", metavar="RUN", help="Folder that pipelines.separate or score wrote."
+    )
+    found.add_argument("--output", required=True, metavar="URI", help="Folder for the report.")
+    found.add_argument("--names", nargs="+", metavar="NAME", help="Of the runs, in their order.")
+    found.add_argument(
+        "--title", default="Separation report", help="Of the page. Default: %(default)s."
+    )
+    found.add_argument(
+        "--metric",
+        default="sdri_db",
+        choices=METRIC_COLUMNS,
+        metavar="COLUMN",
+        help="What plots and examples are about; a column of the metrics. Default: %(default)s.",
+    )
+    found.add_argument(
+        "--listen",
+        type=int,
+        default=1,
+        metavar="N",
+        help="Best, median and worst clips of each run to put into the page, so many of each kind. "
+        "About 2 MB a clip. Default: %(default)s.",
+    )
+    found.add_argument(
+        "--storage_options",
+        default="{}",
+        metavar="JSON",
+        help='fsspec options by protocol. Example: \'{"gs": {"token": "anon"}}\'',
+    )
+    return found
+
+
+def config_of(argv: Sequence[str]) -> ReportConfig:
+    """The configuration that the command line asks for.
+
+    Raises:
+        ValueError: a value that cannot be used.
+        SystemExit: ``--help``, or a flag that there is not.
+    """
+    from pipelines.reporting.runs import run_names
+
+    options = parser().parse_args(list(argv))
+    runs = tuple(_absolute(uri) for uri in options.runs)
+    names = options.names or run_names(runs)
+    if len(names) != len(runs) or len(set(names)) != len(names):
+        raise ValueError(f"--names: expected {len(runs)} different names, found {names}")
+    if not 0 <= options.listen <= 20:
+        raise ValueError(f"--listen={options.listen}: expected 0 to 20")
+    return ReportConfig(
+        runs=runs,
+        names=tuple(names),
+        output=_absolute(options.output),
+        title=options.title,
+        metric=options.metric,
+        listen=options.listen,
+        storage_options=_storage_options(options.storage_options),
+    )
+
+
+def _storage_options(text: str) -> Mapping[str, Mapping[str, Any]]:
+    try:
+        found = json.loads(text)
+    except ValueError as err:
+        raise ValueError(f"--storage_options: not JSON ({err})") from err
+    if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
+        raise ValueError('--storage_options: expected {"protocol": {"option": value}}')
+    return found
+
+
+def _absolute(uri: str) -> str:
+    return uri.rstrip("/") if "://" in uri else os.path.abspath(uri)

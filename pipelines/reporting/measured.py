@@ -1,0 +1,196 @@
+"""Figures of runs: metrics of the clips of a setting, with everything that says what they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests.published.results import PublishedResult, load
+from pipelines.reporting.runs import ReportClip, Run, Setting, short
+from transforms.spread import Summary, summarise
+
+SHOWN_METRICS = (
+    *("sdri_db", "si_sdri_db", "snri_db"),
+    *("clap_score", "clap_score_improvement", "clap_score_contrast", "ref_clap_score"),
+)
+TITLES = {
+    "sdr_db": "SDR (dB)",
+    "sdr_mixture_db": "SDR of the mixture (dB)",
+    "sdri_db": "SDRi (dB)",
+    "si_sdr_db": "SI-SDR (dB)",
+    "si_sdr_mixture_db": "SI-SDR of the mixture (dB)",
+    "si_sdri_db": "SI-SDRi (dB)",
+    "snr_db": "SNR (dB)",
+    "snr_mixture_db": "SNR of the mixture (dB)",
+    "snri_db": "SNRi (dB)",
+    "clap_score": "CLAPScore",
+    "clap_score_mixture": "CLAPScore of the mixture",
+    "clap_score_negative": "CLAPScore to the negative query",
+    "clap_score_improvement": "CLAPScore improvement",
+    "clap_score_contrast": "CLAPScore contrast",
+    "ref_clap_score": "Ref-CLAPScore",
+}
+_MULTISOURCE = "multisource"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What every figure says of itself."""
+
+    models: tuple[str, ...]
+    scorers: tuple[str, ...]
+    protocols: tuple[str, ...]
+    n: int
+    n_undefined: int
+    n_failed: int
+
+    def __str__(self) -> str:
+        """One line."""
+        return (
+            f"n = {self.n:,} · undefined {self.n_undefined:,} · failed {self.n_failed:,} · model "
+            f"{', '.join(self.models) or 'none'} · scorer {', '.join(self.scorers) or 'none'} · "
+            f"protocol {', '.join(self.protocols) or 'none'}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A metric over the clips of a run and a setting."""
+
+    metric: str
+    summary: Summary
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A run under one setting: a line of the results table."""
+
+    run: str
+    setting: Setting
+    cells: tuple[Cell, ...]
+    published: tuple[PublishedResult, ...]
+
+    def cell(self, metric: str) -> Cell:
+        """The figure of one metric."""
+        return next(cell for cell in self.cells if cell.metric == metric)
+
+    def published_for(self, metric: str) -> list[PublishedResult]:
+        """The paper's figures for the same dataset, query and mixtures."""
+        return [result for result in self.published if result.column == metric]
+
+
+def values_of(clips: Sequence[ReportClip], metric: str) -> NDArray[np.float64]:
+    """float64[n]; NaN where the metric is undefined."""
+    return np.array([clip.value(metric) for clip in clips], dtype=np.float64)
+
+
+def provenance_of(clips: Sequence[ReportClip], metric: str, n_failed: int) -> Provenance:
+    """What is to be said of a figure that is made of ``clips``."""
+    defined = sum(math.isfinite(clip.value(metric)) for clip in clips)
+    return Provenance(
+        models=_distinct(f"{c.model or 'unnamed'} {short(c.model_sha256)}" for c in clips),
+        scorers=_distinct(short(clip.scorer_sha256) for clip in clips),
+        protocols=_distinct(clip.setting.protocol for clip in clips),
+        n=defined,
+        n_undefined=len(clips) - defined,
+        n_failed=n_failed,
+    )
+
+
+def provenance_of_runs(runs: Sequence[Run], metric: str) -> Provenance:
+    """What is to be said of a figure that is made of whole runs."""
+    clips = [clip for run in runs for clip in run.clips]
+    return provenance_of(clips, metric, sum(len(run.failures) for run in runs))
+
+
+def by_setting(run: Run) -> dict[Setting, list[ReportClip]]:
+    """The clips of a run by setting, in a stable order; settings whose rows all failed too."""
+    found: dict[Setting, list[ReportClip]] = {}
+    for clip in run.clips:
+        found.setdefault(clip.setting, []).append(clip)
+    for failure in run.failures:
+        if failure.setting is not None:
+            found.setdefault(failure.setting, [])
+    return {setting: found[setting] for setting in sorted(found, key=_sort_key)}
+
+
+def lines_of(run: Run) -> list[Line]:
+    """The lines of the results table of a run."""
+    paper = load()
+    lines = []
+    for setting, clips in by_setting(run).items():
+        n_failed = sum(failure.setting == setting for failure in run.failures)
+        cells = [
+            Cell(
+                metric=metric,
+                summary=summarise(values_of(clips, metric)),
+                provenance=provenance_of(clips, metric, n_failed),
+            )
+            for metric in SHOWN_METRICS
+        ]
+        lines.append(
+            Line(
+                run=run.name,
+                setting=setting,
+                cells=tuple(cells),
+                published=tuple(published_for(setting, paper)),
+            )
+        )
+    return lines
+
+
+def published_for(setting: Setting, paper: Iterable[PublishedResult]) -> Iterable[PublishedResult]:
+    """The paper's figures for a dataset, a kind of query and mixtures such as those of a setting.
+
+    A dataset is the paper's where it has its name, which the benchmark builders give and importers
+    of other protocols do not.
+    """
+    for result in paper:
+        if result.column is not None and _same(setting, result):
+            yield result
+
+
+def _same(setting: Setting, result: PublishedResult) -> bool:
+    level = result.input_snr_db if result.input_snr_db is not None else 0.0
+    return (
+        (setting.dataset == (result.dataset or _MULTISOURCE))
+        and setting.query_type == result.query_type
+        and setting.polarity == result.polarity
+        and (setting.n_shots or None) == result.shots
+        and (setting.n_sources or 2) == result.num_sources
+        and (setting.n_targets or 1) == result.num_targets
+        and (setting.input_snr_db if setting.input_snr_db is not None else 0.0) == level
+    )
+
+
+def _sort_key(setting: Setting) -> tuple[object, ...]:
+    return setting.sort_key
+
+
+def _distinct(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(values)))
+
+
+def mean_std(summary: Summary, digits: int = 2) -> str:
+    """``mean ± std``, the paper's form."""
+    if summary.mean is None:
+        return "-"
+    spread = f" ± {summary.std:.{digits}f}" if summary.std is not None else ""
+    return f"{summary.mean:.{digits}f}{spread}"
+
+
+def interval(summary: Summary, digits: int = 2) -> str:
+    """The 95 % interval of the mean."""
+    if summary.ci_low is None or summary.ci_high is None:
+        return ""
+    return f"[{summary.ci_low:.{digits}f}, {summary.ci_high:.{digits}f}]"
+
+
+def digits_of(metric: str) -> int:
+    """Decimals of a metric in tables."""
+    return 2 if metric.endswith("_db") else 3

@@ -1,0 +1,1 @@
+"""The files of the page: its template, style and script."""
