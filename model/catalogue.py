@@ -61,6 +61,9 @@ class Entry:
     files: tuple[WeightsFile, ...] = ()
     verified: str = ""
     """What was checked of it here, and what was not."""
+    scorer: str = "own"
+    """What gives CLAPScores unless a run says otherwise: a model whose CLAP does, or the model's
+    own."""
 
     def file(self, role: str) -> WeightsFile:
         """The file of a role.
@@ -122,6 +125,28 @@ ENTRIES: tuple[Entry, ...] = (
             "network and key layout, against the reference implementation with weights made by "
             "formula; the published files themselves were never at hand"
         ),
+    ),
+    Entry(
+        name="mixture",
+        kind="reference",
+        loader="model.baselines.reference_points:load_mixture",
+        summary="Does nothing: the mixture itself, SDRi 0 by definition.",
+        licence="Apache-2.0",
+        source="this project",
+        sample_rate_hz=32_000,
+        verified="nothing to verify: it has no weights",
+        scorer="clapsep-mini",
+    ),
+    Entry(
+        name="oracle-irm",
+        kind="reference",
+        loader="model.baselines.reference_points:load_oracle_irm",
+        summary="Knows the target: ideal ratio mask, the mixture's phase; needs references.",
+        licence="Apache-2.0",
+        source="this project; Wang et al. 2014, TASLP 22(12)",
+        sample_rate_hz=32_000,
+        verified="against the mask's definition, bin by bin; it has no weights",
+        scorer="clapsep-mini",
     ),
     Entry(
         name="clap-music-audioset",

@@ -26,6 +26,8 @@ class Condition:
     normalisation: Normalisation = "normalised"
     """The reference trains, and serves its demo, with a normalised concatenation; its evaluation script leaves
     the concatenation of two unit vectors as it is (norm √2): ``unnormalised`` reproduces that."""
+    reference: Tensor | None = None
+    """float32[B, T] at the separator's rate: the target itself, for oracles, which need it."""
 
     def __post_init__(self) -> None:
         """Checks the shapes and the rule's name."""
@@ -35,7 +37,9 @@ class Condition:
                 "must both be [B, D]"
             )
         if self.normalisation not in NORMALISATIONS:
-            raise ValueError(f"normalisation={self.normalisation!r}: expected one of {NORMALISATIONS}")
+            raise ValueError(
+                f"normalisation={self.normalisation!r}: expected one of {NORMALISATIONS}"
+            )
 
     def vector(self) -> Tensor:
         """The decoder's input, float32[B, 2·D]."""
@@ -45,7 +49,10 @@ class Condition:
     def index(self, rows: Tensor) -> Condition:
         """The conditions of some rows of the batch, in a given order."""
         return Condition(
-            positive=self.positive[rows], negative=self.negative[rows], normalisation=self.normalisation
+            positive=self.positive[rows],
+            negative=self.negative[rows],
+            normalisation=self.normalisation,
+            reference=None if self.reference is None else self.reference[rows],
         )
 
 
@@ -59,12 +66,18 @@ def pool_shots(embeddings: Tensor) -> Tensor:
         ValueError: there is no shot.
     """
     if embeddings.ndim != 2 or embeddings.shape[0] == 0:
-        raise ValueError(f"expected float[S, D] with at least one shot, found {tuple(embeddings.shape)}")
+        raise ValueError(
+            f"expected float[S, D] with at least one shot, found {tuple(embeddings.shape)}"
+        )
     return embeddings.mean(dim=0)
 
 
 def fuse(
-    text: Tensor | None, audio: Tensor | None, *, text_weight: float = 0.5, fusion: Fusion = "weighted"
+    text: Tensor | None,
+    audio: Tensor | None,
+    *,
+    text_weight: float = 0.5,
+    fusion: Fusion = "weighted",
 ) -> Tensor | None:
     """One polarity's embedding from its text and its example clips.
 

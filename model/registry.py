@@ -68,6 +68,12 @@ def find(name: str) -> Entry:
     )
 
 
+def default_scorer(name_or_uri: str) -> str:
+    """What gives the CLAPScores of a model unless a run says otherwise; ``own`` is its own CLAP."""
+    entry = entries().get(name_or_uri)
+    return "own" if entry is None else entry.scorer
+
+
 def load(
     name_or_uri: str, *, device: str = "cpu", precision: str = "fp32", compile: bool = False
 ) -> LoadedModel:

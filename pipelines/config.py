@@ -74,6 +74,7 @@ class SeparateConfig:
         overlap: of windows, in [0, 1).
         channels: ``per_channel`` or ``mid``.
         condition_norm: ``normalised`` or ``unnormalised``.
+        on_unsupported_query: ``dead_letter`` or ``nearest``.
         output: folder.
         stem_format: ``flac`` or ``wav``.
         residual: whether residuals are written.
@@ -96,6 +97,7 @@ class SeparateConfig:
     overlap: float
     channels: str
     condition_norm: str
+    on_unsupported_query: str
     output: str
     stem_format: str
     residual: bool
@@ -107,7 +109,10 @@ class SeparateConfig:
 
     def settings(self) -> dict[str, Any]:
         """What decides the results: a run may only be resumed with the same."""
-        names = ("model", "scorer", "precision", "overlap", "channels", "condition_norm")
+        names = (
+            "model", "scorer", "precision", "overlap", "channels", "condition_norm",
+            "on_unsupported_query",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in (*names, "stem_format", "residual")}
 
     def to_json(self) -> dict[str, Any]:
@@ -157,6 +162,7 @@ def separate_config(options: PipelineOptions) -> SeparateConfig:
         overlap=model.overlap,
         channels=model.channels,
         condition_norm=model.condition_norm,
+        on_unsupported_query=model.on_unsupported_query,
         output=_absolute(output.output),
         stem_format=output.stem_format,
         residual=output.residual,

@@ -24,6 +24,7 @@ from apache_beam.runners.runner import PipelineResult
 from manifests.errors import ManifestError
 from model.fetch import CheckpointError
 from model.registry import UnknownModelError
+from model.separator import Capabilities
 from pipelines.closing import closing_lines
 from pipelines.config import SeparateConfig
 from pipelines.local_runner import local_runner
@@ -64,6 +65,7 @@ class ModelFacts:
 
     rate_hz: int
     window_samples: int
+    capabilities: Capabilities
     digests: Mapping[str, str | None]
 
 
@@ -109,6 +111,7 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
         journal_uris=earlier.journal_uris,
         model_rate_hz=facts.rate_hz,
         window_samples=facts.window_samples,
+        capabilities=facts.capabilities,
         code_version=code_version(),
     )
     known = [each.rows for each in manifests] if manifests else [len(config.rows)]
@@ -133,6 +136,7 @@ def model_facts(config: SeparateConfig) -> ModelFacts:
     facts = ModelFacts(
         rate_hz=loaded.separator.sample_rate_hz,
         window_samples=loaded.separator.window_samples,
+        capabilities=loaded.separator.capabilities,
         digests={
             "model_sha256": loaded.model_sha256,
             "clap_sha256": loaded.clap_sha256,

@@ -145,6 +145,14 @@ class ModelOptions(PipelineOptions):
             default="normalised",
             help="'unnormalised' reproduces the authors' evaluation script. Default %(default)s.",
         )
+        group.add_argument(
+            "--on_unsupported_query",
+            choices=("dead_letter", "nearest"),
+            default="dead_letter",
+            help="What becomes of a query that the model cannot use (negative ones, example clips, "
+            "free text): a dead letter, or the nearest setting that it can use, which is what the "
+            "metrics then say. Default %(default)s.",
+        )
 
 
 class OutputOptions(PipelineOptions):

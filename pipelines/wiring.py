@@ -8,9 +8,13 @@ from typing import Any, cast
 import apache_beam as beam
 
 from manifests.schema import DEAD_LETTER_SCHEMA, METRICS_SCHEMA
+from model import registry
+from model.adaptation import Policy
 from model.conditioning import Normalisation
+from model.separator import Capabilities
 from pipelines.config import SeparateConfig
 from transforms import books, failures, journal, metrics_rows, models
+from transforms.adaptation import AdaptQueries
 from transforms.audio_io import StemFormat
 from transforms.elements import Failure, MetricsRow
 from transforms.grouping import GroupByMixture
@@ -47,6 +51,7 @@ class Plan:
         journal_uris: files of the journal that they left.
         model_rate_hz: of the model.
         window_samples: of the model.
+        capabilities: of the model.
         code_version: for the metrics.
     """
 
@@ -57,6 +62,7 @@ class Plan:
     journal_uris: tuple[str, ...]
     model_rate_hz: int
     window_samples: int
+    capabilities: Capabilities
     code_version: str
 
     def uri(self, name: str) -> str:
@@ -78,7 +84,8 @@ def scorer_choice(config: SeparateConfig) -> models.ScorerChoice | None:
     """The scorer of a run; None for no CLAPScores."""
     if config.scorer == "none":
         return None
-    return models.ScorerChoice(model=model_choice(config), name=config.scorer)
+    name = registry.default_scorer(config.model) if config.scorer == models.OWN else config.scorer
+    return models.ScorerChoice(model=model_choice(config), name=name)
 
 
 @dataclasses.dataclass(eq=False)
@@ -103,9 +110,12 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             "rows": rows,
             FINISHED: kept | "KeptIds" >> beam.Map(_kept_id).with_output_types(str),
         } | "AdmitRows" >> AdmitRows()
-        mixtures = admitted | "GroupByMixture" >> GroupByMixture()
-        done, *failed = (mixtures, admitted) | "Separate" >> Separate(plan)
-        all_failed = (invalid, duplicates, *failed) | "AllFailed" >> beam.Flatten()
+        policy = cast(Policy, plan.config.on_unsupported_query)
+        asked, unsupported = admitted | "AdaptQueries" >> AdaptQueries(plan.capabilities, policy)
+        mixtures = asked | "GroupByMixture" >> GroupByMixture()
+        done, *failed = (mixtures, asked) | "Separate" >> Separate(plan)
+        not_done = (invalid, duplicates, unsupported, *failed)
+        all_failed = not_done | "AllFailed" >> beam.Flatten()
         tables = self._write_tables(done, kept, all_failed)
         return {
             **tables,

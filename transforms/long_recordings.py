@@ -50,6 +50,9 @@ def separate_long(queries: Sequence[RowQuery], job: LongJob) -> list[MetricsRow 
         A row of metrics, or a failure, for each query.
     """
     row = queries[0].row
+    if job.separation.network.separator.capabilities.needs_reference:
+        message = "an oracle holds the clip in memory; see --max_clip_in_memory_s"
+        return [failed(query.row, "separate", "too_long", message) for query in queries]
     try:
         mixture = LongMixture(
             row,

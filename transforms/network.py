@@ -53,11 +53,15 @@ class NetworkSettings:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WindowQueries:
-    """A window float32[C, n] and what is asked of it: positive and negative float32[Q, D]."""
+    """A window float32[C, n] and what is asked of it: positive and negative float32[Q, D].
+
+    ``references`` are the targets themselves, float32[Q, n], for oracles only.
+    """
 
     samples: Samples
     positive: Samples
     negative: Samples
+    references: Samples | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -176,10 +180,12 @@ class Network:
             chosen = [getattr(windows[rows[i].window], polarity)[q] for i, q in pairs]
             return torch.from_numpy(np.stack(chosen)).to(self.device)
 
+        needs_reference = self.separator.capabilities.needs_reference
         return Condition(
             positive=gather("positive"),
             negative=gather("negative"),
             normalisation=self._settings.normalisation,
+            reference=gather("references") if needs_reference else None,
         )
 
 

@@ -97,7 +97,9 @@ class Separation:
     def _together(self, clips: Sequence[Clip]) -> list[SeparatedClip]:
         starts = [self.plan.starts(clip.model_audio.shape[1]) for clip in clips]
         windows = [
-            window_queries(self.plan.cut(clip.model_audio, start), clip.queries)
+            window_queries(
+                self.plan.cut(clip.model_audio, start), clip.queries, self._targets(clip, start)
+            )
             for clip, clip_starts in zip(clips, starts, strict=True)
             for start in clip_starts
         ]
@@ -106,6 +108,15 @@ class Separation:
             self._assemble(clip, clip_starts, [next(answers) for _ in clip_starts])
             for clip, clip_starts in zip(clips, starts, strict=True)
         ]
+
+    def _targets(self, clip: Clip, start: int) -> Samples | None:
+        """The references of a window, float32[Q, n]; None where the model must not know them."""
+        if not self.network.separator.capabilities.needs_reference:
+            return None
+        known = [reference for reference in clip.references if reference is not None]
+        if len(known) != len(clip.references):
+            raise SeparationError("no_reference", "the model needs the reference of every query")
+        return self.plan.cut(np.stack(known), start)
 
     def _assemble(
         self, clip: Clip, starts: Sequence[int], answers: Sequence[WindowAnswers]
@@ -158,12 +169,15 @@ def provenance_of(loaded: Any, choice: models.ModelChoice) -> Provenance:
     )
 
 
-def window_queries(samples: Samples, queries: Sequence[RowQuery]) -> WindowQueries:
+def window_queries(
+    samples: Samples, queries: Sequence[RowQuery], references: Samples | None = None
+) -> WindowQueries:
     """A window float32[C, n] with the conditions of all that is asked of it."""
     return WindowQueries(
         samples=samples,
         positive=np.stack([query.positive for query in queries]),
         negative=np.stack([query.negative for query in queries]),
+        references=references,
     )
 
 

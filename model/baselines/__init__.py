@@ -1,0 +1,1 @@
+"""The systems that CLAPSep is compared with, behind the same interface."""
