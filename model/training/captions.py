@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -42,9 +43,12 @@ class CaptionBook:
     def __init__(self, corpus: Corpus, phrasings: Mapping[str, Sequence[str]]) -> None:
         captions: dict[str, list[str]] = {}
         self.class_of: list[int] = []
+        self.is_open: list[bool] = []
         names: dict[str, int] = {}
         for clip in corpus.clips:
             name = clip.caption if clip.label == "open" else clip.label
+            if name not in names:
+                self.is_open.append(clip.label == "open")
             known = captions.setdefault(name, list(phrasings.get(clip.label, ())))
             for text in (clip.caption, clip.alt_caption):
                 if text and text not in known:
@@ -52,6 +56,16 @@ class CaptionBook:
             self.class_of.append(names.setdefault(name, len(names)))
         self.names = list(names)
         self.captions = [captions[name] for name in self.names]
+
+    def weights(self, open_share: float) -> npt.NDArray[np.float64]:
+        """How often each class is drawn: by the square root of its size, ``open`` ones less."""
+        sizes = np.bincount(self.class_of, minlength=len(self.names))
+        weights = np.sqrt(sizes.astype(np.float64))
+        rare = np.array(self.is_open)
+        if rare.any() and not rare.all():
+            weights[rare] *= open_share / weights[rare].sum()
+            weights[~rare] *= (1.0 - open_share) / weights[~rare].sum()
+        return weights / weights.sum()
 
     @classmethod
     def load(cls, corpus: Corpus, path: Path = BUNDLED) -> CaptionBook:

@@ -20,6 +20,7 @@ from model.training.corpus import Corpus
 
 _NEGATIVE_CLASSES = 64
 _LEVEL_RMS = 0.06
+_OPEN_SHARE = 0.25
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,8 +74,7 @@ class ContrastiveTask:
         self._held_out = held_out
         self._latents = LatentCache(clap.text_branch)
         sizes = np.bincount(book.class_of, minlength=len(book.names))
-        weights = 1.0 / np.sqrt(sizes[book.class_of])
-        self._weights = weights / weights.sum()
+        self._weights = (book.weights(_OPEN_SHARE) / sizes)[book.class_of]
 
     def draw(self, rng: np.random.Generator, batch_size: int) -> ContrastiveBatch:
         """A batch with one random caption for every class in it and for some that are not."""

@@ -54,8 +54,7 @@ class MixtureSampler:
         self._members: list[list[int]] = [[] for _ in book.names]
         for index, name in enumerate(book.class_of):
             self._members[name].append(index)
-        weights = np.sqrt([float(len(group)) for group in self._members])
-        self._class_weights = weights / weights.sum()
+        self._class_weights = book.weights(settings.open_share)
 
     def draw(self, rng: np.random.Generator) -> Example:
         """One mixture, with a query for some of its sources and one for the others."""

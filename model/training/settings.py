@@ -52,6 +52,9 @@ class MixingSettings:
     """Shares of queries by text and by audio alone; the others mix the two, weight ~ U(0, 1)."""
     positive_only_share: float = 0.25
     negative_only_share: float = 0.25
+    open_share: float = 0.15
+    """Share of sources whose class is a single caption, of the label ``open``: they widen what is
+    heard, but hardly any text model tells a ``fiberboard rumble`` from a ``dumpster hit``."""
     own_audio_share: float = 0.5
     """Share of audio queries that are the target's own recording, at another speed; the others are
     another recording of the same class."""
