@@ -92,11 +92,15 @@ class SentenceTower(TextTower):
 
     @functools.cached_property
     def _network(self) -> Any:
-        from transformers import BertModel
+        from safetensors.torch import load_file
+        from transformers import BertConfig, BertModel
 
-        return BertModel.from_pretrained(
-            package_folder(self.config.tokenizer), local_files_only=True
-        ).eval()
+        folder = package_folder(self.config.tokenizer)
+        network = BertModel(BertConfig.from_json_file(str(folder / "config.json")))
+        weights = load_file(folder / "model.safetensors")
+        weights.pop("embeddings.position_ids", None)
+        network.load_state_dict(weights)
+        return network.eval()
 
     def token_latent(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Mean over the tokens (sentence-transformers' pooling), scaled to a unit root mean square."""
