@@ -92,7 +92,9 @@ def write_run(
     metrics = folder / "metrics" / "dataset=x"
     metrics.mkdir(parents=True)
     schema = with_extra(METRICS_SCHEMA, extra)
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in clips], schema), metrics / "a.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([dict(row) for row in clips], schema), metrics / "a.parquet"
+    )
     if failures:
         letters = folder / "dead_letters"
         letters.mkdir()

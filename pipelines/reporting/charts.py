@@ -51,7 +51,8 @@ _STYLE: Any = {
 }
 _WIDTH_IN, _HEIGHT_IN = 5.6, 3.3
 _FOOTER_CHARS = 105
-_MAX_LABEL_CHARS = 34
+_MAX_LABEL_CHARS = 40
+_MAX_FILLED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,8 @@ def draw(chart: Chart) -> Drawing:
 
 @contextmanager
 def _figure(chart: Chart) -> Iterator[Figure]:
-    height = _HEIGHT_IN if not chart.bars else max(_HEIGHT_IN, 0.9 + 0.2 * len(chart.bars))
+    num_series = len(chart.curves) + len(chart.histograms) + len(chart.clouds)
+    height = max(_HEIGHT_IN + 0.17 * -(-num_series // 2), 0.9 + 0.2 * len(chart.bars))
     figure = Figure(figsize=(_WIDTH_IN, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(chart.x_label)
@@ -90,6 +92,8 @@ def _figure(chart: Chart) -> Iterator[Figure]:
         _clouds(axes, chart)
     else:
         _curves(axes, chart.curves)
+    if axes.get_legend_handles_labels()[1]:
+        figure.legend(loc="outside lower center", ncols=2)
     yield figure
 
 
@@ -98,13 +102,8 @@ def _histograms(axes: Any, chart: Chart) -> None:
     edges = np.histogram_bin_edges(everything, bins=min(60, max(10, int(len(everything) ** 0.5))))
     for number, series in enumerate(chart.histograms):
         colour = SERIES[number % len(SERIES)]
-        axes.hist(
-            series.values,
-            bins=edges,
-            histtype="stepfilled",
-            facecolor=(*mpl.colors.to_rgb(colour), 1.0),
-            alpha=0.18,
-        )
+        if len(chart.histograms) <= _MAX_FILLED:
+            axes.hist(series.values, bins=edges, histtype="stepfilled", color=colour, alpha=0.2)
         axes.hist(
             series.values,
             bins=edges,
@@ -115,7 +114,6 @@ def _histograms(axes: Any, chart: Chart) -> None:
             label=_cut(series.name),
         )
     axes.axvline(0.0, color=MUTED, linewidth=0.8)
-    axes.legend(loc="best")
 
 
 def _clouds(axes: Any, chart: Chart) -> None:
@@ -132,7 +130,6 @@ def _clouds(axes: Any, chart: Chart) -> None:
             rasterized=True,
         )
     axes.axhline(0.0, color=MUTED, linewidth=0.8)
-    axes.legend(loc="best")
 
 
 def _curves(axes: Any, curves: Sequence[Curve]) -> None:
@@ -162,7 +159,6 @@ def _curves(axes: Any, curves: Sequence[Curve]) -> None:
         )
     ticks = sorted({point.x for curve in curves for point in curve.points})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.legend(loc="best")
 
 
 def _bars(axes: Any, bars: Sequence[Bar]) -> None:

@@ -60,17 +60,19 @@ _Rows = Sequence[tuple[Run, ReportClip]]
 
 def _columns(runs: Sequence[Run], rows: _Rows) -> list[dict[str, Any]]:
     clips = [clip for _, clip in rows]
-    columns: list[dict[str, Any]] = [
-        _text("id", "Id", _ID_WIDTH, [clip.id for clip in clips]),
-    ]
-    columns.append(_names("run", "Run", [run.name for run, _ in rows], [r.name for r in runs]))
-    columns.append(_names("dataset", "Dataset", [clip.setting.dataset or "-" for clip in clips]))
-    columns.append(_names("label", "Label", [clip.label or "-" for clip in clips]))
-    columns.append(_names("query", "Query", [clip.setting.query for clip in clips]))
-    columns += [
+    metrics = [
         _numbers(name, TITLES[name], digits_of(name), [clip.value(name) for clip in clips])
         for name in (*SHOWN_METRICS, "sdr_mixture_db")
         if name == "sdri_db" or any(math.isfinite(clip.value(name)) for clip in clips)
+    ]
+    columns = [
+        _text("id", "Id", _ID_WIDTH, [clip.id for clip in clips]),
+        metrics[0],
+        _names("run", "Run", [run.name for run, _ in rows], [run.name for run in runs]),
+        _names("dataset", "Dataset", [clip.setting.dataset or "-" for clip in clips]),
+        _names("label", "Label", [clip.label or "-" for clip in clips]),
+        _names("query", "Query", [clip.setting.query for clip in clips]),
+        *metrics[1:],
     ]
     for name, title, digits, read in _FACTS:
         columns.append(_numbers(name, title, digits, [read(clip) for clip in clips]))

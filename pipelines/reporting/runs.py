@@ -71,7 +71,8 @@ class Setting:
             targets = f", {self.n_targets} of them targets" if self.n_targets else ""
             parts.append(f"{self.n_sources} sources{targets}")
         if self.input_snr_db is not None:
-            parts.append(f"{self.input_snr_db:+g} dB")
+            level = f"{self.input_snr_db:+g}" if self.input_snr_db else "0"
+            parts.append(f"{level} dB")
         return ", ".join(parts) or "as recorded"
 
     @property

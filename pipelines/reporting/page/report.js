@@ -37,6 +37,7 @@
   let order = Uint32Array.from({ length: count }, (_, row) => row);
   let sorted = { column: null, down: false };
   let active = -1;
+  if (innerWidth < 640) named.id.width = 150;
 
   const heads = byId("heads");
   columns.forEach((column, index) => {

@@ -1,0 +1,158 @@
+"""A headless Chromium, driven over the WebDriver protocol; nothing but the browser is needed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+DRIVER = shutil.which("chromedriver")
+WAIT_S = 90.0
+_ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+
+
+@dataclass
+class Browser:
+    """One session."""
+
+    url: str
+
+    def call(self, path: str, body: Any = None, method: str = "POST") -> Any:
+        """One WebDriver command."""
+        data = None if method == "GET" else json.dumps(body or {}).encode()
+        request = urllib.request.Request(self.url + path, data, method=method)
+        request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
+                return json.loads(answer.read())["value"]
+        except urllib.error.HTTPError as err:
+            raise AssertionError(err.read().decode()) from err
+
+    def open(self, url: str) -> None:
+        self.call("/url", {"url": url})
+
+    def js(self, script: str, *arguments: Any) -> Any:
+        """Runs the body of a function in the page."""
+        return self.call("/execute/sync", {"script": script, "args": list(arguments)})
+
+    def until(self, script: str) -> Any:
+        """Waits for a script to give something true."""
+        end = time.monotonic() + WAIT_S
+        while not (found := self.js(script)):
+            assert time.monotonic() < end, script
+            time.sleep(0.05)
+        return found
+
+    def find(self, selector: str) -> str:
+        found = self.call("/element", {"using": "css selector", "value": selector})
+        return str(found[_ELEMENT])
+
+    def click(self, selector: str) -> None:
+        self.call(f"/element/{self.find(selector)}/click")
+
+    def type(self, selector: str, text: str) -> None:
+        self.call(f"/element/{self.find(selector)}/value", {"text": text})
+
+    def console(self) -> list[str]:
+        """Everything at level WARNING or above since the last call."""
+        return [line["message"] for line in self.call("/se/log", {"type": "browser"})
+                if line["level"] in ("SEVERE", "WARNING")]  # fmt: skip
+
+    def requests(self) -> list[str]:
+        """URLs of every request that the page sent since the last call."""
+        urls = []
+        for line in self.call("/se/log", {"type": "performance"}):
+            event = json.loads(line["message"])["message"]
+            if event["method"] == "Network.requestWillBeSent":
+                urls.append(str(event["params"]["request"]["url"]))
+        return urls
+
+    def devtools(self, command: str, **parameters: Any) -> Any:
+        return self.call("/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def colours(self, scheme: str) -> None:
+        """``light`` or ``dark``, as the system would ask for."""
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        self.devtools("Emulation.setEmulatedMedia", features=[feature])
+
+    def size(self, width: int, height: int, mobile: bool = False) -> None:
+        self.devtools(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=mobile,
+        )
+
+    def picture(self, path: Path, whole: bool = False) -> None:
+        """A screenshot, of the whole page if asked for."""
+        shot = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+
+@contextmanager
+def chromium(profile: Path) -> Iterator[Browser]:
+    """A browser that ends with the ``with`` statement."""
+    assert CHROMIUM is not None
+    assert DRIVER is not None
+    port = _free_port()
+    driver = subprocess.Popen(
+        [DRIVER, f"--port={port}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "HOME": str(profile)},
+    )
+    try:
+        server = Browser(f"http://127.0.0.1:{port}")
+        _wait_for(server)
+        session = server.call("/session", {"capabilities": {"alwaysMatch": _wishes(profile)}})
+        browser = Browser(f"{server.url}/session/{session['sessionId']}")
+        try:
+            yield browser
+        finally:
+            browser.call("", method="DELETE")
+    finally:
+        driver.terminate()
+        driver.wait()
+
+
+def _wishes(profile: Path) -> dict[str, Any]:
+    arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    arguments += ["--autoplay-policy=no-user-gesture-required", "--no-first-run", "--mute-audio"]
+    arguments += [f"--user-data-dir={profile / 'chromium'}", "--window-size=1280,900"]
+    return {
+        "browserName": "chrome",
+        "goog:chromeOptions": {"binary": CHROMIUM, "args": arguments},
+        "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _wait_for(server: Browser) -> None:
+    end = time.monotonic() + WAIT_S
+    while True:
+        try:
+            if server.call("/status", method="GET")["ready"]:
+                return
+        except (OSError, AssertionError):
+            assert time.monotonic() < end, "chromedriver does not answer"
+        time.sleep(0.1)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import report_runs
+from manifests.published.results import load
+from pipelines.reporting.measured import lines_of, mean_std, published_for
+from pipelines.reporting.paired import compare
+from pipelines.reporting.runs import Run, read_run
+from transforms.storage import Storage
+
+
+def read(folder: Path, clips: list[dict[str, object]], **more: object) -> Run:
+    report_runs.write_run(folder, clips, **more)  # type: ignore[arg-type]
+    return read_run(str(folder), folder.name, Storage())
+
+
+def test_a_line_has_mean_deviation_counts_and_digests(tmp_path: Path) -> None:
+    values = [1.0, 4.0, 10.0]
+    clips = [report_runs.clip(n, sdri_db=value) for n, value in enumerate(values)]
+    clips.append(report_runs.clip(9, sdri_db=None))
+    line = lines_of(read(tmp_path / "run", clips))[0]
+    cell = line.cell("sdri_db")
+    mean, deviation = report_runs.mean_and_deviation(values)
+    assert cell.summary.mean == pytest.approx(mean)
+    assert cell.summary.std == pytest.approx(deviation)
+    assert mean_std(cell.summary) == "5.00 ± 4.58"
+    assert str(cell.provenance) == (
+        "n = 3 · undefined 1 · failed 0 · model tones a1a1a1a1a1a1 · scorer b2b2b2b2b2b2 · "
+        "protocol manifest c3c3c3c3c3c3"
+    )
+
+
+def test_settings_and_models_never_share_a_line(tmp_path: Path) -> None:
+    clips = [
+        report_runs.clip(1),
+        report_runs.clip(2, polarity="P"),
+        report_runs.clip(3, input_snr_db=5.0),
+        report_runs.clip(4, extra_protocol="other"),
+    ]
+    lines = lines_of(read(tmp_path / "run", clips))
+    assert [line.cell("sdri_db").summary.n for line in lines] == [1, 1, 1, 1]
+
+
+def test_published_figures_are_those_of_the_same_data_and_query(tmp_path: Path) -> None:
+    line = lines_of(read(tmp_path / "run", [report_runs.clip(1)]))[0]
+    found = {(result.method, result.table): result.mean for result in line.published_for("sdri_db")}
+    expected = {
+        (r.method, r.table): r.mean
+        for r in load()
+        if (r.dataset, r.query_type, r.polarity, r.column)
+        == ("AudioCaps", "text", "P+N", "sdri_db")
+        and r.input_snr_db in (None, 0.0)
+    }
+    assert found == expected
+    assert ("CLAPSep-hybrid", "II") in found
+
+
+@pytest.mark.parametrize(
+    "change", [{"dataset": "audiosep-audiocaps"}, {"input_snr_db": 3.0}, {"n_shots": 5}]
+)
+def test_other_data_has_no_published_figure(tmp_path: Path, change: dict[str, object]) -> None:
+    line = lines_of(read(tmp_path / "run", [report_runs.clip(1, **change)]))[0]
+    assert line.published == ()
+
+
+def test_table_five_is_found_by_sources_and_targets(tmp_path: Path) -> None:
+    clip = report_runs.clip(1, dataset="multisource", split="3-sources-2-targets", n_sources=3)
+    setting = lines_of(read(tmp_path / "run", [clip]))[0].setting
+    found = list(published_for(setting, load()))
+    assert {(r.table, r.num_sources, r.num_targets) for r in found} == {("V", 3, 2)}
+
+
+def test_runs_are_compared_on_the_ids_that_both_have(tmp_path: Path) -> None:
+    gains = [0.0, 1.0, 2.0, -1.0]
+    before = [report_runs.clip(n) for n in range(4)]
+    after = [report_runs.clip(n, sdri_db=n + gain) for n, gain in enumerate(gains)]
+    before += [report_runs.clip(7), report_runs.clip(8, sdri_db=None)]
+    after += [report_runs.clip(8), report_runs.clip(9)]
+
+    found = compare(read(tmp_path / "a", before), read(tmp_path / "b", after), ["sdri_db"])
+
+    assert len(found) == 1
+    assert found[0].difference.mean == pytest.approx(0.5)
+    assert found[0].difference.n == 4
+    assert found[0].difference.n_undefined == 1
+    assert found[0].win_rate == pytest.approx(2.5 / 4)
+    assert found[0].num_only_one == 2
+    low, high = found[0].difference.ci_low, found[0].difference.ci_high
+    assert low is not None
+    assert high is not None
+    assert -1.0 <= low < 0.5 < high <= 2.0
+
+
+def test_several_datasets_are_compared_one_by_one_too(tmp_path: Path) -> None:
+    rows = [report_runs.clip(1), report_runs.clip(2, dataset="ESC-50", sdri_db=0.0)]
+    other = [{**rows[0], "sdri_db": 3.0}, rows[1]]
+    found = compare(read(tmp_path / "a", rows), read(tmp_path / "b", other), ["sdri_db"])
+    assert [(each.dataset, each.difference.mean) for each in found] == [
+        ("all datasets", 1.0),
+        ("AudioCaps", 2.0),
+        ("ESC-50", 0.0),
+    ]
+
+
+def test_runs_without_a_common_id_have_no_difference(tmp_path: Path) -> None:
+    one = read(tmp_path / "a", [report_runs.clip(1)])
+    other = replace(one, clips=())
+    found = compare(one, other, ["sdri_db"])[0]
+    assert (found.difference.mean, found.win_rate, found.num_only_one) == (None, None, 1)
