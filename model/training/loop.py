@@ -133,7 +133,8 @@ class Trainer:
 
     def _set_learning_rate(self) -> None:
         settings, step = self._settings, self._progress.step
-        rate = self._progress.learning_rate
+        plateau = settings.schedule == "plateau"
+        rate = self._progress.learning_rate if plateau else settings.learning_rate
         if step < settings.warmup_steps:
             rate *= (step + 1) / settings.warmup_steps
         if settings.schedule == "constant" and settings.decay_steps:
