@@ -233,11 +233,13 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
         streamed, not_streamed = long | "SeparateLongRecordings" >> SeparateLongRecordings(
             separation, scoring, self.reading, writing
         )
-        done = (
-            (written, streamed)
-            | "Done" >> beam.Flatten()
-            | "Journal" >> journal.WriteJournal(uri=plan.uri(JOURNAL), storage=plan.storage)
-        )
+        # Before they are flattened: behind a Flatten the local runner begins a new stage, which
+        # would see the first row when the last one is done.
+        kept = [
+            rows | f"Journal{name}" >> journal.WriteJournal(plan.uri(JOURNAL), plan.storage)
+            for name, rows in (("Clips", written), ("LongRecordings", streamed))
+        ]
+        done = kept | "Done" >> beam.Flatten()
         return done, unread, not_separated, unwritten, not_streamed
 
     def _settings(self) -> tuple[SeparationSettings, ScoringSettings, WriteSettings]:

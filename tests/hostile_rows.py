@@ -1,4 +1,4 @@
-"""A manifest of every kind of bad row, and of good rows that look bad, with what each must become."""
+"""A manifest of every kind of bad row, and of good ones that look bad, and what each becomes."""
 
 from __future__ import annotations
 
@@ -162,9 +162,9 @@ def _bad_places(hostile: Hostile) -> None:
         "denied": ("denied://bucket/a.wav", "permission"),
         "missing remote": ("memory://bucket/a.wav", "missing"),
         "no such scheme": ("nonsense://bucket/a.wav", "io_error"),
-        "nobody listens": ("http://127.0.0.1:9/a.wav", "io_error"),
+        "nobody listens": ("http://127.0.0.1:9/a.wav", "missing"),
         "name too long": (hostile.path("x" * 300), "io_error"),
-        "zero byte": (hostile.path("a\x00b.wav"), "io_error"),
+        "zero byte": (hostile.path("a\x00b.wav"), "invalid_row"),
         "not a path": ("file://", "not_a_file"),
     }
     for row_id, (uri, error) in places.items():
