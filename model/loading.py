@@ -62,24 +62,64 @@ def load_published(
     clap_file = fetch(clap_uri, sha256=clap_sha256)
     clapsep_file = fetch(clapsep_uri, sha256=clapsep_sha256)
     clap = _clap_from(clap_file, config.clap)
-    separator = build(lambda: ClapSep(config))
-    found = layouts.clapsep_tensors(
-        layouts.unwrap(tensorfiles.read(clapsep_file.path, clapsep_uri).content, clapsep_uri),
-        separator.encoder.state_dict(),
-        separator.decoder.state_dict(),
-        config.lora,
-        clapsep_uri,
+    content = tensorfiles.read(clapsep_file.path, clapsep_uri).content
+    separator = separator_from(
+        layouts.unwrap(content, clapsep_uri), clap, config, adapters=adapters, where=clapsep_uri
     )
-    _fill_encoder(separator, {**clap.audio_branch.state_dict(), **own(found.encoder)}, adapters)
-    assign(separator.decoder, own(found.decoder))
     return Networks(
         config=config,
         clap=clap,
-        separator=separator.eval(),
+        separator=separator,
         model_sha256=clapsep_file.sha256,
         clap_sha256=clap_file.sha256,
         sources=(_source("clap", clap_file), _source("clapsep", clapsep_file)),
     )
+
+
+def separator_from(
+    state: Mapping[str, Tensor],
+    clap: Clap,
+    config: ClapSepConfig,
+    *,
+    adapters: Adapters = "merge",
+    where: str = "separator",
+) -> ClapSep:
+    """Builds a separator from CLAPSep's tensors and the CLAP that they were trained on.
+
+    Args:
+        state: an unwrapped CLAPSep state dict, under published keys.
+        clap: gives the encoder what ``state`` does not hold.
+        config: the network.
+        adapters: ``merge`` LoRA into the weights or ``keep`` it.
+        where: what messages call the state dict.
+
+    Raises:
+        LayoutError: the tensors are not of this network.
+    """
+    separator = build(lambda: ClapSep(config))
+    found = layouts.clapsep_tensors(
+        state,
+        separator.encoder.state_dict(),
+        separator.decoder.state_dict(),
+        config.lora,
+        where,
+    )
+    _fill_encoder(separator, {**clap.audio_branch.state_dict(), **own(found.encoder)}, adapters)
+    assign(separator.decoder, own(found.decoder))
+    return separator.eval()
+
+
+def clap_from(
+    state: Mapping[str, Tensor], config: ClapConfig, *, digest: str = "", where: str = "CLAP"
+) -> Clap:
+    """Builds a CLAP from an unwrapped state dict under published keys.
+
+    Raises:
+        LayoutError: the tensors are not of this network.
+    """
+    clap = build(lambda: Clap(config, digest=digest))
+    assign(clap, own(layouts.clap_tensors(state, clap.state_dict(), where)))
+    return clap.eval()
 
 
 def load_converted(
@@ -152,9 +192,7 @@ def load_clap(uri: str, *, config: ClapConfig = PUBLISHED.clap, sha256: str | No
 
 def _clap_from(file: LocalFile, config: ClapConfig) -> Clap:
     state = layouts.unwrap(tensorfiles.read(file.path, file.uri).content, file.uri)
-    clap = build(lambda: Clap(config, digest=file.sha256))
-    assign(clap, own(layouts.clap_tensors(state, clap.state_dict(), file.uri)))
-    return clap.eval()
+    return clap_from(state, config, digest=file.sha256, where=file.uri)
 
 
 def _fill_encoder(separator: ClapSep, state: Mapping[str, Tensor], adapters: Adapters) -> None:

@@ -18,6 +18,7 @@ from model.assembly import build
 from model.clap import Clap
 from model.clapsep import ClapSep
 from model.config import ClapSepConfig
+from model.loading import Networks, clap_from, separator_from
 
 _CLASSES = 527  # of AudioSet, for laion_clap's classification head
 
@@ -90,6 +91,14 @@ def formula_pair(config: ClapSepConfig, prefix: str = "") -> Pair:
         }
 
     return Pair(clap=fill("clap", wanted.clap), clapsep=fill("clapsep", wanted.clapsep))
+
+
+def networks(config: ClapSepConfig, prefix: str = "") -> Networks:
+    """Networks with the formula's weights, ready for inference."""
+    pair = formula_pair.__wrapped__(config, prefix)  # not kept: the published size takes 1 GB
+    clap = clap_from(pair.clap, config.clap)
+    separator = separator_from(pair.clapsep, clap, config)
+    return Networks(config=config, clap=clap.prepare(), separator=separator.prepare())
 
 
 def clap_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Any]:

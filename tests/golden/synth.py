@@ -59,6 +59,8 @@ RULES = tuple(
         (r"(position|token_type)_embeddings\.weight$", "normal", 0.0, 0.25),
         (r"inverse_patch_embed\.proj\.weight$", "normal", 0.0, 0.35),
         (r"^decoder_model\.mask_net\.3\.weight$", "fan", 0.0, 2.0),
+        # Not in the published checkpoints: batch norms of convolutional maskers and phase nets.
+        (r"\.running_var$", "abs", 1.0, 0.1),
         (r".", "fan", 0.0, 1.0),
     )
 )
