@@ -1,0 +1,46 @@
+"""Failures as a table that is itself a manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import apache_beam as beam
+
+from manifests.schema import DEAD_LETTER_SCHEMA
+from pipelines.wiring import DEAD_LETTERS
+from transforms import failures
+from transforms.elements import Failure
+from transforms.storage import Storage, join
+from transforms.tables import TableRow, WriteTable
+
+
+@dataclasses.dataclass(eq=False)
+class WriteDeadLetters(beam.PTransform[Any, Any]):
+    """Failures → the table of dead letters. Out: ``(uri, rows)`` of its files."""
+
+    uri: str
+    storage: Storage
+
+    def expand(self, failed: Any) -> Any:
+        """Wires the steps."""
+        return (
+            failed
+            | "Rows" >> beam.Map(_dead_letter).with_output_types(TableRow)
+            | "Write"
+            >> WriteTable(
+                uri=join(self.uri, DEAD_LETTERS),
+                schema=DEAD_LETTER_SCHEMA,
+                storage=self.storage,
+                prefix="part-000",
+            )
+        )
+
+
+def _dead_letter(failure: Failure) -> TableRow:
+    return TableRow(
+        partition="",
+        key=failures.sort_key(failure),
+        record=failures.record_of(failure),
+        extra=failures.extra_of(failure),
+    )

@@ -1,0 +1,192 @@
+"""Jobs beside the main one: their flags, one run of their graph, its books and its record."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from manifests.errors import ManifestError
+from pipelines import options as flags
+from pipelines.config import SeparateConfig, separate_config
+
+_RUN_FLAGS = ("progress", "log_level", "num_threads")
+_EXIT_CODES = """exit codes:
+  0    every row is done, or failed within --max_failure_rate
+  1    more rows failed than --max_failure_rate allows; all results are written
+  2    a flag, a manifest, a model or the output folder cannot be used; nothing was run
+  3    the job itself failed
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A job's command line.
+
+    Attributes:
+        name: of the module.
+        usage: how it is called.
+        description: what it does.
+        examples: calls, a line each.
+        shared: names of the main job's flags that it has too.
+        own: flags of its own.
+    """
+
+    name: str
+    usage: str
+    description: str
+    examples: str
+    shared: tuple[str, ...]
+    own: type[PipelineOptions]
+
+    def parser(self) -> argparse.ArgumentParser:
+        """The flags; shared ones are those of the main job, declared there."""
+        found = _Parser(
+            prog=f"python -m {self.name}",
+            usage=f"%(prog)s {self.usage}",
+            description=self.description,
+            epilog=f"examples:\n{self.examples}\n{_EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        declare: Any = self.own._add_argparse_args  # Beam annotates its own parser class
+        declare(found)
+        group = found.add_argument_group(
+            "shared with pipelines.separate", "Flags of Beam and its runners work too."
+        )
+        for action in flags.separate_parser()._actions:
+            if action.dest in (*self.shared, *_RUN_FLAGS):
+                group._add_action(action)
+        return found
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise flags.UsageError(message)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A graph that is ready to run.
+
+    Attributes:
+        config: what the shared flags say.
+        graph: reads the manifests; writes everything, and the books.
+        settings: what decides the results, for ``run.json``.
+        folders: in the output folder, that are removed with ``--overwrite``.
+        closing: lines to be said at the end.
+    """
+
+    config: SeparateConfig
+    graph: beam.PTransform[Any, Any]
+    settings: Mapping[str, Any]
+    folders: tuple[str, ...]
+    closing: tuple[str, ...] = ()
+
+
+def main(
+    command: Command,
+    build: Callable[[PipelineOptions, SeparateConfig], Job],
+    argv: Sequence[str] | None,
+) -> int:
+    """Parses, builds, runs; gives the exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options = flags.parse(command.parser(), given)
+        config = separate_config(options)
+        return _run_and_report(build(options, config), options)
+    except (flags.UsageError, ManifestError) as err:
+        sys.stderr.write(f"error: {err}\nSee python -m {command.name} --help\n")
+        return flags.EXIT_USAGE
+    except SystemExit as err:  # --help
+        return int(err.code or 0)
+
+
+def _run_and_report(job: Job, options: PipelineOptions) -> int:
+    from pipelines import launch  # torch, which --help and a wrong flag do without
+
+    try:
+        return _run(job, options)
+    except (flags.UsageError, ManifestError):
+        raise
+    except Exception as err:
+        sys.stderr.write(f"error: the job failed: {launch.first_cause(err)}\n")
+        return flags.EXIT_JOB_FAILED
+
+
+def _run(job: Job, options: PipelineOptions) -> int:
+    from pipelines import launch, outputs, run_record
+    from pipelines.preflight import check_packages
+    from pipelines.wiring import BOOKS, WORK
+    from transforms.books import read_books
+    from transforms.storage import join
+
+    config = job.config
+    check_packages()
+    launch.configure_logging(config.execution.log_level)
+    storage = outputs.storage_of(config)
+    outputs.examine(config, storage)
+    record = run_record.new_record(
+        config=config.to_json(),
+        settings=job.settings,
+        manifests=run_record.manifest_facts(config.manifests, storage),
+        attempt=0,
+        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    if config.overwrite:
+        for folder in job.folders:
+            storage.remove(join(config.output, folder))
+    run_uri = join(config.output, run_record.FILE)
+    run_record.write_record(storage, run_uri, record)
+    started_s = time.monotonic()
+    try:
+        counters = _run_graph(job, options)
+        books = read_books(storage, join(config.output, BOOKS))
+        if not books.balanced:
+            raise launch.JobError(f"the books do not balance: {books}")
+    except BaseException as err:
+        failed = {**record, "status": "failed", "error": launch.first_cause(err)}
+        run_record.write_record(storage, run_uri, failed)
+        raise
+    storage.remove(join(config.output, WORK))
+    end = {
+        "status": "finished",
+        "books": dataclasses.asdict(books),
+        "counters": counters,
+        "wall_s": round(time.monotonic() - started_s, 3),
+    }
+    run_record.write_record(storage, run_uri, {**record, **end})
+    said = [f"{books.stems} of {books.rows} rows done, {books.dead_letters} failed"]
+    said += [f"  {count} of {reason}" for reason, count in books.by_reason.items()]
+    sys.stdout.write("\n".join([*said, *job.closing]) + "\n")
+    over = books.failure_rate > config.max_failure_rate
+    return flags.EXIT_FAILURE_RATE if over else flags.EXIT_OK
+
+
+def _run_graph(job: Job, options: PipelineOptions) -> Mapping[str, int]:
+    from pipelines import launch
+    from pipelines.config import IN_PROCESS
+    from pipelines.local_runner import local_runner
+
+    execution = job.config.execution
+    if execution.runner == IN_PROCESS:
+        with local_runner(options, execution.num_workers) as runner:
+            result = _started(beam.Pipeline(runner=runner, options=options), job)
+    else:
+        result = _started(beam.Pipeline(options=options), job)
+        result.wait_until_finish()
+    if result.state not in (None, "DONE"):
+        raise launch.JobError(f"the runner says {result.state}")
+    return launch.counters_of(result)
+
+
+def _started(pipeline: beam.Pipeline, job: Job) -> Any:
+    _ = pipeline | "Job" >> job.graph
+    return pipeline.run()

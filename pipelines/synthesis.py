@@ -1,0 +1,129 @@
+"""The graph of ``pipelines.synthesize``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, cast
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from manifests.row import ManifestRow
+from manifests.schema import MANIFEST_SCHEMA
+from pipelines.config import SeparateConfig
+from pipelines.dead_letters import WriteDeadLetters
+from pipelines.job_options import SynthesizeOptions
+from pipelines.jobs import Job
+from pipelines.options import UsageError
+from pipelines.wiring import BOOKS
+from transforms import books
+from transforms.audio_io import MAX_RATE_HZ, StemFormat
+from transforms.manifest_io import FINISHED, AdmitRows, ReadManifest
+from transforms.mixtures import ReadSettings
+from transforms.rendering import (
+    INTERFERERS,
+    MIXTURES,
+    REFERENCES,
+    RenderMixtures,
+    RenderSettings,
+)
+from transforms.storage import join
+from transforms.tables import TableRow, WriteTable
+
+MANIFEST = "manifest"
+
+
+def job(options: PipelineOptions, config: SeparateConfig) -> Job:
+    """The job that the flags ask for.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+    from pipelines.outputs import storage_of
+
+    own = options.view_as(SynthesizeOptions)
+    if not 1 <= own.mix_rate_hz <= MAX_RATE_HZ:
+        raise UsageError(f"--mix_rate_hz={own.mix_rate_hz}: expected 1 to {MAX_RATE_HZ}")
+    levels = own.mix_level_range_db
+    reading = ReadSettings(
+        model_rate_hz=own.mix_rate_hz, max_in_memory_s=config.max_clip_in_memory_s
+    )
+    try:
+        settings = RenderSettings(
+            uri=config.output,
+            storage=storage_of(config),
+            reading=reading,
+            stem_format=cast(StemFormat, config.stem_format),
+            seed=own.mix_seed,
+            level_range_db=None if levels is None else (levels[0], levels[1]),
+        )
+    except ValueError as err:
+        raise UsageError(f"--mix_level_range_db: {err}") from err
+    return Job(
+        config=config,
+        graph=SynthesizeManifest(config.manifests, settings),
+        settings={
+            "mix_rate_hz": own.mix_rate_hz,
+            "mix_level_range_db": levels,
+            "mix_seed": own.mix_seed,
+            "stem_format": config.stem_format,
+        },
+        folders=(MIXTURES, REFERENCES, INTERFERERS, MANIFEST),
+        closing=(f"manifest: {join(config.output, MANIFEST)}",),
+    )
+
+
+@dataclasses.dataclass(eq=False)
+class SynthesizeManifest(beam.PTransform[Any, Any]):
+    """Manifests → files, the manifest of them, dead letters and books.
+
+    In: a pipeline. Out: nothing that anybody needs; everything is in files.
+    """
+
+    uris: tuple[str, ...]
+    settings: RenderSettings
+
+    def expand(self, root: Any) -> Any:
+        """Wires the steps."""
+        settings = self.settings
+        rows, invalid = root | "ReadManifest" >> ReadManifest(
+            uris=self.uris, rows=(), storage=settings.storage
+        )
+        none = root | "NoneFinished" >> beam.Create([], reshuffle=False).with_output_types(str)
+        admitted, duplicates, finished = {
+            "rows": rows,
+            FINISHED: none,
+        } | "AdmitRows" >> AdmitRows()
+        rendered, failed = (
+            admitted | "Spread" >> beam.Reshuffle() | "Render" >> RenderMixtures(settings)
+        )
+        all_failed = (invalid, duplicates, failed) | "AllFailed" >> beam.Flatten()
+        manifest = (
+            rendered
+            | "ManifestRows" >> beam.Map(_manifest_row).with_output_types(TableRow)
+            | "WriteManifest"
+            >> WriteTable(
+                uri=join(settings.uri, MANIFEST),
+                schema=MANIFEST_SCHEMA,
+                storage=settings.storage,
+                prefix="rows",
+                shards=1,
+            )
+        )
+        return {
+            books.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
+            books.FINISHED_BEFORE: finished,
+            books.STEMS: rendered,
+            books.DEAD: all_failed,
+            books.METRICS_FILES: manifest,
+            books.DEAD_LETTER_FILES: all_failed
+            | "WriteDeadLetters" >> WriteDeadLetters(settings.uri, settings.storage),
+        } | "KeepBooks" >> books.KeepBooks(uri=join(settings.uri, BOOKS), storage=settings.storage)
+
+
+def _manifest_row(row: ManifestRow) -> TableRow:
+    record = {name: value for name, value in row.to_record().items() if name in _COLUMNS}
+    return TableRow(partition="", key=row.id, record=record, extra=dict(row.extra))
+
+
+_COLUMNS = frozenset(MANIFEST_SCHEMA.names)

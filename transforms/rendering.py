@@ -1,0 +1,205 @@
+"""Mixtures on disk: each row's mixture, reference and interferers as files, and the row of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+
+from manifests.ids import output_name, partition_value, stable_seed
+from manifests.row import ManifestRow
+from model import audio as waveforms
+from model import mixing
+from transforms import failures, tally
+from transforms.audio_io import (
+    READ_ERRORS,
+    AudioError,
+    AudioPart,
+    StemFormat,
+    StemWriter,
+    describe,
+    error_code,
+    require_sound,
+)
+from transforms.elements import Failure, Samples, failed
+from transforms.mixtures import ReadSettings, mix_sources, read_mono
+from transforms.storage import Storage, join
+
+MIXTURES, REFERENCES, INTERFERERS = "mixtures", "references", "interferers"
+INTERFERER_COLUMN = "interferer_files"
+FROM_MANIFEST = ".."
+"""From the folder of the rendered manifest to that of the files."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RenderSettings:
+    """How mixtures are rendered, and where to.
+
+    Attributes:
+        uri: the output folder.
+        storage: how files are reached.
+        reading: how sources are read; the rate is that of the files.
+        stem_format: ``flac`` (24 bits) or ``wav`` (32-bit float).
+        seed: of what is drawn.
+        level_range_db: levels are drawn from it; None: they are the manifest's.
+    """
+
+    uri: str
+    storage: Storage
+    reading: ReadSettings
+    stem_format: StemFormat
+    seed: int = 0
+    level_range_db: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the range."""
+        if self.level_range_db is not None and not (
+            -100.0 <= self.level_range_db[0] <= self.level_range_db[1] <= 100.0
+        ):
+            raise ValueError(f"level_range_db={self.level_range_db}: expected LOW <= HIGH, ±100 dB")
+
+
+@dataclasses.dataclass(eq=False)
+class RenderMixtures(beam.PTransform[Any, Any]):
+    """Rows with sources → rows with a mixture and a reference.
+
+    In: ``ManifestRow``. Out: ``ManifestRow`` whose URIs are relative to the rendered manifest;
+    ``Failure``. Files are named after ids: a retry writes the same bytes to the same place.
+    """
+
+    settings: RenderSettings
+
+    def expand(self, rows: Any) -> tuple[Any, Any]:
+        """Wires the step."""
+        outputs = rows | "Render" >> beam.ParDo(_RenderFn(self.settings)).with_outputs(
+            failures.FAILED, main="rows"
+        )
+        return outputs["rows"], outputs[failures.FAILED]
+
+
+class _RenderFn(beam.DoFn):
+    def __init__(self, settings: RenderSettings) -> None:
+        self._settings = settings
+
+    def process(self, row: ManifestRow) -> Iterator[Any]:
+        result = render(row, self._settings)
+        if isinstance(result, Failure):
+            yield failures.dead(result)
+            return
+        tally.add(done=1)
+        yield result
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rendered:
+    """Signals of a mixture, float32[T] each."""
+
+    mixture: Samples
+    reference: Samples
+    interferers: tuple[Samples, ...]
+
+
+def render(row: ManifestRow, settings: RenderSettings) -> ManifestRow | Failure:
+    """Writes the files of a row; gives the row that names them."""
+    if not row.targets:
+        return failed(row, "read", "no_sources", "the row has a mixture; expected its sources")
+    row = dataclasses.replace(row, snr_db=_levels_db(row, settings))
+    try:
+        signals = mixed(row, settings)
+    except READ_ERRORS as err:
+        return failed(row, "read", error_code(err), describe(err, ", ".join(row.targets)))
+    try:
+        names = _write(row, signals, settings)
+    except READ_ERRORS as err:
+        return failed(row, "write", error_code(err), describe(err, settings.uri))
+    mixture_uri, reference_uri, *interferer_uris = (join(FROM_MANIFEST, name) for name in names)
+    return dataclasses.replace(
+        row,
+        mixture_uri=mixture_uri,
+        reference_uri=reference_uri,
+        target_uri=None,
+        target_uris=(),
+        interferer_uris=(),
+        snr_db=tuple(dict.fromkeys(row.levels_db)) if len(set(row.levels_db)) == 1 else (),
+        offset_s=None,
+        duration_s=None,
+        n_sources=row.num_sources,
+        extra={**row.extra, INTERFERER_COLUMN: ";".join(interferer_uris)},
+    )
+
+
+def _levels_db(row: ManifestRow, settings: RenderSettings) -> tuple[float, ...]:
+    if settings.level_range_db is None:
+        return row.snr_db
+    seed = stable_seed(settings.seed, row.id if row.seed is None else f"{row.seed}/{row.id}")
+    low, high = settings.level_range_db
+    return (round(float(np.random.default_rng(seed).uniform(low, high)), 3),)
+
+
+def mixed(row: ManifestRow, settings: RenderSettings) -> Rendered:
+    """Mixes the sources of a row by the rule of :mod:`model.mixing`.
+
+    Raises:
+        AudioError: a source cannot be used.
+        OSError: a source cannot be reached.
+    """
+    reading, rate_hz = settings.reading, settings.reading.model_rate_hz
+    uris = (*row.targets, *row.interferer_uris)
+    sources = [
+        read_mono(uri, settings.storage, rate_hz, reading.max_values, part=row) for uri in uris
+    ]
+    for uri, source in zip(uris, sources, strict=True):
+        require_sound(source, uri)
+    length = round(row.duration_s * rate_hz) if row.duration_s is not None else len(sources[0])
+    fitted = [waveforms.fit_length(source, length) for source in sources]
+    num_targets = len(row.targets)
+    mixture, reference = mix_sources(fitted, num_targets, row.levels_db)
+    levels = [0.0] * (num_targets - 1) + list(row.levels_db)
+    parts = mixing.mix(fitted[0], fitted[1:], levels).interferers
+    return Rendered(
+        mixture=mixture, reference=reference, interferers=tuple(parts[num_targets - 1 :])
+    )
+
+
+def _write(row: ManifestRow, signals: Rendered, settings: RenderSettings) -> list[str]:
+    ending = settings.stem_format
+    folder = f"dataset={partition_value(row.dataset)}" if row.dataset is not None else ""
+    name = output_name(row.id)
+    files: list[tuple[str, Samples]] = [
+        (join(MIXTURES, folder, f"{name}.{ending}"), signals.mixture),
+        (join(REFERENCES, folder, f"{name}.{ending}"), signals.reference),
+    ]
+    for number, interferer in enumerate(signals.interferers):
+        files.append((join(INTERFERERS, folder, f"{name}.{number}.{ending}"), interferer))
+    _require_room(files, ending)
+    for path, samples in files:
+        _write_file(join(settings.uri, path), samples, settings)
+    return [path for path, _ in files]
+
+
+def _require_room(files: Sequence[tuple[str, Samples]], form: StemFormat) -> None:
+    for path, samples in files:
+        if form == "flac" and float(np.abs(samples).max(initial=0.0)) > 1.0:
+            raise AudioError(
+                "over_full_scale",
+                f"{path}: a part is louder than FLAC holds; use --stem_format wav",
+            )
+
+
+def _write_file(uri: str, samples: Samples, settings: RenderSettings) -> None:
+    part = AudioPart(
+        sample_rate_hz=settings.reading.model_rate_hz,
+        num_channels=1,
+        start=0,
+        num_samples=len(samples),
+    )
+    with settings.storage.temporary(uri) as temporary:
+        writer = StemWriter(temporary, part, settings.stem_format)
+        try:
+            writer.write(samples[None])
+        finally:
+            writer.close()
+        settings.storage.publish(uri, temporary)
