@@ -38,6 +38,7 @@ class Clap(nn.Module):
     """A CLAP model: HTSAT and a text tower; parameter names as laion_clap's."""
 
     def __init__(self, config: ClapConfig, digest: str = "") -> None:
+        """Builds both towers with random parameters."""
         super().__init__()
         self.config = config
         self.digest = digest
@@ -72,16 +73,17 @@ class Clap(nn.Module):
         return F.normalize(self.text_projection(latent).float(), dim=-1)
 
     def embed_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Embeds token ids, int64[N, L] each, of a tower that has a tokenizer; float32[N, D], unit norm."""
+        """Embeds token ids and their attention mask, int64[N, L] each; float32[N, D], unit norm."""
         latent = self.text_branch.token_latent(input_ids, attention_mask)
         return F.normalize(self.text_projection(latent).float(), dim=-1)
 
     def embed_audio(self, clips: Sequence[Tensor], *, quantise: bool = False) -> Tensor:
         """Embeds clips of any length.
 
-        A clip shorter than the encoder's length is repeated a whole number of times and zero-padded, as in
-        laion_clap. A longer one, which laion_clap crops at random, is covered by ⌈T / length⌉ windows spread
-        evenly from its start to its end (at most ``MAX_WINDOWS``), whose embeddings are averaged.
+        A clip shorter than the encoder's length is repeated a whole number of times and
+        zero-padded, as in laion_clap. A longer one, which laion_clap crops at random, is covered by
+        ⌈T / length⌉ windows spread evenly from its start to its end (at most ``MAX_WINDOWS``),
+        whose embeddings are averaged.
 
         Args:
             clips: float32[T_i] mono at ``sample_rate_hz``, T_i ≥ 1.
@@ -125,10 +127,8 @@ def cover(clip: Tensor, length: int) -> list[Tensor]:
 
 
 def _projection(in_features: int, out_features: int) -> nn.Sequential:
-    layers = nn.Sequential(
-        nn.Linear(in_features, out_features), nn.ReLU(), nn.Linear(out_features, out_features)
-    )
-    for layer in (layers[0], layers[2]):
+    first, second = nn.Linear(in_features, out_features), nn.Linear(out_features, out_features)
+    for layer in (first, second):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.zeros_(layer.bias)  # a bias as large as the signal would make all embeddings alike
-    return layers
+    return nn.Sequential(first, nn.ReLU(), second)

@@ -1,7 +1,8 @@
 """CLAPSep: mixture + condition → estimate. The only forward, for training, evaluation and serving.
 
-Source: Ma et al., "CLAPSep: Leveraging Contrastive Pre-trained Model for Multi-Modal Query-Conditioned Target Sound
-Extraction", TASLP 2024, arXiv 2402.17455; checked against Aisaka0v0/CLAPSep at 5404111.
+Source: Ma et al., "CLAPSep: Leveraging Contrastive Pre-trained Model for Multi-Modal
+Query-Conditioned Target Sound Extraction", TASLP 2024, arXiv 2402.17455; checked against
+Aisaka0v0/CLAPSep at 5404111.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Encoded:
     def index(self, rows: Tensor) -> Encoded:
         """Repeats or reorders mixtures, so that several queries share one encoder pass."""
         return Encoded(
-            features=self.features.index(rows), spectrum=self.spectrum[rows], num_samples=self.num_samples
+            features=self.features.index(rows),
+            spectrum=self.spectrum[rows],
+            num_samples=self.num_samples,
         )
 
 
@@ -47,16 +50,19 @@ class ClapSep(nn.Module):
 
     Args:
         config: shapes and signals.
-        precision: ``bf16`` runs the network under autocast; STFT, mask application and ISTFT stay float32.
+        precision: ``bf16`` runs the network under autocast; STFT, mask application and ISTFT stay
+            float32.
         name: how outputs name the model.
     """
 
-    def __init__(self, config: ClapSepConfig, precision: Precision = "fp32", name: str = "clapsep") -> None:
+    def __init__(
+        self, config: ClapSepConfig, precision: Precision = "fp32", name: str = "clapsep"
+    ) -> None:
+        """Builds the network with random parameters."""
         super().__init__()
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision={precision!r}: expected one of {PRECISIONS}")
-        self.config = config
+        self._weights_cast = False
         self.precision = precision
+        self.config = config
         self.name = name
         self.sample_rate_hz = config.signal.sample_rate_hz
         self.window_samples = config.signal.window_samples
@@ -66,10 +72,35 @@ class ClapSep(nn.Module):
         self.decoder = Decoder(config)
         self.register_buffer("hann", laion.torch_hann(config.signal.n_fft), persistent=False)
 
+    @property
+    def precision(self) -> Precision:
+        """``fp32`` or ``bf16``.
+
+        Raises:
+            ValueError: set to something else, or from ``bf16`` back to ``fp32`` after
+                :meth:`prepare`, which rounds the weights.
+        """
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: Precision) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision={precision!r}: expected one of {PRECISIONS}")
+        if self._weights_cast and precision != "bf16":
+            raise ValueError(f"precision={precision!r}: this network was prepared for bf16")
+        self._precision: Precision = precision
+
     def prepare(self) -> ClapSep:
-        """Freezes the network for inference: evaluation mode, no gradients, cached attention biases."""
+        """Freezes the network for inference: evaluation mode, no gradients, cached biases.
+
+        In bfloat16 the weights of the linear layers are kept in that type: half the memory, and
+        the same result as converting them at every call.
+        """
         self.eval().requires_grad_(False)
-        self.encoder.prepare()
+        self._weights_cast = self.precision == "bf16"
+        dtype = torch.bfloat16 if self._weights_cast else torch.float32
+        self.encoder.prepare(dtype)
+        self.decoder.prepare(dtype)
         return self
 
     def encode(self, mixture: Tensor, heard: Tensor | None = None) -> Encoded:
@@ -77,7 +108,8 @@ class ClapSep(nn.Module):
 
         Args:
             mixture: float32[B, T] at ``sample_rate_hz``, 1 ≤ T ≤ ``window_samples``.
-            heard: float32[B, T'], the same at the encoder's rate; resampled from ``mixture`` by default.
+            heard: float32[B, T'], the same at the encoder's rate; resampled from ``mixture`` by
+                default.
 
         Raises:
             ValueError: T is 0 or longer than a window.
@@ -85,11 +117,12 @@ class ClapSep(nn.Module):
         num_samples = mixture.shape[-1]
         if mixture.ndim != 2 or not 1 <= num_samples <= self.window_samples:
             raise ValueError(
-                f"mixture {tuple(mixture.shape)}: expected [B, T] with 1 ≤ T ≤ {self.window_samples}"
+                f"mixture {tuple(mixture.shape)}: expected [B, T], 1 ≤ T ≤ {self.window_samples}"
             )
         signal, audio = self.config.signal, self.config.clap.audio
         shortest = max(
-            signal.n_fft // 2 + 1, (audio.n_fft // 2 + 1) * signal.sample_rate_hz // audio.sample_rate_hz + 1
+            signal.n_fft // 2 + 1,
+            (audio.n_fft // 2 + 1) * signal.sample_rate_hz // audio.sample_rate_hz + 1,
         )
         if num_samples < shortest:
             mixture = F.pad(mixture, (0, shortest - num_samples))
@@ -135,7 +168,9 @@ class ClapSep(nn.Module):
         )
         return estimate[:, : encoded.num_samples]
 
-    def separate(self, mixture: Tensor, condition: Condition, heard: Tensor | None = None) -> Tensor:
+    def separate(
+        self, mixture: Tensor, condition: Condition, heard: Tensor | None = None
+    ) -> Tensor:
         """``answer(encode(mixture), condition)``: float32[B, T] → float32[B, T]."""
         return self.answer(self.encode(mixture, heard), condition)
 

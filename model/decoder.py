@@ -1,6 +1,7 @@
 """The query-conditioned decoder: stage features, magnitude spectrogram and condition → mask.
 
-Source: CLAPSep (Ma et al. 2024, arXiv 2402.17455), section III; parameter names as in the released checkpoint.
+Source: CLAPSep (Ma et al. 2024, arXiv 2402.17455), section III; parameter names as in the released
+checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import laion, swin
+from model import kernels, laion, swin
 from model.config import ClapSepConfig, DecoderConfig
 from model.encoder import StageFeatures
 
@@ -31,19 +32,22 @@ class Film(nn.Module):
     """Feature-wise linear modulation by the condition (Perez et al. 2018)."""
 
     def __init__(self, condition_dim: int, features: int) -> None:
+        """Modulates ``features`` channels by a condition."""
         super().__init__()
         self.beta = nn.Linear(condition_dim, features)
         self.gamma = nn.Linear(condition_dim, features)
 
     def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
         """``gamma(condition) · hidden + beta(condition)``; float[B, N, C] and float[B, D]."""
-        return torch.addcmul(self.beta(condition)[:, None], self.gamma(condition)[:, None], hidden)
+        shift, scale = kernels.linear(self.beta, condition), kernels.linear(self.gamma, condition)
+        return torch.addcmul(shift[:, None], scale[:, None], hidden)
 
 
 class SkipConnection(nn.Module):
-    """Projects an encoder feature, modulates it by the condition and adds it to the decoder's state."""
+    """Adds an encoder feature, projected and modulated by the condition, to the decoder's state."""
 
     def __init__(self, condition_dim: int, in_features: int, out_features: int) -> None:
+        """Connects ``in_features`` channels of the encoder to ``out_features`` of the decoder."""
         super().__init__()
         self.skip_conv = Film(condition_dim, out_features)
         self.feature_proj = nn.Linear(in_features, out_features)
@@ -51,7 +55,7 @@ class SkipConnection(nn.Module):
 
     def forward(self, feature: Tensor, condition: Tensor, state: Tensor | None = None) -> Tensor:
         """float[B, N, in_features] → float[B, N, out_features]."""
-        out = self.skip_conv(self.feature_proj(feature), condition)
+        out = self.skip_conv(kernels.linear(self.feature_proj, feature), condition)
         normalised: Tensor = self.norm(out if state is None else out + state)
         return normalised
 
@@ -60,11 +64,21 @@ class DecoderStage(nn.Module):
     """An optional patch expansion, then Swin blocks."""
 
     def __init__(
-        self, dim: int, grid: int, depth: int, heads: int, window: int, config: DecoderConfig, rates: list[float]
+        self,
+        dim: int,
+        grid: int,
+        depth: int,
+        heads: int,
+        window: int,
+        config: DecoderConfig,
+        rates: list[float],
     ) -> None:
+        """``depth`` blocks of width ``dim``, shifted in turn, dropped with these rates."""
         super().__init__()
         self.blocks = nn.ModuleList(
-            laion.swin_block(dim, grid, heads, window, index % 2 == 1, config.mlp_ratio, rates[index])
+            laion.swin_block(
+                dim, grid, heads, window, index % 2 == 1, config.mlp_ratio, rates[index]
+            )
             for index in range(depth)
         )
         self.downsample: nn.Module | None = None
@@ -82,6 +96,7 @@ class InversePatchEmbed(nn.Module):
     """Patches → image, by a transposed convolution."""
 
     def __init__(self, embed_dim: int, patch_size: int, grid: int) -> None:
+        """For ``grid`` × ``grid`` patches."""
         super().__init__()
         self.grid = grid
         self.proj = nn.ConvTranspose2d(embed_dim, 1, kernel_size=patch_size, stride=patch_size)
@@ -98,6 +113,7 @@ class ConvolutionModule(nn.Module):
     """A Conformer convolution module, for maskers with ``conv=True`` and for the phase net."""
 
     def __init__(self, dim: int, kernel_size: int = 9) -> None:
+        """For ``dim`` channels."""
         super().__init__()
         self.layers = nn.ModuleDict(
             {
@@ -120,14 +136,17 @@ class ConvolutionModule(nn.Module):
 
 
 class TransformerMasker(nn.Module):
-    """``n`` post-norm transformer layers with ReLU and no positions, as ``nn.TransformerEncoder`` names them."""
+    """Post-norm transformer layers with ReLU, without positions; names as in torch's encoder."""
 
     def __init__(self, config: DecoderConfig) -> None:
+        """Builds ``num_masker_layers`` layers."""
         super().__init__()
         self.heads = config.masker_heads
         width = int(config.d_attn * config.mlp_ratio)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(config.d_attn, config.masker_heads, width, dropout=0.0, batch_first=True)
+            nn.TransformerEncoderLayer(
+                config.d_attn, config.masker_heads, width, dropout=0.0, batch_first=True
+            )
             for _ in range(config.num_masker_layers)
         )
 
@@ -139,18 +158,30 @@ class TransformerMasker(nn.Module):
 
     def _layer(self, layer: Any, x: Tensor) -> Tensor:
         attention = layer.self_attn
-        qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+        qkv = kernels.project(x, attention.in_proj_weight, attention.in_proj_bias)
         query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        x = layer.norm1(x + attention.out_proj(mixed))
-        hidden: Tensor = layer.norm2(x + layer.linear2(F.relu(layer.linear1(x))))
-        return hidden
+        mixed = kernels.attend(query, key, value, query.shape[-1] ** -0.5)
+        x = layer.norm1(x + kernels.linear(attention.out_proj, mixed))
+        hidden = kernels.linear(layer.linear1, x, "relu")
+        out: Tensor = layer.norm2(x + kernels.linear(layer.linear2, hidden))
+        return out
 
 
-class Decoder(nn.Module):
+class Masker(nn.Sequential):
+    """The layers from spectrogram and decoded frames to the mask's logits, one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, F, in_features] → float[B, F, K]."""
+        for layer in self:
+            x = kernels.linear(layer, x) if isinstance(layer, nn.Linear) else layer(x)
+        return x
+
+
+class Decoder(swin.SwinNetwork):
     """Answers a query: what part of each spectrogram bin belongs to it."""
 
     def __init__(self, config: ClapSepConfig) -> None:
+        """Builds the network with random parameters."""
         super().__init__()
         self.config = config
         encoder, decoder = config.clap.audio, config.decoder
@@ -176,20 +207,24 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(reversed(stages))
         self.skip = nn.ModuleList(reversed(skips))
         self.film = SkipConnection(
-            config.condition_dim, encoder.num_features, decoder.embed_dim << (len(decoder.depths) - 1)
+            config.condition_dim,
+            encoder.num_features,
+            decoder.embed_dim << (len(decoder.depths) - 1),
         )
-        self.inverse_patch_embed = InversePatchEmbed(decoder.embed_dim, encoder.patch_size, encoder.grid_size)
+        self.inverse_patch_embed = InversePatchEmbed(
+            decoder.embed_dim, encoder.patch_size, encoder.grid_size
+        )
         self.spec_norm = nn.BatchNorm2d(bins, momentum=0.01)
         self.mask_net = self._masker(bins + bands, bins)
         if decoder.phase:
             self.phase_net = _convolutional(bins + bands, 2 * bins, decoder.num_masker_layers)
         self.apply(laion.init_weights)
 
-    def _masker(self, in_features: int, bins: int) -> nn.Sequential:
+    def _masker(self, in_features: int, bins: int) -> Masker:
         decoder = self.config.decoder
         if decoder.conv:
             return _convolutional(in_features, bins, decoder.num_masker_layers)
-        return nn.Sequential(
+        return Masker(
             nn.Linear(in_features, decoder.d_attn),
             nn.LayerNorm(decoder.d_attn),
             TransformerMasker(decoder),
@@ -212,7 +247,9 @@ class Decoder(nn.Module):
         for layer, skip, feature in zip(self.layers, self.skip, reversed(skipped), strict=True):
             state = skip(feature, condition, layer(state))
         frames = self._unfold(self.inverse_patch_embed(state))[:, : magnitude.shape[1]]
-        normalised = self.spec_norm(magnitude.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+        normalised = (
+            self.spec_norm(magnitude.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+        )
         joint = torch.cat((normalised, frames), dim=-1)
         mask = torch.sigmoid(self.mask_net(joint))
         if not self.config.decoder.phase:
@@ -224,11 +261,13 @@ class Decoder(nn.Module):
     def _unfold(self, image: Tensor) -> Tensor:
         """The square image back to float[B, F, mel_bins]."""
         ratio = self.config.clap.audio.freq_ratio
-        pieces = image.unflatten(1, (ratio, -1)).transpose(1, 2)
+        pieces: Tensor = image.unflatten(1, (ratio, -1)).transpose(1, 2)
         return pieces.flatten(2).transpose(1, 2)
 
 
-def _convolutional(in_features: int, width: int, layers: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(in_features, width), nn.LayerNorm(width), *(ConvolutionModule(width) for _ in range(layers))
+def _convolutional(in_features: int, width: int, layers: int) -> Masker:
+    return Masker(
+        nn.Linear(in_features, width),
+        nn.LayerNorm(width),
+        *(ConvolutionModule(width) for _ in range(layers)),
     )

@@ -1,19 +1,19 @@
 """HTSAT as a function: waveform → stage features, and the CLAP audio embedding's latent.
 
-HTSAT is laion_clap's network (Chen et al. 2022); its parameters and names are kept, its forward is written out
-here: no hooks, no state, no classifier, an FFT instead of a convolution for the STFT.
+HTSAT is laion_clap's network (Chen et al. 2022); its parameters and names are kept, its forward is
+written out here: no hooks, no state, no classifier, an FFT instead of a convolution for the STFT.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from model import laion, swin
 from model.config import EncoderConfig
@@ -25,7 +25,7 @@ ImageHook = Callable[[Tensor], Tensor]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StageFeatures:
-    """What the decoder reads: the patch embedding and the output of every stage, float[B, N, C] each."""
+    """What the decoder reads: the patch embedding and every stage's output, float[B, N, C] each."""
 
     stages: tuple[Tensor, ...]
 
@@ -34,37 +34,24 @@ class StageFeatures:
         return StageFeatures(stages=tuple(stage[rows] for stage in self.stages))
 
 
-class Encoder(nn.Module):
-    """HTSAT with laion_clap's parameter names.
-
-    ``prepare()`` caches what depends on parameters alone (the attention biases) for inference.
-    """
+class Encoder(swin.SwinNetwork):
+    """HTSAT with laion_clap's parameter names; ``prepare()`` it for inference."""
 
     def __init__(self, config: EncoderConfig) -> None:
+        """Builds the network with random parameters."""
         super().__init__()
         self.config = config
         network = laion.build_htsat(config)
         for name, child in network.named_children():
             self.add_module(name, child)
         self.register_buffer("hann", laion.torch_hann(config.n_fft), persistent=False)
-        self._biases: list[list[Tensor]] | None = None
-
-    def prepare(self) -> None:
-        """Computes the attention biases once; call it when the parameters no longer change."""
-        with torch.no_grad():
-            self._biases = [[swin.attention_bias(block) for block in stage.blocks] for stage in self._stages]
-
-    @property
-    def _stages(self) -> Sequence[Any]:
-        layers: Any = self.layers
-        return list(layers)
 
     def stage_features(self, waveform: Tensor) -> StageFeatures:
         """Hears a mixture.
 
         Args:
-            waveform: float32[B, T] at the encoder's rate, at most a window; the spectrogram's missing frames are
-                zeros of power, as in the reference.
+            waveform: float32[B, T] at the encoder's rate, at most a window; the spectrogram's
+                missing frames are zeros of power, as in the reference.
 
         Returns:
             The patch embedding and each stage's output, coarsest last.
@@ -80,7 +67,8 @@ class Encoder(nn.Module):
 
         Args:
             waveform: float32[B, clip_samples] at the encoder's rate.
-            augment: SpecAugment or the like, on float[B, F, mel_bins] after normalisation; for training.
+            augment: SpecAugment or the like, on float[B, F, mel_bins] after normalisation; for
+                training.
 
         Returns:
             float[B, num_features].
@@ -108,7 +96,7 @@ class Encoder(nn.Module):
                 pad_mode="reflect",
                 return_complex=True,
             )
-            power = torch.view_as_real(spectrum).square().sum(-1).transpose(1, 2)
+            power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)
             extractor: Any = self.logmel_extractor
             mel = power @ extractor.melW
             return 10.0 * torch.log10(mel.clamp(min=_POWER_FLOOR))
@@ -122,16 +110,17 @@ class Encoder(nn.Module):
     def _transform(self, frames: Tensor) -> StageFeatures:
         """Folds float[B, F, mel_bins] into the square image and runs the stages."""
         config = self.config
-        batch, num_frames, bands = frames.shape
+        batch, _, bands = frames.shape
         pieces = frames.transpose(1, 2).reshape(batch, bands, config.freq_ratio, -1)
         image = pieces.transpose(1, 2).reshape(batch, 1, config.spec_size, config.spec_size)
         embed: Any = self.patch_embed
+        layers: Any = self.layers
         x = embed.norm(embed.proj(image).flatten(2).transpose(1, 2))
         stages = [x]
-        for number, stage in enumerate(self._stages):
-            for position, block in enumerate(stage.blocks):
-                x = swin.run_block(block, x, self._biases[number][position] if self._biases else None)
+        for stage in layers:
+            for block in stage.blocks:
+                x = swin.run_block(block, x)
             if stage.downsample is not None:
-                x = stage.downsample(x)
+                x = swin.merge_patches(stage.downsample, x)
             stages.append(x)
         return StageFeatures(stages=tuple(stages))

@@ -1,8 +1,8 @@
 """The one importer of ``laion_clap``: its HTSAT network, without the package's import side effects.
 
-Importing ``laion_clap`` itself downloads three tokenizers and needs torchvision. Its network definition needs
-neither, so it is imported with bare parent modules in place of the two packages, and with a stand-in for the one
-name it takes from torchvision where that cannot be imported.
+Importing ``laion_clap`` itself downloads three tokenizers and needs torchvision. Its network
+definition needs neither, so it is imported with bare parent modules in place of the two packages,
+and with a stand-in for the one name it takes from torchvision where that cannot be imported.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _placeholders(folders: dict[str, Path]) -> Iterator[None]:
 def _importable(name: str) -> bool:
     try:
         importlib.import_module(name)
-    except Exception:  # noqa: BLE001  a torchvision that does not match torch fails in many ways
+    except Exception:  # a torchvision that does not match torch fails in many ways
         for loaded in [key for key in sys.modules if key.split(".")[0] == "torchvision"]:
             del sys.modules[loaded]
         return False
@@ -87,8 +87,8 @@ def build_htsat(config: EncoderConfig) -> nn.Module:
     """Builds HTSAT as a container of parameters, without its classifier and its STFT convolutions.
 
     Returns:
-        ``HTSAT_Swin_Transformer`` with ``bn0``, ``patch_embed``, ``layers``, ``norm`` and the buffer
-        ``logmel_extractor.melW`` (float32[K, mel_bins]); :mod:`model.encoder` runs it.
+        ``HTSAT_Swin_Transformer`` with ``bn0``, ``patch_embed``, ``layers``, ``norm`` and the
+        buffer ``logmel_extractor.melW`` (float32[K, mel_bins]); :mod:`model.encoder` runs it.
     """
     htsat = htsat_module()
     audio_config = types.SimpleNamespace(
@@ -112,15 +112,28 @@ def build_htsat(config: EncoderConfig) -> nn.Module:
         num_classes=1,
         config=audio_config,
     )
-    for unused in ("spectrogram_extractor", "spec_augmenter", "tscam_conv", "head", "avgpool", "maxpool"):
+    for unused in (
+        "spectrogram_extractor",
+        "spec_augmenter",
+        "tscam_conv",
+        "head",
+        "avgpool",
+        "maxpool",
+    ):
         delattr(network, unused)
     return network
 
 
 def swin_block(
-    dim: int, grid: int, num_heads: int, window_size: int, shifted: bool, mlp_ratio: float, drop_path: float
+    dim: int,
+    grid: int,
+    num_heads: int,
+    window_size: int,
+    shifted: bool,
+    mlp_ratio: float,
+    drop_path: float,
 ) -> nn.Module:
-    """One Swin transformer block of laion_clap on a ``grid`` × ``grid`` field of ``dim``-wide patches."""
+    """One Swin block of laion_clap on a ``grid`` × ``grid`` field of ``dim``-wide patches."""
     block: nn.Module = htsat_module().SwinTransformerBlock(
         dim=dim,
         input_resolution=(grid, grid),
@@ -134,7 +147,7 @@ def swin_block(
 
 
 def init_weights(module: nn.Module) -> None:
-    """Swin's initialisation: truncated normal (σ = 0.02) linear weights, zero biases, unit norms."""
+    """Swin's initialisation: truncated normal (σ = 0.02) weights, zero biases, unit norms."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -13,16 +13,19 @@ ADAPTER = "default"
 
 
 def target_pattern(config: LoraConfig) -> str:
-    """Regular expression of the adapted layers: window attention only, never the patch embedding's ``proj``."""
+    """Regular expression of the adapted layers.
+
+    Window attention only, never the patch embedding's ``proj``.
+    """
     names = "|".join(re.escape(name) for name in config.targets)
     return rf"layers\.\d+\.blocks\.\d+\.attn\.({names})"
 
 
 def add_adapters(encoder: nn.Module, config: LoraConfig) -> None:
-    """Injects adapters in place and makes them, and their layers' biases, the only trainable parameters.
+    """Injects adapters in place; they and their layers' biases become all that can be trained.
 
-    The scale is ``alpha / rank``: loralib's default alpha of 1, which the published weights assume, is 1/16 at
-    rank 16 (peft's own default is 8).
+    The scale is ``alpha / rank``: loralib's default alpha of 1, which the published weights assume,
+    is 1/16 at rank 16 (peft's own default is 8).
 
     Raises:
         ValueError: no layer of ``encoder`` matches ``config.targets``.
@@ -30,7 +33,10 @@ def add_adapters(encoder: nn.Module, config: LoraConfig) -> None:
     import peft
 
     settings = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=target_pattern(config), lora_dropout=0.0
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # any number serves
+        target_modules=target_pattern(config),
+        lora_dropout=0.0,
     )
     peft.inject_adapter_in_model(settings, encoder, adapter_name=ADAPTER)
     for name, parameter in encoder.named_parameters():
@@ -41,7 +47,9 @@ def adapted_layers(encoder: nn.Module) -> dict[str, Any]:
     """The layers that carry adapters, by name."""
     from peft.tuners.lora import LoraLayer
 
-    return {name: module for name, module in encoder.named_modules() if isinstance(module, LoraLayer)}
+    return {
+        name: module for name, module in encoder.named_modules() if isinstance(module, LoraLayer)
+    }
 
 
 def merge_adapters(encoder: nn.Module) -> None:
@@ -53,7 +61,7 @@ def merge_adapters(encoder: nn.Module) -> None:
 
 
 def adapter_state(encoder: nn.Module) -> dict[str, Tensor]:
-    """The tuned tensors only, under loralib's names (``….qkv.lora_A``), as published checkpoints keep them."""
+    """The tuned tensors only, under loralib's names (``….qkv.lora_A``), as published files do."""
     state = {}
     for name, layer in adapted_layers(encoder).items():
         state[f"{name}.lora_A"] = layer.lora_A[ADAPTER].weight.detach()

@@ -1,4 +1,4 @@
-"""The interface every system implements, so that each runs in the same pipeline with the same metrics."""
+"""The interface that every system implements, so that all run in the same pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text towers: CLAP's RoBERTa built from a configuration, or a frozen pretrained sentence encoder."""
+"""Text towers: CLAP's RoBERTa built from a configuration, or a frozen sentence encoder."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ class TextTower(nn.Module):
     """Text → latent that CLAP projects into the shared space."""
 
     def __init__(self, config: TextConfig) -> None:
+        """Loads nothing: the tokenizer comes with the first text."""
         super().__init__()
         self.config = config
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer, loaded at first use: truncates to ``max_tokens``, pads to the batch's longest text."""
+        """Truncates to ``max_tokens`` and pads to the batch's longest text; loaded at first use."""
         return load_tokenizer(self.config)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -46,9 +47,10 @@ class TextTower(nn.Module):
 
 
 class RobertaTower(TextTower):
-    """CLAP's own text tower: RoBERTa's pooled output. Its state dict has transformers' names, without a prefix."""
+    """CLAP's own text tower, RoBERTa's pooled output; transformers' names, without a prefix."""
 
     def __init__(self, config: TextConfig) -> None:
+        """Builds the network with random parameters."""
         super().__init__(config)
         from transformers import RobertaConfig, RobertaModel
 
@@ -72,7 +74,7 @@ class RobertaTower(TextTower):
         object.__setattr__(self, "_network", network)
 
     def token_latent(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The pooler's output. Padding beyond the batch's longest text is cut: it never changes the result."""
+        """The pooler's output; padding beyond the longest text is cut, as it changes nothing."""
         longest = max(int(attention_mask.sum(dim=1).max()), 1)
         device = next(self.parameters()).device
         network: Any = self.__dict__["_network"]
@@ -85,7 +87,7 @@ class RobertaTower(TextTower):
 
 
 class SentenceTower(TextTower):
-    """A frozen sentence encoder that a package of the Python index carries; not part of the state dict.
+    """A frozen sentence encoder that a package carries; not part of the state dict.
 
     It runs on the CPU: a run embeds each distinct caption once.
     """
@@ -100,10 +102,10 @@ class SentenceTower(TextTower):
         weights = load_file(folder / "model.safetensors")
         weights.pop("embeddings.position_ids", None)
         network.load_state_dict(weights)
-        return network.eval()
+        return network.train(False)
 
     def token_latent(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Mean over the tokens (sentence-transformers' pooling), scaled to a unit root mean square."""
+        """Mean over the tokens (sentence-transformers' pooling), scaled to a unit mean square."""
         with torch.no_grad():
             hidden = self._network(
                 input_ids=input_ids, attention_mask=attention_mask
@@ -129,10 +131,9 @@ def load_tokenizer(config: TextConfig) -> Any:
         name = source if source.endswith(".json") else f"{source.rstrip('/')}/tokenizer.json"
         path = fetch(name).path
     tokenizer = Tokenizer.from_file(str(path))
-    padding = tokenizer.token_to_id("<pad>" if config.kind == "roberta" else "[PAD]")
-    token = "<pad>" if config.kind == "roberta" else "[PAD]"  # noqa: S105
+    padding = "<pad>" if config.kind == "roberta" else "[PAD]"
     tokenizer.enable_truncation(config.max_tokens)
-    tokenizer.enable_padding(pad_id=padding, pad_token=token)
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(padding), pad_token=padding)
     return tokenizer
 
 

@@ -1,0 +1,177 @@
+"""Linear layers and attention in the fastest of their equal forms.
+
+Under gradients, under ``torch.compile`` and on a GPU these are torch's own. In inference on a CPU,
+linear layers go to oneDNN, which torch asks for bfloat16 only: its float32 product reaches twice
+the rate of MKL's on AMD processors, and is its equal on Intel's. Attention has one form for each
+size and type, chosen by measurement (``bench/network.py``).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Literal["none", "relu", "gelu"]
+
+_ROWS = 256
+"""Queries that attend at a time: their weights over a thousand keys stay in a core's cache."""
+
+
+def linear(layer: nn.Module, x: Tensor, activation: Activation = "none") -> Tensor:
+    """``activation(layer(x))``.
+
+    Args:
+        layer: ``nn.Linear``, or what stands in its place, such as one with an adapter.
+        x: float[..., in_features].
+        activation: applied to the result.
+
+    Returns:
+        float[..., out_features].
+    """
+    if isinstance(layer, nn.Linear):
+        return project(x, layer.weight, layer.bias, activation)
+    projected: Tensor = layer(x)
+    return _activate(projected, activation)
+
+
+def project(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "none"
+) -> Tensor:
+    """``activation(x · weightᵀ + bias)``, by autocast's rules.
+
+    Args:
+        x: float[..., in_features].
+        weight: float[out_features, in_features]; its type is the result's outside autocast.
+        bias: float[out_features], or None.
+        activation: applied to the result.
+
+    Returns:
+        float[..., out_features].
+    """
+    dtype = _compute_dtype(weight)
+    if not _onednn_takes(dtype, x, weight):
+        return _activate(F.linear(x.to(dtype), weight, bias), activation)
+    return _product(
+        x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), activation
+    )
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None = None
+) -> Tensor:
+    """Multi-head attention: ``softmax(scale · query · keyᵀ + bias) · value``.
+
+    Args:
+        query: float[B, H, N, D].
+        key: float[B, H, N, D].
+        value: float[B, H, N, D].
+        scale: of the products.
+        bias: float[W, H, N, N] where W divides B: item b has the bias of index b modulo W.
+
+    Returns:
+        float[B, N, H·D].
+    """
+    if bias is None and _onednn_takes(query.dtype, query, key, value):
+        return _attend_by_head(query, key, value, scale)
+    batch = query.shape[0]
+    mask = None
+    if bias is not None:
+        mask = bias.to(query.dtype)
+        mask = mask.expand(batch, -1, -1, -1) if len(mask) == 1 else _repeat(mask, batch)
+    if mask is not None and query.dtype == torch.bfloat16 and _onednn_takes(query.dtype, query):
+        return _attend_batched(query, key, value, scale, mask)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
+    """Keeps the weights of all linear layers in the type that they are used in.
+
+    Autocast would convert them at every call; the results are the same.
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.MultiheadAttention)):
+            for name, parameter in layer.named_parameters(recurse=False):
+                cast = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+                setattr(layer, name, cast)
+
+
+def _attend_by_head(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Long sequences: two oneDNN products for each head and block of queries."""
+    batch, heads, length, width = query.shape
+    query, key = (query * scale).contiguous(), key.contiguous()
+    value = value.transpose(2, 3).contiguous()
+    mixed = query.new_empty(batch, length, heads, width)
+    for item in range(batch):
+        for head in range(heads):
+            for start in range(0, length, _ROWS):
+                rows = slice(start, start + _ROWS)
+                scores = _product(query[item, head, rows], key[item, head], None)
+                weights = torch.softmax(scores, dim=-1)
+                mixed[item, rows, head] = _product(weights, value[item, head], None)
+    return mixed.flatten(2)
+
+
+def _attend_batched(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor
+) -> Tensor:
+    """Many short sequences in bfloat16, of which torch's fused attention makes slow work."""
+    batch, heads, length, width = query.shape
+    query, key, value = (part.reshape(-1, length, width) for part in (query, key, value))
+    scores = torch.baddbmm(
+        mask.reshape(-1, length, length), query, key.transpose(1, 2), alpha=scale
+    )
+    mixed = torch.bmm(torch.softmax(scores, dim=-1), value)
+    return mixed.view(batch, heads, length, width).transpose(1, 2).flatten(2)
+
+
+def _repeat(mask: Tensor, batch: int) -> Tensor:
+    return mask if len(mask) == batch else mask.repeat(batch // len(mask), 1, 1, 1)
+
+
+def _activate(x: Tensor, activation: Activation) -> Tensor:
+    if activation == "none":
+        return x
+    return F.relu(x) if activation == "relu" else F.gelu(x)
+
+
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "none"
+) -> Tensor:
+    """``activation(x · weightᵀ + bias)`` by oneDNN."""
+    operators: Any = torch.ops.mkldnn
+    algorithm = "none" if activation == "gelu" else ""
+    product: Tensor = operators._linear_pointwise(x, weight, bias, activation, [], algorithm)
+    return product
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    device = weight.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+def _onednn_takes(dtype: torch.dtype, *tensors: Tensor) -> bool:
+    if torch.compiler.is_compiling() or any(tensor.device.type != "cpu" for tensor in tensors):
+        return False
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    return dtype in _onednn_types()
+
+
+@functools.cache
+def _onednn_types() -> tuple[torch.dtype, ...]:
+    """The types that this build of torch multiplies with oneDNN on this processor."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    ):
+        return ()
+    operators: Any = torch.ops.mkldnn
+    if hasattr(operators, "_is_mkldnn_bf16_supported") and operators._is_mkldnn_bf16_supported():
+        return (torch.float32, torch.bfloat16)
+    return (torch.float32,)
