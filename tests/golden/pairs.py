@@ -33,7 +33,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class States:
-    """The networks' own state dicts, as meta tensors: names, shapes and types."""
+    """The networks' own state dicts: what constructors compute, and meta tensors for the rest."""
 
     clap: dict[str, Tensor]
     encoder: dict[str, Tensor]
@@ -66,29 +66,25 @@ def shapes(config: ClapSepConfig) -> Pair:
 
 
 def _hollow(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.to("meta") for key, value in state.items()}
+    return {
+        key: value if synth.is_skipped(key) else value.to("meta") for key, value in state.items()
+    }
 
 
 @functools.cache
 def formula_pair(config: ClapSepConfig, prefix: str = "") -> Pair:
     """A pair with values: drawn where the formula draws them, computed where a constructor does."""
     wanted = shapes(config)
-    networks = {"clap": build(lambda: Clap(config.clap)), "clapsep": build(lambda: ClapSep(config))}
-    computed = {
-        "clap": networks["clap"].state_dict(),
-        "clapsep": {
-            f"decoder_model.{key}": value
-            for key, value in networks["clapsep"].decoder.state_dict().items()
-        },
-    }
 
     def fill(namespace: str, keys: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            key: computed[namespace].get(key, torch.zeros(shape.shape, dtype=shape.dtype))
-            if synth.is_skipped(key)
-            else torch.from_numpy(synth.tensor(namespace, key, shape.shape, prefix))
-            for key, shape in keys.items()
-        }
+        filled = {}
+        for key, value in keys.items():
+            if not synth.is_skipped(key):
+                drawn = synth.tensor(namespace, key, value.shape, prefix)
+                filled[key] = torch.from_numpy(drawn)
+            else:
+                filled[key] = torch.zeros(value.shape) if value.is_meta else value
+        return filled
 
     return Pair(clap=fill("clap", wanted.clap), clapsep=fill("clapsep", wanted.clapsep))
 
