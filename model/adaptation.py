@@ -75,7 +75,7 @@ def adapt(capabilities: Capabilities, setting: QuerySetting) -> Adaptation:
         reason = _text_problem(capabilities, getattr(kept, name))
         if reason is not None:
             reasons.append(reason)
-            kept = dataclasses.replace(kept, **{name: None})
+            kept = dataclasses.replace(kept, **{name: None})  # type: ignore[arg-type]
     return Adaptation(reasons=tuple(dict.fromkeys(reasons)), nearest=kept if kept.asks else None)
 
 

@@ -149,6 +149,96 @@ ENTRIES: tuple[Entry, ...] = (
         scorer="clapsep-mini",
     ),
     Entry(
+        name="audiosep",
+        kind="separator",
+        loader="model.baselines.audiosep:load",
+        summary="AudioSep, 4 million steps: positive text queries.",
+        licence=f"MIT, as its repository states; CLAP: {_CC0}",
+        source="Audio-AGI/AudioSep; Liu et al. 2023, arXiv 2308.05037",
+        sample_rate_hz=32_000,
+        files=(
+            WeightsFile(
+                role="audiosep",
+                uri="hf://spaces/Audio-AGI/AudioSep/checkpoint/audiosep_base_4M_steps.ckpt",
+            ),
+            _MUSIC_SPEECH_AUDIOSET,
+        ),
+        verified=(
+            "network and key layout, against the public code at 944583f with weights made by "
+            "formula; the published file itself was never at hand, its digest is not known"
+        ),
+    ),
+    Entry(
+        name="lass-net",
+        kind="separator",
+        loader="model.baselines.lass:load",
+        summary="LASS-Net: positive text queries, through a small BERT.",
+        licence="none stated in its repository",
+        source="liuxubo717/LASS; Liu et al. 2022, arXiv 2203.15147",
+        sample_rate_hz=32_000,
+        files=(
+            WeightsFile(
+                role="lass",
+                uri=(
+                    "https://drive.google.com/uc?export=download&confirm=t"
+                    "&id=1f8eCCYYaBdhsFqoi7PJMrT9Oo7GaWLdR"
+                ),
+            ),
+            WeightsFile(role="tokenizer", uri="hf://google-bert/bert-base-uncased/tokenizer.json"),
+        ),
+        verified=(
+            "both networks, against the public code at 8979776 with weights made by formula; the "
+            "published file was never at hand, and neither its digest nor its address was tried"
+        ),
+        scorer="clapsep-mini",
+    ),
+    Entry(
+        name="uss",
+        kind="separator",
+        loader="model.baselines.uss:load",
+        summary="USS-ResUNet30 (at_soft): example clips, through a PANNs tagger.",
+        licence="Apache-2.0, as its repository states",
+        source="bytedance/uss; Kong et al. 2023, arXiv 2305.07447",
+        sample_rate_hz=32_000,
+        files=(
+            WeightsFile(
+                role="uss",
+                uri=(
+                    "hf://RSNuts/Universal_Source_Separation/uss_material/ss_model=resunet30,"
+                    "querynet=at_soft,data=full,devices=8,step=1000000.ckpt"
+                ),
+                num_bytes=1_121_024_828,
+            ),
+        ),
+        verified=(
+            "both networks, against the public code at c19e2c5 with weights made by formula; the "
+            "published file was never at hand and its digest is not known; its size is the one "
+            "that the public code checks"
+        ),
+        scorer="clapsep-mini",
+    ),
+    Entry(
+        name="waveformer",
+        kind="separator",
+        loader="model.baselines.waveformer:load",
+        summary="Waveformer: causal, 41 labels (FSDKaggle2018), can stream.",
+        licence="MIT, as its repository states",
+        source="vb000/Waveformer; Veluri et al. 2023, arXiv 2211.02250",
+        sample_rate_hz=44_100,
+        files=(
+            WeightsFile(
+                role="waveformer",
+                uri="https://targetsound.cs.washington.edu/files/default_ckpt.pt",
+            ),
+        ),
+        verified=(
+            "the network in two of its published sizes, against the public code at db51a49 with "
+            "weights made by formula; the published file was never at hand, its digest is not "
+            "known, and its size of network is read from it"
+        ),
+        scorer="clapsep-mini",
+    ),
+    Entry(
         name="clap-music-audioset",
         kind="scorer",
         loader="model.registry:load_published_clap",

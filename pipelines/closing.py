@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from model import registry
 from pipelines.run_record import FILE
 from pipelines.wiring import DEAD_LETTERS, METRICS, SUMMARY, Plan
 from transforms.books import Books
@@ -69,7 +70,7 @@ def closing_lines(plan: Plan, books: Books, *, audio_s: float, wall_s: float) ->
         f"{books.finished_before} finished before; {books.dead_letters} failed",
     ]
     text += [f"  {count} of {reason}" for reason, count in books.by_reason.items()]
-    if plan.config.scorer == "own":
+    if registry.default_scorer(plan.config.model) == plan.config.scorer == "own":
         text.append("CLAPScore is by the model's own CLAP, which is circular; see --scorer.")
     text.append(f"listen: {plan.uri(STEMS_FOLDER)}")
     text.append(f"numbers: {plan.uri(METRICS)}")

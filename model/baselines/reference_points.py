@@ -57,8 +57,7 @@ class MixtureSeparator:
 
 
 class OracleIrm:
-    """Masks the mixture's spectrum by the ideal ratio mask of the reference; its phase stays the
-    mixture's.
+    """Masks the mixture by the ideal ratio mask of the reference, and keeps the mixture's phase.
 
     The mask is ``(|S|² / (|S|² + |N|²))^exponent`` with N = mixture − reference. The exponent 1 (a
     Wiener filter of the true powers) gives the higher SDR; 0.5 is the paper's own form. It is what

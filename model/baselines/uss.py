@@ -1,0 +1,146 @@
+"""Universal source separation: ResUNet30, asked by example clips through a PANNs tagger.
+
+The published model is the ``at_soft`` one: its query is the tagger's probabilities of AudioSet's
+527 classes. A clip of any length is cut into segments of 2 s (the last one repeated to fill its
+segment), whose probabilities are averaged; several clips are averaged again.
+
+Source: Kong et al. 2023, arXiv 2305.07447; checked against bytedance/uss at c19e2c5
+(uss/inference.py: ``calculate_query_emb``, without its removal of silence, which its own evaluation
+leaves out for AudioSet, FSDKaggle2018 and FSD50K).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from model.assembly import build
+from model.baselines.checkpoints import fill, published_state
+from model.baselines.cnn14 import Cnn14, Cnn14Config
+from model.baselines.masking import MaskingSeparator
+from model.baselines.resunet30 import ResUNet30, ResUNet30Config
+from model.layouts import LayoutError
+from model.separator import Capabilities
+
+if TYPE_CHECKING:
+    from model.catalogue import Entry
+    from model.registry import LoadedModel, LoadOptions
+
+CONFIG = ResUNet30Config(condition_size=527)
+QUERY_CONFIG = Cnn14Config()
+SEGMENT_SAMPLES = 64_000
+"""What the network was trained on, and how the reference cuts clips and queries: 2 s."""
+CAPABILITIES = Capabilities(text=False, negative=False)
+NETWORK_PREFIX = "ss_model."
+QUERY_PREFIX = "query_net.base."
+_UNUSED = (
+    r"anchor_segment_detector\.",
+    r"ss_model\.base\.i?stft\.",
+    r"query_net\.base\.spectrogram_extractor\.",
+)
+_SEGMENTS_AT_ONCE = 8
+
+
+class TaggerQueries(nn.Module):
+    """Example clips → class probabilities; implements ``model.clap.QueryEncoder`` but for text."""
+
+    def __init__(
+        self, config: Cnn14Config, clip_samples: int = SEGMENT_SAMPLES, digest: str = ""
+    ) -> None:
+        super().__init__()
+        self.network = build(lambda: Cnn14(config))
+        self.digest = digest
+        self.embedding_dim = config.num_classes
+        self.sample_rate_hz = config.sample_rate_hz
+        self.clip_samples = clip_samples
+
+    def prepare(self) -> TaggerQueries:
+        """Freezes the network for inference."""
+        self.eval().requires_grad_(False)
+        return self
+
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """There is no text encoder.
+
+        Raises:
+            ValueError: always, but for no text at all.
+        """
+        if texts:
+            raise ValueError(f"{texts[0]!r}: USS takes example clips, and no text")
+        return torch.zeros(0, self.embedding_dim)
+
+    def embed_audio(self, clips: Sequence[Tensor]) -> Tensor:
+        """Clips float32[T_i], mono at ``sample_rate_hz`` → float32[N, classes], in [0, 1].
+
+        Raises:
+            ValueError: a clip is empty or not mono.
+        """
+        rows = []
+        for clip in clips:
+            segments = cut(clip, self.clip_samples).to(next(self.parameters()).device)
+            parts = [self.network(part) for part in segments.split(_SEGMENTS_AT_ONCE)]
+            rows.append(torch.cat(parts).mean(dim=0))
+        return torch.stack(rows) if rows else torch.zeros(0, self.embedding_dim)
+
+
+def cut(clip: Tensor, length: int) -> Tensor:
+    """A clip float32[T] in segments float32[S, length]; the last is repeated to its length.
+
+    Raises:
+        ValueError: the clip is empty or not mono.
+    """
+    if clip.ndim != 1 or clip.shape[0] == 0:
+        raise ValueError(f"expected a mono clip float32[T], T ≥ 1, found {tuple(clip.shape)}")
+    segments = [
+        part.repeat(math.ceil(length / part.shape[0]))[:length] for part in clip.split(length)
+    ]
+    return torch.stack(segments)
+
+
+def build_separator(config: ResUNet30Config = CONFIG, name: str = "uss") -> MaskingSeparator:
+    """The separator without weights."""
+    return MaskingSeparator(
+        build(lambda: ResUNet30(config)),
+        name=name,
+        transform=config.transform,
+        window_samples=SEGMENT_SAMPLES,
+        embedding_dim=config.condition_size,
+        capabilities=CAPABILITIES,
+    )
+
+
+def fill_networks(
+    separator: MaskingSeparator, queries: TaggerQueries, state: Mapping[str, Tensor], where: str
+) -> None:
+    """Puts both networks of a Lightning state dict in their places, strictly.
+
+    Raises:
+        LayoutError: keys, shapes, types or values are not those of USS.
+    """
+    filters = f"{QUERY_PREFIX}logmel_extractor.melW"
+    if filters not in state:
+        raise LayoutError(f"{where}: not this network's weights: 1 missing ({filters})")
+    fill(separator.network, state, where, prefix=NETWORK_PREFIX, ignored=(*_UNUSED, r"query_net\."))
+    fill(queries.network, state, where, prefix=QUERY_PREFIX, ignored=(*_UNUSED, r"ss_model\."))
+
+
+def load(entry: Entry, options: LoadOptions) -> LoadedModel:
+    """The registry's loader."""
+    from model.registry import LoadedModel
+
+    found = published_state(entry.file("uss"))
+    separator = build_separator(name=entry.name)
+    queries = TaggerQueries(QUERY_CONFIG, digest=found.file.sha256)
+    fill_networks(separator, queries, found.state, found.file.uri)
+    return LoadedModel(
+        name=entry.name,
+        separator=separator.to(options.device).prepare(options.precision),
+        query_encoder=queries.to(options.device).prepare(),
+        model_sha256=found.file.sha256,
+        clap_sha256="",
+        card=entry,
+    )
