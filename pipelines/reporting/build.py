@@ -97,7 +97,7 @@ def _page(
         "metrics": [{"title": TITLES[name]} for name in metrics],
         "lines": page_view.lines_view(lines),
         "comparisons": tables.comparison_table(compared) if compared else None,
-        "charts": [page_view.chart_view(chart, page_html.drawing(svg)) for chart, svg in drawn],
+        "charts": [page_view.chart_view(chart, svg) for chart, svg in drawn],
         "examples": [page_view.example_view(example, config.metric) for example in examples],
         "failures": page_view.failures_view(runs),
         "runs": [page_view.run_view(run) for run in runs],

@@ -9,17 +9,19 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import BaseLoader, Environment, StrictUndefined
-from markupsafe import Markup
 
 
 def render(context: Mapping[str, Any], data: str) -> str:
     """Fills the template; every value in ``context`` is text and is escaped as such.
 
+    What the template marks ``safe`` is this project's own style and script, JSON without any "<",
+    and drawings by :mod:`pipelines.reporting.charts`, in which matplotlib escaped all text.
+
     The page's Content-Security-Policy lets its own script run and no other, and nothing be fetched
     but audio files beside it.
 
     Args:
-        context: what the template shows; only drawings may be ``Markup``.
+        context: what the template shows.
         data: JSON of :func:`pipelines.reporting.clip_data.script_json`.
     """
     environment = Environment(
@@ -29,17 +31,11 @@ def render(context: Mapping[str, Any], data: str) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.from_string(_read("report.html")).render(
         **context,
-        # The project's own files, and JSON without any "<".
-        style=Markup(_read("report.css")),  # noqa: S704
-        script=Markup(script),  # noqa: S704
+        style=_read("report.css"),
+        script=script,
         script_hash=f"'sha256-{digest}'",
-        data=Markup(data),  # noqa: S704
+        data=data,
     )
-
-
-def drawing(svg: str) -> Markup:
-    """A drawing by :mod:`pipelines.reporting.charts`, in which matplotlib escaped all text."""
-    return Markup(svg)  # noqa: S704
 
 
 def _read(name: str) -> str:

@@ -1,0 +1,183 @@
+"""The graph of ``pipelines.score``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from manifests.schema import METRICS_SCHEMA
+from model.fetch import CheckpointError
+from model.registry import UnknownModelError
+from pipelines.config import SeparateConfig
+from pipelines.dead_letters import WriteDeadLetters
+from pipelines.job_options import ScoreOptions
+from pipelines.jobs import Job
+from pipelines.options import UsageError
+from pipelines.outputs import storage_of
+from pipelines.run_record import code_version
+from pipelines.wiring import BOOKS, METRICS, SUMMARY, scorer_choice
+from transforms import books, failures, metrics_rows, models
+from transforms.audio_io import MAX_RATE_HZ
+from transforms.elements import MetricsRow, MixtureQueries
+from transforms.foreign_stems import MetricsOf, StemPlaces, TakeStems, without_embeddings
+from transforms.grouping import GroupByMixture
+from transforms.manifest_io import FINISHED, AdmitRows, ReadManifest
+from transforms.mixtures import ReadSettings
+from transforms.queries import AttachQueriesFn, EmbedQueries
+from transforms.scoring import ScoreStems, ScoringSettings
+from transforms.storage import Storage, join
+from transforms.summary import SummariseMetrics
+from transforms.tables import TableRow, WriteTable
+
+
+def job(options: PipelineOptions, config: SeparateConfig) -> Job:
+    """The job that the flags ask for.
+
+    Raises:
+        UsageError: a value out of range, or a scorer that cannot be had.
+    """
+    own = options.view_as(ScoreOptions)
+    if not 1 <= own.score_rate_hz <= MAX_RATE_HZ:
+        raise UsageError(f"--score_rate_hz={own.score_rate_hz}: expected 1 to {MAX_RATE_HZ}")
+    try:
+        places = StemPlaces(where=own.stems)
+    except ValueError as err:
+        raise UsageError(f"--stems: {err}") from err
+    if config.overwrite and own.stems and _lies_in(own.stems, config.output):
+        raise UsageError("--overwrite would delete the stems: they lie in --output")
+    storage = storage_of(config)
+    scoring = ScoringSettings(
+        scorer=scorer_choice(config),
+        model_rate_hz=own.score_rate_hz,
+        batch_size=config.batch_size,
+        num_threads=config.execution.num_threads,
+    )
+    return Job(
+        config=config,
+        graph=ScoreManifest(
+            config=config, storage=storage, places=places, scoring=scoring, system=own.system
+        ),
+        settings={
+            "system": own.system,
+            "stems": own.stems,
+            "score_rate_hz": own.score_rate_hz,
+            "scorer": config.scorer,
+            "scorer_sha256": _digest(scoring.scorer, config),
+        },
+        folders=(),
+        closing=(f"numbers: {join(config.output, METRICS)}",),
+    )
+
+
+def _lies_in(uri: str, folder: str) -> bool:
+    absolute = uri if "://" in uri else os.path.abspath(uri)
+    return f"{absolute}/".startswith(f"{folder}/")
+
+
+def _digest(scorer: models.ScorerChoice | None, config: SeparateConfig) -> str | None:
+    if scorer is None:
+        return None
+    try:
+        digest = models.load_scorer(scorer).digest
+    except (UnknownModelError, CheckpointError, ValueError) as err:
+        raise UsageError(str(err)) from err
+    if not config.execution.in_process:
+        models.forget()
+    return digest
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class ScoreManifest(beam.PTransform[Any, Any]):
+    """Manifests → metrics, summary, dead letters and books.
+
+    In: a pipeline. Out: nothing that anybody needs; everything is in files.
+    """
+
+    config: SeparateConfig
+    storage: Storage
+    places: StemPlaces
+    scoring: ScoringSettings
+    system: str
+
+    def expand(self, root: Any) -> Any:
+        """Wires the steps."""
+        rows, invalid = root | "ReadManifest" >> ReadManifest(
+            uris=self.config.manifests, rows=(), storage=self.storage
+        )
+        none = root | "NoneFinished" >> beam.Create([], reshuffle=False).with_output_types(str)
+        admitted, duplicates, finished = {
+            "rows": rows,
+            FINISHED: none,
+        } | "AdmitRows" >> AdmitRows()
+        queries, unembedded = self._queries(admitted)
+        reading = ReadSettings(
+            model_rate_hz=self.scoring.model_rate_hz,
+            max_in_memory_s=self.config.max_clip_in_memory_s,
+        )
+        taken, untaken = queries | "TakeStems" >> TakeStems(self.places, self.storage, reading)
+        scored = (
+            taken
+            | "ScoreStems" >> ScoreStems(self.scoring)
+            | "Metrics"
+            >> beam.FlatMap(
+                MetricsOf(
+                    system=self.system,
+                    rate_hz=self.scoring.model_rate_hz,
+                    code_version=code_version(),
+                )
+            ).with_output_types(MetricsRow)
+        )
+        all_failed = (invalid, duplicates, *unembedded, untaken) | "AllFailed" >> beam.Flatten()
+        return {
+            books.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
+            books.FINISHED_BEFORE: finished,
+            books.STEMS: scored,
+            books.DEAD: all_failed,
+            books.METRICS_FILES: self._tables(scored),
+            books.DEAD_LETTER_FILES: all_failed
+            | "WriteDeadLetters" >> WriteDeadLetters(self.config.output, self.storage),
+        } | "KeepBooks" >> books.KeepBooks(
+            uri=join(self.config.output, BOOKS), storage=self.storage
+        )
+
+    def _queries(self, rows: Any) -> tuple[Any, list[Any]]:
+        mixtures = rows | "GroupByMixture" >> GroupByMixture()
+        if self.scoring.scorer is None:
+            queries = mixtures | "NoQueries" >> beam.Map(without_embeddings).with_output_types(
+                MixtureQueries
+            )
+            return queries, []
+        max_values = ReadSettings(
+            model_rate_hz=self.scoring.model_rate_hz,
+            max_in_memory_s=self.config.max_clip_in_memory_s,
+        ).max_values
+        embedded = rows | "EmbedQueries" >> EmbedQueries(
+            self.scoring.scorer, self.storage, max_values
+        )
+        table = beam.pvalue.AsMultiMap(embedded)
+        outputs = mixtures | "AttachQueries" >> beam.ParDo(
+            AttachQueriesFn(scores=True), table, table
+        ).with_outputs(failures.FAILED, main="queries")
+        return outputs["queries"], [outputs[failures.FAILED]]
+
+    def _tables(self, scored: Any) -> Any:
+        config = self.config
+        _ = scored | "Summarise" >> SummariseMetrics(
+            uri=join(config.output, SUMMARY), storage=self.storage
+        )
+        return (
+            scored
+            | "TableRows" >> beam.Map(metrics_rows.table_row).with_output_types(TableRow)
+            | "WriteMetrics"
+            >> WriteTable(
+                uri=join(config.output, METRICS),
+                schema=METRICS_SCHEMA,
+                storage=self.storage,
+                prefix="part-000",
+                shards=config.shards,
+            )
+        )

@@ -1,0 +1,243 @@
+"""Stems that any system made, found by id and put where stems of ours would be, to be scored."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+
+from manifests.ids import output_name, partition_value
+from manifests.row import ManifestRow
+from model import audio as waveforms
+from transforms import failures, tally
+from transforms.audio_io import READ_ERRORS, AudioPart, describe, error_code, open_audio
+from transforms.elements import (
+    Clip,
+    Failure,
+    LongRecording,
+    MetricsRow,
+    MixtureQueries,
+    MixtureRows,
+    Provenance,
+    RowQuery,
+    Samples,
+    ScoredClip,
+    SeparatedClip,
+    Stem,
+    failed,
+)
+from transforms.metrics_rows import StemFacts, metrics_row
+from transforms.mixtures import ReadSettings, require_equal_length, require_short
+from transforms.reading import read
+from transforms.storage import Storage, join
+
+STEM_COLUMN = "stem_uri"
+_SUFFIXES = ("flac", "wav")
+_NOBODY = Provenance(model="", model_sha256="", clap_sha256="", device="", precision="")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StemPlaces:
+    """Where the stem of a row is.
+
+    Attributes:
+        where: a folder, or a template with fields; None: the row says it in a column ``stem_uri``.
+    """
+
+    where: str | None
+
+    def __post_init__(self) -> None:
+        """Checks that a template can be filled."""
+        if self.where is not None:
+            for _, name, form, _ in string.Formatter().parse(self.where):
+                if name is not None and (not name.isidentifier() or form):
+                    raise ValueError(f"{self.where}: {{{name}}} is not a plain field")
+
+    def candidates(self, row: ManifestRow) -> list[str]:
+        """URIs to be tried in turn.
+
+        Raises:
+            ValueError: the row lacks what the place needs.
+        """
+        if self.where is None:
+            if STEM_COLUMN not in row.extra:
+                raise ValueError(f"the row has no column {STEM_COLUMN}, and there is no --stems")
+            return [row.extra[STEM_COLUMN]]
+        if "{" in self.where:
+            return [self.where.format_map(_Fields(row))]
+        name = output_name(row.id)
+        beneath = [row.id, name]
+        if row.dataset is not None:
+            beneath.append(f"dataset={partition_value(row.dataset)}/{name}")
+        if ".." in row.id.split("/") or row.id.startswith("/") or "://" in row.id:
+            del beneath[0]  # an id must not lead out of the folder
+        return [join(self.where, f"{path}.{end}") for path in beneath for end in _SUFFIXES]
+
+
+class _Fields(Mapping[str, str]):
+    """What a template may name; an id fills in as a path below the folder, not above it."""
+
+    def __init__(self, row: ManifestRow) -> None:
+        known = {"id": row.id, "dataset": row.dataset, "split": row.split, "label": row.label}
+        self._values = {**row.extra, **{k: v for k, v in known.items() if v is not None}}
+        self._values["name"] = output_name(row.id)
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._values:
+            raise ValueError(f"the row has no {name}, which --stems names")
+        value = self._values[name]
+        if ".." in value.split("/"):
+            raise ValueError(f"{name}={value!r} would lead out of the folder of the stems")
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+@dataclasses.dataclass(eq=False)
+class TakeStems(beam.PTransform[Any, Any]):
+    """Mixtures and their queries → clips with the stems that were made elsewhere.
+
+    In: ``MixtureQueries``. Out: ``SeparatedClip``; ``Failure`` for each row whose mixture,
+    reference or stem cannot be used. Stems are resampled to the rate of the clips.
+
+    Attributes:
+        places: where stems are.
+        storage: how files are reached.
+        reading: how they are read.
+    """
+
+    places: StemPlaces
+    storage: Storage
+    reading: ReadSettings
+
+    def expand(self, mixtures: Any) -> tuple[Any, Any]:
+        """Wires the step."""
+        outputs = mixtures | "Take" >> beam.ParDo(
+            _TakeFn(self.places, self.storage, self.reading)
+        ).with_outputs(failures.FAILED, main="clips")
+        return outputs["clips"], outputs[failures.FAILED]
+
+
+class _TakeFn(beam.DoFn):
+    def __init__(self, places: StemPlaces, storage: Storage, reading: ReadSettings) -> None:
+        self._places, self._storage, self._reading = places, storage, reading
+
+    def process(self, mixture: MixtureQueries) -> Iterator[Any]:
+        for result in read(mixture, self._storage, self._reading):
+            if isinstance(result, Failure):
+                yield failures.dead(result)
+            elif isinstance(result, LongRecording):
+                for query in result.queries:
+                    yield failures.dead(_too_long(query.row))
+            else:
+                yield from self._taken(result)
+
+    def _taken(self, clip: Clip) -> Iterator[Any]:
+        queries, stems = [], []
+        for query, reference in zip(clip.queries, clip.references, strict=True):
+            try:
+                uri = self._found(query.row)
+                samples = self._stem(uri, clip.model_audio.shape[1])
+            except READ_ERRORS as err:
+                message = describe(err, self._places.where or "")
+                yield failures.dead(failed(query.row, "read", f"stem_{error_code(err)}", message))
+                continue
+            found = dataclasses.replace(query, row=_with_stem(query.row, uri))
+            queries.append((found, reference))
+            stems.append(_stem(found, reference, samples))
+        if stems:
+            kept = dataclasses.replace(
+                clip,
+                queries=tuple(query for query, _ in queries),
+                references=tuple(reference for _, reference in queries),
+            )
+            yield SeparatedClip(clip=kept, stems=tuple(stems), provenance=_NOBODY)
+
+    def _stem(self, uri: str, num_samples: int) -> Samples:
+        rate_hz = self._reading.model_rate_hz
+        with open_audio(self._storage, uri) as reader:
+            require_short(reader.part, uri, self._reading.max_values)
+            samples = waveforms.resample(reader.read(), reader.part.sample_rate_hz, rate_hz)
+        require_equal_length(uri, samples.shape[1] / rate_hz, num_samples / rate_hz)
+        return waveforms.fit_length(samples, num_samples)
+
+    def _found(self, row: ManifestRow) -> str:
+        candidates = self._places.candidates(row)
+        for uri in candidates[:-1]:
+            if self._storage.exists(uri):
+                return uri
+        return candidates[-1]
+
+
+def _with_stem(row: ManifestRow, uri: str) -> ManifestRow:
+    return dataclasses.replace(row, extra={**row.extra, STEM_COLUMN: uri})
+
+
+def _too_long(row: ManifestRow) -> Failure:
+    return failed(row, "read", "too_long", "longer than --max_clip_in_memory_s allows")
+
+
+def _stem(query: RowQuery, reference: Samples | None, samples: Samples) -> Stem:
+    return Stem(query=query, reference=reference, audio=samples, num_windows=0, inference_s=0.0)
+
+
+def without_embeddings(mixture: MixtureRows) -> MixtureQueries:
+    """The rows as they are, for scoring without a scorer."""
+    none = np.zeros(1, dtype=np.float32)
+    return MixtureQueries(
+        queries=tuple(RowQuery(row=row, positive=none, negative=none) for row in mixture.rows)
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsOf:
+    """Scored clips → rows of metrics of another system's stems.
+
+    Attributes:
+        system: what made them.
+        rate_hz: at which they were scored.
+        code_version: for the metrics.
+    """
+
+    system: str
+    rate_hz: int
+    code_version: str
+
+    def __call__(self, scored: ScoredClip) -> Iterator[MetricsRow]:
+        """A row for each stem."""
+        for stem, scores in zip(scored.separated.stems, scored.scores, strict=True):
+            part = AudioPart(
+                sample_rate_hz=self.rate_hz,
+                num_channels=len(stem.audio),
+                start=0,
+                num_samples=stem.audio.shape[1],
+            )
+            facts = StemFacts(
+                duration_s=part.duration_s,
+                sample_rate_hz=part.sample_rate_hz,
+                n_channels=part.num_channels,
+                n_windows=0,
+                peak=float(np.abs(stem.audio).max(initial=0.0)),
+                inference_s=None,
+                stem_uri=stem.query.row.extra[STEM_COLUMN],
+                residual_uri=None,
+            )
+            row = metrics_row(
+                stem.query.row,
+                facts,
+                scores,
+                None,
+                scorer_sha256=scored.scorer_sha256,
+                code_version=self.code_version,
+            )
+            tally.add(done=1, audio_s=part.duration_s)
+            extra = {name: text for name, text in row.extra.items() if name != STEM_COLUMN}
+            yield dataclasses.replace(row, values={**row.values, "model": self.system}, extra=extra)
