@@ -60,12 +60,13 @@ class CaptionBook:
     def weights(self, open_share: float) -> npt.NDArray[np.float64]:
         """How often each class is drawn: by the square root of its size, ``open`` ones less."""
         sizes = np.bincount(self.class_of, minlength=len(self.names))
-        weights = np.sqrt(sizes.astype(np.float64))
+        weights: npt.NDArray[np.float64] = np.sqrt(sizes.astype(np.float64))
         rare = np.array(self.is_open)
         if rare.any() and not rare.all():
             weights[rare] *= open_share / weights[rare].sum()
             weights[~rare] *= (1.0 - open_share) / weights[~rare].sum()
-        return weights / weights.sum()
+        weights /= weights.sum()
+        return weights
 
     @classmethod
     def load(cls, corpus: Corpus, path: Path = BUNDLED) -> CaptionBook:
