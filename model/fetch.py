@@ -177,18 +177,19 @@ def _remote(source: _Remote, expected: str | None, folder: Path, retry: RetryPol
         raise FetchError(f"{source.uri}: no cache folder ({err}); set {CACHE_VARIABLE}") from err
     try:
         kept = None if expected is None else _kept(source.uri, expected, folder)
-        return kept or _current(source, folder, retry)
-    except FetchError:
+        return kept or _current(source, expected, folder, retry)
+    except CheckpointError:
         raise
     except FileNotFoundError as err:
         raise FetchError(f"{source.uri}: no such file ({err})") from err
     except Exception as err:  # every store raises types of its own
-        raise FetchError(f"{source.uri}: {type(err).__name__}: {err}") from err
+        reason = (str(err).strip() or "no reason given").splitlines()[0]
+        raise FetchError(f"{source.uri}: {type(err).__name__}: {reason}") from err
     finally:
         lock.release()
 
 
-def _current(source: _Remote, folder: Path, retry: RetryPolicy) -> LocalFile:
+def _current(source: _Remote, expected: str | None, folder: Path, retry: RetryPolicy) -> LocalFile:
     """The remote file's present version, kept or downloaded; the caller holds the lock."""
     attempts = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_transient),
@@ -197,18 +198,22 @@ def _current(source: _Remote, folder: Path, retry: RetryPolicy) -> LocalFile:
         before_sleep=tenacity.before_sleep_log(logger, logging.WARNING),
         reraise=True,
     )
-    return attempts(_current_once, source, folder)
+    return attempts(_current_once, source, expected, folder)
 
 
-def _current_once(source: _Remote, folder: Path) -> LocalFile:
+def _current_once(source: _Remote, expected: str | None, folder: Path) -> LocalFile:
     source.filesystem.invalidate_cache(source.path)
     info = source.filesystem.info(source.path)
     if info.get("type") == "directory":
         raise FetchError(f"{source.uri}: not a file")
     version = {key: str(info[key]) for key in _VERSION_FIELDS if info.get(key) is not None}
+    stated = getattr(info.get("lfs"), "sha256", None)  # the Hugging Face hub says it beforehand
+    if expected is not None and stated not in (None, expected):
+        raise DigestMismatchError(f"{source.uri}: expected SHA-256 {expected}, found {stated}")
     note = folder / "index" / f"{_name(version | {'uri': source.uri})}.json"
-    known = _read_note(note) if version else None
-    kept = None if known is None else _kept(source.uri, str(known["sha256"]), folder)
+    known = (_read_note(note) if version else None) or {}
+    digest = stated or known.get("sha256")
+    kept = None if digest is None else _kept(source.uri, digest, folder)
     if kept is not None:
         return kept
     found = _download(source, info.get("size"), folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -73,11 +74,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(site.content)
 
 
-@pytest.fixture
-def site() -> Iterator[Site]:
+def serve(handler: type[_Handler]) -> Iterator[Site]:
     served = Site(url="")
-    handler = type("Handler", (_Handler,), {"site": served})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    bound = type("Bound", (handler,), {"site": served})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), bound)
     served.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -85,6 +85,11 @@ def site() -> Iterator[Site]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    yield from serve(_Handler)
 
 
 @pytest.fixture
@@ -249,6 +254,63 @@ def test_cache_folder_follows_the_environment(
     monkeypatch.delenv("CLAPSEP_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert fetching.cache_dir() == tmp_path / "clapsep-beam"
+
+
+class _HubHandler(_Handler):
+    """As much of the Hugging Face hub as its file system asks for."""
+
+    def _answer(self, *, body: bool) -> None:
+        site = self.site
+        if self.path.startswith("/api/") and "/tree/" in self.path:
+            size = len(site.content)
+            file = {"type": "file", "path": "model/best.ckpt", "oid": "a" * 40, "size": size}
+            file["lfs"] = {"oid": hashlib.sha256(site.content).hexdigest(), "size": size}
+            file["lfs"]["pointerSize"] = 134
+            self._send(json.dumps([file]).encode())
+        elif self.path.startswith("/api/spaces/someone/somewhere"):
+            self._send(b'{"id": "someone/somewhere", "sha": "b", "siblings": []}')
+        elif self.path == "/spaces/someone/somewhere/resolve/main/model/best.ckpt":
+            site.gets += 1
+            self._send(site.content)
+        else:
+            self.send_error(404)
+
+    def _send(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    from huggingface_hub import constants
+
+    for site in serve(_HubHandler):
+        monkeypatch.setattr(constants, "ENDPOINT", site.url)  # nothing is asked of the real one
+        yield site
+
+
+def test_hugging_face_space_is_read_once(tmp_path: Path, hub: Site) -> None:
+    uri = "hf://spaces/someone/somewhere/model/best.ckpt"
+    found = [fetch(uri, cache=tmp_path, storage_options={"endpoint": hub.url}) for _ in range(2)]
+    assert [file.sha256 for file in found] == [SHA256] * 2
+    assert found[0].path.read_bytes() == CONTENT
+    assert hub.gets == 1
+
+
+def test_hugging_face_digest_is_checked_before_the_download(tmp_path: Path, hub: Site) -> None:
+    uri, wrong = "hf://spaces/someone/somewhere/model/best.ckpt", "0" * 64
+    with pytest.raises(DigestMismatchError, match=f"expected SHA-256 {wrong}, found {SHA256}"):
+        fetch(uri, sha256=wrong, cache=tmp_path, storage_options={"endpoint": hub.url})
+    assert hub.gets == 0
+
+
+def test_missing_hugging_face_repository_is_one_line(tmp_path: Path, hub: Site) -> None:
+    uri = "hf://nobody/nothing/x.pt"
+    with pytest.raises(FetchError, match=f"^{uri}: .*404 Not Found.*$") as caught:
+        fetch(uri, cache=tmp_path, storage_options={"endpoint": hub.url}, retry=NO_WAIT)
+    assert "\n" not in str(caught.value)
 
 
 def test_many_processes_download_once(tmp_path: Path, site: Site) -> None:
