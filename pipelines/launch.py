@@ -27,7 +27,7 @@ from model.registry import UnknownModelError
 from model.separator import Capabilities
 from pipelines.closing import closing_lines
 from pipelines.config import SeparateConfig
-from pipelines.local_runner import local_runner
+from pipelines.local_runner import WORKER_DIED, local_runner
 from pipelines.options import (
     EXIT_FAILURE_RATE,
     EXIT_INTERRUPTED,
@@ -53,6 +53,8 @@ from transforms.storage import Storage, join
 
 logger = logging.getLogger(__name__)
 ERROR_FILE = f"{WORK}/error.txt"
+WORKER_DEATH_WAIT_S = 15.0
+"""How long the engine has to notice by itself that a worker died."""
 
 
 class JobError(RuntimeError):
@@ -65,6 +67,7 @@ class ModelFacts:
 
     rate_hz: int
     window_samples: int
+    scorer: str
     capabilities: Capabilities
     digests: Mapping[str, str | None]
 
@@ -93,6 +96,7 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
         facts = model_facts(config)
     except (ManifestError, UnknownModelError, CheckpointError, ValueError) as err:
         raise UsageError(str(err)) from err
+    config = dataclasses.replace(config, scorer=facts.scorer)
     settings = {**config.settings(), **facts.digests}
     require_same_settings(earlier, settings)
     record = new_record(
@@ -132,10 +136,13 @@ def model_facts(config: SeparateConfig) -> ModelFacts:
         ValueError: the model cannot be used as it is asked to be.
     """
     loaded = models.load_model(model_choice(config))
+    if config.scorer == models.OWN:  # a baseline has no CLAP of its own, but says whose to take
+        config = dataclasses.replace(config, scorer=loaded.card.scorer)
     scorer = scorer_choice(config)
     facts = ModelFacts(
         rate_hz=loaded.separator.sample_rate_hz,
         window_samples=loaded.separator.window_samples,
+        scorer=config.scorer,
         capabilities=loaded.separator.capabilities,
         digests={
             "model_sha256": loaded.model_sha256,
@@ -152,6 +159,10 @@ def configure_logging(level: str) -> None:
     """Log lines on standard error; Beam's own only where they are errors, or wanted."""
     logging.basicConfig(
         level=level.upper(), format="%(levelname)s %(name)s: %(message)s", force=True
+    )
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(
+        logging.WARNING if level == "debug" else logging.ERROR
     )
     beam_level = logging.DEBUG if level == "debug" else logging.CRITICAL
     logging.getLogger("apache_beam").setLevel(beam_level)
@@ -197,8 +208,13 @@ class _Job(threading.Thread):
 
 def _wait_for(job: _Job) -> PipelineResult:
     job.start()
+    died_at_s: float | None = None
     while job.is_alive():
         job.join(timeout=0.2)
+        if WORKER_DIED.is_set() and died_at_s is None:
+            died_at_s = time.monotonic()
+        if died_at_s is not None and time.monotonic() - died_at_s > WORKER_DEATH_WAIT_S:
+            raise JobError("a worker process ended before its work did")
     if job.error is not None:
         raise job.error
     if job.result is None:

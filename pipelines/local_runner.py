@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,14 +27,28 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 STOP_WAIT_S = 20.0
 STOP_FILE = "stop"
+WORKER_DIED = threading.Event()
+"""Set when a worker process has ended by itself. The engine waits for ever for one that died before
+it was connected, so whoever waits for the engine has to look."""
 
 
 class _BoundedWorkerHandler(SubprocessSdkWorkerHandler):
-    """Waits a while for a worker to end, then tells all workers to."""
+    """Waits a while for a worker to end, then tells all workers to; notices one that just died."""
 
     folder: Path
+    _is_stopping = False
+
+    def start_worker(self) -> None:
+        super().start_worker()
+        threading.Thread(target=self._notice, name="notice", daemon=True).start()
+
+    def _notice(self) -> None:
+        self.worker_thread.join()
+        if not self._is_stopping:
+            WORKER_DIED.set()
 
     def stop_worker(self) -> None:
+        self._is_stopping = True
         self.worker_thread.join(timeout=STOP_WAIT_S)
         if self.worker_thread.is_alive():
             (self.folder / STOP_FILE).touch()
@@ -56,13 +71,22 @@ def local_runner(options: PipelineOptions, num_workers: int) -> Iterator[FnApiRu
         return
     with tempfile.TemporaryDirectory(prefix="clapsep-workers-") as name:
         folder = Path(name)
+        WORKER_DIED.clear()
         _register(folder)
         command = [sys.executable, "-m", "pipelines.local_worker", str(folder)]
         environment = SubprocessSDKEnvironment.from_command_string(f"exec {shlex.join(command)}")
+        hook, threading.excepthook = threading.excepthook, _quiet_about_workers
         try:
             yield FnApiRunner(default_environment=environment)
         finally:
+            threading.excepthook = hook
             (folder / STOP_FILE).touch()
+
+
+def _quiet_about_workers(event: threading.ExceptHookArgs) -> None:
+    """A worker that died is said in a line by the launcher, not in a traceback of its thread."""
+    if event.thread is None or event.thread.name != "run_worker":
+        threading.__excepthook__(event)
 
 
 def _register(folder: Path) -> None:
