@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -284,11 +285,15 @@ class _HubHandler(_Handler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    from huggingface_hub import constants
+    resolve = socket.getaddrinfo
 
-    for site in serve(_HubHandler):
-        monkeypatch.setattr(constants, "ENDPOINT", site.url)  # nothing is asked of the real one
-        yield site
+    def only_here(host: str, *args: object, **kwargs: object) -> object:
+        if host != "127.0.0.1":
+            raise socket.gaierror(f"{host}: tests stay on this machine")
+        return resolve(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", only_here)
+    yield from serve(_HubHandler)
 
 
 def test_hugging_face_space_is_read_once(tmp_path: Path, hub: Site) -> None:
