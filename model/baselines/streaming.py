@@ -118,7 +118,7 @@ class ChunkDecoder(nn.Module):
     def __init__(self, config: WaveformerConfig) -> None:
         super().__init__()
         self._context, self._chunk = config.context_frames, config.chunk_frames
-        self.pos_enc = _Positions(config.decoder_dim)
+        self.pos_enc = Positions(config.decoder_dim)
         self.tf_dec_layers = nn.ModuleList(
             _ChunkLayer(config.decoder_dim) for _ in range(config.num_decoder_layers)
         )
@@ -184,7 +184,7 @@ class _ChunkLayer(nn.TransformerDecoderLayer):
         return result
 
 
-class _Positions(nn.Module):
+class Positions(nn.Module):
     """Sines and cosines of the position, as a buffer that published weights hold too."""
 
     pe: Tensor
