@@ -141,6 +141,7 @@ def _run(job: Job, options: PipelineOptions) -> int:
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     if config.overwrite:
+        outputs.clear(config, storage)
         for folder in job.folders:
             storage.remove(join(config.output, folder))
     run_uri = join(config.output, run_record.FILE)

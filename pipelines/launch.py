@@ -35,7 +35,14 @@ from pipelines.options import (
     EXIT_OK,
     UsageError,
 )
-from pipelines.outputs import Earlier, examine, require_same_settings, storage_of, tidy
+from pipelines.outputs import (
+    Earlier,
+    clear,
+    examine,
+    require_same_settings,
+    storage_of,
+    tidy,
+)
 from pipelines.preflight import PackageCollisionError, check_packages
 from pipelines.progress import ProgressDisplay
 from pipelines.run_record import FILE, code_version, manifest_facts, new_record, write_record
@@ -106,6 +113,8 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
         attempt=earlier.attempt,
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+    if config.overwrite:
+        clear(config, storage)
     write_record(storage, join(config.output, FILE), record)
     plan = Plan(
         config=config,
@@ -161,11 +170,9 @@ def configure_logging(level: str) -> None:
         level=level.upper(), format="%(levelname)s %(name)s: %(message)s", force=True
     )
     logging.captureWarnings(True)
-    logging.getLogger("py.warnings").setLevel(
-        logging.WARNING if level == "debug" else logging.ERROR
-    )
-    beam_level = logging.DEBUG if level == "debug" else logging.CRITICAL
-    logging.getLogger("apache_beam").setLevel(beam_level)
+    debug = level == "debug"
+    logging.getLogger("py.warnings").setLevel(logging.WARNING if debug else logging.ERROR)
+    logging.getLogger("apache_beam").setLevel(logging.DEBUG if debug else logging.CRITICAL)
 
 
 def _run(plan: Plan, options: PipelineOptions, total: int | None) -> Outcome:

@@ -44,11 +44,11 @@ def storage_of(config: SeparateConfig) -> Storage:
 
 
 def examine(config: SeparateConfig, storage: Storage) -> Earlier:
-    """Looks at the output folder, and clears it where that was asked for.
+    """Looks at the output folder, and changes nothing.
 
     Raises:
-        UsageError: there is a run, and neither --resume nor --overwrite was given; or there is none
-            to resume or to overwrite among files that are somebody else's.
+        UsageError: there is a run, and neither --resume nor --overwrite was given; or --overwrite
+            would delete a manifest, or files that are no run's.
     """
     record = read_record(storage, join(config.output, FILE))
     if record is None:
@@ -58,8 +58,9 @@ def examine(config: SeparateConfig, storage: Storage) -> Earlier:
             )
         return Earlier(record=None)
     if config.overwrite:
-        for name in (FILE, METRICS, SUMMARY, DEAD_LETTERS, WORK, STEMS_FOLDER):
-            storage.remove(join(config.output, name))
+        for uri in config.manifests:
+            if uri.startswith(f"{config.output}/"):
+                raise UsageError(f"--overwrite would delete {uri}, which lies in --output")
         return Earlier(record=None)
     if not config.resume:
         raise UsageError(
@@ -72,6 +73,12 @@ def examine(config: SeparateConfig, storage: Storage) -> Earlier:
         journal_uris=tuple(storage.list_files(join(config.output, JOURNAL), ".parquet")),
         dead_letter_uris=tuple(storage.list_files(join(config.output, DEAD_LETTERS), ".parquet")),
     )
+
+
+def clear(config: SeparateConfig, storage: Storage) -> None:
+    """Deletes what a run wrote into the output folder."""
+    for name in (FILE, METRICS, SUMMARY, DEAD_LETTERS, WORK, STEMS_FOLDER):
+        storage.remove(join(config.output, name))
 
 
 def require_same_settings(earlier: Earlier, settings: Mapping[str, Any]) -> None:
