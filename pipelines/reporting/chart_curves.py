@@ -74,7 +74,7 @@ _Series = tuple[Run, Setting, dict[float, list[ReportClip]]]
 
 def _charts_over(runs: Sequence[Run], metric: str, axis: _Axis) -> list[Chart]:
     charts = []
-    for number, (dataset, found) in enumerate(_by_dataset(runs, metric, axis).items(), 1):
+    for dataset, found in _by_dataset(runs, metric, axis).items():
         if len({x for _, _, at in found for x in at}) < 2:
             continue
         shown = found[:MAX_SERIES]
@@ -85,7 +85,7 @@ def _charts_over(runs: Sequence[Run], metric: str, axis: _Axis) -> list[Chart]:
         used = [clip for _, _, at in shown for clips in at.values() for clip in clips]
         charts.append(
             Chart(
-                name=f"{axis.name}-{number:02d}",
+                name=f"{axis.name}-{len(charts) + 1:02d}",
                 title=f"{TITLES[metric]} {axis.title}: {dataset or 'no dataset'}",
                 x_label=axis.label,
                 y_label=f"{TITLES[metric]}, mean and 95 %",

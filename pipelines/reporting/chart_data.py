@@ -46,7 +46,7 @@ def distributions(runs: Sequence[Run], metric: str) -> list[Chart]:
         for (dataset, query), clips in series.items():
             by_dataset.setdefault(dataset, []).append((series_name(runs, run, query), clips))
     charts = []
-    for number, (dataset, named) in enumerate(sorted(by_dataset.items()), 1):
+    for dataset, named in sorted(by_dataset.items()):
         parts = [(name, clips, values_of(clips, metric)) for name, clips in named]
         parts = [part for part in parts if np.isfinite(part[2]).any()]
         if not parts:
@@ -54,7 +54,7 @@ def distributions(runs: Sequence[Run], metric: str) -> list[Chart]:
         shown = parts[:MAX_SERIES]
         charts.append(
             Chart(
-                name=f"distribution-{number:02d}",
+                name=f"distribution-{len(charts) + 1:02d}",
                 title=f"Distribution of {TITLES[metric]}: {dataset}",
                 x_label=TITLES[metric],
                 y_label="clips",
@@ -76,7 +76,7 @@ def _class_charts(runs: Sequence[Run], run: Run, metric: str) -> list[Chart]:
             key = (clip.setting.dataset or "no dataset", clip.label)
             by_label.setdefault(key, []).append(clip)
     charts = []
-    for number, dataset in enumerate(sorted({key[0] for key in by_label}), 1):
+    for dataset in sorted({key[0] for key in by_label}):
         labels = {key[1]: clips for key, clips in by_label.items() if key[0] == dataset}
         if len(labels) < 2:
             continue
@@ -86,7 +86,7 @@ def _class_charts(runs: Sequence[Run], run: Run, metric: str) -> list[Chart]:
         what = "the lowest and highest classes"
         charts.append(
             Chart(
-                name=f"classes-{runs.index(run) + 1:02d}-{number:02d}",
+                name=f"classes-{runs.index(run) + 1:02d}-{len(charts) + 1:02d}",
                 title=f"{TITLES[metric]} by class: {series_name(runs, run, dataset)}",
                 x_label=f"{TITLES[metric]}, mean and 95 % (clips)",
                 y_label="",

@@ -19,7 +19,9 @@ from pipelines.reporting.measured import (
 from pipelines.reporting.runs import Run
 from pipelines.reporting.tables import paper_text, shown_metrics
 
-_HEADLINE = ("sdri_db", "si_sdri_db")
+_HEADLINE = ("sdri_db", "si_sdri_db", "clap_score")
+_FOLDED_TABLES = ("VI", "VII")
+"""Levels and ablations: shown at once only where no other table has the figure."""
 NOTES = (
     "SDRi is the improvement of the 512-tap BSS SDR over the mixture (torchmetrics' "
     "signal_distortion_ratio), the paper's metric. SI-SDRi is scale-invariant, without mean "
@@ -56,7 +58,8 @@ def _line_view(line: Line, metrics: Sequence[str]) -> dict[str, Any]:
     main = line.cell(metrics[0]).provenance
     results = [result for name in _HEADLINE for result in line.published_for(name)]
     ours = [result for result in results if result.method.startswith("CLAPSep")]
-    others = [result for result in results if not result.method.startswith("CLAPSep")]
+    ours = [result for result in ours if result.table not in _FOLDED_TABLES] or ours
+    others = [result for result in results if result not in ours]
     cells = []
     for name in metrics:
         cell = line.cell(name)
