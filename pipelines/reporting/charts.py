@@ -50,7 +50,7 @@ _STYLE: Any = {
     "savefig.dpi": 160,
 }
 _WIDTH_IN, _HEIGHT_IN = 5.6, 3.3
-_FOOTER_CHARS = 105
+_CAPTION_CHARS = 105
 _MAX_LABEL_CHARS = 40
 _MAX_FILLED = 3
 
@@ -70,8 +70,8 @@ def draw(chart: Chart) -> Drawing:
             svg = _svg(figure)
         with _figure(chart) as figure:
             figure.suptitle(chart.title, fontsize=10, color=INK)
-            footer = _wrapped(chart.caption)
-            figure.supxlabel(footer, fontsize=5.5, color=MUTED, x=0.01, ha="left")
+            # Below the title: constrained layout would put a footer over the legend.
+            figure.axes[0].set_title(_wrapped(chart.caption), fontsize=5.5, color=MUTED, loc="left")
             png = _png(figure)
     return Drawing(png=png, svg=svg)
 
@@ -180,7 +180,7 @@ def _cut(text: str) -> str:
 def _wrapped(text: str) -> str:
     words, lines = text.split(" "), [""]
     for word in words:
-        if len(lines[-1]) + len(word) > _FOOTER_CHARS:
+        if len(lines[-1]) + len(word) > _CAPTION_CHARS:
             lines.append("")
         lines[-1] += word + " "
     return "\n".join(line.rstrip() for line in lines)
