@@ -14,6 +14,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.errors import ManifestError
+from pipelines import command_line
 from pipelines import options as flags
 from pipelines.config import SeparateConfig, separate_config
 
@@ -61,7 +62,7 @@ class Command:
         group = found.add_argument_group(
             "shared with pipelines.separate", "Flags of Beam and its runners work too."
         )
-        for action in flags.separate_parser()._actions:
+        for action in command_line.separate_parser()._actions:
             if action.dest in (*self.shared, *_RUN_FLAGS):
                 group._add_action(action)
         return found
@@ -99,7 +100,7 @@ def main(
     """Parses, builds, runs; gives the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = flags.parse(command.parser(), given)
+        options = command_line.parse(command.parser(), given)
         config = separate_config(options)
         return _run_and_report(build(options, config), options)
     except (flags.UsageError, ManifestError) as err:
@@ -110,19 +111,19 @@ def main(
 
 
 def _run_and_report(job: Job, options: PipelineOptions) -> int:
-    from pipelines import launch  # torch, which --help and a wrong flag do without
+    from pipelines import execution  # torch, which --help and a wrong flag do without
 
     try:
         return _run(job, options)
     except (flags.UsageError, ManifestError):
         raise
     except Exception as err:
-        sys.stderr.write(f"error: the job failed: {launch.first_cause(err)}\n")
+        sys.stderr.write(f"error: the job failed: {execution.first_cause(err)}\n")
         return flags.EXIT_JOB_FAILED
 
 
 def _run(job: Job, options: PipelineOptions) -> int:
-    from pipelines import launch, outputs, run_record
+    from pipelines import execution, outputs, run_record
     from pipelines.preflight import check_packages
     from pipelines.wiring import BOOKS, WORK
     from transforms.books import read_books
@@ -130,7 +131,7 @@ def _run(job: Job, options: PipelineOptions) -> int:
 
     config = job.config
     check_packages()
-    launch.configure_logging(config.execution.log_level)
+    execution.configure_logging(config.execution.log_level)
     storage = outputs.storage_of(config)
     outputs.examine(config, storage)
     record = run_record.new_record(
@@ -151,9 +152,9 @@ def _run(job: Job, options: PipelineOptions) -> int:
         counters = _run_graph(job, options)
         books = read_books(storage, join(config.output, BOOKS))
         if not books.balanced:
-            raise launch.JobError(f"the books do not balance: {books}")
+            raise execution.JobError(f"the books do not balance: {books}")
     except BaseException as err:
-        failed = {**record, "status": "failed", "error": launch.first_cause(err)}
+        failed = {**record, "status": "failed", "error": execution.first_cause(err)}
         run_record.write_record(storage, run_uri, failed)
         raise
     storage.remove(join(config.output, WORK))
@@ -172,20 +173,20 @@ def _run(job: Job, options: PipelineOptions) -> int:
 
 
 def _run_graph(job: Job, options: PipelineOptions) -> Mapping[str, int]:
-    from pipelines import launch
+    from pipelines import execution
     from pipelines.config import IN_PROCESS
     from pipelines.local_runner import local_runner
 
-    execution = job.config.execution
-    if execution.runner == IN_PROCESS:
-        with local_runner(options, execution.num_workers) as runner:
+    where = job.config.execution
+    if where.runner == IN_PROCESS:
+        with local_runner(options, where.num_workers) as runner:
             result = _started(beam.Pipeline(runner=runner, options=options), job)
     else:
         result = _started(beam.Pipeline(options=options), job)
         result.wait_until_finish()
     if result.state not in (None, "DONE"):
-        raise launch.JobError(f"the runner says {result.state}")
-    return launch.counters_of(result)
+        raise execution.JobError(f"the runner says {result.state}")
+    return execution.counters_of(result)
 
 
 def _started(pipeline: beam.Pipeline, job: Job) -> Any:

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import logging
-import os
 import sys
-import tempfile
-import threading
-import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
-from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.runner import PipelineResult
 
 from manifests.errors import ManifestError
 from model.fetch import CheckpointError
@@ -27,7 +19,13 @@ from model.registry import UnknownModelError
 from model.separator import Capabilities
 from pipelines.closing import closing_lines
 from pipelines.config import SeparateConfig
-from pipelines.local_runner import WORKER_DIED, local_runner
+from pipelines.execution import (
+    JobError,
+    Outcome,
+    configure_logging,
+    first_cause,
+    run_plan,
+)
 from pipelines.options import (
     EXIT_FAILURE_RATE,
     EXIT_INTERRUPTED,
@@ -44,28 +42,17 @@ from pipelines.outputs import (
     tidy,
 )
 from pipelines.preflight import PackageCollisionError, check_packages
-from pipelines.progress import ProgressDisplay
 from pipelines.run_record import FILE, code_version, manifest_facts, new_record, write_record
 from pipelines.wiring import (
-    BOOKS,
     WORK,
     Plan,
-    SeparateManifest,
     model_choice,
     scorer_choice,
 )
-from transforms import models, tally
-from transforms.books import Books, read_books
+from transforms import models
 from transforms.storage import Storage, join
 
-logger = logging.getLogger(__name__)
 ERROR_FILE = f"{WORK}/error.txt"
-WORKER_DEATH_WAIT_S = 15.0
-"""How long the engine has to notice by itself that a worker died."""
-
-
-class JobError(RuntimeError):
-    """The job itself failed; not one of its rows."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,16 +64,6 @@ class ModelFacts:
     scorer: str
     capabilities: Capabilities
     digests: Mapping[str, str | None]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a run ended."""
-
-    books: Books
-    wall_s: float
-    audio_s: float
-    counters: Mapping[str, int]
 
 
 def separate(config: SeparateConfig, options: PipelineOptions) -> int:
@@ -130,7 +107,7 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
     known = [each.rows for each in manifests] if manifests else [len(config.rows)]
     total = sum(rows for rows in known if rows is not None) if None not in known else None
     with _recorded(storage, config.output, record):
-        outcome = _run(plan, options, total)
+        outcome = run_plan(plan, options, total)
         if not outcome.books.balanced:
             raise JobError(f"the books do not balance: {outcome.books}")
     return _finish(plan, earlier, record, outcome)
@@ -164,103 +141,6 @@ def model_facts(config: SeparateConfig) -> ModelFacts:
     return facts
 
 
-def configure_logging(level: str) -> None:
-    """Log lines on standard error; Beam's own only where they are errors, or wanted."""
-    logging.basicConfig(
-        level=level.upper(), format="%(levelname)s %(name)s: %(message)s", force=True
-    )
-    logging.captureWarnings(True)
-    debug = level == "debug"
-    logging.getLogger("py.warnings").setLevel(logging.WARNING if debug else logging.ERROR)
-    logging.getLogger("apache_beam").setLevel(logging.DEBUG if debug else logging.CRITICAL)
-
-
-def _run(plan: Plan, options: PipelineOptions, total: int | None) -> Outcome:
-    execution = plan.config.execution
-    tally.clear()
-    started_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="clapsep-tally-") as folder:
-        shared = None if execution.in_process else folder
-        if shared is not None:
-            os.environ[tally.FOLDER_VARIABLE] = shared
-        try:
-            with ProgressDisplay(execution.progress, total, lambda: tally.snapshot(shared)):
-                result = _wait_for(_Job(plan, options))
-        finally:
-            os.environ.pop(tally.FOLDER_VARIABLE, None)
-    counters = counters_of(result)
-    return Outcome(
-        books=read_books(plan.storage, plan.uri(BOOKS)),
-        wall_s=time.monotonic() - started_s,
-        audio_s=counters.get("WriteStems/audio_msec", 0) / 1_000,
-        counters=counters,
-    )
-
-
-class _Job(threading.Thread):
-    """The pipeline in a thread of its own, so that an interrupt is heard at once."""
-
-    def __init__(self, plan: Plan, options: PipelineOptions) -> None:
-        super().__init__(name="pipeline", daemon=True)
-        self._plan, self._options = plan, options
-        self.result: PipelineResult | None = None
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self.result = run_pipeline(self._plan, self._options)
-        except BaseException as err:  # handed to the thread that waits
-            self.error = err
-
-
-def _wait_for(job: _Job) -> PipelineResult:
-    job.start()
-    died_at_s: float | None = None
-    while job.is_alive():
-        job.join(timeout=0.2)
-        if WORKER_DIED.is_set() and died_at_s is None:
-            died_at_s = time.monotonic()
-        if died_at_s is not None and time.monotonic() - died_at_s > WORKER_DEATH_WAIT_S:
-            raise JobError("a worker process ended before its work did")
-    if job.error is not None:
-        raise job.error
-    if job.result is None:
-        raise JobError("the pipeline gave no result")
-    return job.result
-
-
-def run_pipeline(plan: Plan, options: PipelineOptions) -> PipelineResult:
-    """Builds the graph, runs it to its end.
-
-    Raises:
-        JobError: it did not succeed.
-    """
-    execution = plan.config.execution
-    if execution.runner == "FnApiRunner":
-        with local_runner(options, execution.num_workers) as runner:
-            pipeline = beam.Pipeline(runner=runner, options=options)
-            _ = pipeline | "SeparateManifest" >> SeparateManifest(plan)
-            result = pipeline.run()
-    else:
-        pipeline = beam.Pipeline(options=options)
-        _ = pipeline | "SeparateManifest" >> SeparateManifest(plan)
-        result = pipeline.run()
-        result.wait_until_finish()
-    if result.state not in (None, "DONE"):
-        raise JobError(f"the runner says {result.state}")
-    return result
-
-
-def counters_of(result: PipelineResult) -> dict[str, int]:
-    """The job's counters, ``namespace/name``, summed over its steps."""
-    found: dict[str, int] = {}
-    for entry in result.metrics().query(MetricsFilter())["counters"]:
-        name = f"{entry.key.metric.namespace}/{entry.key.metric.name}"
-        value = entry.committed if entry.committed is not None else entry.attempted
-        found[name] = found.get(name, 0) + int(value or 0)
-    return dict(sorted(found.items()))
-
-
 @contextmanager
 def _recorded(storage: Storage, folder: str, record: dict[str, Any]) -> Iterator[None]:
     """Writes into ``run.json`` how a run ended that did not end well."""
@@ -275,12 +155,6 @@ def _recorded(storage: Storage, folder: str, record: dict[str, Any]) -> Iterator
         details = "".join(traceback.format_exception(err))
         storage.write_bytes(join(folder, ERROR_FILE), details.encode("utf-8", "replace"))
         raise
-
-
-def first_cause(error: BaseException) -> str:
-    """What went wrong, without the traceback that a runner puts into its message."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
 
 
 def _finish(plan: Plan, earlier: Earlier, record: dict[str, Any], outcome: Outcome) -> int:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from pipelines import command_line
 from pipelines import config as configuration
 from pipelines import options as flags
 
@@ -13,7 +14,8 @@ from pipelines import options as flags
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the job that the command line asks for; gives the exit code."""
     try:
-        options = flags.parse(flags.separate_parser(), sys.argv[1:] if argv is None else argv)
+        given = sys.argv[1:] if argv is None else argv
+        options = command_line.parse(command_line.separate_parser(), given)
         config = configuration.separate_config(options)
         from pipelines import launch  # torch, which --help and a wrong flag do without
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import tone_runs
-from pipelines import launch
+from pipelines import options as flags
 from transforms import journal
 
 ROOT = Path(__file__).parents[2]
@@ -189,7 +189,7 @@ def test_a_run_that_was_stopped_leaves_whole_files_and_is_completed(
     os.kill(process.pid, with_signal)
     _, said = process.communicate(timeout=60)
     if with_signal == signal.SIGINT:
-        assert process.returncode == launch.EXIT_INTERRUPTED
+        assert process.returncode == flags.EXIT_INTERRUPTED
         assert b"interrupted" in said
         assert b"Traceback" not in said
         assert tone_runs.record(output)["status"] == "interrupted"

@@ -1,0 +1,97 @@
+"""The command line: our flags checked strictly, Beam's passed on; ``--help`` without torch."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipelines.options import InputOptions, ModelOptions, OutputOptions, RunOptions, UsageError
+
+_EXIT_CODES = """exit codes:
+  0    every row is done, or failed within --max_failure_rate
+  1    more rows failed than --max_failure_rate allows; all results are written
+  2    a flag, a manifest, a model or the output folder cannot be used; nothing was run
+  3    the job itself failed; --resume goes on from what was finished
+  130  interrupted; only complete files are left, --resume goes on
+"""
+
+SEPARATE_OPTIONS: tuple[type[PipelineOptions], ...] = (
+    InputOptions,
+    ModelOptions,
+    OutputOptions,
+    RunOptions,
+)
+
+_SEPARATE_EXAMPLES = """examples:
+  python -m pipelines.separate --mixture talk.wav --positive "a dog barking" --negative "rain" \\
+      --output out/
+  python -m pipelines.separate --manifest rows.csv --output out/ --num_workers 4
+  python -m pipelines.separate --manifest rows.csv --output out/ --resume
+  python -m pipelines.separate --manifest out/dead_letters --output out2/
+
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of exiting; knows no abbreviations."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def separate_parser() -> argparse.ArgumentParser:
+    """The flags of ``pipelines.separate`` that are its own."""
+    parser = _Parser(
+        prog="python -m pipelines.separate",
+        usage="%(prog)s (--manifest URI | --mixture URI --positive TEXT) --output URI [flags]",
+        description="Separates recordings: manifest rows → stems, metrics and dead letters.",
+        epilog=_SEPARATE_EXAMPLES + _EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for options in SEPARATE_OPTIONS:
+        _declare(options, parser)
+    return parser
+
+
+def _declare(options: type[PipelineOptions], parser: argparse.ArgumentParser) -> None:
+    declare: Any = options._add_argparse_args  # Beam annotates its own parser class
+    declare(parser)
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> PipelineOptions:
+    """Checks the command line and gives Beam's view of it.
+
+    Raises:
+        UsageError: an unknown flag, a missing or an unusable value.
+        SystemExit: ``--help``, after it was printed.
+    """
+    _, rest = parser.parse_known_args(list(argv))
+    known = beam_flags()
+    own = {flag for action in parser._actions for flag in action.option_strings}
+    for argument in rest:
+        flag = argument.split("=", 1)[0]
+        if flag.startswith("--") and flag not in known:
+            close = difflib.get_close_matches(flag, sorted(own | known), n=1)
+            raise UsageError(f"unknown flag {flag}" + (f"; is it {close[0]}?" if close else ""))
+    return PipelineOptions(list(argv))
+
+
+def beam_flags() -> set[str]:
+    """The flags of Beam and its runners."""
+    parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
+    for options in _all_subclasses(PipelineOptions):
+        if options.__module__.startswith("apache_beam."):
+            _declare(options, parser)
+    return {flag for action in parser._actions for flag in action.option_strings}
+
+
+def _all_subclasses(cls: type[PipelineOptions]) -> list[type[PipelineOptions]]:
+    found = []
+    for child in cls.__subclasses__():
+        found += [child, *_all_subclasses(child)]
+    return found
