@@ -85,7 +85,11 @@ class CaptionBook:
 
 
 class LatentCache:
-    """Latents of a frozen text tower, each text computed once."""
+    """Latents of a frozen text tower, each text computed once.
+
+    They are computed one by one: in a batch, rounding depends on its neighbours, and a resumed run,
+    which meets the texts in another order, would no longer repeat an undisturbed one bit for bit.
+    """
 
     def __init__(self, tower: TextTower) -> None:
         self._tower = tower
@@ -93,9 +97,8 @@ class LatentCache:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """float32[N, hidden_size]."""
-        new = sorted(set(texts) - set(self._known))
-        for start in range(0, len(new), 256):
-            chunk = new[start : start + 256]
-            with torch.no_grad():
-                self._known.update(zip(chunk, self._tower.latent(chunk).cpu(), strict=True))
+        for text in texts:
+            if text not in self._known:
+                with torch.no_grad():
+                    self._known[text] = self._tower.latent([text])[0].cpu()
         return torch.stack([self._known[text] for text in texts])

@@ -60,6 +60,7 @@ def _train(arguments: argparse.Namespace, config: configs.ClapSepConfig) -> int:
         optimiser = dataclasses.replace(
             optimiser, steps=_DRY_STEPS, validate_every=_DRY_STEPS, decay_steps=0
         )
+    torch.manual_seed(optimiser.seed)  # of the weights that the run begins with
     corpora = _Corpora.load(arguments, config.signal.sample_rate_hz)
     clap = Clap(config.clap)
     task: Task

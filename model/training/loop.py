@@ -119,9 +119,10 @@ class Trainer:
         settings, accelerator = self._settings, self._accelerator
         seed = [settings.seed, self._progress.step, accelerator.process_index]
         rng = np.random.default_rng(seed)
-        torch.manual_seed(int(rng.integers(2**62)))
+        seed_torch = int(rng.integers(2**62))
         self._set_learning_rate()
         batch = self._task.draw(rng, settings.batch_size)
+        torch.manual_seed(seed_torch)  # after the draw: what it builds on first use draws too
         self._module.train()
         loss: Tensor = self._module(batch)
         accelerator.backward(loss)
