@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import report_runs
+from pipelines.reporting.chart_data import MAX_BARS, charts_of
+from pipelines.reporting.chart_types import Bar, Chart, Cloud, Curve, Histogram, Point
+from pipelines.reporting.charts import draw
+from pipelines.reporting.listening import choose
+from pipelines.reporting.runs import Run, read_run
+from pipelines.reporting.spectrograms import power
+from transforms.storage import Storage
+
+HOSTILE = '</svg><script>x</script>$\\frac{ "&'
+TEXT = {"title": HOSTILE, "x_label": HOSTILE, "y_label": HOSTILE, "caption": HOSTILE}
+VALUES = np.array([1.0, 2.0, 4.0])
+
+
+def read(folder: Path, clips: list[dict[str, object]]) -> Run:
+    return read_run(str(report_runs.write_run(folder, clips)), folder.name, Storage())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"curves": (Curve(name=HOSTILE, points=(Point(x=1, mean=2, low=1, high=3, n=4),)),)},
+        {"bars": (Bar(label=HOSTILE, mean=1.0, low=0.5, high=2.0, n=3),)},
+        {"histograms": (Histogram(name=HOSTILE, values=VALUES),)},
+        {"clouds": (Cloud(name=HOSTILE, x=VALUES, y=VALUES),)},
+    ],
+)
+def test_text_in_a_drawing_is_text(content: dict[str, object]) -> None:
+    drawing = draw(Chart(name="one", **TEXT, **content))  # type: ignore[arg-type]
+    root = ElementTree.fromstring(drawing.svg)  # noqa: S314 - made here
+    assert not [element for element in root.iter() if element.tag.endswith("script")]
+    assert HOSTILE in {element.text for element in root.iter()}
+    assert "var(--ink)" in drawing.svg
+    assert drawing.png.startswith(b"\x89PNG")
+
+
+def test_many_kinds_of_clips_give_every_plot(tmp_path: Path) -> None:
+    clips = report_runs.many_clips(1200)
+    clips += [
+        report_runs.clip(
+            5000 + n, dataset="multisource", split=f"{n}-sources-1-targets", n_sources=n
+        )
+        for n in (2, 3, 4)
+    ]
+    charts = {chart.name: chart for chart in charts_of([read(tmp_path, clips)], "sdri_db")}
+    assert set(charts) == {
+        *("distribution-01", "distribution-02", "distribution-03"),
+        *("levels-01", "sources-01", "shots-01", "classes-01-01", "improvement-by-input"),
+    }
+    points = charts["sources-01"].curves[0].points
+    assert [(point.x, point.mean, point.n) for point in points] == [
+        (2.0, 5002.0, 1),
+        (3.0, 5003.0, 1),
+        (4.0, 5004.0, 1),
+    ]
+    published = [curve.name for curve in charts["levels-01"].curves if curve.is_published]
+    assert published == [
+        "published: CLAPSep text P+N",
+        "published: CLAPSep [†] text P+N",
+    ]
+    assert len(charts["classes-01-01"].bars) == 25
+    assert all("a1a1a1a1a1a1" in chart.caption for chart in charts.values())
+
+
+def test_only_the_ends_of_many_classes_are_drawn(tmp_path: Path) -> None:
+    clips = [report_runs.clip(n, label=f"class {n}") for n in range(60)]
+    (chart,) = (c for c in charts_of([read(tmp_path, clips)], "sdri_db") if c.bars)
+    assert len(chart.bars) == MAX_BARS
+    assert (chart.bars[0].label, chart.bars[-1].label) == ("class 59", "class 0")
+    assert "40 of 60 the lowest and highest classes shown" in chart.caption
+
+
+def test_best_median_and_worst_are_different_clips(tmp_path: Path) -> None:
+    run = read(tmp_path, [report_runs.clip(n, sdri_db=None if n == 9 else n) for n in range(10)])
+    chosen = [(kind, clip.id) for kind, clip in choose(run.clips, "sdri_db", 2)]
+    assert chosen == [
+        ("best", "clip-00008"),
+        ("best", "clip-00007"),
+        ("median", "clip-00003"),
+        ("median", "clip-00004"),
+        ("worst", "clip-00000"),
+        ("worst", "clip-00001"),
+    ]
+    assert [kind for kind, _ in choose(run.clips[:2], "sdri_db", 1)] == ["best", "worst"]
+    assert choose((), "sdri_db", 1) == []
+
+
+def test_a_tone_lies_in_its_row_of_a_spectrogram() -> None:
+    tone = np.sin(2 * np.pi * 4000 * np.arange(32_000) / 32_000).astype(np.float32)
+    found = power(tone)
+    assert found.shape[0] == 128
+    assert found.shape[1] <= 500
+    assert np.argmax(found.mean(axis=1)) == 128 * 4000 // 16_000
