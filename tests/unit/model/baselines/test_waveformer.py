@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from model.baselines import waveformer
 from model.baselines.checkpoints import published_state
 from model.baselines.label_queries import LABELS, LabelQueries
 from model.baselines.streaming import Positions, WaveformerConfig
-from model.catalogue import Entry, WeightsFile
+from model.catalogue import WeightsFile
 from model.conditioning import Condition
 from model.layouts import LayoutError
 
@@ -139,11 +140,7 @@ def test_the_registry_loads_a_file_of_the_published_layout(
     state = hollow(parsed(golden["layout_256_128"]))
     torch.save({"model_state_dict": state, "epoch": 149}, tmp_path / "default_ckpt.pt")
     weights = WeightsFile(role="waveformer", uri=str(tmp_path / "default_ckpt.pt"))
-    card = registry.find("waveformer")
-    entry = Entry(
-        **{name: getattr(card, name) for name in card.__dataclass_fields__ if name != "files"},
-        files=(weights,),
-    )
+    entry = dataclasses.replace(registry.find("waveformer"), files=(weights,))
     loaded = waveformer.load(entry, registry.LoadOptions())
     assert loaded.separator.sample_rate_hz == 44_100
     assert loaded.separator.embedding_dim == loaded.query_encoder.embedding_dim == 41
