@@ -48,14 +48,9 @@ def save(
     Raises:
         CheckpointError: the encoder has adapters, of which the configuration does not know.
     """
-    config = networks.config
-    encoder = layouts.from_peft(networks.separator.encoder.state_dict())
-    tuned = any(key.endswith(".lora_A") for key in encoder)
-    if tuned and config.lora is None:
-        raise CheckpointError("the encoder has LoRA adapters, but config.lora is None")
-    if tuned and config.lora is not None and adapters == "merge":
-        encoder = layouts.merge_lora(encoder, config.lora)
-    decoder = networks.separator.decoder
+    config, decoder = networks.config, networks.separator.decoder
+    encoder = _encoder_tensors(networks, adapters)
+    kept = any(key.endswith(".lora_A") for key in encoder)
     clap = _stored(networks.clap.state_dict(), networks.clap, dtype)
     own = _stored(encoder, networks.separator.encoder, dtype)
     shared = [key for key, value in own.items() if _equal(value, clap.get(f"audio_branch.{key}"))]
@@ -63,7 +58,7 @@ def save(
         kind="clapsep",
         config=to_json(config),
         clap_sha256=_clap_digest(networks.clap_sha256, clap, dtype),
-        lora=_lora_state(config, tuned and adapters == "keep"),
+        lora=_lora_state(config, kept),
         dtype=dtype,
         shared=tuple(shared),
         sources=networks.sources,
@@ -87,6 +82,17 @@ def save_clap(
         sources=(source,),
     )
     return converted.write(uri, converted.joined({"clap": tensors}), header)
+
+
+def _encoder_tensors(networks: Networks, adapters: Adapters) -> dict[str, Tensor]:
+    """The separator's encoder under loralib's names, its adapters merged or kept."""
+    encoder = layouts.from_peft(networks.separator.encoder.state_dict())
+    if not any(key.endswith(".lora_A") for key in encoder):
+        return encoder
+    settings = networks.config.lora
+    if settings is None:
+        raise CheckpointError("the encoder has LoRA adapters, but config.lora is None")
+    return encoder if adapters == "keep" else layouts.merge_lora(encoder, settings)
 
 
 def _stored(

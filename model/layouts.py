@@ -159,37 +159,39 @@ def match(
         LayoutError: keys are missing or unexpected, shapes or types differ, or values are not
             finite; the message lists all of it.
     """
-    droppable = re.compile("|".join(f"(?:{pattern})" for pattern in ignored) or r"(?!)")
-    computed = re.compile("|".join(DERIVED))
-    common = [key for key in state if key in expected]
-    missing = [
-        key
-        for key in expected
-        if key not in state and key not in optional and not computed.search(key)
-    ]
-    unexpected = [key for key in state if key not in expected and not droppable.match(key)]
-    misshapen = [
-        f"{key}: found {list(state[key].shape)}, expected {list(expected[key].shape)}"
-        for key in common
-        if state[key].shape != expected[key].shape
-    ]
-    mistyped = [
-        f"{key}: found {state[key].dtype}, expected {expected[key].dtype}"
-        for key in common
-        if state[key].is_floating_point() != expected[key].is_floating_point()
-    ]
-    damaged = [key for key in common if not _is_finite(state[key])]
-    problems = {
-        "missing": missing,
-        "unexpected": unexpected,
-        "misshapen": misshapen,
-        "of another type": mistyped,
-        "with NaN or infinite values": damaged,
-    }
+    problems = _differences(state, expected, tuple(ignored), optional)
     if any(problems.values()):
         text = "; ".join(_listed(keys, name) for name, keys in problems.items() if keys)
         raise LayoutError(f"{where}: not this network's weights: {text}")
     return {key: state[key] for key in expected if key in state}
+
+
+def _differences(
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    ignored: tuple[str, ...],
+    optional: Collection[str],
+) -> dict[str, list[str]]:
+    """What is wrong with a state dict, by kind."""
+    droppable = re.compile("|".join(f"(?:{pattern})" for pattern in ignored) or r"(?!)")
+    computed = re.compile("|".join(DERIVED))
+    common = [key for key in state if key in expected]
+    absent = [key for key in expected if key not in state and key not in optional]
+    return {
+        "missing": [key for key in absent if not computed.search(key)],
+        "unexpected": [key for key in state if key not in expected and not droppable.match(key)],
+        "misshapen": [
+            f"{key}: found {list(state[key].shape)}, expected {list(expected[key].shape)}"
+            for key in common
+            if state[key].shape != expected[key].shape
+        ],
+        "of another type": [
+            f"{key}: found {state[key].dtype}, expected {expected[key].dtype}"
+            for key in common
+            if state[key].is_floating_point() != expected[key].is_floating_point()
+        ],
+        "with NaN or infinite values": [key for key in common if not _is_finite(state[key])],
+    }
 
 
 def adapter_shapes(encoder: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, Tensor]:
