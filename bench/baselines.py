@@ -2,8 +2,10 @@
 
 Each system runs in a process of its own, on weights that were not trained (which costs the same),
 over one window of 10 s of a mono mixture, with one query; USS takes it in windows of 2 s. The
-fastest of ``--repeats`` passes counts, after one that does not. Memory is the process's peak above
-what it held before the network was built.
+fastest of ``--repeats`` passes counts, after one that does not. ``cpu_seconds`` is the time that
+the process computed, over all threads, and does not grow when others compute beside it;
+``seconds`` is the time that passed. Memory is the process's peak above what it held before the
+network was built.
 """
 
 from __future__ import annotations
@@ -70,24 +72,26 @@ def measure(system: str, repeats: int, num_threads: int) -> dict[str, Any]:
     query = torch.randn(1, separator.embedding_dim)
     plan = WindowPlan(window_samples=separator.window_samples, overlap=0.0)
 
-    def once() -> float:
-        start_s = time.perf_counter()
+    def once() -> tuple[float, float]:
+        start_s, start_cpu_s = time.perf_counter(), time.process_time()
         with torch.inference_mode():
             for start in plan.starts(num_samples):
                 window = mixture[:, start : start + separator.window_samples]
                 reference = window if separator.capabilities.needs_reference else None
                 asked = Condition(positive=query, negative=0 * query, reference=reference)
                 separator.separate(window, asked)
-        return time.perf_counter() - start_s
+        return time.perf_counter() - start_s, time.process_time() - start_cpu_s
 
     passes = [once() for _ in range(repeats + 1)][1:]
+    wall_s, cpu_s = (min(each) for each in zip(*passes, strict=True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     is_network = isinstance(separator, torch.nn.Module)
     return {
         "system": system,
         "parameters": sum(p.numel() for p in separator.parameters()) if is_network else 0,
-        "seconds": round(min(passes), 4),
-        "real_time_factor": round(min(passes) / DURATION_S, 4),
+        "cpu_seconds": round(cpu_s, 4),
+        "seconds": round(wall_s, 4),
+        "real_time_factor": round(wall_s / DURATION_S, 4),
         "peak_mb": round((peak - before) * _BYTES_OF_MAXRSS / 1e6),
     }
 
