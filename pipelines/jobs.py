@@ -8,7 +8,7 @@ import datetime
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -17,6 +17,9 @@ from manifests.errors import ManifestError
 from pipelines import command_line
 from pipelines import options as flags
 from pipelines.config import SeparateConfig, separate_config
+
+if TYPE_CHECKING:
+    from transforms.books import Books
 
 _RUN_FLAGS = ("progress", "log_level", "num_threads")
 _EXIT_CODES = """exit codes:
@@ -165,10 +168,14 @@ def _run(job: Job, options: PipelineOptions) -> int:
         "wall_s": round(time.monotonic() - started_s, 3),
     }
     run_record.write_record(storage, run_uri, {**record, **end})
+    return _say(job, books)
+
+
+def _say(job: Job, books: Books) -> int:
     said = [f"{books.stems} of {books.rows} rows done, {books.dead_letters} failed"]
     said += [f"  {count} of {reason}" for reason, count in books.by_reason.items()]
     sys.stdout.write("\n".join([*said, *job.closing]) + "\n")
-    over = books.failure_rate > config.max_failure_rate
+    over = books.failure_rate > job.config.max_failure_rate
     return flags.EXIT_FAILURE_RATE if over else flags.EXIT_OK
 
 

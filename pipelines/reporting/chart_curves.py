@@ -73,7 +73,7 @@ _Series = tuple[Run, Setting, dict[float, list[ReportClip]]]
 
 
 def _charts_over(runs: Sequence[Run], metric: str, axis: _Axis) -> list[Chart]:
-    charts = []
+    charts: list[Chart] = []
     for dataset, found in _by_dataset(runs, metric, axis).items():
         if len({x for _, _, at in found for x in at}) < 2:
             continue

@@ -45,7 +45,7 @@ def distributions(runs: Sequence[Run], metric: str) -> list[Chart]:
             series.setdefault((setting.dataset or "no dataset", setting.query), []).extend(clips)
         for (dataset, query), clips in series.items():
             by_dataset.setdefault(dataset, []).append((series_name(runs, run, query), clips))
-    charts = []
+    charts: list[Chart] = []
     for dataset, named in sorted(by_dataset.items()):
         parts = [(name, clips, values_of(clips, metric)) for name, clips in named]
         parts = [part for part in parts if np.isfinite(part[2]).any()]
@@ -75,7 +75,7 @@ def _class_charts(runs: Sequence[Run], run: Run, metric: str) -> list[Chart]:
         if clip.label and math.isfinite(clip.value(metric)):
             key = (clip.setting.dataset or "no dataset", clip.label)
             by_label.setdefault(key, []).append(clip)
-    charts = []
+    charts: list[Chart] = []
     for dataset in sorted({key[0] for key in by_label}):
         labels = {key[1]: clips for key, clips in by_label.items() if key[0] == dataset}
         if len(labels) < 2:
