@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= auto
 PYTEST = $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help environment check format test test-all clean
+.PHONY: help environment check format test test-all model model-results clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -50,6 +50,29 @@ test: $(ENVIRONMENT) ## the tests of every change: minutes, no network, no GPU, 
 
 test-all: $(ENVIRONMENT) ## the slow tests too
 	$(PYTEST) -m 'not gpu and not weights'
+
+# The bundled model. CORPUS is a folder of labelled clips; model/weights/README.md says which one.
+CORPUS ?= corpus
+RUNS ?= runs
+PROCESSES ?= 2
+TRAIN = $(BIN)/torchrun --nproc_per_node $(PROCESSES) -m model.training
+
+model: $(ENVIRONMENT) ## train clapsep-mini from CORPUS, on CPUs, and write it to model/weights
+	$(TRAIN) contrastive --corpus $(CORPUS) --output $(RUNS)/clap --cpu --num_threads 1 \
+	  --steps 1200 --batch_size 32 --learning_rate 1e-3 --warmup_steps 100 --schedule constant \
+	  --decay_steps 400 --weight_decay 0.05 --ema_decay 0.99 --validate_every 100
+	$(TRAIN) separation --corpus $(CORPUS) --clap $(RUNS)/clap/best.pt --output $(RUNS)/separation \
+	  --cpu --num_threads 1 --train all --steps 3600 --batch_size 8 --learning_rate 5e-4 \
+	  --warmup_steps 300 --schedule constant --decay_steps 1000 --ema_decay 0.999 \
+	  --validate_every 250 --source_shares 0.1 0.6 0.2 0.1 --level_range_db 10 --gain_range_db 12 \
+	  --pure_text_share 0.4 --pure_audio_share 0.25 --positive_only_share 0.2 \
+	  --negative_only_share 0.2 --own_audio_share 0.3 --snr_ceiling_db 30
+	$(PYTHON) -m model.training bundle --clap $(RUNS)/clap/best.pt \
+	  --separation $(RUNS)/separation/best.pt --output model/weights/clapsep-mini.safetensors
+
+model-results: $(ENVIRONMENT) ## recompute the bundled model's test results from CORPUS and compare
+	$(PYTHON) -m model.evaluation --corpus $(CORPUS) --model clapsep-mini --workers 2 \
+	  --output $(RUNS)/model-results --expect model/weights/results.json
 
 clean: ## remove what tools and builds left; environments and outputs stay
 	rm -rf build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

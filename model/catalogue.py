@@ -102,7 +102,13 @@ ENTRIES: tuple[Entry, ...] = (
         licence="Apache-2.0; trained on the clips that model/weights/README.md lists",
         source="this project; model/weights/README.md",
         sample_rate_hz=32_000,
-        files=(WeightsFile(role="converted", uri=f"{BUNDLED}clapsep-mini-1-of-2.safetensors"),),
+        files=(
+            WeightsFile(
+                role="converted",
+                uri=f"{BUNDLED}clapsep-mini-1-of-2.safetensors",
+                sha256="dab2304ea235ce0aca16295f83e5b5967962a70406e5e52ae2439fadc31a640b",
+            ),
+        ),
         verified="results recomputed from the bundled file; see its model card",
     ),
     Entry(
