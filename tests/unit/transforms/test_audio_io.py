@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from transforms import audio_io
+from transforms.audio_io import AudioError, AudioPart, StemWriter, open_audio
+from transforms.storage import Storage
+
+STORAGE = Storage()
+
+
+def _noise(num_samples: int = 4_000, channels: int = 2) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.uniform(-0.5, 0.5, (num_samples, channels)).astype(np.float32)
+
+
+@pytest.fixture
+def wav(tmp_path: Path) -> str:
+    soundfile.write(tmp_path / "a.wav", _noise(), 8_000, "FLOAT")
+    return str(tmp_path / "a.wav")
+
+
+def test_a_part_is_cut_in_samples_of_the_file(wav: str) -> None:
+    with open_audio(STORAGE, wav, 0.1, 0.25) as reader:
+        assert reader.part == AudioPart(
+            sample_rate_hz=8_000, num_channels=2, start=800, num_samples=2_000
+        )
+        np.testing.assert_array_equal(reader.read(), _noise()[800:2_800].T)
+
+
+def test_a_part_ends_with_the_file(wav: str) -> None:
+    with open_audio(STORAGE, wav, 0.4, 9.0) as reader:
+        assert reader.part.num_samples == 800
+        assert (reader.part.start_s, reader.part.duration_s) == (0.4, 0.1)
+
+
+@pytest.mark.parametrize("block_samples", [1_000, 1_024, 9_999])
+def test_blocks_put_together_are_the_whole(wav: str, block_samples: int) -> None:
+    with open_audio(STORAGE, wav) as reader:
+        blocks = list(reader.blocks(block_samples))
+    np.testing.assert_array_equal(np.concatenate(blocks, axis=1), _noise().T)
+
+
+def test_a_remote_file_is_the_same(wav: str) -> None:
+    STORAGE.write_bytes("memory://audio-io/a.wav", Path(wav).read_bytes())
+    with open_audio(STORAGE, "memory://audio-io/a.wav", 0.1) as reader:
+        np.testing.assert_array_equal(reader.read(), _noise()[800:].T)
+
+
+@pytest.mark.parametrize(
+    ("offset_s", "duration_s", "message"),
+    [(0.5, None, "past its end"), (None, 1e-5, "less than a sample")],
+)
+def test_a_part_without_samples_is_refused(
+    wav: str, offset_s: float | None, duration_s: float | None, message: str
+) -> None:
+    with (
+        pytest.raises(AudioError, match=message) as caught,
+        open_audio(STORAGE, wav, offset_s, duration_s),
+    ):
+        pytest.fail("opened")
+    assert caught.value.code == "zero_duration"
+
+
+def test_a_wav_of_unknown_length_is_not_called_truncated(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", _noise(), 8_000)
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    data[4:8] = data[40:44] = b"\xff\xff\xff\xff"  # what is written into a pipe
+    (tmp_path / "a.wav").write_bytes(data)
+    with open_audio(STORAGE, str(tmp_path / "a.wav")) as reader:
+        assert reader.part.num_samples == 4_000
+
+
+@pytest.mark.parametrize("form", ["flac", "wav"])
+def test_equal_samples_give_equal_bytes_at_any_time(tmp_path: Path, form) -> None:
+    part = AudioPart(sample_rate_hz=44_100, num_channels=2, start=0, num_samples=4_000)
+    contents = set()
+    for begin in (0, 1_234):
+        writer = StemWriter(str(tmp_path / "x"), part, form)
+        writer.write(_noise().T[:, :begin])
+        writer.write(_noise().T[:, begin:])
+        writer.close()
+        contents.add((tmp_path / "x").read_bytes())
+        time.sleep(1.1)  # the header of a float WAV would hold the second
+    assert len(contents) == 1
+    tolerance = 2**-24 if form == "flac" else 0
+    np.testing.assert_allclose(soundfile.read(tmp_path / "x")[0], _noise(), atol=tolerance)
+
+
+def test_flac_saturates_and_says_the_peak(tmp_path: Path) -> None:
+    part = AudioPart(sample_rate_hz=8_000, num_channels=1, start=0, num_samples=3)
+    writer = StemWriter(str(tmp_path / "x"), part, "flac")
+    writer.write(np.array([[-2.0, 0.5, 1.5]], np.float32))
+    writer.close()
+    assert writer.peak == 2.0
+    np.testing.assert_allclose(soundfile.read(tmp_path / "x")[0], [-1, 0.5, 1], atol=2**-22)
+
+
+def test_a_float_stem_beyond_four_gigabytes_becomes_rf64(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(audio_io, "_MAX_WAV_BYTES", 8)
+    part = AudioPart(sample_rate_hz=8_000, num_channels=1, start=0, num_samples=3)
+    writer = StemWriter(str(tmp_path / "x"), part, "wav")
+    writer.write(np.array([[0.1, 0.2, 0.3]], np.float32))
+    writer.close()
+    assert soundfile.info(tmp_path / "x").format == "RF64"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (FileNotFoundError(), "missing"),
+        (PermissionError(), "permission"),
+        (IsADirectoryError(), "not_a_file"),
+        (ConnectionResetError(), "io_error"),
+        (AudioError("silent", ""), "silent"),
+    ],
+)
+def test_errors_have_codes(error: Exception, code: str) -> None:
+    assert audio_io.error_code(error) == code
+    assert "gs://b/x" in audio_io.describe(error, "gs://b/x")

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+
+import tone_clips
+from transforms import books
+from transforms.books import Books, KeepBooks, read_books
+from transforms.elements import failed
+from transforms.storage import Storage
+
+
+def _books(**counts: int) -> Books:
+    return Books(
+        **{
+            **{field.name: 0 for field in dataclasses.fields(Books)},
+            "by_reason": {},
+            **counts,
+        }  # type: ignore[arg-type]
+    )
+
+
+def test_rows_and_files_are_counted_and_failures_by_reason(tmp_path: Path) -> None:
+    rows = [tone_clips.row(f"{i}") for i in range(6)]
+    failures = [
+        failed(rows[0], "read", "missing", ""),
+        failed(rows[1], "read", "missing", ""),
+        failed(rows[2], "manifest", "invalid_row", ""),
+    ]
+    uri = str(tmp_path / "books.json")
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        _ = {
+            books.ROWS: pipeline | "R" >> beam.Create([*rows[:2], failures[2], *rows[3:]]),
+            books.FINISHED_BEFORE: pipeline | "F" >> beam.Create(["5"]),
+            books.STEMS: pipeline | "S" >> beam.Create(rows[3:5]),
+            books.DEAD: pipeline | "D" >> beam.Create(failures),
+            books.METRICS_FILES: pipeline | "M" >> beam.Create([("a", 1), ("b", 1)]),
+            books.DEAD_LETTER_FILES: pipeline | "L" >> beam.Create([("c", 3)]),
+        } | KeepBooks(uri=uri, storage=Storage())
+    found = read_books(Storage(), uri)
+    assert found == _books(
+        rows=6,
+        finished_before=1,
+        stems=2,
+        dead_letters=3,
+        metrics_written=2,
+        dead_letters_written=3,
+        by_reason={"manifest/invalid_row": 1, "read/missing": 2},
+    )
+    assert found.balanced
+    assert found.failure_rate == 0.5
+
+
+def test_an_empty_manifest_has_books(tmp_path: Path) -> None:
+    uri = str(tmp_path / "books.json")
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        none = pipeline | beam.Create([])
+        _ = {name: none for name in (books.ROWS, books.DEAD)} | KeepBooks(uri, Storage())
+    assert read_books(Storage(), uri) == _books()
+    assert _books().failure_rate == 0.0
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"rows": 1},
+        {"stems": 1, "metrics_written": 1},
+        {"rows": 1, "stems": 1},
+        {"rows": 1, "dead_letters": 1},
+        {"recovered": 1},
+    ],
+)
+def test_books_that_do_not_balance_are_known(counts: dict[str, int]) -> None:
+    assert not _books(**counts).balanced

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import apache_beam as beam
+import pytest
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.testing.util import assert_that
+
+import tone_clips
+from transforms.elements import MixtureRows
+from transforms.grouping import GroupByMixture, mixture_key
+
+
+def test_the_key_is_of_the_samples_and_not_of_the_query() -> None:
+    row = tone_clips.row("a", "bell", mixture_uri="m.wav")
+    same = [
+        tone_clips.row("b", "rain", mixture_uri="m.wav", reference_uri="r.wav"),
+        tone_clips.row("c", "bell", mixture_uri="m.wav", offset_s=0.0, snr_db=(5.0,)),
+    ]
+    other = [
+        tone_clips.row("d", mixture_uri="n.wav"),
+        tone_clips.row("e", mixture_uri="m.wav", offset_s=1.0),
+        tone_clips.row("f", mixture_uri="m.wav", duration_s=1.0),
+    ]
+    assert {mixture_key(each) for each in same} == {mixture_key(row)}
+    assert mixture_key(row) not in {mixture_key(each) for each in other}
+
+
+def test_mixtures_made_on_the_fly_are_the_same_at_the_same_levels() -> None:
+    made = {"mixture_uri": None, "target_uri": "t.wav", "interferer_uris": ("i.wav", "j.wav")}
+    zero, also_zero, three = (
+        mixture_key(tone_clips.row("a", **made, snr_db=levels))
+        for levels in ((), (0.0, 0.0), (0.0, 3.0))
+    )
+    assert zero == also_zero
+    assert zero != three
+    swapped = {**made, "interferer_uris": ("j.wav", "i.wav")}
+    assert mixture_key(tone_clips.row("a", **swapped)) != zero
+
+
+def test_every_row_is_in_one_piece_of_a_bounded_size() -> None:
+    rows = [tone_clips.row(f"{i:02d}", mixture_uri=f"{i % 3}.wav") for i in range(20)]
+    rows += [tone_clips.row(f"hot{i:02d}", mixture_uri="hot.wav") for i in range(11)]
+
+    def check(pieces: list[MixtureRows]) -> None:
+        assert sorted(row.id for piece in pieces for row in piece.rows) == sorted(
+            row.id for row in rows
+        )
+        for piece in pieces:
+            assert len(piece.rows) <= 4
+            assert len({mixture_key(row) for row in piece.rows}) == 1
+            assert [row.id for row in piece.rows] == sorted(row.id for row in piece.rows)
+        assert len(pieces) == 2 * 3 + 3
+
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        assert_that(pipeline | beam.Create(rows) | GroupByMixture(max_rows=4), check)
+
+
+def test_a_piece_has_at_least_a_row() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        GroupByMixture(max_rows=0)

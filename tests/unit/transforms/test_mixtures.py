@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import tones
+from manifests.row import ManifestRow
+from model import audio as waveforms
+from model import mixing
+from transforms.audio_io import AudioError
+from transforms.mixtures import (
+    ReadSettings,
+    mix_sources,
+    read_mixture,
+    read_mono,
+    read_reference,
+)
+from transforms.storage import Storage
+
+STORAGE = Storage()
+SETTINGS = ReadSettings(model_rate_hz=tones.RATE_HZ)
+
+
+def _write(path: Path, samples: np.ndarray, rate_hz: int = tones.RATE_HZ) -> str:
+    soundfile.write(path, samples, rate_hz, "FLOAT")
+    return str(path)
+
+
+def _row(**fields: object) -> ManifestRow:
+    return ManifestRow(id="x", positive_text="bell", **fields)  # type: ignore[arg-type]
+
+
+def test_a_recording_is_kept_as_it_is_and_resampled_for_the_model(tmp_path: Path) -> None:
+    stereo = np.random.default_rng(0).uniform(-0.5, 0.5, (44_100, 2)).astype(np.float32)
+    uri = _write(tmp_path / "a.wav", stereo, 44_100)
+    found = read_mixture(_row(mixture_uri=uri, offset_s=0.25), STORAGE, SETTINGS)
+    assert found is not None
+    part = stereo[11_025:].T
+    np.testing.assert_array_equal(found.audio.samples, part)
+    np.testing.assert_array_equal(found.model_audio, waveforms.resample(part, 44_100, 8_000))
+    mid = read_mixture(
+        _row(mixture_uri=uri, offset_s=0.25),
+        STORAGE,
+        ReadSettings(model_rate_hz=8_000, mix_down=True),
+    )
+    assert mid is not None
+    expected = waveforms.resample(part.mean(axis=0, keepdims=True), 44_100, 8_000)
+    np.testing.assert_allclose(mid.model_audio, expected, atol=1e-6)
+
+
+def test_what_is_long_is_left_to_be_streamed(tmp_path: Path) -> None:
+    uri = _write(tmp_path / "a.wav", tones.tone("bell", 1.0))
+    limit = ReadSettings(model_rate_hz=8_000, max_in_memory_s=7_999 / 96_000)
+    assert read_mixture(_row(mixture_uri=uri), STORAGE, limit) is None
+    assert read_mixture(_row(mixture_uri=uri, duration_s=0.5), STORAGE, limit) is not None
+    with pytest.raises(AudioError, match="max_clip_in_memory_s"):
+        read_mono(uri, STORAGE, 8_000, limit.max_values)
+
+
+def test_sources_are_mixed_by_the_papers_rule(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    sources = [rng.normal(size=n).astype(np.float32) * 0.3 for n in (8_000, 3_000, 12_000)]
+    uris = [_write(tmp_path / f"{i}.wav", source) for i, source in enumerate(sources)]
+    row = _row(target_uri=uris[0], interferer_uris=tuple(uris[1:]), snr_db=(3.0, -2.0))
+    found = read_mixture(row, STORAGE, SETTINGS)
+    fitted = [waveforms.fit_length(source, 8_000) for source in sources]
+    expected = mixing.mix(fitted[0], fitted[1:], [3.0, -2.0])
+    assert found is not None
+    assert found.reference is not None
+    np.testing.assert_allclose(found.model_audio[0], expected.mixture, atol=1e-6)
+    np.testing.assert_allclose(found.reference, expected.target, atol=1e-6)
+    assert found.audio.sample_rate_hz == 8_000
+
+
+def test_the_part_of_a_row_is_of_every_source_and_pads_short_ones(tmp_path: Path) -> None:
+    long, short = tones.tone("bell", 2.0), tones.tone("rain", 0.5)
+    uris = [_write(tmp_path / "l.wav", long), _write(tmp_path / "s.wav", short)]
+    row = _row(target_uri=uris[0], interferer_uris=(uris[1],), offset_s=0.25, duration_s=1.0)
+    found = read_mixture(row, STORAGE, SETTINGS)
+    expected = mixing.mix(long[2_000:10_000], [waveforms.fit_length(short[2_000:], 8_000)], 0.0)
+    assert found is not None
+    np.testing.assert_allclose(found.model_audio[0], expected.mixture, atol=1e-6)
+
+
+def test_further_targets_are_brought_to_the_power_of_the_first() -> None:
+    sources = [0.2 * tones.tone("bell", 1.0), tones.tone("frog", 1.0), tones.tone("rain", 1.0)]
+    mixture, reference = mix_sources(sources, num_targets=2, levels_db=[6.0])
+    power = np.mean(sources[0] ** 2)
+    second = reference - sources[0]
+    np.testing.assert_allclose(np.mean(second**2), power, rtol=1e-4)
+    np.testing.assert_allclose(np.mean((mixture - reference) ** 2), power / 10**0.6, rtol=1e-4)
+
+
+def test_a_reference_is_cut_or_padded_by_a_tenth_of_a_second_at_most(tmp_path: Path) -> None:
+    uri = _write(tmp_path / "r.wav", tones.tone("bell", 1.0))
+    row = _row(mixture_uri="m.wav", reference_uri=uri)
+    for length in (7_300, 8_000, 8_700):
+        found = read_reference(row, length, STORAGE, SETTINGS)
+        assert found is not None
+        assert found.shape == (length,)
+    for length in (7_000, 9_000):
+        with pytest.raises(AudioError, match="its mixture") as caught:
+            read_reference(row, length, STORAGE, SETTINGS)
+        assert caught.value.code == "reference_length"
+    assert read_reference(_row(mixture_uri="m.wav"), 8_000, STORAGE, SETTINGS) is None
+
+
+def test_sources_that_cannot_be_mixed_are_said(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match="silent") as caught:
+        mix_sources([tones.tone("bell", 1.0), np.zeros(8_000, np.float32)], 1, [0.0])
+    assert caught.value.code == "cannot_mix"
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        ReadSettings(model_rate_hz=8_000, max_in_memory_s=0)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import tones
+from transforms.network import Network, NetworkSettings, SeparationError, WindowQueries
+
+DIM = len(tones.LABELS)
+
+
+def _window(num_samples: int, channels: int, labels: tuple[str, ...], seed: int) -> WindowQueries:
+    rng = np.random.default_rng(seed)
+    positive = np.stack([np.eye(DIM)[tones.LABELS.index(label)] for label in labels])
+    return WindowQueries(
+        samples=rng.normal(size=(channels, num_samples)).astype(np.float32),
+        positive=positive.astype(np.float32),
+        negative=np.zeros_like(positive, dtype=np.float32),
+    )
+
+
+def _windows() -> list[WindowQueries]:
+    return [
+        _window(4_000, 2, ("bell", "rain"), 0),
+        _window(4_000, 1, ("frog",), 1),
+        _window(17, 3, ("wind", "bell", "frog"), 2),
+        _window(4_000, 2, ("singing",), 3),
+    ]
+
+
+def _answers(separator: object, **settings: int) -> list[np.ndarray]:
+    network = Network(separator, "cpu", NetworkSettings(**settings))  # type: ignore[arg-type]
+    return [answer.samples for answer in network.answer(_windows())]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 1},
+        {"batch_size": 3},
+        {"batch_size": 64},
+        {"batch_size": 3, "num_threads": 4},
+    ],
+)
+def test_answers_do_not_depend_on_batches_or_threads(settings: dict[str, int]) -> None:
+    separator = tones.ToneSeparator()
+    found = _answers(separator, **settings)
+    for window, answer in zip(_windows(), found, strict=True):
+        assert answer.shape == (len(window.positive), *window.samples.shape)
+        for query, positive in enumerate(window.positive):
+            condition = tones.Condition(
+                positive=torch.from_numpy(positive)[None].expand(len(window.samples), -1),
+                negative=torch.zeros(len(window.samples), DIM),
+            )
+            alone = separator.separate(torch.from_numpy(window.samples), condition)
+            np.testing.assert_allclose(answer[query], alone.numpy(), atol=1e-6)
+
+
+def test_each_channel_of_a_window_is_encoded_once_for_all_queries() -> None:
+    separator = tones.ToneSeparator()
+    _answers(separator, batch_size=3)
+    assert separator.heard == 2 + 1 + 3 + 2
+
+
+def test_the_time_is_shared_among_queries() -> None:
+    network = Network(tones.ToneSeparator(), "cpu", NetworkSettings())
+    first, *_ = network.answer(_windows())
+    assert len(first.inference_s) == 2
+    assert all(seconds > 0 for seconds in first.inference_s)
+
+
+class Small(tones.ToneSeparator):
+    """Has memory for a few rows at once."""
+
+    def __init__(self, encodes: int, answers: int) -> None:
+        super().__init__()
+        self.encodes, self.answers = encodes, answers
+        self.tried: list[int] = []
+
+    def encode(self, mixture: torch.Tensor) -> tones.ToneEncoded:
+        self.tried.append(len(mixture))
+        if len(mixture) > self.encodes:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().encode(mixture)
+
+    def answer(self, encoded: tones.ToneEncoded, condition: tones.Condition) -> torch.Tensor:
+        if len(condition.positive) > self.answers:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to …")
+        return super().answer(encoded, condition)
+
+
+@pytest.mark.parametrize(("encodes", "answers"), [(1, 64), (2, 64), (64, 1), (1, 1)])
+def test_a_batch_that_does_not_fit_is_halved_and_tried_again(encodes: int, answers: int) -> None:
+    small = Small(encodes, answers)
+    for found, expected in zip(
+        _answers(small, batch_size=8), _answers(tones.ToneSeparator()), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    if encodes == 1:
+        assert small.tried[0] == 5
+        assert min(small.tried) == 1
+
+
+def test_memory_too_small_for_one_window_is_said() -> None:
+    with pytest.raises(SeparationError, match="one window at a time") as caught:
+        _answers(Small(0, 0), batch_size=8)
+    assert caught.value.code == "out_of_memory"
+
+
+def test_other_errors_of_the_model_are_not_tried_again() -> None:
+    class Broken(Small):
+        def encode(self, mixture: torch.Tensor) -> tones.ToneEncoded:
+            self.tried.append(len(mixture))
+            raise RuntimeError("shapes do not match\nand much more")
+
+    broken = Broken(64, 64)
+    with pytest.raises(SeparationError, match=r"RuntimeError: shapes do not match$") as caught:
+        _answers(broken, batch_size=8)
+    assert caught.value.code == "model_error"
+    assert broken.tried == [5]
+
+
+def test_settings_below_one_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        NetworkSettings(batch_size=0)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import tone_clips
+import tone_runs
+import tones
+from manifests.schema import METRIC_COLUMNS
+from model.metrics import sdr_db, si_sdr_db, snr_db
+from transforms.elements import Clip, Provenance, SeparatedClip, Stem
+from transforms.models import ModelChoice, ScorerChoice
+from transforms.scoring import Scoring, ScoringSettings
+
+OWN = ScorerChoice(model=ModelChoice(name="tones"))
+PROVENANCE = Provenance(
+    model="tones", model_sha256="", clap_sha256="", device="cpu", precision="fp32"
+)
+
+
+@pytest.fixture(autouse=True)
+def loaded() -> Iterator[None]:
+    with tone_runs.tones_as_models():
+        yield
+
+
+def _scoring(scorer: ScorerChoice | None = OWN, **settings: int) -> Scoring:
+    return Scoring(ScoringSettings(scorer=scorer, model_rate_hz=tones.RATE_HZ, **settings))
+
+
+def _separated(clip: Clip, stems: list[np.ndarray]) -> SeparatedClip:
+    return SeparatedClip(
+        clip=clip,
+        stems=tuple(
+            Stem(query=q, reference=r, audio=a, num_windows=1, inference_s=0.1)
+            for q, r, a in zip(clip.queries, clip.references, stems, strict=True)
+        ),
+        provenance=PROVENANCE,
+    )
+
+
+def _leaky(label: str, duration_s: float = 1.0) -> np.ndarray:
+    other = "rain" if label == "bell" else "bell"
+    return (tones.tone(label, duration_s) + 0.1 * tones.tone(other, duration_s, 2.0))[None]
+
+
+def test_ratios_compare_the_mid_of_stem_and_mixture_with_the_reference() -> None:
+    clip = tone_clips.clip("a")
+    stereo = dataclasses.replace(clip, model_audio=np.repeat(clip.model_audio, 2, axis=0))
+    left, right = _leaky("bell"), tones.tone("bell", 1.0)[None]
+    (scored,) = _scoring().score([_separated(stereo, [np.concatenate([left, right])])])
+    (scores,) = scored.scores
+    mid = torch.from_numpy((left + right) / 2)
+    mixture = torch.from_numpy(clip.model_audio)
+    reference = torch.from_numpy(clip.references[0])[None]
+    for name, metric in (("sdr", sdr_db), ("si_sdr", si_sdr_db), ("snr", snr_db)):
+        stem_db, mixture_db = float(metric(mid, reference)), float(metric(mixture, reference))
+        assert scores.values[f"{name}_db"] == pytest.approx(stem_db, abs=1e-6)
+        assert scores.values[f"{name}_mixture_db"] == pytest.approx(mixture_db, abs=1e-6)
+        improvement = "sdri_db" if name == "sdr" else f"{name}i_db"
+        assert scores.values[improvement] == pytest.approx(stem_db - mixture_db, abs=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 3, "num_threads": 2}])
+def test_scores_do_not_depend_on_batches(settings: dict[str, int]) -> None:
+    clips = [
+        _separated(tone_clips.clip("a", ("bell", "rain")), [_leaky("bell"), _leaky("rain")]),
+        _separated(tone_clips.clip("b", ("rain",), 0.4), [_leaky("rain", 0.4)]),
+    ]
+    together = _scoring().score(clips)
+    otherwise = _scoring(**settings).score(clips)
+    assert [clip.scores for clip in otherwise] == [clip.scores for clip in together]
+    assert together[0].scorer_sha256 == "tones"
+
+
+def test_every_metric_has_a_value_or_a_reason() -> None:
+    clip = tone_clips.clip("a", ("bell", "rain"))
+    clip = dataclasses.replace(clip, references=(None, np.zeros(8_000, np.float32)))
+    silent = np.zeros((1, 8_000), np.float32)
+    (scored,) = _scoring().score([_separated(clip, [_leaky("bell"), silent])])
+    without, quiet = scored.scores
+    for scores in (without, quiet):
+        assert scores.values.keys() | scores.reasons.keys() == set(METRIC_COLUMNS)
+        assert not scores.values.keys() & scores.reasons.keys()
+    assert without.reasons["sdr_db"] == without.reasons["ref_clap_score"] == "no_reference"
+    assert without.values["clap_score"] == pytest.approx(1.0)
+    assert quiet.reasons["clap_score"] == "silent_stem"
+    assert quiet.reasons["sdr_db"] == "silent_reference"
+    assert quiet.values.keys() == {"clap_score_mixture"}
+
+
+def test_nothing_is_loaded_where_no_scorer_is_wanted() -> None:
+    scoring = _scoring(scorer=None)
+    (scored,) = scoring.score([_separated(tone_clips.clip("a"), [_leaky("bell")])])
+    assert scoring.encoder is None
+    assert scored.scorer_sha256 is None
+    assert scored.scores[0].reasons["clap_score"] == "not_scored"
+    assert scored.scores[0].values["sdr_db"] > 10

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import tone_clips
+import tone_runs
+import tones
+from model.windowing import WindowPlan, separate_array
+from transforms.models import ModelChoice
+from transforms.network import NetworkSettings
+from transforms.separation import Separation, SeparationHandler, SeparationSettings, WeightedClip
+
+
+class Moody(tones.ToneSeparator):
+    """Fails on a poisoned sample, and answers a query for frogs with what is no number."""
+
+    def encode(self, mixture: torch.Tensor) -> tones.ToneEncoded:
+        if (mixture == 0.123).any():
+            raise RuntimeError("poisoned")
+        return super().encode(mixture)
+
+    def answer(self, encoded: tones.ToneEncoded, condition: tones.Condition) -> torch.Tensor:
+        answer = super().answer(encoded, condition)
+        answer[condition.positive[:, tones.LABELS.index("frog")] > 0] = torch.nan
+        return answer
+
+
+@pytest.fixture(autouse=True)
+def loaded() -> Iterator[tone_runs.Loaded]:
+    with tone_runs.tones_as_models() as found:
+        found.model = dataclasses.replace(found.model, separator=Moody())
+        yield found
+
+
+def _settings(batch_size: int = 4) -> SeparationSettings:
+    return SeparationSettings(
+        model=ModelChoice(name="tones"), network=NetworkSettings(batch_size=batch_size)
+    )
+
+
+def _poisoned(name: str) -> tone_clips.Clip:
+    clip = tone_clips.clip(name)
+    audio = clip.model_audio.copy()
+    audio[0, 5] = 0.123
+    return dataclasses.replace(clip, model_audio=audio)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_stems_are_those_of_each_clip_alone(batch_size: int) -> None:
+    clips = [
+        tone_clips.clip("a", ("bell", "rain"), 1.0),
+        tone_clips.clip("b", ("rain",), 2.3),
+        tone_clips.clip("c", ("bell",), 0.2),
+    ]
+    separation = Separation(_settings(batch_size))
+    plan = WindowPlan(window_samples=4_000, overlap=0.25)
+    for clip, result in zip(clips, separation.separate(clips), strict=True):
+        assert result.failures == ()
+        for query, stem in zip(clip.queries, result.stems, strict=True):
+            condition = tones.Condition(
+                positive=torch.from_numpy(query.positive)[None],
+                negative=torch.from_numpy(query.negative)[None],
+            )
+            alone = separate_array(
+                clip.model_audio, lambda x, c=condition: Moody().separate(x, c), plan
+            )
+            np.testing.assert_allclose(stem.audio, alone, atol=1e-5)
+            assert stem.audio.shape == clip.model_audio.shape
+            assert stem.num_windows == len(plan.starts(clip.model_audio.shape[1]))
+            assert stem.inference_s > 0
+
+
+def test_one_bad_clip_of_a_batch_fails_alone() -> None:
+    clips = [tone_clips.clip("a"), _poisoned("b"), tone_clips.clip("c")]
+    results = Separation(_settings()).separate(clips)
+    assert [len(result.stems) for result in results] == [1, 0, 1]
+    (failure,) = results[1].failures
+    assert (failure.row.id, failure.stage) == ("b-bell", "separate")
+    assert (failure.error_type, failure.message) == ("model_error", "RuntimeError: poisoned")
+
+
+def test_one_bad_query_of_a_clip_fails_alone() -> None:
+    (result,) = Separation(_settings()).separate([tone_clips.clip("a", ("bell", "frog", "rain"))])
+    assert [stem.query.row.id for stem in result.stems] == ["a-bell", "a-rain"]
+    (failure,) = result.failures
+    assert (failure.row.id, failure.error_type) == ("a-frog", "not_finite")
+
+
+def test_a_clip_weighs_its_windows_channels_and_queries() -> None:
+    weight = WeightedClip(window_samples=4_000, overlap=0.25)
+    assert weight(tone_clips.clip("a", ("bell",), 0.5)) == 1
+    assert weight(tone_clips.clip("a", ("bell", "rain"), 1.0)) == 3 * 2
+    clip = tone_clips.clip("a", ("bell",), 0.5)
+    stereo = dataclasses.replace(clip, model_audio=np.repeat(clip.model_audio, 2, axis=0))
+    assert weight(stereo) == 2
+
+
+def test_a_handler_refuses_another_number_of_results() -> None:
+    class Short(Separation):
+        def separate(self, clips):
+            return super().separate(clips)[:-1]
+
+    handler = SeparationHandler(_settings(), window_samples=4_000)
+    with pytest.raises(RuntimeError, match="1 results for 2 clips"):
+        handler.run_inference([tone_clips.clip("a"), tone_clips.clip("b")], Short(_settings()))
+
+
+def test_a_handler_counts_what_it_hears_and_fills_batches() -> None:
+    handler = SeparationHandler(_settings(), window_samples=4_000)
+    assert handler.get_num_bytes([tone_clips.clip("a")]) == 8_000 * 4
+    kwargs = handler.batch_elements_kwargs()
+    assert kwargs["min_batch_size"] == kwargs["max_batch_size"] == 4
+
+
+def test_provenance_names_the_model() -> None:
+    provenance = Separation(_settings()).provenance
+    assert (provenance.model, provenance.model_sha256) == ("tones", "m" * 64)
+    assert (provenance.device, provenance.precision) == ("cpu", "fp32")

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+
+from manifests.schema import METRIC_COLUMNS, SUMMARY_SCHEMA
+from metric_rows import metrics
+from transforms import summary
+from transforms.spread import summarise
+from transforms.storage import Storage
+from transforms.summary import SummariseMetrics, group_of
+
+RNG = np.random.default_rng(0)
+
+
+def test_the_usual_numbers_are_numpys() -> None:
+    values = np.array([3.0, np.nan, -1.0, 7.5, np.inf, 2.0])
+    found = summarise(values)
+    defined = np.array([3.0, -1.0, 7.5, 2.0])
+    assert (found.n, found.n_undefined) == (4, 2)
+    assert found.mean == pytest.approx(defined.mean())
+    assert found.std == pytest.approx(defined.std(ddof=1))
+    assert found.median == pytest.approx(np.median(defined))
+    assert summarise(values[::-1]) == found
+
+
+def test_the_interval_is_that_of_the_normal_law_for_many_values() -> None:
+    values = RNG.normal(5.0, 2.0, 4_000)
+    found = summarise(values)
+    half_width = 1.96 * values.std() / np.sqrt(len(values))
+    assert found.ci_low == pytest.approx(values.mean() - half_width, abs=0.01)
+    assert found.ci_high == pytest.approx(values.mean() + half_width, abs=0.01)
+
+
+@pytest.mark.parametrize("values", [[], [np.nan], [4.0]])
+def test_what_too_few_values_leave_open_is_none(values: list[float]) -> None:
+    found = summarise(np.array(values))
+    assert found.std is None
+    assert found.ci_low is None
+    assert found.mean == (4.0 if values == [4.0] else None)
+
+
+def test_groups_tell_datasets_queries_and_models_apart() -> None:
+    row = metrics("a")
+    other = metrics("b", dataset=None, negative_text="rain", snr_db=(3.0,))
+    assert group_of(row) == group_of(metrics("c", sdri_db=None))
+    assert group_of(other).dataset is None
+    assert (group_of(other).polarity, group_of(other).input_snr_db) == ("P+N", 3.0)
+    assert group_of(row).key != group_of(other).key
+
+
+def _summarised(folder: Path, rows: list) -> list[dict]:
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        _ = pipeline | beam.Create(rows) | SummariseMetrics(uri=str(folder), storage=Storage())
+    table = pq.read_table(folder / "summary-00000-of-00001.parquet")
+    assert table.schema.equals(SUMMARY_SCHEMA)
+    return table.to_pylist()
+
+
+def test_every_group_has_a_line_for_every_metric_in_any_order(tmp_path: Path) -> None:
+    values = RNG.normal(size=20)
+    rows = [metrics(f"{i}", value) for i, value in enumerate(values)]
+    rows += [metrics("undefined", None), metrics("alone", 3.0, dataset="e")]
+    lines = _summarised(tmp_path / "a", rows)
+    assert _summarised(tmp_path / "b", rows[::-1]) == lines
+    assert [line["metric"] for line in lines] == [*METRIC_COLUMNS] * 2
+    sdri = {line["dataset"]: line for line in lines if line["metric"] == "sdri_db"}
+    assert (sdri["d"]["n"], sdri["d"]["n_undefined"]) == (20, 1)
+    assert sdri["d"]["mean"] == pytest.approx(values.mean())
+    assert (sdri["e"]["mean"], sdri["e"]["std"]) == (3.0, None)
+    unscored = next(line for line in lines if line["metric"] == "snr_db")
+    assert (unscored["n"], unscored["n_undefined"], unscored["mean"]) == (0, 21, None)
+
+
+def test_many_clips_keep_exact_moments_and_a_sample_by_id(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(summary, "MAX_KEPT", 50)
+    values = RNG.normal(2.0, 1.0, 400)
+    rows = [metrics(f"{i}", value) for i, value in enumerate(values)]
+    lines = _summarised(tmp_path / "a", rows)
+    assert _summarised(tmp_path / "b", rows[::-1]) == [
+        {k: pytest.approx(v, rel=1e-9) if isinstance(v, float) else v for k, v in line.items()}
+        for line in lines
+    ]
+    sdri = next(line for line in lines if line["metric"] == "sdri_db")
+    assert sdri["n"] == 400
+    assert sdri["mean"] == pytest.approx(values.mean())
+    assert sdri["std"] == pytest.approx(values.std(ddof=1))
+    assert sdri["median"] == pytest.approx(np.median(values), abs=0.5)
+    assert sdri["ci95_low"] < values.mean() < sdri["ci95_high"]
+
+
+def test_no_rows_give_no_summary(tmp_path: Path) -> None:
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        _ = pipeline | beam.Create([]) | SummariseMetrics(uri=str(tmp_path), storage=Storage())
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+
+from transforms import tables
+from transforms.storage import Storage
+from transforms.tables import TableRow, WriteTable, read_records, sorted_table
+
+SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("x", pa.float64())])
+
+
+def _row(number: int, partition: str = "p=a", **extra: str) -> TableRow:
+    return TableRow(
+        partition=partition,
+        key=f"{number:04d}",
+        record={"id": f"{number:04d}", "x": number / 2},
+        extra=extra,
+    )
+
+
+def _written(folder: Path, rows: Sequence[TableRow], **settings: object) -> dict[str, bytes]:
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        _ = (
+            pipeline
+            | beam.Create(rows)
+            | WriteTable(uri=str(folder), schema=SCHEMA, storage=Storage(), **settings)
+        )
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_the_same_rows_give_the_same_files_in_any_order(tmp_path: Path) -> None:
+    rows = [*(_row(i) for i in range(9)), _row(9, "p=b", note="n"), _row(10, "p=b")]
+    found = _written(tmp_path / "a", rows, prefix="part-000")
+    assert found == _written(tmp_path / "b", rows[::-1], prefix="part-000")
+    assert list(found) == [
+        "p=a/part-000-00000-of-00001.parquet",
+        "p=b/part-000-00000-of-00001.parquet",
+    ]
+    first, second = (pq.read_table(io.BytesIO(data)) for data in found.values())
+    assert first.schema == second.schema
+    assert first.schema.names == ["id", "x", "extra_note"]
+    assert first["id"].to_pylist() == [f"{i:04d}" for i in range(9)]
+    assert second["extra_note"].to_pylist() == ["n", None]
+
+
+@pytest.mark.parametrize(("shards", "per_file", "files"), [(3, 100, 3), (0, 4, 3), (0, 100, 1)])
+def test_files_are_as_many_as_asked_for_or_as_the_rows_need(
+    tmp_path: Path, monkeypatch, shards: int, per_file: int, files: int
+) -> None:
+    monkeypatch.setattr(tables, "ROWS_PER_FILE", per_file)
+    found = _written(tmp_path, [_row(i) for i in range(12)], shards=shards)
+    assert len(found) == files
+    ids = [
+        row["id"] for data in found.values() for row in pq.read_table(io.BytesIO(data)).to_pylist()
+    ]
+    assert sorted(ids) == [f"{i:04d}" for i in range(12)]
+
+
+def test_no_rows_give_no_files(tmp_path: Path) -> None:
+    assert _written(tmp_path, []) == {}
+
+
+def test_a_column_that_the_schema_lacks_is_not_dropped_silently() -> None:
+    row = TableRow(partition="", key="k", record={"id": "k", "y": 1}, extra={})
+    with pytest.raises(ValueError, match=r"\['y'\] are not in the schema"):
+        sorted_table([row], SCHEMA)
+
+
+def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
+    _written(tmp_path, [_row(i) for i in range(3)])
+    (file,) = tmp_path.rglob("*.parquet")
+    assert list(read_records(Storage(), str(file), ["id"])) == [
+        {"id": f"{i:04d}"} for i in range(3)
+    ]
