@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import tone_clips
+import tone_runs
+import tones
+from model.clap import MAX_WINDOWS
+from transforms.audio_io import AudioPart
+from transforms.elements import Failure, MetricsRow, RowQuery
+from transforms.long_recordings import LongJob, separate_long
+from transforms.long_stems import window_starts_s
+from transforms.mixtures import ReadSettings
+from transforms.models import ModelChoice, ScorerChoice
+from transforms.network import NetworkSettings
+from transforms.scoring import Scoring, ScoringSettings
+from transforms.separation import Separation, SeparationSettings
+from transforms.storage import Storage
+from transforms.writing import WriteSettings
+
+
+@pytest.fixture(autouse=True)
+def loaded() -> Iterator[tone_runs.Loaded]:
+    with tone_runs.tones_as_models() as found:
+        yield found
+
+
+def _job(folder: Path, *, mix_down: bool = False, residual: bool = False) -> LongJob:
+    choice = ModelChoice(name="tones")
+    return LongJob(
+        separation=Separation(
+            SeparationSettings(model=choice, network=NetworkSettings(batch_size=5))
+        ),
+        scoring=Scoring(
+            ScoringSettings(scorer=ScorerChoice(model=choice), model_rate_hz=tones.RATE_HZ)
+        ),
+        reading=ReadSettings(model_rate_hz=tones.RATE_HZ, mix_down=mix_down),
+        writing=WriteSettings(
+            uri=str(folder / "out"),
+            storage=Storage(staging=str(folder / "staging")),
+            stem_format="wav",
+            residual=residual,
+            model_rate_hz=tones.RATE_HZ,
+            code_version="1",
+        ),
+    )
+
+
+def _recording(path: Path, seconds: float = 30.0, rate_hz: int = 16_000) -> np.ndarray:
+    time_s = np.arange(round(seconds * rate_hz)) / rate_hz
+    left = 0.3 * np.sin(2 * np.pi * tones.frequency_hz("bell") * time_s)
+    right = 0.3 * np.sin(2 * np.pi * tones.frequency_hz("rain") * time_s)
+    stereo = np.stack([left, right], axis=1).astype(np.float32)
+    soundfile.write(path, stereo, rate_hz, "FLOAT")
+    return stereo
+
+
+def _query(path: Path, label: str, **fields: object) -> RowQuery:
+    return tone_clips.query(label, label, mixture_uri=str(path), **fields)
+
+
+def _left_over(folder: Path) -> list[Path]:
+    return list((folder / "staging").iterdir())
+
+
+def test_each_query_gets_its_stem_from_one_pass(tmp_path: Path, loaded: tone_runs.Loaded) -> None:
+    stereo = _recording(tmp_path / "m.wav")
+    queries = [_query(tmp_path / "m.wav", label) for label in ("bell", "rain")]
+    results = separate_long(queries, _job(tmp_path, residual=True))
+    middle = slice(2_000, -2_000)
+    for row, channel in zip(results, (0, 1), strict=True):
+        assert isinstance(row, MetricsRow)
+        stem, rate_hz = soundfile.read(row.values["stem_uri"])
+        assert (rate_hz, stem.shape) == (16_000, stereo.shape)
+        np.testing.assert_allclose(stem[middle, channel], stereo[middle, channel], atol=3e-3)
+        assert np.abs(stem[middle, 1 - channel]).max() < 3e-3
+        residual, _ = soundfile.read(row.values["residual_uri"])
+        np.testing.assert_allclose(stem + residual, stereo, atol=1e-6)
+        assert row.values["clap_score"] == pytest.approx(1.0)
+    num_windows = results[0].values["n_windows"]
+    assert loaded.model.separator.heard == num_windows == 2 * 80
+    assert _left_over(tmp_path) == []
+
+
+def test_a_reference_that_breaks_fails_its_own_row_only(tmp_path: Path) -> None:
+    stereo = _recording(tmp_path / "m.wav")
+    soundfile.write(tmp_path / "r.flac", stereo[:, 0], 16_000)
+    whole = (tmp_path / "r.flac").read_bytes()
+    (tmp_path / "broken.flac").write_bytes(whole[: len(whole) // 2])
+    soundfile.write(tmp_path / "short.wav", stereo[:-16_000, 0], 16_000)
+    queries = [
+        _query(tmp_path / "m.wav", "bell", reference_uri=str(tmp_path / "broken.flac")),
+        _query(tmp_path / "m.wav", "frog", reference_uri=str(tmp_path / "short.wav")),
+        _query(tmp_path / "m.wav", "rain", reference_uri=str(tmp_path / "r.flac")),
+    ]
+    broken, short, good = separate_long(queries, _job(tmp_path, mix_down=True))
+    assert isinstance(broken, Failure)
+    assert (broken.stage, broken.error_type) == ("read", "not_audio")
+    assert isinstance(short, Failure)
+    assert short.error_type == "reference_length"
+    assert isinstance(good, MetricsRow)
+    assert good.values["n_channels"] == 1
+    assert len(list((tmp_path / "out").rglob("*.wav"))) == 1
+    assert _left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (lambda x: 0 * x, "silent"),
+        (lambda x: np.where(np.arange(len(x))[:, None] == 300_000, np.nan, x), "not_finite"),
+    ],
+)
+def test_what_is_found_late_still_fails_every_row(tmp_path: Path, spoil, error: str) -> None:
+    stereo = _recording(tmp_path / "m.wav")
+    soundfile.write(tmp_path / "m.wav", spoil(stereo), 16_000, "FLOAT")
+    queries = [_query(tmp_path / "m.wav", label) for label in ("bell", "rain")]
+    results = separate_long(queries, _job(tmp_path))
+    assert [(r.row.id, r.stage, r.error_type) for r in results] == [
+        ("bell", "read", error),
+        ("rain", "read", error),
+    ]
+    assert not (tmp_path / "out").exists()
+    assert _left_over(tmp_path) == []
+
+
+def test_a_network_that_fails_midway_fails_every_row(
+    tmp_path: Path, loaded: tone_runs.Loaded
+) -> None:
+    class Tired(tones.ToneSeparator):
+        def encode(self, mixture: torch.Tensor) -> tones.ToneEncoded:
+            if self.heard > 40:
+                raise RuntimeError("enough")
+            return super().encode(mixture)
+
+    loaded.model = dataclasses.replace(loaded.model, separator=Tired())
+    _recording(tmp_path / "m.wav")
+    queries = [_query(tmp_path / "m.wav", label) for label in ("bell", "rain")]
+    for result in separate_long(queries, _job(tmp_path)):
+        assert isinstance(result, Failure)
+        assert (result.stage, result.message) == ("separate", "RuntimeError: enough")
+    assert _left_over(tmp_path) == []
+
+
+def test_an_oracle_needs_the_whole_reference(tmp_path: Path, loaded: tone_runs.Loaded) -> None:
+    oracle = tones.ToneSeparator()
+    oracle.capabilities = dataclasses.replace(oracle.capabilities, needs_reference=True)
+    loaded.model = dataclasses.replace(loaded.model, separator=oracle)
+    _recording(tmp_path / "m.wav")
+    (failure,) = separate_long([_query(tmp_path / "m.wav", "bell")], _job(tmp_path))
+    assert isinstance(failure, Failure)
+    assert failure.stage == "separate"
+
+
+@pytest.mark.parametrize("duration_s", [3.0, 10.0, 25.0, 500.0])
+def test_windows_for_the_scorer_cover_a_recording_as_they_cover_a_clip(duration_s: float) -> None:
+    part = AudioPart(
+        sample_rate_hz=100, num_channels=1, start=700, num_samples=round(100 * duration_s)
+    )
+    starts = window_starts_s(part, 10.0)
+    assert len(starts) == min(max(1, int(np.ceil(duration_s / 10.0))), MAX_WINDOWS)
+    assert starts[0] == 7.0
+    if duration_s > 10.0:
+        assert starts[-1] + 10.0 == pytest.approx(7.0 + duration_s)
