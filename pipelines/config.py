@@ -187,7 +187,9 @@ def _execution(options: PipelineOptions) -> Execution:
             "(Beam 2.77); use --num_workers N"
         )
     local = name in _LOCAL
-    workers = options.view_as(WorkerOptions).num_workers or direct.direct_num_workers or 1
+    workers = options.view_as(WorkerOptions).num_workers
+    if workers is None:
+        workers = direct.direct_num_workers
     _check_least("--num_workers", workers, 1)
     num_workers = int(workers) if local else 1
     hints = {"accelerator": run.accelerator, "min_ram": run.min_ram}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,16 +27,27 @@ def loaded() -> Iterator[tone_runs.Loaded]:
         yield found
 
 
-@pytest.fixture
-def rows(tmp_path: Path) -> list[dict[str, object]]:
-    return tone_runs.write_mixtures(tmp_path / "in", count=12)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Mixtures, and a run over all of them that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("made")
+    rows = tone_runs.write_mixtures(folder / "in", count=12)
+    manifest = tone_runs.write_manifest(folder / "rows.jsonl", rows)
+    with tone_runs.tones_as_models():
+        assert tone_runs.run("--manifest", manifest, "--output", folder / "whole") == 0
+    return folder
 
 
 @pytest.fixture
-def undisturbed(tmp_path: Path, rows: list[dict[str, object]]) -> Path:
-    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
-    assert tone_runs.run("--manifest", manifest, "--output", tmp_path / "whole") == 0
-    return tmp_path / "whole"
+def rows(made: Path, tmp_path: Path) -> list[dict[str, object]]:
+    shutil.copy(made / "rows.jsonl", tmp_path)
+    lines = (made / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def undisturbed(made: Path, tmp_path: Path, rows: list[dict[str, object]]) -> Path:
+    return Path(shutil.copytree(made / "whole", tmp_path / "whole"))
 
 
 def test_only_what_is_missing_is_done_and_the_result_is_the_same(
@@ -168,7 +180,11 @@ sys.exit(code)
 def _started(tmp_path: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
     """A slow run in a process of its own, once it has finished some rows and not others."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_RUN, *arguments], cwd=ROOT, stderr=subprocess.PIPE
+        [sys.executable, "-c", SLOW_RUN, *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        # What a shell starts in the background ignores Ctrl-C, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     pieces = tmp_path / "out" / "_work" / "journal"
     deadline_s = time.monotonic() + 240

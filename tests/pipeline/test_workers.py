@@ -65,6 +65,7 @@ def test_two_worker_processes_give_what_one_process_gives(
     assert letter["error_type"] == "missing"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_soon_and_resuming_completes_it(
     manifest: Path, model: str, alone: Path
 ) -> None:

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import functools
+
+import pytest
+from rich.console import Console
+
+from pipelines import progress
+from pipelines.progress import ProgressDisplay, line
+
+COUNTS = {"done": 30.0, "failed": 10.0, "audio_s": 300.0}
+
+
+def test_a_line_says_how_far_how_fast_and_how_long_still() -> None:
+    assert line(COUNTS, 100, 20.0) == (
+        "40 of 100 clips after 20 s, 10 failed, 15.0 s of audio a second, about 30 s left"
+    )
+
+
+@pytest.mark.parametrize("total", [None, 40])
+def test_without_a_total_or_at_the_end_no_time_is_left(total: int | None) -> None:
+    assert "left" not in line(COUNTS, total, 20.0)
+    assert "left" not in line({}, 40, 20.0)
+
+
+def test_lines_come_while_it_runs_and_stop_when_it_has_ended(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.02)
+    asked = []
+
+    def snapshot() -> dict[str, float]:
+        asked.append(1)
+        return COUNTS
+
+    with ProgressDisplay("log", 100, snapshot) as display:
+        while not asked:
+            pass
+    assert not display.is_running
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == len(asked)
+    assert said[0].startswith("40 of 100 clips")
+
+
+def test_a_bar_shows_the_counts(monkeypatch, capsys) -> None:
+    terminal = functools.partial(Console, force_terminal=True, width=120)
+    monkeypatch.setattr(progress, "Console", terminal)
+    with ProgressDisplay("bar", 100, lambda: COUNTS):
+        pass
+    said = capsys.readouterr().err
+    assert "40 of 100 clips" in said
+    assert "10 failed" in said
+
+
+def test_nothing_is_shown_unasked(capsys) -> None:
+    with ProgressDisplay("none", 100, lambda: COUNTS):
+        pass
+    assert capsys.readouterr().err == ""
