@@ -29,20 +29,25 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Encoded:
-    """A batch of mixtures as the encoder heard them."""
+    """Mixtures as the encoder heard them, and which of them each query of a batch is about."""
 
     features: StageFeatures
+    """Of M mixtures."""
     spectrum: Tensor
-    """complex64[B, K, F]."""
+    """complex64[M, K, F]."""
     num_samples: int
+    rows: Tensor | None = None
+    """int64[B]; None: each mixture once, in order."""
 
     def index(self, rows: Tensor) -> Encoded:
         """Repeats or reorders mixtures, so that several queries share one encoder pass."""
-        return Encoded(
-            features=self.features.index(rows),
-            spectrum=self.spectrum[rows],
-            num_samples=self.num_samples,
-        )
+        chosen = rows.to(self.spectrum.device)
+        return dataclasses.replace(self, rows=chosen if self.rows is None else self.rows[chosen])
+
+    @property
+    def batch_size(self) -> int:
+        """How many queries can be answered at once, B."""
+        return len(self.spectrum) if self.rows is None else len(self.rows)
 
 
 class ClapSep(nn.Module):
@@ -143,17 +148,26 @@ class ClapSep(nn.Module):
         return Encoded(features=features, spectrum=spectrum, num_samples=num_samples)
 
     def predict_mask(self, encoded: Encoded, condition: Condition) -> Mask:
-        """The mask that answers the query, float32[B, F, K]."""
+        """The mask that answers the query, float32[B, F, K].
+
+        Raises:
+            ValueError: there is not one query for each row of ``encoded``.
+        """
         magnitude = encoded.spectrum.abs().transpose(1, 2)
         vector = condition.vector().to(magnitude.device)
+        if len(vector) != encoded.batch_size:
+            raise ValueError(
+                f"{len(vector)} queries for {encoded.batch_size} mixtures: see Encoded.index"
+            )
         with self._autocast(magnitude):
-            mask = self.decoder(encoded.features, magnitude, vector)
+            mask = self.decoder(encoded.features, magnitude, vector, encoded.rows)
         return Mask(magnitude=mask.magnitude.float(), rotation=mask.rotation)
 
     def answer(self, encoded: Encoded, condition: Condition) -> Tensor:
         """Extracts what the condition asks for, float32[B, T]."""
         mask = self.predict_mask(encoded, condition)
-        spectrum = encoded.spectrum * mask.magnitude.transpose(1, 2)
+        mixtures = encoded.spectrum if encoded.rows is None else encoded.spectrum[encoded.rows]
+        spectrum = mixtures * mask.magnitude.transpose(1, 2)
         if mask.rotation is not None:
             spectrum = spectrum * mask.rotation.transpose(1, 2)
         signal = self.config.signal

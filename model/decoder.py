@@ -7,15 +7,14 @@ checkpoint.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import kernels, laion, swin
 from model.config import ClapSepConfig, DecoderConfig
 from model.encoder import StageFeatures
+from model.masker import convolutional_masker, spectral_masker
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,9 +52,16 @@ class SkipConnection(nn.Module):
         self.feature_proj = nn.Linear(in_features, out_features)
         self.norm = nn.LayerNorm(out_features)
 
-    def forward(self, feature: Tensor, condition: Tensor, state: Tensor | None = None) -> Tensor:
-        """float[B, N, in_features] → float[B, N, out_features]."""
-        out = self.skip_conv(kernels.linear(self.feature_proj, feature), condition)
+    def forward(
+        self,
+        feature: Tensor,
+        condition: Tensor,
+        state: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """float[M, N, in_features] and float[B, D] → float[B, N, out_features]."""
+        projected = _repeat(kernels.linear(self.feature_proj, feature), rows)
+        out = self.skip_conv(projected, condition)
         normalised: Tensor = self.norm(out if state is None else out + state)
         return normalised
 
@@ -109,74 +115,6 @@ class InversePatchEmbed(nn.Module):
         return image.squeeze(1)
 
 
-class ConvolutionModule(nn.Module):
-    """A Conformer convolution module, for maskers with ``conv=True`` and for the phase net."""
-
-    def __init__(self, dim: int, kernel_size: int = 9) -> None:
-        """For ``dim`` channels."""
-        super().__init__()
-        self.layers = nn.ModuleDict(
-            {
-                "0": nn.LayerNorm(dim, eps=1e-6),
-                "2": nn.Conv1d(dim, 2 * dim, 1),
-                "4": nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim),
-                "5": nn.BatchNorm1d(dim),
-                "7": nn.Conv1d(dim, dim, 1),
-            }
-        )
-        self.ln = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float[B, F, C] → float[B, F, C]."""
-        norm, widen, depthwise, batch_norm, project = self.layers.values()
-        hidden = F.glu(widen(norm(x).transpose(1, 2)), dim=1)
-        hidden = project(F.silu(batch_norm(depthwise(hidden)))).transpose(1, 2)
-        out: Tensor = self.ln(hidden + x)
-        return out
-
-
-class TransformerMasker(nn.Module):
-    """Post-norm transformer layers with ReLU, without positions; names as in torch's encoder."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        """Builds ``num_masker_layers`` layers."""
-        super().__init__()
-        self.heads = config.masker_heads
-        width = int(config.d_attn * config.mlp_ratio)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                config.d_attn, config.masker_heads, width, dropout=0.0, batch_first=True
-            )
-            for _ in range(config.num_masker_layers)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float[B, F, C] → float[B, F, C]."""
-        for layer in self.layers:
-            x = self._layer(layer, x)
-        return x
-
-    def _layer(self, layer: Any, x: Tensor) -> Tensor:
-        attention = layer.self_attn
-        qkv = kernels.project(x, attention.in_proj_weight, attention.in_proj_bias)
-        query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = kernels.attend(query, key, value, query.shape[-1] ** -0.5)
-        x = layer.norm1(x + kernels.linear(attention.out_proj, mixed))
-        hidden = kernels.linear(layer.linear1, x, "relu")
-        out: Tensor = layer.norm2(x + kernels.linear(layer.linear2, hidden))
-        return out
-
-
-class Masker(nn.Sequential):
-    """The layers from spectrogram and decoded frames to the mask's logits, one after the other."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float[B, F, in_features] → float[B, F, K]."""
-        for layer in self:
-            x = kernels.linear(layer, x) if isinstance(layer, nn.Linear) else layer(x)
-        return x
-
-
 class Decoder(swin.SwinNetwork):
     """Answers a query: what part of each spectrogram bin belongs to it."""
 
@@ -186,24 +124,7 @@ class Decoder(swin.SwinNetwork):
         self.config = config
         encoder, decoder = config.clap.audio, config.decoder
         bins, bands = config.signal.num_bins, encoder.mel_bins
-        rates = torch.linspace(0, decoder.drop_path_rate, sum(decoder.depths)).tolist()
-        stages, skips = [], []
-        for level, depth in enumerate(decoder.depths):
-            dim = decoder.embed_dim << level
-            first = sum(decoder.depths[:level])
-            stage = DecoderStage(
-                dim,
-                encoder.grid_size >> level,
-                depth,
-                decoder.num_heads[level],
-                encoder.window_size,
-                decoder,
-                rates[first : first + depth],
-            )
-            if level < len(decoder.depths) - 1:
-                stage.downsample = swin.PatchExpand(2 * dim)
-            stages.append(stage)
-            skips.append(SkipConnection(config.condition_dim, encoder.embed_dim << level, dim))
+        stages, skips = _levels(config)
         self.layers = nn.ModuleList(reversed(stages))
         self.skip = nn.ModuleList(reversed(skips))
         self.film = SkipConnection(
@@ -215,47 +136,42 @@ class Decoder(swin.SwinNetwork):
             decoder.embed_dim, encoder.patch_size, encoder.grid_size
         )
         self.spec_norm = nn.BatchNorm2d(bins, momentum=0.01)
-        self.mask_net = self._masker(bins + bands, bins)
+        self.mask_net = spectral_masker(bins + bands, bins, decoder)
         if decoder.phase:
-            self.phase_net = _convolutional(bins + bands, 2 * bins, decoder.num_masker_layers)
+            layers = decoder.num_masker_layers
+            self.phase_net = convolutional_masker(bins + bands, 2 * bins, layers)
         self.apply(laion.init_weights)
 
-    def _masker(self, in_features: int, bins: int) -> Masker:
-        decoder = self.config.decoder
-        if decoder.conv:
-            return _convolutional(in_features, bins, decoder.num_masker_layers)
-        return Masker(
-            nn.Linear(in_features, decoder.d_attn),
-            nn.LayerNorm(decoder.d_attn),
-            TransformerMasker(decoder),
-            nn.Linear(decoder.d_attn, bins),
-        )
-
-    def forward(self, features: StageFeatures, magnitude: Tensor, condition: Tensor) -> Mask:
+    def forward(
+        self,
+        features: StageFeatures,
+        magnitude: Tensor,
+        condition: Tensor,
+        rows: Tensor | None = None,
+    ) -> Mask:
         """Predicts the mask.
 
         Args:
-            features: the encoder's, of the same mixtures.
-            magnitude: float[B, F, K], the mixtures' magnitude spectrograms.
+            features: the encoder's, of M mixtures.
+            magnitude: float[M, F, K], the same mixtures' magnitude spectrograms.
             condition: float[B, 2·D], positive and negative embedding.
+            rows: int64[B], the mixture that each condition is about; None: each its own.
 
         Returns:
             Mask over float[B, F, K].
         """
         *skipped, state = features.stages
-        state = self.film(state, condition)
+        state = self.film(state, condition, rows=rows)
         for layer, skip, feature in zip(self.layers, self.skip, reversed(skipped), strict=True):
-            state = skip(feature, condition, layer(state))
+            state = skip(feature, condition, layer(state), rows)
         frames = self._unfold(self.inverse_patch_embed(state))[:, : magnitude.shape[1]]
-        normalised = (
-            self.spec_norm(magnitude.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
-        )
-        joint = torch.cat((normalised, frames), dim=-1)
-        mask = torch.sigmoid(self.mask_net(joint))
+        columns = magnitude.transpose(1, 2).unsqueeze(-1)
+        normalised = self.spec_norm(columns).squeeze(-1).transpose(1, 2)
+        mask = torch.sigmoid(self.mask_net(normalised, frames, rows))
         if not self.config.decoder.phase:
             return Mask(magnitude=mask)
-        real, imaginary = torch.tanh(self.phase_net(joint)).float().chunk(2, dim=-1)
-        rotation = torch.complex(real, imaginary)
+        direction = torch.tanh(self.phase_net(normalised, frames, rows)).float()
+        rotation = torch.complex(*direction.chunk(2, dim=-1))
         return Mask(magnitude=mask, rotation=rotation / rotation.abs().clamp(min=1e-10))
 
     def _unfold(self, image: Tensor) -> Tensor:
@@ -265,9 +181,30 @@ class Decoder(swin.SwinNetwork):
         return pieces.flatten(2).transpose(1, 2)
 
 
-def _convolutional(in_features: int, width: int, layers: int) -> Masker:
-    return Masker(
-        nn.Linear(in_features, width),
-        nn.LayerNorm(width),
-        *(ConvolutionModule(width) for _ in range(layers)),
-    )
+def _levels(config: ClapSepConfig) -> tuple[list[DecoderStage], list[SkipConnection]]:
+    """The stages, finest first, and the connections that follow them."""
+    encoder, decoder = config.clap.audio, config.decoder
+    rates = torch.linspace(0, decoder.drop_path_rate, sum(decoder.depths)).tolist()
+    stages: list[DecoderStage] = []
+    skips: list[SkipConnection] = []
+    for level, depth in enumerate(decoder.depths):
+        dim = decoder.embed_dim << level
+        first = sum(decoder.depths[:level])
+        stage = DecoderStage(
+            dim,
+            encoder.grid_size >> level,
+            depth,
+            decoder.num_heads[level],
+            encoder.window_size,
+            decoder,
+            rates[first : first + depth],
+        )
+        if level < len(decoder.depths) - 1:
+            stage.downsample = swin.PatchExpand(2 * dim)
+        stages.append(stage)
+        skips.append(SkipConnection(config.condition_dim, encoder.embed_dim << level, dim))
+    return stages, skips
+
+
+def _repeat(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x[rows]

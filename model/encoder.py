@@ -29,10 +29,6 @@ class StageFeatures:
 
     stages: tuple[Tensor, ...]
 
-    def index(self, rows: Tensor) -> StageFeatures:
-        """The features of some rows of the batch, in a given order."""
-        return StageFeatures(stages=tuple(stage[rows] for stage in self.stages))
-
 
 class Encoder(swin.SwinNetwork):
     """HTSAT with laion_clap's parameter names; ``prepare()`` it for inference."""

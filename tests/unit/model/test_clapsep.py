@@ -92,14 +92,20 @@ def test_encoding_once_answers_many_queries(network: ClapSep) -> None:
     assert_same(shared, separate(network, mixture[rows], condition))
 
 
-def test_encoded_rows_are_chosen(plain: ClapSep) -> None:
+def test_chosen_rows_are_chosen_from(plain: ClapSep) -> None:
+    mixture, condition = mixtures(3, 5000), conditions(2)
     with torch.inference_mode():
-        encoded = plain.encode(mixtures(3, 5000))
-        chosen = encoded.index(torch.tensor([2, 0]))
-    assert chosen.num_samples == 5000
-    assert torch.equal(chosen.spectrum, encoded.spectrum[[2, 0]])
-    for ours, whole in zip(chosen.features.stages, encoded.features.stages, strict=True):
-        assert torch.equal(ours, whole[[2, 0]])
+        encoded = plain.encode(mixture)
+        chosen = encoded.index(torch.tensor([2, 0, 1, 2])).index(torch.tensor([3, 1]))
+        found = plain.answer(chosen, condition)
+    assert (encoded.batch_size, chosen.batch_size, chosen.num_samples) == (3, 2, 5000)
+    assert_same(found, separate(plain, mixture[[2, 0]], condition))
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_every_mixture_needs_its_query(plain: ClapSep, queries: int) -> None:
+    with torch.inference_mode(), pytest.raises(ValueError, match=f"{queries} queries for 2 mixtur"):
+        plain.separate(mixtures(2), conditions(queries))
 
 
 @pytest.mark.parametrize("num_samples", [1, 100, 128, 256, 257, 320, 481, 4999, WINDOW])

@@ -12,15 +12,7 @@ from torch import Tensor, nn
 from golden import pairs
 from model import laion
 from model.config import TINY, ClapSepConfig
-from model.decoder import (
-    ConvolutionModule,
-    Decoder,
-    DecoderStage,
-    Film,
-    InversePatchEmbed,
-    SkipConnection,
-    TransformerMasker,
-)
+from model.decoder import Decoder, DecoderStage, Film, InversePatchEmbed, SkipConnection
 from model.encoder import StageFeatures
 
 DIM = 2 * TINY.clap.embedding_dim
@@ -43,32 +35,6 @@ def scene(batch: int, num_frames: int = 63) -> tuple[StageFeatures, Tensor, Tens
     magnitude = torch.rand(batch, num_frames, TINY.signal.num_bins, generator=generator)
     condition = F.normalize(torch.randn(batch, DIM, generator=generator), dim=-1)
     return StageFeatures(stages=stages), magnitude, condition
-
-
-@pytest.mark.parametrize("inference", [True, False])
-def test_masker_equals_torchs_encoder(inference: bool) -> None:
-    torch.manual_seed(0)
-    config = dataclasses.replace(TINY.decoder, num_masker_layers=2)
-    masker = TransformerMasker(config).eval()
-    layer = nn.TransformerEncoderLayer(16, 2, 64, dropout=0.0, batch_first=True)
-    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
-    encoder.load_state_dict(masker.state_dict())
-    x = torch.randn(2, 301, 16)
-    with torch.inference_mode(inference):
-        torch.testing.assert_close(masker(x), encoder(x), rtol=0, atol=3e-6)
-
-
-def test_convolution_module_equals_its_layers_in_sequence() -> None:
-    torch.manual_seed(0)
-    module = ConvolutionModule(6).eval()
-    parts = module.layers
-    nn.init.uniform_(parts["5"].running_var, 0.5, 2.0)
-    x = torch.randn(2, 20, 6)
-    hidden = parts["2"](parts["0"](x).transpose(1, 2))
-    gated = hidden[:, :6] * torch.sigmoid(hidden[:, 6:])
-    smooth = parts["5"](parts["4"](gated))
-    expected = parts["7"](smooth * torch.sigmoid(smooth)).transpose(1, 2) + x
-    torch.testing.assert_close(module(x), module.ln(expected), rtol=0, atol=1e-6)
 
 
 def test_film_scales_and_shifts_every_channel() -> None:

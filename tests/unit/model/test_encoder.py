@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from golden import pairs
 from model import laion
 from model.config import MINI, TINY, EncoderConfig
-from model.encoder import Encoder, StageFeatures
+from model.encoder import Encoder
 
 CONFIG = TINY.clap.audio
 TOLERANCE = 1e-4  # the log of nearly silent mel bands magnifies the two STFTs' difference
@@ -125,9 +125,3 @@ def test_grid_halves_and_channels_double(encoder: Encoder) -> None:
     with torch.inference_mode():
         stages = encoder.stage_features(sound(1, 20_000)).stages
     assert [tuple(stage.shape) for stage in stages] == [(1, 256, 8), (1, 64, 16), (1, 64, 16)]
-
-
-def test_rows_are_chosen_and_repeated() -> None:
-    stages = (torch.arange(6.0).view(3, 2, 1), torch.arange(3.0).view(3, 1, 1))
-    chosen = StageFeatures(stages=stages).index(torch.tensor([2, 0, 2]))
-    assert [stage[:, 0, 0].tolist() for stage in chosen.stages] == [[4, 0, 4], [2, 0, 2]]
