@@ -1,0 +1,78 @@
+"""Memory that does not grow with the length of a recording or the number of clips."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import tone_runs
+
+ROOT = Path(__file__).parents[2]
+RUN = """
+import sys
+sys.path[:0] = ["tests", "."]
+import tone_runs
+with tone_runs.tones_as_models():
+    code = tone_runs.run(*sys.argv[1:])
+sys.exit(code)
+"""
+
+
+def _peak_kib(*arguments: str) -> int:
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss
+
+
+def _write(path: Path, seconds: int, rate_hz: int = 16_000) -> Path:
+    rng = np.random.default_rng(0)
+    with soundfile.SoundFile(path, "w", rate_hz, 2) as file:
+        for _ in range(seconds):
+            file.write(0.1 * rng.standard_normal((rate_hz, 2)))
+    return path
+
+
+@pytest.mark.slow
+def test_a_recording_four_times_as_long_takes_the_same_memory(tmp_path: Path) -> None:
+    peaks = []
+    for times in (1, 4):
+        mixture = _write(tmp_path / f"{times}.flac", times * 900)
+        peaks.append(
+            _peak_kib(
+                *("--mixture", str(mixture), "--positive", "bell", "--reference", str(mixture)),
+                *("--residual", "--output", str(tmp_path / f"out{times}")),
+            )
+        )
+    assert peaks[1] < 1.1 * peaks[0], peaks
+
+
+@pytest.mark.slow
+def test_four_times_as_many_clips_take_the_same_memory(tmp_path: Path) -> None:
+    mixture = _write(tmp_path / "m.flac", 300)
+    peaks = []
+    for times in (1, 4):
+        rows = [
+            {
+                "id": f"{number}",
+                "mixture_uri": str(mixture),
+                "reference_uri": str(mixture),
+                "positive_text": "bell",
+                "offset_s": number * 0.25,
+                "duration_s": 5.0,
+            }
+            for number in range(times * 250)
+        ]
+        manifest = tone_runs.write_manifest(tmp_path / f"{times}.jsonl", rows)
+        output = str(tmp_path / f"out{times}")
+        peaks.append(_peak_kib("--manifest", str(manifest), "--output", output))
+    assert peaks[1] < 1.1 * peaks[0], peaks
