@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from model import registry
+from pipelines.plan import DEAD_LETTERS, METRICS, SUMMARY, Plan
 from pipelines.run_record import FILE
-from pipelines.wiring import DEAD_LETTERS, METRICS, SUMMARY, Plan
 from transforms.books import Books
 from transforms.storage import Storage
 from transforms.writing import STEMS_FOLDER

@@ -52,9 +52,14 @@ class Execution:
     log_level: str
 
     @property
+    def is_local(self) -> bool:
+        """Whether everything happens on this machine."""
+        return self.runner == IN_PROCESS
+
+    @property
     def in_process(self) -> bool:
         """Whether everything happens in this process."""
-        return self.runner == IN_PROCESS and self.num_workers == 1
+        return self.is_local and self.num_workers == 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 import apache_beam as beam
 
 from manifests.schema import DEAD_LETTER_SCHEMA
-from pipelines.wiring import DEAD_LETTERS
+from pipelines.plan import DEAD_LETTERS
 from transforms import failures
 from transforms.elements import Failure
 from transforms.storage import Storage, join

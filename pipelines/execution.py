@@ -17,8 +17,9 @@ from apache_beam.runners.runner import PipelineResult
 
 from pipelines.config import IN_PROCESS
 from pipelines.local_runner import WORKER_DIED, local_runner
+from pipelines.plan import BOOKS, Plan
 from pipelines.progress import ProgressDisplay
-from pipelines.wiring import BOOKS, Plan, SeparateManifest
+from pipelines.wiring import SeparateManifest
 from transforms import tally
 from transforms.books import Books, read_books
 

@@ -127,8 +127,8 @@ def _run_and_report(job: Job, options: PipelineOptions) -> int:
 
 def _run(job: Job, options: PipelineOptions) -> int:
     from pipelines import execution, outputs, run_record
+    from pipelines.plan import BOOKS, WORK
     from pipelines.preflight import check_packages
-    from pipelines.wiring import BOOKS, WORK
     from transforms.books import read_books
     from transforms.storage import join
 

@@ -41,14 +41,14 @@ from pipelines.outputs import (
     storage_of,
     tidy,
 )
-from pipelines.preflight import PackageCollisionError, check_packages
-from pipelines.run_record import FILE, code_version, manifest_facts, new_record, write_record
-from pipelines.wiring import (
+from pipelines.plan import (
     WORK,
     Plan,
     model_choice,
     scorer_choice,
 )
+from pipelines.preflight import PackageCollisionError, check_packages
+from pipelines.run_record import FILE, code_version, manifest_facts, new_record, write_record
 from transforms import models
 from transforms.storage import Storage, join
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from pipelines.config import SeparateConfig
 from pipelines.options import UsageError
+from pipelines.plan import DEAD_LETTERS, JOURNAL, METRICS, STAGING, SUMMARY, WORK
 from pipelines.run_record import FILE, differences, read_record
-from pipelines.wiring import DEAD_LETTERS, JOURNAL, METRICS, STAGING, SUMMARY, WORK
 from transforms.storage import Storage, join
 from transforms.writing import STEMS_FOLDER
 

@@ -18,8 +18,8 @@ from pipelines.job_options import ScoreOptions
 from pipelines.jobs import Job
 from pipelines.options import UsageError
 from pipelines.outputs import storage_of
+from pipelines.plan import BOOKS, METRICS, SUMMARY, scorer_choice
 from pipelines.run_record import code_version
-from pipelines.wiring import BOOKS, METRICS, SUMMARY, scorer_choice
 from transforms import books, failures, metrics_rows, models
 from transforms.audio_io import MAX_RATE_HZ
 from transforms.elements import MetricsRow, MixtureQueries

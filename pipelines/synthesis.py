@@ -15,7 +15,7 @@ from pipelines.dead_letters import WriteDeadLetters
 from pipelines.job_options import SynthesizeOptions
 from pipelines.jobs import Job
 from pipelines.options import UsageError
-from pipelines.wiring import BOOKS
+from pipelines.plan import BOOKS
 from transforms import books
 from transforms.audio_io import MAX_RATE_HZ, StemFormat
 from transforms.manifest_io import FINISHED, AdmitRows, ReadManifest

@@ -8,11 +8,18 @@ from typing import Any, cast
 import apache_beam as beam
 
 from manifests.schema import DEAD_LETTER_SCHEMA, METRICS_SCHEMA
-from model import registry
 from model.adaptation import Policy
 from model.conditioning import Normalisation
-from model.separator import Capabilities
-from pipelines.config import SeparateConfig
+from pipelines.plan import (
+    BOOKS,
+    DEAD_LETTERS,
+    JOURNAL,
+    METRICS,
+    SUMMARY,
+    Plan,
+    model_choice,
+    scorer_choice,
+)
 from transforms import books, failures, journal, metrics_rows, models
 from transforms.adaptation import AdaptQueries
 from transforms.audio_io import StemFormat
@@ -27,65 +34,9 @@ from transforms.queries import AttachQueriesFn, EmbedQueries
 from transforms.reading import ReadAudio
 from transforms.scoring import ScoreStems, ScoringSettings
 from transforms.separation import SeparateClips, SeparationSettings
-from transforms.storage import Storage, join
 from transforms.summary import SummariseMetrics
 from transforms.tables import TableRow, WriteTable
 from transforms.writing import WriteSettings, WriteStems
-
-WORK = "_work"
-JOURNAL = f"{WORK}/journal"
-STAGING = f"{WORK}/staging"
-BOOKS = f"{WORK}/books.json"
-METRICS, SUMMARY, DEAD_LETTERS = "metrics", "summary", "dead_letters"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A configuration, and what the launcher found out before it builds the graph.
-
-    Attributes:
-        config: of the run.
-        storage: how files are reached.
-        attempt: 0 for the first run into this output, 1 for the first that resumes it, …
-        metrics_uris: files of metrics of earlier attempts.
-        journal_uris: files of the journal that they left.
-        model_rate_hz: of the model.
-        window_samples: of the model.
-        capabilities: of the model.
-        code_version: for the metrics.
-    """
-
-    config: SeparateConfig
-    storage: Storage
-    attempt: int
-    metrics_uris: tuple[str, ...]
-    journal_uris: tuple[str, ...]
-    model_rate_hz: int
-    window_samples: int
-    capabilities: Capabilities
-    code_version: str
-
-    def uri(self, name: str) -> str:
-        """A place in the output folder."""
-        return join(self.config.output, name)
-
-    @property
-    def prefix(self) -> str:
-        """Of the names of this attempt's table files."""
-        return f"part-{self.attempt:03d}"
-
-
-def model_choice(config: SeparateConfig) -> models.ModelChoice:
-    """The model of a run."""
-    return models.ModelChoice(name=config.model, device=config.device, precision=config.precision)
-
-
-def scorer_choice(config: SeparateConfig) -> models.ScorerChoice | None:
-    """The scorer of a run; None for no CLAPScores."""
-    if config.scorer == "none":
-        return None
-    name = registry.default_scorer(config.model) if config.scorer == models.OWN else config.scorer
-    return models.ScorerChoice(model=model_choice(config), name=name)
 
 
 @dataclasses.dataclass(eq=False)
@@ -103,9 +54,7 @@ class SeparateManifest(beam.PTransform[Any, Any]):
         rows, invalid = root | "ReadManifest" >> ReadManifest(
             uris=plan.config.manifests, rows=plan.config.rows, storage=plan.storage
         )
-        kept = root | "ReadKept" >> journal.ReadKept(
-            table_uris=plan.metrics_uris, journal_uris=plan.journal_uris, storage=plan.storage
-        )
+        kept = self._kept(root)
         admitted, duplicates, finished = {
             "rows": rows,
             FINISHED: kept | "KeptIds" >> beam.Map(_kept_id).with_output_types(str),
@@ -124,6 +73,16 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             books.STEMS: done,
             books.DEAD: all_failed,
         } | "KeepBooks" >> books.KeepBooks(uri=plan.uri(BOOKS), storage=plan.storage)
+
+    def _kept(self, root: Any) -> Any:
+        """Rows of earlier attempts."""
+        plan = self.plan
+        if not (plan.metrics_uris or plan.journal_uris):
+            none = beam.Create([], reshuffle=False).with_output_types(journal.KeptRow)
+            return root | "NothingKept" >> none
+        return root | "ReadKept" >> journal.ReadKept(
+            table_uris=plan.metrics_uris, journal_uris=plan.journal_uris, storage=plan.storage
+        )
 
     def _write_tables(self, done: Any, kept: Any, all_failed: Any) -> dict[str, Any]:
         plan = self.plan
@@ -236,7 +195,11 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
         # Before they are flattened: behind a Flatten the local runner begins a new stage, which
         # would see the first row when the last one is done.
         kept = [
-            rows | f"Journal{name}" >> journal.WriteJournal(plan.uri(JOURNAL), plan.storage)
+            rows
+            | f"Journal{name}"
+            >> journal.WriteJournal(
+                plan.uri(JOURNAL), plan.storage, interval_s=plan.journal_interval_s
+            )
             for name, rows in (("Clips", written), ("LongRecordings", streamed))
         ]
         done = kept | "Done" >> beam.Flatten()
