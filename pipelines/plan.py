@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from model import registry
 from model.separator import Capabilities
 from pipelines.config import SeparateConfig
 from transforms import models
