@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model import registry
+from pipelines.measurements import Measurements
 from pipelines.plan import DEAD_LETTERS, METRICS, SUMMARY, Plan
 from pipelines.run_record import FILE
 from transforms.books import Books
@@ -59,10 +60,11 @@ def read_summary(storage: Storage, uri: str) -> list[dict[str, Any]]:
     return lines
 
 
-def closing_lines(plan: Plan, books: Books, *, audio_s: float, wall_s: float) -> list[str]:
+def closing_lines(plan: Plan, books: Books, measured: Measurements, *, wall_s: float) -> list[str]:
     """The table of a run and the paths to open next."""
     console = Console(file=io.StringIO(), width=100, record=True)
     console.print(_table(read_summary(plan.storage, plan.uri(SUMMARY))))
+    audio_s, on_average = measured.audio_s, measured.line()
     rate = f"{audio_s / wall_s:.1f} times real time" if wall_s > 0 else ""
     text = [
         console.export_text().rstrip(),
@@ -70,6 +72,8 @@ def closing_lines(plan: Plan, books: Books, *, audio_s: float, wall_s: float) ->
         f"{books.finished_before} finished before; {books.dead_letters} failed",
     ]
     text += [f"  {count} of {reason}" for reason, count in books.by_reason.items()]
+    if on_average:
+        text.append(on_average)
     if registry.default_scorer(plan.config.model) == plan.config.scorer == "own":
         text.append("CLAPScore is by the model's own CLAP, which is circular; see --scorer.")
     text.append(f"listen: {plan.uri(STEMS_FOLDER)}")

@@ -8,15 +8,14 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
 
 import apache_beam as beam
-from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineResult
 
 from pipelines.config import IN_PROCESS
 from pipelines.local_runner import WORKER_DIED, local_runner
+from pipelines.measurements import Measurements, measurements_of
 from pipelines.plan import BOOKS, Plan
 from pipelines.progress import ProgressDisplay
 from pipelines.wiring import SeparateManifest
@@ -37,8 +36,7 @@ class Outcome:
 
     books: Books
     wall_s: float
-    audio_s: float
-    counters: Mapping[str, int]
+    measurements: Measurements
 
 
 def configure_logging(level: str) -> None:
@@ -70,12 +68,10 @@ def run_plan(plan: Plan, options: PipelineOptions, total: int | None) -> Outcome
                 result = _wait_for(_Job(plan, options))
         finally:
             os.environ.pop(tally.FOLDER_VARIABLE, None)
-    counters = counters_of(result)
     return Outcome(
         books=read_books(plan.storage, plan.uri(BOOKS)),
         wall_s=time.monotonic() - started_s,
-        audio_s=counters.get("WriteStems/audio_msec", 0) / 1_000,
-        counters=counters,
+        measurements=measurements_of(result),
     )
 
 
@@ -131,16 +127,6 @@ def run_pipeline(plan: Plan, options: PipelineOptions) -> PipelineResult:
     if result.state not in (None, "DONE"):
         raise JobError(f"the runner says {result.state}")
     return result
-
-
-def counters_of(result: PipelineResult) -> dict[str, int]:
-    """The job's counters, ``namespace/name``, summed over its steps."""
-    found: dict[str, int] = {}
-    for entry in result.metrics().query(MetricsFilter())["counters"]:
-        name = f"{entry.key.metric.namespace}/{entry.key.metric.name}"
-        value = entry.committed if entry.committed is not None else entry.attempted
-        found[name] = found.get(name, 0) + int(value or 0)
-    return dict(sorted(found.items()))
 
 
 def first_cause(error: BaseException) -> str:

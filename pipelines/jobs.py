@@ -19,6 +19,7 @@ from pipelines import options as flags
 from pipelines.config import SeparateConfig, separate_config
 
 if TYPE_CHECKING:
+    from pipelines.measurements import Measurements
     from transforms.books import Books
 
 _RUN_FLAGS = ("progress", "log_level", "num_threads")
@@ -152,7 +153,7 @@ def _run(job: Job, options: PipelineOptions) -> int:
     run_record.write_record(storage, run_uri, record)
     started_s = time.monotonic()
     try:
-        counters = _run_graph(job, options)
+        measured = _run_graph(job, options)
         books = read_books(storage, join(config.output, BOOKS))
         if not books.balanced:
             raise execution.JobError(f"the books do not balance: {books}")
@@ -161,10 +162,11 @@ def _run(job: Job, options: PipelineOptions) -> int:
         run_record.write_record(storage, run_uri, failed)
         raise
     storage.remove(join(config.output, WORK))
+    measured.log()
     end = {
         "status": "finished",
         "books": dataclasses.asdict(books),
-        "counters": counters,
+        **measured.to_json(),
         "wall_s": round(time.monotonic() - started_s, 3),
     }
     run_record.write_record(storage, run_uri, {**record, **end})
@@ -179,10 +181,11 @@ def _say(job: Job, books: Books) -> int:
     return flags.EXIT_FAILURE_RATE if over else flags.EXIT_OK
 
 
-def _run_graph(job: Job, options: PipelineOptions) -> Mapping[str, int]:
+def _run_graph(job: Job, options: PipelineOptions) -> Measurements:
     from pipelines import execution
     from pipelines.config import IN_PROCESS
     from pipelines.local_runner import local_runner
+    from pipelines.measurements import measurements_of
 
     where = job.config.execution
     if where.runner == IN_PROCESS:
@@ -193,7 +196,7 @@ def _run_graph(job: Job, options: PipelineOptions) -> Mapping[str, int]:
         result.wait_until_finish()
     if result.state not in (None, "DONE"):
         raise execution.JobError(f"the runner says {result.state}")
-    return execution.counters_of(result)
+    return measurements_of(result)
 
 
 def _started(pipeline: beam.Pipeline, job: Job) -> Any:

@@ -166,13 +166,14 @@ def _finish(plan: Plan, earlier: Earlier, record: dict[str, Any], outcome: Outco
             **record,
             "status": "finished",
             "books": dataclasses.asdict(books),
-            "counters": dict(outcome.counters),
-            "audio_s": outcome.audio_s,
+            **outcome.measurements.to_json(),
+            "audio_s": outcome.measurements.audio_s,
             "wall_s": round(outcome.wall_s, 3),
         },
     )
     tidy(config, plan.storage, earlier)
-    for text in closing_lines(plan, books, audio_s=outcome.audio_s, wall_s=outcome.wall_s):
+    outcome.measurements.log()
+    for text in closing_lines(plan, books, outcome.measurements, wall_s=outcome.wall_s):
         sys.stdout.write(text + "\n")
     if books.failure_rate > config.max_failure_rate:
         sys.stdout.write(

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from apache_beam.metrics.metric import Metrics
 
 from model.conditioning import Condition, Normalisation
 from model.separator import Separator
@@ -73,6 +74,14 @@ class WindowAnswers:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Pass:
+    """A forward pass: its windows, channels counted, and how long it took."""
+
+    num_windows: int
+    took_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
     """One channel of one window; rows of equal length share a batch."""
 
@@ -92,11 +101,15 @@ class Network:
         threads = settings.num_threads if device == "cpu" else 1
         self._pool = ThreadPoolExecutor(threads, "network") if threads > 1 else None
         self._num_threads = threads
+        self._took = Metrics.distribution("SeparateClips", "network_msec")
+        self._batch = Metrics.distribution("SeparateClips", "batch_windows")
         if self._pool is not None:
             torch.set_num_threads(1)
 
     def answer(self, windows: Sequence[WindowQueries]) -> list[WindowAnswers]:
         """Answers every query of every window; each channel is encoded once.
+
+        Forward passes are counted here, on the thread of the bundle.
 
         Raises:
             SeparationError: the network failed, or memory is too small for one window.
@@ -104,14 +117,18 @@ class Network:
         outputs = [np.empty((len(w.positive), *w.samples.shape), dtype=np.float32) for w in windows]
         seconds = [np.zeros(len(w.positive)) for w in windows]
         batches = list(self._batches(windows))
+        passes: list[_Pass] = []
 
         def run(rows: list[_Row]) -> None:
-            for row, query, samples, cost_s in self._halving(windows, rows):
+            for row, query, samples, cost_s in self._halving(windows, rows, passes):
                 outputs[row.window][query, row.channel] = samples
                 seconds[row.window][query] += cost_s
 
         for _ in self._pool.map(run, batches) if self._pool else map(run, batches):
             pass
+        for each in passes:
+            self._took.update(round(1_000 * each.took_s))
+            self._batch.update(each.num_windows)
         return [
             WindowAnswers(samples=output, inference_s=tuple(float(s) for s in cost))
             for output, cost in zip(outputs, seconds, strict=True)
@@ -129,13 +146,13 @@ class Network:
                 yield rows[begin : begin + size]
 
     def _halving(
-        self, windows: Sequence[WindowQueries], rows: list[_Row]
+        self, windows: Sequence[WindowQueries], rows: list[_Row], passes: list[_Pass]
     ) -> Iterable[tuple[_Row, int, Samples, float]]:
         """Runs a batch; one that does not fit into memory is cut in two and tried again."""
         answers_at_once = self._settings.batch_size
         while True:
             try:
-                return self._forward(windows, rows, answers_at_once)
+                return self._forward(windows, rows, passes, answers_at_once)
             except MODEL_ERRORS as err:
                 if not _is_out_of_memory(err):
                     raise SeparationError("model_error", _first_line(err)) from err
@@ -146,7 +163,10 @@ class Network:
                 logger.debug("out of memory at %d windows: halved", len(rows))
                 middle = len(rows) // 2
                 first, second = rows[:middle], rows[middle:]
-                return [*self._halving(windows, first), *self._halving(windows, second)]
+                return [
+                    *self._halving(windows, first, passes),
+                    *self._halving(windows, second, passes),
+                ]
             if answers_at_once == 1:
                 raise SeparationError(
                     "out_of_memory",
@@ -155,7 +175,11 @@ class Network:
             answers_at_once //= 2
 
     def _forward(
-        self, windows: Sequence[WindowQueries], rows: list[_Row], answers_at_once: int
+        self,
+        windows: Sequence[WindowQueries],
+        rows: list[_Row],
+        passes: list[_Pass],
+        answers_at_once: int,
     ) -> list[tuple[_Row, int, Samples, float]]:
         start_s = time.perf_counter()
         pairs = [(i, q) for i, r in enumerate(rows) for q in range(len(windows[r.window].positive))]
@@ -170,7 +194,9 @@ class Network:
                     encoded.index(index), self._condition(windows, rows, part)
                 )
                 found.extend(answer.float().cpu().numpy())
-        cost_s = (time.perf_counter() - start_s) / len(pairs)
+        took_s = time.perf_counter() - start_s
+        passes.append(_Pass(num_windows=len(rows), took_s=took_s))
+        cost_s = took_s / len(pairs)
         return [(rows[i], q, found[k], cost_s) for k, (i, q) in enumerate(pairs)]
 
     def _condition(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import torch
+from apache_beam.metrics.metric import Metrics
 
 from manifests.row import ManifestRow
 from model.clap import QueryEncoder
@@ -114,11 +116,20 @@ class _EmbedFn(beam.DoFn):
     def __init__(self, encoder: models.ScorerChoice, storage: Storage, max_values: int) -> None:
         self._choice, self._storage, self._max_values = encoder, storage, max_values
         self._encoder: QueryEncoder | None = None
+        self._queries = Metrics.counter("EmbedQueries", "in")
+        self._took = Metrics.distribution("EmbedQueries", "embed_msec")
 
     def setup(self) -> None:
         self._encoder = models.load_scorer(self._choice)
 
-    def process(self, batch: Sequence[tuple[str, Query]]) -> Iterator[tuple[str, EmbeddedQuery]]:
+    def process(self, batch: Sequence[tuple[str, Query]]) -> list[tuple[str, EmbeddedQuery]]:
+        started_s = time.perf_counter()
+        embedded = list(self._embedded(batch))
+        self._queries.inc(len(batch))
+        self._took.update(round(1_000 * (time.perf_counter() - started_s)))
+        return embedded
+
+    def _embedded(self, batch: Sequence[tuple[str, Query]]) -> Iterator[tuple[str, EmbeddedQuery]]:
         assert self._encoder is not None  # noqa: S101 - set up by Beam
         texts = [(key, query.text) for key, query in batch if query.text is not None]
         yield from zip(

@@ -64,7 +64,7 @@ class _ReadAudioFn(beam.DoFn):
         self._ahead: LookAhead[MixtureQueries, list[ReadResult]] | None = None
 
     def setup(self) -> None:
-        self._ahead = LookAhead(self._read, self._overlap, "read")
+        self._ahead = LookAhead(self._read, self._overlap, "ReadAudio", "read")
 
     def teardown(self) -> None:
         if self._ahead is not None:

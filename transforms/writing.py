@@ -97,7 +97,7 @@ class _WriteStemsFn(beam.DoFn):
         self._ahead: LookAhead[ScoredClip, list[MetricsRow | Failure]] | None = None
 
     def setup(self) -> None:
-        self._ahead = LookAhead(self._write, self._overlap, "write")
+        self._ahead = LookAhead(self._write, self._overlap, "WriteStems", "write")
 
     def teardown(self) -> None:
         if self._ahead is not None:

@@ -17,7 +17,7 @@ def _through(ahead: LookAhead[int, int], values: range) -> list[int]:
 @pytest.mark.parametrize(("num_threads", "max_pending"), [(1, 1), (3, 2), (2, 100)])
 def test_results_come_in_the_order_of_submission(num_threads: int, max_pending: int) -> None:
     ahead = LookAhead(
-        lambda x: x * x, Overlap(num_threads=num_threads, max_pending=max_pending), "t"
+        lambda x: x * x, Overlap(num_threads=num_threads, max_pending=max_pending), "Test", "t"
     )
     assert _through(ahead, range(50)) == [x * x for x in range(50)]
     ahead.close()
@@ -36,7 +36,7 @@ def test_no_more_than_the_bound_is_under_way() -> None:
             under_way.discard(value)
         return value
 
-    ahead = LookAhead(work, Overlap(num_threads=8, max_pending=3), "t")
+    ahead = LookAhead(work, Overlap(num_threads=8, max_pending=3), "Test", "t")
     assert [r for value in range(3) for r in ahead.push(value)] == []  # none is done, none is due
     release.set()
     assert [*ahead.push(3), *ahead.drain()] == [0, 1, 2, 3]
@@ -46,14 +46,14 @@ def test_no_more_than_the_bound_is_under_way() -> None:
 
 def test_work_goes_on_while_nobody_asks() -> None:
     done = threading.Event()
-    ahead = LookAhead(lambda _: done.set(), Overlap(num_threads=1, max_pending=4), "t")
+    ahead = LookAhead(lambda _: done.set(), Overlap(num_threads=1, max_pending=4), "Test", "t")
     list(ahead.push(0))
     assert done.wait(5)
     ahead.close()
 
 
 def test_an_error_surfaces_and_a_new_bundle_begins_clean() -> None:
-    ahead = LookAhead(lambda x: 1 // x, Overlap(num_threads=1, max_pending=4), "t")
+    ahead = LookAhead(lambda x: 1 // x, Overlap(num_threads=1, max_pending=4), "Test", "t")
     with pytest.raises(ZeroDivisionError):
         _through(ahead, range(3))
     ahead.reset()
