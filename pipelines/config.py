@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apache_beam.options.pipeline_options import (
@@ -19,6 +19,7 @@ from manifests.errors import RowError
 from manifests.row import ManifestRow
 from manifests.validation import parse_record
 from pipelines.options import InputOptions, ModelOptions, OutputOptions, RunOptions, UsageError
+from transforms.access import UriAccess
 
 IN_PROCESS = "FnApiRunner"
 _LOCAL = (None, "", "DirectRunner", "FnApiRunner", "SwitchingDirectRunner")
@@ -70,6 +71,7 @@ class SeparateConfig:
         manifests: URIs of manifests; empty where ``rows`` is given.
         rows: rows made from the command line.
         storage_options: fsspec options by protocol.
+        allowed_uri_prefix: what rows may read from; empty: anything.
         max_clip_in_memory_s: longer recordings are streamed.
         model: name or URI.
         scorer: ``own``, ``none``, a name or a URI.
@@ -93,6 +95,7 @@ class SeparateConfig:
     manifests: tuple[str, ...]
     rows: tuple[ManifestRow, ...]
     storage_options: Mapping[str, Mapping[str, Any]]
+    allowed_uri_prefix: tuple[str, ...]
     max_clip_in_memory_s: float
     model: str
     scorer: str
@@ -158,6 +161,7 @@ def separate_config(options: PipelineOptions) -> SeparateConfig:
         manifests=tuple(_absolute(uri) for uri in given.manifest or ()),
         rows=rows,
         storage_options=_storage_options(given.storage_options),
+        allowed_uri_prefix=_prefixes(given.allowed_uri_prefix or ()),
         max_clip_in_memory_s=given.max_clip_in_memory_s,
         model=model.model,
         scorer=model.scorer,
@@ -246,6 +250,15 @@ def _rows(given: InputOptions) -> tuple[ManifestRow, ...]:
     if isinstance(row, RowError):
         raise UsageError(f"{row.field}: found {row.value}; expected {row.expected}")
     return (row,)
+
+
+def _prefixes(given: Sequence[str]) -> tuple[str, ...]:
+    prefixes = tuple(uri if "://" in uri else os.path.abspath(uri) for uri in given)
+    try:
+        UriAccess(prefixes=prefixes)
+    except ValueError as err:
+        raise UsageError(f"--allowed_uri_prefix: {err}") from err
+    return prefixes
 
 
 def _storage_options(text: str) -> Mapping[str, Mapping[str, Any]]:

@@ -64,6 +64,14 @@ class InputOptions(PipelineOptions):
             "in constant memory. Default %(default)s.",
         )
         group.add_argument(
+            "--allowed_uri_prefix",
+            action="append",
+            metavar="URI",
+            help="Folder, bucket or host that rows may read from; to be given once for each. A row "
+            "that names anything else is a dead letter. Without it rows may read whatever this "
+            "process can. Example: --allowed_uri_prefix gs://bucket/clips",
+        )
+        group.add_argument(
             "--storage_options",
             default="{}",
             metavar="JSON",

@@ -10,6 +10,7 @@ from pipelines.config import SeparateConfig
 from pipelines.options import UsageError
 from pipelines.plan import DEAD_LETTERS, JOURNAL, METRICS, STAGING, SUMMARY, WORK
 from pipelines.run_record import FILE, differences, read_record
+from transforms.access import UriAccess
 from transforms.storage import Storage, join
 from transforms.writing import STEMS_FOLDER
 
@@ -38,7 +39,8 @@ class Earlier:
 
 def storage_of(config: SeparateConfig) -> Storage:
     """How the files of a run are reached; local output is staged inside the output folder."""
-    storage = Storage(options=config.storage_options)
+    access = UriAccess(prefixes=config.allowed_uri_prefix)
+    storage = Storage(options=access.guarding(config.storage_options))
     local = storage.local_path(config.output)
     return storage if local is None else dataclasses.replace(storage, staging=join(local, STAGING))
 

@@ -21,6 +21,7 @@ from pipelines.outputs import storage_of
 from pipelines.plan import BOOKS, METRICS, SUMMARY, scorer_choice
 from pipelines.run_record import code_version
 from transforms import books, failures, metrics_rows, models
+from transforms.access import UriAccess
 from transforms.audio_io import MAX_RATE_HZ
 from transforms.elements import MetricsRow, MixtureQueries
 from transforms.foreign_stems import MetricsOf, StemPlaces, TakeStems, without_embeddings
@@ -44,7 +45,8 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
     if not 1 <= own.score_rate_hz <= MAX_RATE_HZ:
         raise UsageError(f"--score_rate_hz={own.score_rate_hz}: expected 1 to {MAX_RATE_HZ}")
     try:
-        places = StemPlaces(where=own.stems)
+        access = UriAccess(prefixes=config.allowed_uri_prefix)
+        places = StemPlaces(where=own.stems, access=access)
     except ValueError as err:
         raise UsageError(f"--stems: {err}") from err
     if config.overwrite and own.stems and _lies_in(own.stems, config.output):
@@ -106,7 +108,7 @@ class ScoreManifest(beam.PTransform[Any, Any]):
     def expand(self, root: Any) -> Any:
         """Wires the steps."""
         rows, invalid = root | "ReadManifest" >> ReadManifest(
-            uris=self.config.manifests, rows=(), storage=self.storage
+            uris=self.config.manifests, storage=self.storage, access=self.places.access
         )
         none = root | "NoneFinished" >> beam.Create([], reshuffle=False).with_output_types(str)
         admitted, duplicates, finished = {

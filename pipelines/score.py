@@ -22,7 +22,14 @@ COMMAND = jobs.Command(
       --scorer none --output scores/
 """,
     shared=(
-        *("manifest", "max_clip_in_memory_s", "storage_options", "output", "overwrite"),
+        *(
+            "manifest",
+            "max_clip_in_memory_s",
+            "allowed_uri_prefix",
+            "storage_options",
+            "output",
+            "overwrite",
+        ),
         *("model", "scorer", "device", "batch_size", "max_failure_rate", "shards"),
     ),
     own=ScoreOptions,

@@ -17,6 +17,7 @@ from pipelines.jobs import Job
 from pipelines.options import UsageError
 from pipelines.plan import BOOKS
 from transforms import books
+from transforms.access import UriAccess
 from transforms.audio_io import MAX_RATE_HZ, StemFormat
 from transforms.manifest_io import FINISHED, AdmitRows, ReadManifest
 from transforms.mixtures import ReadSettings
@@ -61,7 +62,9 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
         raise UsageError(f"--mix_level_range_db: {err}") from err
     return Job(
         config=config,
-        graph=SynthesizeManifest(config.manifests, settings),
+        graph=SynthesizeManifest(
+            config.manifests, settings, UriAccess(prefixes=config.allowed_uri_prefix)
+        ),
         settings={
             "mix_rate_hz": own.mix_rate_hz,
             "mix_level_range_db": levels,
@@ -82,12 +85,13 @@ class SynthesizeManifest(beam.PTransform[Any, Any]):
 
     uris: tuple[str, ...]
     settings: RenderSettings
+    access: UriAccess
 
     def expand(self, root: Any) -> Any:
         """Wires the steps."""
         settings = self.settings
         rows, invalid = root | "ReadManifest" >> ReadManifest(
-            uris=self.uris, rows=(), storage=settings.storage
+            uris=self.uris, storage=settings.storage, access=self.access
         )
         none = root | "NoneFinished" >> beam.Create([], reshuffle=False).with_output_types(str)
         admitted, duplicates, finished = {

@@ -20,7 +20,14 @@ COMMAND = jobs.Command(
   python -m pipelines.separate --manifest gs://bucket/esc50/manifest --output out/
 """,
     shared=(
-        *("manifest", "max_clip_in_memory_s", "storage_options", "output", "overwrite"),
+        *(
+            "manifest",
+            "max_clip_in_memory_s",
+            "allowed_uri_prefix",
+            "storage_options",
+            "output",
+            "overwrite",
+        ),
         *("stem_format", "max_failure_rate"),
     ),
     own=SynthesizeOptions,

@@ -21,6 +21,7 @@ from pipelines.plan import (
     scorer_choice,
 )
 from transforms import books, failures, journal, metrics_rows, models
+from transforms.access import UriAccess
 from transforms.adaptation import AdaptQueries
 from transforms.audio_io import StemFormat
 from transforms.elements import Failure, MetricsRow
@@ -52,7 +53,10 @@ class SeparateManifest(beam.PTransform[Any, Any]):
         """Wires the steps."""
         plan = self.plan
         rows, invalid = root | "ReadManifest" >> ReadManifest(
-            uris=plan.config.manifests, rows=plan.config.rows, storage=plan.storage
+            uris=plan.config.manifests,
+            rows=plan.config.rows,
+            storage=plan.storage,
+            access=UriAccess(prefixes=plan.config.allowed_uri_prefix),
         )
         kept = self._kept(root)
         admitted, duplicates, finished = {

@@ -76,8 +76,9 @@ class Audio:
 
 def error_code(error: BaseException) -> str:
     """One word for what went wrong when a file was read or written."""
-    if isinstance(error, AudioError):
-        return error.code
+    refused = _audio_error(error)
+    if refused is not None:
+        return refused.code
     if isinstance(error, FileNotFoundError):
         return "missing"
     if isinstance(error, PermissionError):
@@ -89,8 +90,15 @@ def error_code(error: BaseException) -> str:
 
 def describe(error: BaseException, uri: str) -> str:
     """The error for a person: which file, and what about it."""
-    text = str(error) or type(error).__name__
+    text = str(_audio_error(error) or error) or type(error).__name__
     return text if uri in text else f"{uri}: {text}"
+
+
+def _audio_error(error: BaseException | None) -> AudioError | None:
+    """The error, or what a file system made another error of: it may have its own view."""
+    while error is not None and not isinstance(error, AudioError):
+        error = error.__cause__
+    return error
 
 
 class AudioReader:

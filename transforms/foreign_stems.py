@@ -14,6 +14,7 @@ from manifests.ids import output_name, partition_value
 from manifests.row import ManifestRow
 from model import audio as waveforms
 from transforms import failures, tally
+from transforms.access import UriAccess
 from transforms.audio_io import READ_ERRORS, AudioPart, describe, error_code, open_audio
 from transforms.elements import (
     Clip,
@@ -46,9 +47,11 @@ class StemPlaces:
 
     Attributes:
         where: a folder, or a template with fields; None: the row says it in a column ``stem_uri``.
+        access: what rows may name; a stem in the folder of ``where`` is allowed.
     """
 
     where: str | None
+    access: UriAccess = dataclasses.field(default_factory=UriAccess)
 
     def __post_init__(self) -> None:
         """Checks that a template can be filled."""
@@ -61,8 +64,16 @@ class StemPlaces:
         """URIs to be tried in turn.
 
         Raises:
+            AudioError: the row may not name one of them.
             ValueError: the row lacks what the place needs.
         """
+        found = self._named(row)
+        access = self.access if self.where is None else self.access.beside(_fixed(self.where))
+        for uri in found:
+            access.require(uri)
+        return found
+
+    def _named(self, row: ManifestRow) -> list[str]:
         if self.where is None:
             if STEM_COLUMN not in row.extra:
                 raise ValueError(f"the row has no column {STEM_COLUMN}, and there is no --stems")
@@ -76,6 +87,11 @@ class StemPlaces:
         if ".." in row.id.split("/") or row.id.startswith("/") or "://" in row.id:
             del beneath[0]  # an id must not lead out of the folder
         return [join(self.where, f"{path}.{end}") for path in beneath for end in _SUFFIXES]
+
+
+def _fixed(where: str) -> str:
+    """The folder of a template that no row has a say in."""
+    return where if "{" not in where else where.partition("{")[0].rpartition("/")[0]
 
 
 class _Fields(Mapping[str, str]):

@@ -13,6 +13,8 @@ from manifests.codec import Split, expand, iter_split, plan_splits
 from manifests.errors import RowError
 from manifests.row import ManifestRow
 from transforms import failures
+from transforms.access import UriAccess
+from transforms.audio_io import AudioError
 from transforms.elements import Failure, failed
 from transforms.storage import Storage
 
@@ -23,18 +25,20 @@ FINISHED = "finished"
 class ReadManifest(beam.PTransform[Any, Any]):
     """Rows of manifests, read in splits wherever there is a worker.
 
-    In: a pipeline. Out: ``ManifestRow``, and ``Failure`` for each row that does not validate; every
+    In: a pipeline. Out: ``ManifestRow``, and ``Failure`` for each row that cannot be used; every
     row of every file once, in no particular order. A file that cannot be read fails the job.
 
     Attributes:
         uris: files, folders or patterns.
         rows: rows to take as they are, instead of files.
         storage: how the files are reached.
+        access: what rows may name; one that names something else is a failure.
     """
 
     uris: tuple[str, ...] = ()
     rows: tuple[ManifestRow, ...] = ()
     storage: Storage = dataclasses.field(default_factory=Storage)
+    access: UriAccess = dataclasses.field(default_factory=UriAccess)
 
     def __post_init__(self) -> None:
         """Either files or rows."""
@@ -54,7 +58,7 @@ class ReadManifest(beam.PTransform[Any, Any]):
                 | "Spread" >> beam.Reshuffle()
                 | "ReadSplits" >> beam.ParDo(_ReadSplitFn(self.storage))
             )
-        outputs = read | "Count" >> beam.ParDo(_CountFn()).with_outputs(
+        outputs = read | "Count" >> beam.ParDo(_CountFn(self.access)).with_outputs(
             failures.FAILED, main="rows"
         )
         return outputs["rows"], outputs[failures.FAILED]
@@ -80,12 +84,21 @@ class _ReadSplitFn(beam.DoFn):
 
 
 class _CountFn(beam.DoFn):
-    def __init__(self) -> None:
+    def __init__(self, access: UriAccess) -> None:
+        self._access = access
         self._rows = Metrics.counter("ReadManifest", "in")
 
     def process(self, element: Any) -> Iterator[Any]:
         self._rows.inc()
-        yield failures.dead(element) if isinstance(element, Failure) else element
+        checked = element if isinstance(element, Failure) else self._checked(element)
+        yield failures.dead(checked) if isinstance(checked, Failure) else checked
+
+    def _checked(self, row: ManifestRow) -> ManifestRow | Failure:
+        try:
+            self._access.require_row(row)
+        except AudioError as err:
+            return failed(row, "manifest", err.code, str(err))
+        return row
 
 
 def invalid(error: RowError) -> Failure:

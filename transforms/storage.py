@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 LARGE_OBJECT_BYTES = 64 * 2**20
 _BLOCK_BYTES = 4 * 2**20
@@ -40,13 +41,18 @@ class Storage:
     staging: str | None = None
 
     def options_for(self, uri: str) -> dict[str, Any]:
-        """The options of a URI's protocol."""
+        """The options of a URI's protocol; of a chain, those of each, by protocol."""
+        if "://" in uri and "::" in uri:
+            return {protocol: dict(options) for protocol, options in self.options.items()}
         protocol = uri.split("://", 1)[0] if "://" in uri else "file"
         return dict(self.options.get(protocol, {}))
 
     def resolve(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         """The file system of a URI and the path on it."""
-        fs, path = url_to_fs(uri, **self.options_for(uri))
+        if "://" not in uri:  # a path, whatever "::" in it may look like
+            return LocalFileSystem(**self.options_for(uri)), os.path.abspath(uri)
+        with _as_os_errors(uri):
+            fs, path = url_to_fs(uri, **self.options_for(uri))
         return fs, str(path)
 
     def local_path(self, uri: str) -> str | None:
@@ -83,9 +89,12 @@ class Storage:
                 yield file
             return
         fs, path = self.resolve(uri)
-        large = (fs.size(path) or 0) > LARGE_OBJECT_BYTES
-        cache = {"block_size": _BLOCK_BYTES, "cache_type": "readahead"} if large else {}
-        with fs.open(path, "rb", **cache) if large else _in_memory(fs.cat_file(path)) as file:
+        with _as_os_errors(uri):
+            if (fs.size(path) or 0) > LARGE_OBJECT_BYTES:
+                opened = fs.open(path, "rb", block_size=_BLOCK_BYTES, cache_type="readahead")
+            else:
+                opened = io.BytesIO(fs.cat_file(path))
+        with opened as file:
             yield file
 
     def list_files(self, uri: str, suffix: str) -> list[str]:
@@ -143,8 +152,18 @@ class Storage:
 
 
 @contextmanager
-def _in_memory(data: bytes) -> Iterator[BinaryIO]:
-    yield io.BytesIO(data)
+def _as_os_errors(uri: str) -> Iterator[None]:
+    """Turns what a file system raises into OSError, whatever libraries it is made of.
+
+    An archive says KeyError for a member that it lacks, a web client has errors of its own, and a
+    URI that a file system cannot make sense of is a TypeError of its constructor.
+    """
+    try:
+        yield
+    except (OSError, ImportError, MemoryError):
+        raise
+    except Exception as err:
+        raise OSError(f"{uri}: {type(err).__name__}: {err}") from err
 
 
 def _replace(temporary: str, target: str) -> None:

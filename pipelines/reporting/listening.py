@@ -20,6 +20,7 @@ from model.audio import to_mono
 from pipelines.reporting import spectrograms
 from pipelines.reporting.runs import ReportClip, Run
 from pipelines.reporting.spectrograms import Picture
+from transforms.access import UriAccess, uris_of
 from transforms.audio_io import READ_ERRORS, describe, open_audio
 from transforms.mixtures import ReadSettings, read_mixture, read_reference
 from transforms.storage import Storage
@@ -98,8 +99,9 @@ def stem_uri_of(run: Run, clip: ReportClip) -> str | None:
 
 def _rows_of(run: Run, wanted: set[str], storage: Storage) -> dict[str, ManifestRow]:
     found: dict[str, ManifestRow] = {}
+    allowed = UriAccess(prefixes=tuple(run.record.get("config", {}).get("allowed_uri_prefix", ())))
     for row in _all_rows(run, storage):
-        if row.id in wanted:
+        if row.id in wanted and not any(allowed.refusal(uri) for _, uri in uris_of(row)):
             found.setdefault(row.id, row)
             if len(found) == len(wanted):
                 break
