@@ -50,6 +50,7 @@ EXTRAS_REQUIRE = {
         "moto[server]>=5.0",
         "mypy>=1.10",
         "pandas-stubs>=2.1",
+        "psutil>=5.9",
         "pytest>=8.2",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.5",

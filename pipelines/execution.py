@@ -8,13 +8,16 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.runner import PipelineResult
+from apache_beam.runners.runner import PipelineResult, PipelineRunner
 
-from pipelines.config import IN_PROCESS
-from pipelines.local_runner import WORKER_DIED, local_runner
+from pipelines.config import Execution
+from pipelines.local_runner import local_runner
 from pipelines.measurements import Measurements, measurements_of
 from pipelines.plan import BOOKS, Plan
 from pipelines.progress import ProgressDisplay
@@ -22,8 +25,7 @@ from pipelines.wiring import SeparateManifest
 from transforms import tally
 from transforms.books import Books, read_books
 
-WORKER_DEATH_WAIT_S = 15.0
-"""How long the engine has to notice by itself that a worker died."""
+Graph = beam.PTransform[Any, Any]
 
 
 class JobError(RuntimeError):
@@ -65,7 +67,7 @@ def run_plan(plan: Plan, options: PipelineOptions, total: int | None) -> Outcome
             os.environ[tally.FOLDER_VARIABLE] = shared
         try:
             with ProgressDisplay(execution.progress, total, lambda: tally.snapshot(shared)):
-                result = _wait_for(_Job(plan, options))
+                result = run_graph(SeparateManifest(plan), execution, options)
         finally:
             os.environ.pop(tally.FOLDER_VARIABLE, None)
     return Outcome(
@@ -75,58 +77,64 @@ def run_plan(plan: Plan, options: PipelineOptions, total: int | None) -> Outcome
     )
 
 
+def run_graph(graph: Graph, execution: Execution, options: PipelineOptions) -> PipelineResult:
+    """Runs a graph to its end, on the engine that is asked for.
+
+    Raises:
+        JobError: it did not succeed.
+        WorkerError: a worker process died, or the engine does not end.
+    """
+    with _engine(execution, options) as (runner, check):
+        job = _Job(graph, runner, options)
+        job.start()
+        while job.is_alive():
+            job.join(timeout=0.2)
+            check()
+    if job.error is not None:
+        raise job.error
+    if job.result is None:
+        raise JobError("the pipeline gave no result")
+    if job.result.state not in (None, "DONE"):
+        raise JobError(f"the runner says {job.result.state}")
+    return job.result
+
+
+@contextmanager
+def _engine(
+    execution: Execution, options: PipelineOptions
+) -> Iterator[tuple[PipelineRunner | None, Callable[[], None]]]:
+    """What runs the graph (None: what the options say), and a check whether it still does."""
+    if execution.is_local:
+        with local_runner(options, execution.num_workers) as (runner, watch):
+            yield runner, watch.check if watch is not None else _nothing
+    else:
+        yield None, _nothing
+
+
+def _nothing() -> None:
+    return
+
+
 class _Job(threading.Thread):
     """The pipeline in a thread of its own, so that an interrupt is heard at once."""
 
-    def __init__(self, plan: Plan, options: PipelineOptions) -> None:
+    def __init__(
+        self, graph: Graph, runner: PipelineRunner | None, options: PipelineOptions
+    ) -> None:
         super().__init__(name="pipeline", daemon=True)
-        self._plan, self._options = plan, options
+        self._graph, self._runner, self._options = graph, runner, options
         self.result: PipelineResult | None = None
         self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            self.result = run_pipeline(self._plan, self._options)
+            pipeline = beam.Pipeline(runner=self._runner, options=self._options)
+            _ = pipeline | self._graph
+            result = pipeline.run()
+            result.wait_until_finish()
+            self.result = result
         except BaseException as err:  # handed to the thread that waits
             self.error = err
-
-
-def _wait_for(job: _Job) -> PipelineResult:
-    job.start()
-    died_at_s: float | None = None
-    while job.is_alive():
-        job.join(timeout=0.2)
-        if WORKER_DIED.is_set() and died_at_s is None:
-            died_at_s = time.monotonic()
-        if died_at_s is not None and time.monotonic() - died_at_s > WORKER_DEATH_WAIT_S:
-            raise JobError("a worker process ended before its work did")
-    if job.error is not None:
-        raise job.error
-    if job.result is None:
-        raise JobError("the pipeline gave no result")
-    return job.result
-
-
-def run_pipeline(plan: Plan, options: PipelineOptions) -> PipelineResult:
-    """Builds the graph, runs it to its end.
-
-    Raises:
-        JobError: it did not succeed.
-    """
-    execution = plan.config.execution
-    if execution.runner == IN_PROCESS:
-        with local_runner(options, execution.num_workers) as runner:
-            pipeline = beam.Pipeline(runner=runner, options=options)
-            _ = pipeline | "SeparateManifest" >> SeparateManifest(plan)
-            result = pipeline.run()
-    else:
-        pipeline = beam.Pipeline(options=options)
-        _ = pipeline | "SeparateManifest" >> SeparateManifest(plan)
-        result = pipeline.run()
-        result.wait_until_finish()
-    if result.state not in (None, "DONE"):
-        raise JobError(f"the runner says {result.state}")
-    return result
 
 
 def first_cause(error: BaseException) -> str:

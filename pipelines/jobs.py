@@ -19,7 +19,6 @@ from pipelines import options as flags
 from pipelines.config import SeparateConfig, separate_config
 
 if TYPE_CHECKING:
-    from pipelines.measurements import Measurements
     from transforms.books import Books
 
 _RUN_FLAGS = ("progress", "log_level", "num_threads")
@@ -127,7 +126,7 @@ def _run_and_report(job: Job, options: PipelineOptions) -> int:
 
 
 def _run(job: Job, options: PipelineOptions) -> int:
-    from pipelines import execution, outputs, run_record
+    from pipelines import execution, measurements, outputs, run_record
     from pipelines.plan import BOOKS, WORK
     from pipelines.preflight import check_packages
     from transforms.books import read_books
@@ -153,7 +152,8 @@ def _run(job: Job, options: PipelineOptions) -> int:
     run_record.write_record(storage, run_uri, record)
     started_s = time.monotonic()
     try:
-        measured = _run_graph(job, options)
+        result = execution.run_graph(job.graph, config.execution, options)
+        measured = measurements.measurements_of(result)
         books = read_books(storage, join(config.output, BOOKS))
         if not books.balanced:
             raise execution.JobError(f"the books do not balance: {books}")
@@ -179,26 +179,3 @@ def _say(job: Job, books: Books) -> int:
     sys.stdout.write("\n".join([*said, *job.closing]) + "\n")
     over = books.failure_rate > job.config.max_failure_rate
     return flags.EXIT_FAILURE_RATE if over else flags.EXIT_OK
-
-
-def _run_graph(job: Job, options: PipelineOptions) -> Measurements:
-    from pipelines import execution
-    from pipelines.config import IN_PROCESS
-    from pipelines.local_runner import local_runner
-    from pipelines.measurements import measurements_of
-
-    where = job.config.execution
-    if where.runner == IN_PROCESS:
-        with local_runner(options, where.num_workers) as runner:
-            result = _started(beam.Pipeline(runner=runner, options=options), job)
-    else:
-        result = _started(beam.Pipeline(options=options), job)
-        result.wait_until_finish()
-    if result.state not in (None, "DONE"):
-        raise execution.JobError(f"the runner says {result.state}")
-    return measurements_of(result)
-
-
-def _started(pipeline: beam.Pipeline, job: Job) -> Any:
-    _ = pipeline | "Job" >> job.graph
-    return pipeline.run()

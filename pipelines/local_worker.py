@@ -14,11 +14,16 @@ POLL_S = 0.5
 
 
 def run(argv: Sequence[str]) -> None:
-    """Works until the job has ended; ``argv`` is the folder in which a file ``stop`` may appear."""
-    (folder,) = argv
+    """Works until the job has ended.
+
+    Args:
+        argv: the folder in which a file ``stop`` may appear, and the id of the process that started
+            this one. It is told and not asked for here: that process may have ended by now.
+    """
+    folder, parent = argv
     # An interrupt from the terminal reaches the whole group; the launcher decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_watch, args=(Path(folder), os.getppid()), daemon=True).start()
+    threading.Thread(target=_watch, args=(Path(folder), int(parent)), daemon=True).start()
     from apache_beam.runners.worker import sdk_worker_main
 
     sdk_worker_main.main(sys.argv[:1])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines import jobs
+from pipelines import command_line, jobs
 from pipelines.config import SeparateConfig
 from pipelines.job_options import SynthesizeOptions
 
@@ -46,4 +45,4 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    command_line.leave(run())

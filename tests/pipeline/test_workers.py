@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 
+import engine_graphs
 import tiny_model
 import tone_runs
-from pipelines import separate
+from pipelines import execution, separate
+from pipelines.config import IN_PROCESS, Execution
+from pipelines.local_runner import WorkerError
 
-ROOT = Path(__file__).parents[2]
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -65,47 +69,56 @@ def test_two_worker_processes_give_what_one_process_gives(
     assert letter["error_type"] == "missing"
 
 
-@pytest.mark.slow
-def test_a_killed_worker_ends_the_run_soon_and_resuming_completes_it(
-    manifest: Path, model: str, alone: Path
+def test_a_killed_worker_ends_the_run_and_resuming_completes_it(
+    manifest: Path, model: str, alone: Path, capfd
 ) -> None:
     output = manifest.parent / "killed"
     arguments = _arguments(manifest, output, model)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.separate", *arguments, "--num_workers", "2"],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
+    codes: list[int] = []
+    job = threading.Thread(
+        target=lambda: codes.append(separate.run([*arguments, "--num_workers", "2"])), daemon=True
     )
-    deadline_s = time.monotonic() + 240
-    workers: list[int] = []
-    while len(workers) < 2:
-        assert process.poll() is None
-        assert time.monotonic() < deadline_s
-        workers = _children(process.pid)
+    job.start()
+    while len(workers := _workers()) < 2:
+        assert job.is_alive()
         time.sleep(0.05)
-    os.kill(workers[0], signal.SIGKILL)
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 3
-    assert b"the job failed" in said
-    assert _alive(workers[1:]) == []
+    os.kill(workers[0].pid, signal.SIGKILL)
+    job.join()
+    assert codes == [3]
+    said = capfd.readouterr().err
+    assert "a worker process ended before its work did" in said
+    assert "--resume goes on" in said
+    assert "Traceback" not in said
+    assert tone_runs.record(output)["status"] == "failed"
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert alive == []
     assert separate.run([*arguments, "--resume"]) == 0
     tone_runs.assert_same_results(alone, output)
 
 
-def _children(parent: int) -> list[int]:
-    found = []
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            fields = dict(
-                line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line
-            )
-        except OSError:  # it has just ended
-            continue
-        if fields["PPid"].strip() == str(parent):
-            found.append(int(status.parent.name))
-    return found
+def test_a_step_that_fails_ends_the_run_though_another_worker_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
+    two = Execution(
+        runner=IN_PROCESS, num_workers=2, num_threads=1, resource_hints={}, share_model=False,
+        progress="none", log_level="warning",
+    )  # fmt: skip
+    graph = engine_graphs.one_fails_while_the_other_works(tmp_path)
+    with pytest.raises((WorkerError, RuntimeError), match="element 0 cannot be done"):
+        execution.run_graph(graph, two, PipelineOptions([]))
+    _, alive = psutil.wait_procs(_workers(), timeout=60)
+    assert alive == []
 
 
-def _alive(processes: list[int]) -> list[int]:
-    time.sleep(2.0)
-    return [pid for pid in processes if Path(f"/proc/{pid}").exists()]
+def _workers() -> list[psutil.Process]:
+    """The worker processes of this process's job."""
+    children = psutil.Process().children()
+    return [each for each in children if "pipelines.local_worker" in _command(each)]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return []
