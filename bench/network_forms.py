@@ -30,7 +30,7 @@ from model import layouts
 from model.assembly import assign, build
 from model.clapsep import ClapSep, Precision
 from model.conditioning import Condition
-from model.config import PUBLISHED
+from model.config import PUBLISHED, TINY
 
 States = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
@@ -239,6 +239,10 @@ def _resident_mb(field: str) -> float:
 
 
 def _memory(form: str, batch: int) -> dict[str, float]:
+    with torch.inference_mode():  # loads the libraries
+        tiny, dim = ClapSep(TINY).prepare(), TINY.clap.embedding_dim
+        query = torch.zeros(1, dim)
+        tiny.separate(torch.zeros(1, 5000), Condition(positive=query, negative=query))
     before = _resident_mb("VmRSS")
     forward = _forward(form, batch)
     gc.collect()

@@ -253,7 +253,12 @@ MINI = ClapSepConfig(
         embedding_dim=256,
     ),
     decoder=DecoderConfig(
-        embed_dim=64, depths=(1, 1, 1), num_heads=(2, 4, 8), d_attn=256, num_masker_layers=2
+        embed_dim=64,
+        depths=(1, 1, 1),
+        num_heads=(2, 4, 8),
+        d_attn=256,
+        num_masker_layers=2,
+        masker_heads=4,
     ),
     lora=None,
 )

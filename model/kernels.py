@@ -3,7 +3,7 @@
 Under gradients, under ``torch.compile`` and on a GPU these are torch's own. In inference on a CPU,
 linear layers go to oneDNN, which torch asks for bfloat16 only: its float32 product reaches twice
 the rate of MKL's on AMD processors, and is its equal on Intel's. Attention has one form for each
-size and type, chosen by measurement (``bench/network.py``).
+size and type, chosen by measurement (``bench/kernels.py``).
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 Activation = Literal["none", "relu", "gelu"]
 
-_ROWS = 256
+_ATTENDING = 256
 """Queries that attend at a time: their weights over a thousand keys stay in a core's cache."""
+_HIDDEN = 2**22
+"""Values of a hidden layer that exist at a time, in inference on a CPU."""
 
 
 def linear(layer: nn.Module, x: Tensor, activation: Activation = "none") -> Tensor:
@@ -58,6 +60,31 @@ def project(
     return _product(
         x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), activation
     )
+
+
+def feed_forward(first: nn.Module, second: nn.Module, x: Tensor, activation: Activation) -> Tensor:
+    """``second(activation(first(x)))``.
+
+    In inference on a CPU the hidden layer, the widest there is, comes in blocks of rows.
+
+    Args:
+        first: float[..., C] → float[..., hidden].
+        second: float[..., hidden] → float[..., C'].
+        x: float[..., C].
+        activation: of the hidden layer.
+
+    Returns:
+        float[..., C'].
+    """
+    rows = x.flatten(0, -2)
+    blocks = [rows]
+    if isinstance(first, nn.Linear) and _onednn_takes(
+        _compute_dtype(first.weight), x, first.weight
+    ):
+        blocks = list(rows.split(max(1, _HIDDEN // first.out_features)))
+    hidden_by_block = (linear(first, block, activation) for block in blocks)
+    out = [linear(second, hidden) for hidden in hidden_by_block]
+    return (out[0] if len(out) == 1 else torch.cat(out)).view(*x.shape[:-1], -1)
 
 
 def attend(
@@ -103,16 +130,15 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
 def _attend_by_head(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Long sequences: two oneDNN products for each head and block of queries."""
     batch, heads, length, width = query.shape
-    query, key = (query * scale).contiguous(), key.contiguous()
-    value = value.transpose(2, 3).contiguous()
     mixed = query.new_empty(batch, length, heads, width)
     for item in range(batch):
         for head in range(heads):
-            for start in range(0, length, _ROWS):
-                rows = slice(start, start + _ROWS)
-                scores = _product(query[item, head, rows], key[item, head], None)
-                weights = torch.softmax(scores, dim=-1)
-                mixed[item, rows, head] = _product(weights, value[item, head], None)
+            asked, keys = query[item, head] * scale, key[item, head].contiguous()
+            values = value[item, head].t().contiguous()
+            for start in range(0, length, _ATTENDING):
+                rows = slice(start, start + _ATTENDING)
+                weights = torch.softmax(_product(asked[rows], keys, None), dim=-1)
+                mixed[item, rows, head] = _product(weights, values, None)
     return mixed.flatten(2)
 
 

@@ -63,14 +63,16 @@ class TransformerMasker(nn.Module):
         return x
 
     def _layer(self, layer: Any, x: Tensor) -> Tensor:
-        attention = layer.self_attn
+        x = layer.norm1(x + self._attend(layer.self_attn, x))
+        mixed = kernels.feed_forward(layer.linear1, layer.linear2, x, "relu")
+        out: Tensor = layer.norm2(x + mixed)
+        return out
+
+    def _attend(self, attention: Any, x: Tensor) -> Tensor:
         qkv = kernels.project(x, attention.in_proj_weight, attention.in_proj_bias)
         query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         mixed = kernels.attend(query, key, value, query.shape[-1] ** -0.5)
-        x = layer.norm1(x + kernels.linear(attention.out_proj, mixed))
-        hidden = kernels.linear(layer.linear1, x, "relu")
-        out: Tensor = layer.norm2(x + kernels.linear(layer.linear2, hidden))
-        return out
+        return kernels.linear(attention.out_proj, mixed)
 
 
 class Masker(nn.ModuleList):

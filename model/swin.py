@@ -86,10 +86,18 @@ def run_block(block: Any, x: Tensor) -> Tensor:
     Returns:
         float[B, N, C].
     """
+    x = x + block.drop_path(_attend_in_windows(block, block.norm1(x)))
+    mixed = kernels.feed_forward(block.mlp.fc1, block.mlp.fc2, block.norm2(x), "gelu")
+    out: Tensor = x + block.drop_path(mixed)
+    return out
+
+
+def _attend_in_windows(block: Any, x: Tensor) -> Tensor:
+    """Cuts the grid into windows, shifted or not, and puts them back; float[B, N, C]."""
     height, width = block.input_resolution
     batch, _, channels = x.shape
     side, shift = block.window_size, block.shift_size
-    grid = block.norm1(x).view(batch, height, width, channels)
+    grid = x.view(batch, height, width, channels)
     if shift:
         grid = torch.roll(grid, shifts=(-shift, -shift), dims=(1, 2))
     windows = grid.view(batch, height // side, side, width // side, side, channels)
@@ -98,10 +106,7 @@ def run_block(block: Any, x: Tensor) -> Tensor:
     grid = grid.transpose(2, 3).reshape(batch, height, width, channels)
     if shift:
         grid = torch.roll(grid, shifts=(shift, shift), dims=(1, 2))
-    x = x + block.drop_path(grid.view(batch, height * width, channels))
-    hidden = kernels.linear(block.mlp.fc1, block.norm2(x), "gelu")
-    out: Tensor = x + block.drop_path(kernels.linear(block.mlp.fc2, hidden))
-    return out
+    return grid.view(batch, height * width, channels)
 
 
 def _attend(block: Any, windows: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ def build_multisource(
     setting: QuerySetting,
     *,
     audio_root: str,
+    dataset: str = DATASET,
     num_sources: Iterable[int] = (2, 3, 4),
     seed: int = 0,
     snr_db: float = 0.0,
@@ -55,6 +56,7 @@ def build_multisource(
         clips: what to draw from; each is the first source of one mixture for each n.
         setting: how captions and example clips become queries.
         audio_root: absolute folder of the clips.
+        dataset: name of the data set.
         num_sources: numbers of sources, each from 2.
         seed: seed of the draws.
         snr_db: the targets' level, each, above every interferer's, in dB.
@@ -81,7 +83,7 @@ def build_multisource(
                     interferer_uris=uris[num_targets:],
                     snr_db=(snr_db,),
                     duration_s=duration_s,
-                    dataset=DATASET,
+                    dataset=dataset,
                     split=f"{num}-sources-{num_targets}-targets",
                     label=clip.label,
                     **setting.columns(captions[:num_targets], captions[num_targets:]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from manifests.benchmarks.clips import ON_MISSING
+from manifests.benchmarks.multisource import DATASET as MULTISOURCE
 from manifests.benchmarks.pairs import BENCHMARKS, DURATION_S, SWEEP_LEVELS_DB
 from manifests.benchmarks.queries import MODALITIES, POLARITIES
 
@@ -34,15 +35,21 @@ def parser() -> argparse.ArgumentParser:
         )
         _add_pairs(command, name)
         _add_level(command)
+    command = commands.add_parser("pairs", help="a list of your own in the same format")
+    _add_pairs(command, None)
+    _add_level(command)
+    command.add_argument("--dataset", required=True, help="its name in metrics and reports")
     command = commands.add_parser("multisource", help="2 to 4 sources, 1 or more targets (Table V)")
     _add_pairs(command, "audiocaps")
     _add_level(command)
+    command.add_argument("--dataset", default=MULTISOURCE, help="default %(default)s")
     command.add_argument(
         "--num_sources", type=int, nargs="+", default=[2, 3, 4], help="default 2 3 4"
     )
     _add_seed(command)
     command = commands.add_parser("input_sdr", help="every pair at several levels (Table VI)")
     _add_benchmark(command, "audiocaps")
+    command.add_argument("--dataset", help="for a list of your own: its name, not --benchmark's")
     levels = list(SWEEP_LEVELS_DB)
     command.add_argument(
         "--levels_db", type=float, nargs="+", default=levels, help="default -10 -5 0 5 10"
@@ -102,11 +109,10 @@ def _add_query(command: argparse.ArgumentParser, polarity: str) -> None:
     command.add_argument("--text_weight", type=float, help="0 to 1, for --query both")
 
 
-def _add_pairs(command: argparse.ArgumentParser, name: str) -> None:
-    example = {"esc50": "esc", "fsdkaggle2018": "fsd", "music21": "music"}.get(name, name)
-    command.add_argument(
-        "--pairs", required=True, help=f"the official list, {example}_eval.csv; any fsspec URI"
-    )
+def _add_pairs(command: argparse.ArgumentParser, name: str | None) -> None:
+    prefix = {"esc50": "esc", "fsdkaggle2018": "fsd", "music21": "music"}.get(name or "", name)
+    example = f"the official list, {prefix}_eval.csv" if name else "CSV list"
+    command.add_argument("--pairs", required=True, help=f"{example}; any fsspec URI")
     _add_common(command)
     _add_query(command, polarity="P+N")
 

@@ -25,7 +25,7 @@ class Benchmark:
 
     Attributes:
         dataset: its name in the paper's tables and in metrics.
-        num_rows: mixtures of the official list.
+        num_rows: mixtures of the official list; 0 where there is none.
         has_classes: whether captions name one class each, "the sound of …", so that rows can be
             labelled and queried by example clips.
     """

@@ -91,10 +91,16 @@ def _setting(options: argparse.Namespace, root: str) -> QuerySetting:
     )
 
 
+def _benchmark(options: argparse.Namespace, name: str) -> pairs.Benchmark:
+    if getattr(options, "dataset", None):
+        return pairs.Benchmark(dataset=options.dataset, num_rows=0, has_classes=True)
+    return pairs.BENCHMARKS[name]
+
+
 def _pairs(options: argparse.Namespace, root: str) -> Iterator[ManifestRow]:
     return pairs.build_pairs(
         read_pairs(options.pairs),
-        pairs.BENCHMARKS[options.command],
+        _benchmark(options, options.command),
         _setting(options, root),
         audio_root=root,
         snr_db=options.snr_db,
@@ -106,6 +112,7 @@ def _multisource(options: argparse.Namespace, root: str) -> Iterator[ManifestRow
         multisource.clips_of(read_pairs(options.pairs)),
         _setting(options, root),
         audio_root=root,
+        dataset=options.dataset,
         num_sources=options.num_sources,
         seed=options.seed,
         snr_db=options.snr_db,
@@ -115,7 +122,7 @@ def _multisource(options: argparse.Namespace, root: str) -> Iterator[ManifestRow
 def _input_sdr(options: argparse.Namespace, root: str) -> Iterator[ManifestRow]:
     return pairs.build_input_sdr(
         read_pairs(options.pairs),
-        pairs.BENCHMARKS[options.benchmark],
+        _benchmark(options, options.benchmark),
         _setting(options, root),
         audio_root=root,
         levels_db=options.levels_db,
@@ -185,6 +192,7 @@ def _drawn(
 
 _RECIPES: Final[Mapping[str, Callable[[argparse.Namespace, str], Iterator[ManifestRow]]]] = {
     **dict.fromkeys(pairs.BENCHMARKS, _pairs),
+    "pairs": _pairs,
     "multisource": _multisource,
     "input_sdr": _input_sdr,
     "zeroshot": _zeroshot,

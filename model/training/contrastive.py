@@ -18,9 +18,8 @@ from model.training.augment import Audio, SpecAugment, at_rms, change_speed, pla
 from model.training.captions import CaptionBook, LatentCache
 from model.training.corpus import Corpus
 
-_NEGATIVE_CLASSES = 64
 _LEVEL_RMS = 0.06
-_OPEN_SHARE = 0.25
+_OPEN_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,14 +73,14 @@ class ContrastiveTask:
         self._held_out = held_out
         self._latents = LatentCache(clap.text_branch)
         sizes = np.bincount(book.class_of, minlength=len(book.names))
+        self._labels = [name for name, rare in enumerate(book.is_open) if not rare]
         self._weights = (book.weights(_OPEN_SHARE) / sizes)[book.class_of]
 
     def draw(self, rng: np.random.Generator, batch_size: int) -> ContrastiveBatch:
-        """A batch with one random caption for every class in it and for some that are not."""
+        """A batch, and one random caption for each of its classes and for every label."""
         indices = rng.choice(len(self._train.clips), size=batch_size, p=self._weights)
         classes = [self._book.class_of[index] for index in indices]
-        others = rng.choice(len(self._book.names), size=_NEGATIVE_CLASSES, replace=True)
-        bank = sorted(set(classes) | set(others.tolist()))
+        bank = sorted({*classes, *self._labels})
         captions = [self._book.draw([name], rng) for name in bank]
         windows = np.stack([self._window(int(index), rng) for index in indices])
         return ContrastiveBatch(

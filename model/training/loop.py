@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.training import curves
+from model.training.optimisers import optimisers_for
 from model.training.settings import OptimiserSettings
 
 logger = logging.getLogger(__name__)
@@ -62,13 +63,8 @@ class Trainer:
         self._settings = settings
         self._folder = folder
         self._accelerator = accelerator
-        trainable = [p for p in task.step_module.parameters() if p.requires_grad]
-        if not trainable:
-            raise ValueError("nothing to train: every parameter is frozen")
-        self._trainable = trainable
-        self._optimiser = torch.optim.AdamW(
-            trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        self._trainable = [p for p in task.step_module.parameters() if p.requires_grad]
+        self._optimisers = optimisers_for(task.step_module, settings)
         self._progress = _Progress(learning_rate=settings.learning_rate)
         self._ema: dict[str, Tensor] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,8 +123,9 @@ class Trainer:
         loss: Tensor = self._module(batch)
         accelerator.backward(loss)
         nn.utils.clip_grad_norm_(self._trainable, settings.clip_norm)
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
+        for optimiser in self._optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         self._average_weights()
         return float(loss.detach())
 
@@ -140,8 +137,9 @@ class Trainer:
             rate *= (step + 1) / settings.warmup_steps
         if settings.schedule == "constant" and settings.decay_steps:
             rate *= min(1.0, (settings.steps - step) / settings.decay_steps)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
+        for optimiser in self._optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
 
     def _average_weights(self) -> None:
         if not self._ema:
@@ -169,7 +167,7 @@ class Trainer:
             figures = self._task.validate()
         if self._accelerator.is_main_process:
             row = {"step": progress.step, "train_loss": train_loss, **figures}
-            row["learning_rate"] = self._optimiser.param_groups[0]["lr"]
+            row["learning_rate"] = self._optimisers[0].param_groups[0]["lr"]
             curves.append(self._folder / "curves.csv", row)
             curves.plot(self._folder / "curves.csv", self._folder / "curves.png")
             logger.info("%s", {key: round(value, 4) for key, value in row.items()})
@@ -196,7 +194,7 @@ class Trainer:
             {
                 "module": self._state(),
                 "ema": self._ema,
-                "optimiser": self._optimiser.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
                 "progress": dataclasses.asdict(self._progress),
             },
         )
@@ -212,6 +210,7 @@ class Trainer:
         content = torch.load(path, map_location="cpu", weights_only=True)
         self._task.step_module.load_state_dict(content["module"])
         self._ema = content["ema"]
-        self._optimiser.load_state_dict(content["optimiser"])
+        for optimiser, state in zip(self._optimisers, content["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
         self._progress = _Progress(**content["progress"])
         logger.info("resumed from step %d", self._progress.step)

@@ -12,6 +12,8 @@ class OptimiserSettings:
     steps: int = 10_000
     batch_size: int = 16
     """Examples a step and process."""
+    optimiser: str = "adamw"
+    """``adamw`` (the paper), or ``muon``: matrices by Muon, the rest by AdamW (docs/adr/0203)."""
     learning_rate: float = 1e-4
     warmup_steps: int = 0
     schedule: str = "plateau"
@@ -29,6 +31,8 @@ class OptimiserSettings:
 
     def __post_init__(self) -> None:
         """Checks names and ranges."""
+        if self.optimiser not in ("adamw", "muon"):
+            raise ValueError(f"optimiser={self.optimiser!r}: expected 'adamw' or 'muon'")
         if self.schedule not in ("plateau", "constant"):
             raise ValueError(f"schedule={self.schedule!r}: expected 'plateau' or 'constant'")
         if self.precision not in ("fp32", "bf16"):

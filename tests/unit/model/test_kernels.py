@@ -144,3 +144,16 @@ def test_attention_of_views_of_one_projection(form: str) -> None:
     torch.testing.assert_close(
         found.double(), naive(query, key, value, 0.5, None), rtol=0, atol=3e-6
     )
+
+
+@pytest.mark.parametrize("hidden_values", [2**22, 24 * 5])
+def test_feed_forward_equals_two_layers(
+    form: str, hidden_values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_HIDDEN", hidden_values)
+    torch.manual_seed(0)
+    first, second, x = nn.Linear(8, 24), nn.Linear(24, 6), torch.randn(2, 17, 8)
+    with torch.inference_mode():
+        out = kernels.feed_forward(first, second, x, "gelu")
+        expected = second(F.gelu(first(x)))
+    assert torch.allclose(out, expected, atol=1e-6)

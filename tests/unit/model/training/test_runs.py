@@ -91,12 +91,13 @@ def test_ablations_train_what_they_name(
     assert any("lora_A" in key for key in tuned) == (train == "lora")
 
 
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
 def test_a_stopped_run_resumes_bit_for_bit(
-    corpus_folder: Path, config_file: Path, trained_clap: Path, tmp_path: Path
+    optimiser: str, corpus_folder: Path, config_file: Path, trained_clap: Path, tmp_path: Path
 ) -> None:
     common = [
-        "--clap", str(trained_clap / BEST), "--steps", "6", "--validate_every", "3",
-        "--validation_mixtures", "1", "--checkpoint_every", "3",
+        "--optimiser", optimiser, "--clap", str(trained_clap / BEST), "--steps", "6",
+        "--validate_every", "3", "--validation_mixtures", "1", "--checkpoint_every", "3",
     ]  # fmt: skip
     whole = _train("separation", corpus_folder, config_file, tmp_path / "whole", *common)
     halves = tmp_path / "halves"
