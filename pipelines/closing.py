@@ -16,6 +16,7 @@ from model import registry
 from pipelines.measurements import Measurements
 from pipelines.plan import DEAD_LETTERS, METRICS, SUMMARY, Plan
 from pipelines.run_record import FILE
+from transforms import retries
 from transforms.books import Books
 from transforms.storage import Storage
 from transforms.writing import STEMS_FOLDER
@@ -74,6 +75,8 @@ def closing_lines(plan: Plan, books: Books, measured: Measurements, *, wall_s: f
     text += [f"  {count} of {reason}" for reason, count in books.by_reason.items()]
     if on_average:
         text.append(on_average)
+    if repeated := retries.repeated(measured.counters):
+        text.append(f"{repeated} requests to storage failed and were repeated; see run.json")
     if registry.default_scorer(plan.config.model) == plan.config.scorer == "own":
         text.append("CLAPScore is by the model's own CLAP, which is circular; see --scorer.")
     text.append(f"listen: {plan.uri(STEMS_FOLDER)}")

@@ -22,7 +22,7 @@ from pipelines.measurements import Measurements, measurements_of
 from pipelines.plan import BOOKS, Plan
 from pipelines.progress import ProgressDisplay
 from pipelines.wiring import SeparateManifest
-from transforms import tally
+from transforms import retries, tally
 from transforms.books import Books, read_books
 
 Graph = beam.PTransform[Any, Any]
@@ -73,7 +73,7 @@ def run_plan(plan: Plan, options: PipelineOptions, total: int | None) -> Outcome
     return Outcome(
         books=read_books(plan.storage, plan.uri(BOOKS)),
         wall_s=time.monotonic() - started_s,
-        measurements=measurements_of(result),
+        measurements=measurements_of(result).adding(retries.take_uncounted()),
     )
 
 

@@ -50,6 +50,7 @@ from pipelines.plan import (
 from pipelines.preflight import PackageCollisionError, check_packages
 from pipelines.run_record import FILE, code_version, manifest_facts, new_record, write_record
 from transforms import models
+from transforms.audio_io import describe
 from transforms.storage import Storage, join
 
 ERROR_FILE = f"{WORK}/error.txt"
@@ -74,11 +75,11 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
     """
     configure_logging(config.execution.log_level)
     storage = storage_of(config)
-    earlier = examine(config, storage)
     try:
+        earlier = examine(config, storage)
         manifests = manifest_facts(config.manifests, storage)
         facts = model_facts(config)
-    except (ManifestError, UnknownModelError, CheckpointError, ValueError) as err:
+    except (ManifestError, UnknownModelError, CheckpointError, ValueError, OSError) as err:
         raise UsageError(str(err)) from err
     config = dataclasses.replace(config, scorer=facts.scorer)
     settings = {**config.settings(), **facts.digests}
@@ -90,9 +91,12 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
         attempt=earlier.attempt,
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    if config.overwrite:
-        clear(config, storage)
-    write_record(storage, join(config.output, FILE), record)
+    try:
+        if config.overwrite:
+            clear(config, storage)
+        write_record(storage, join(config.output, FILE), record)
+    except OSError as err:
+        raise UsageError(f"--output: cannot be written: {describe(err, config.output)}") from err
     plan = Plan(
         config=config,
         storage=storage,

@@ -54,6 +54,12 @@ class Measurements:
         """Of the clips whose stems were written."""
         return self.counters.get(AUDIO, 0) / 1_000
 
+    def adding(self, counters: Mapping[str, int]) -> Measurements:
+        """With what was counted outside of the job's steps."""
+        names = sorted({*self.counters, *counters})
+        added = {name: self.counters.get(name, 0) + counters.get(name, 0) for name in names}
+        return dataclasses.replace(self, counters=added)
+
     def to_json(self) -> dict[str, Any]:
         """As it stands in ``run.json``."""
         found = {name: each.to_json() for name, each in self.distributions.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -47,7 +48,12 @@ def manifest_facts(uris: Sequence[str], storage: Storage) -> list[ManifestFacts]
     Raises:
         ManifestError: a file is not there or cannot be read.
     """
-    return [_facts(file, storage) for uri in uris for file in expand(uri, storage.options_for(uri))]
+    found = []
+    for uri in uris:
+        options = storage.options_for(uri)
+        for file in storage.retrying(uri, functools.partial(expand, uri, options)):
+            found.append(storage.retrying(file, functools.partial(_facts, file, storage)))
+    return found
 
 
 def _facts(uri: str, storage: Storage) -> ManifestFacts:

@@ -39,6 +39,9 @@ from transforms.summary import SummariseMetrics
 from transforms.tables import TableRow, WriteTable
 from transforms.writing import WriteSettings, WriteStems
 
+_FILES_AT_ONCE = (8, 32)
+"""Files that a worker reads at a time, at least and at most: they mostly wait for storage."""
+
 
 @dataclasses.dataclass(eq=False)
 class SeparateManifest(beam.PTransform[Any, Any]):
@@ -186,7 +189,9 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
         """Wires the steps."""
         plan, config = self.plan, self.plan.config
         separation, scoring, writing = self._settings()
-        ahead = Overlap(num_threads=2, max_pending=max(2, config.batch_size))
+        fewest, most = _FILES_AT_ONCE
+        pending = max(fewest, config.batch_size)
+        ahead = Overlap(num_threads=min(pending, most), max_pending=pending)
         clips, long, unread = queries | "ReadAudio" >> ReadAudio(plan.storage, self.reading, ahead)
         separated, not_separated = clips | "SeparateClips" >> SeparateClips(
             separation, plan.window_samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
@@ -14,15 +14,20 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import BoundedWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
+from transforms import retries
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """How much runs beside the network: ``num_threads`` threads, ``max_pending`` elements."""
+    """How much runs beside the network: ``num_threads`` threads, ``max_pending`` elements.
 
-    num_threads: int = 2
+    A thread for each element, since most of them wait for storage.
+    """
+
+    num_threads: int = 8
     max_pending: int = 8
 
     def __post_init__(self) -> None:
@@ -63,11 +68,20 @@ class LookAhead(Generic[In, Out]):
         self._pending.append(self._pool.submit(self._timed, element))
         while self._pending and (len(self._pending) > self._max_pending or self._pending[0].done()):
             yield self._next()
+        retries.publish()
 
     def drain(self) -> Iterator[Out]:
         """Everything that is still under way."""
         while self._pending:
             yield self._next()
+        retries.publish()
+
+    def map(self, elements: Iterable[In]) -> Iterator[Out]:
+        """The results of all elements, in order; for a DoFn that needs them before it goes on."""
+        self.reset()
+        for element in elements:
+            yield from self.push(element)
+        yield from self.drain()
 
     def reset(self) -> None:
         """Forgets what an earlier, failed bundle left behind."""

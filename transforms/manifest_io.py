@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -69,9 +70,9 @@ class _PlanSplitsFn(beam.DoFn):
         self._storage = storage
 
     def process(self, uri: str) -> Iterator[Split]:
-        options = self._storage.options_for(uri)
-        for file in expand(uri, options):
-            yield from plan_splits(file, options)
+        storage, options = self._storage, self._storage.options_for(uri)
+        for file in storage.retrying(uri, functools.partial(expand, uri, options)):
+            yield from storage.retrying(file, functools.partial(plan_splits, file, options))
 
 
 class _ReadSplitFn(beam.DoFn):
@@ -79,7 +80,9 @@ class _ReadSplitFn(beam.DoFn):
         self._storage = storage
 
     def process(self, split: Split) -> Iterator[Any]:
-        for result in iter_split(split, self._storage.options_for(split.uri)):
+        options = self._storage.options_for(split.uri)
+        rows = functools.partial(iter_split, split, options)
+        for result in self._storage.iterate(split.uri, rows):
             yield result if isinstance(result, ManifestRow) else invalid(result)
 
 

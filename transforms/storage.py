@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import posixpath
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from model.fetch import RetryPolicy
+from transforms.retries import (
+    REPEATING_CLIENTS,
+    ShortReadError,
+    attempt,
+    attempts,
+    listen_to_clients,
+    publish,
+)
+
+T = TypeVar("T")
 LARGE_OBJECT_BYTES = 64 * 2**20
 _BLOCK_BYTES = 4 * 2**20
 
@@ -35,10 +48,12 @@ class Storage:
         options: fsspec options by protocol, such as ``{"gs": {"token": "anon"}}``.
         staging: local folder for files being written, on the same file system as the output. What
             a killed process leaves behind is in there and nowhere else. None: beside the file.
+        retry: how often what fails in a way that passes is tried again.
     """
 
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     staging: str | None = None
+    retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
 
     def options_for(self, uri: str) -> dict[str, Any]:
         """The options of a URI's protocol; of a chain, those of each, by protocol."""
@@ -51,8 +66,9 @@ class Storage:
         """The file system of a URI and the path on it."""
         if "://" not in uri:  # a path, whatever "::" in it may look like
             return LocalFileSystem(**self.options_for(uri)), os.path.abspath(uri)
-        with _as_os_errors(uri):
-            fs, path = url_to_fs(uri, **self.options_for(uri))
+        if _client_repeats(uri):
+            listen_to_clients()
+        fs, path = url_to_fs(uri, **self.options_for(uri))
         return fs, str(path)
 
     def local_path(self, uri: str) -> str | None:
@@ -63,15 +79,50 @@ class Storage:
             return self.resolve(uri)[1]
         return None
 
+    def retrying(self, uri: str, operation: Callable[[], T]) -> T:
+        """What ``operation`` gives; one that failed in a way that passes is tried again.
+
+        Raises:
+            OSError: whatever type the store has for what went wrong.
+        """
+        if self.local_path(uri) is not None:
+            return operation()
+        return attempt(operation, uri, self.retry, client_repeats=_client_repeats(uri))
+
+    def iterate(self, uri: str, make: Callable[[], Iterator[T]]) -> Iterator[T]:
+        """What the iterator of ``make`` gives; after a failure that passes it goes on.
+
+        ``make`` gives the same every time: what was given already is skipped.
+        """
+        if self.local_path(uri) is not None:
+            yield from make()
+            return
+        done = 0
+        for each in attempts(self.retry, client_repeats=_client_repeats(uri)):
+            with each:
+                for item in itertools.islice(make(), done, None):
+                    done += 1
+                    yield item
+        publish()
+
+    def _ask(self, uri: str, operation: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
+        return self.retrying(uri, lambda: operation(*self.resolve(uri)))
+
     def exists(self, uri: str) -> bool:
-        """Whether there is a file or a folder."""
-        fs, path = self.resolve(uri)
-        return bool(fs.exists(path))
+        """Whether there is a file or a folder.
+
+        Raises:
+            OSError: the store does not say.
+        """
+        try:
+            self._ask(uri, lambda fs, path: fs.info(path))
+        except FileNotFoundError:
+            return False
+        return True
 
     def read_bytes(self, uri: str) -> bytes:
         """The whole file."""
-        fs, path = self.resolve(uri)
-        data: bytes = fs.cat_file(path)
+        data: bytes = self._ask(uri, lambda fs, path: fs.cat_file(path))
         return data
 
     @contextmanager
@@ -88,31 +139,39 @@ class Storage:
             with open(path, "rb") as file:
                 yield file
             return
-        fs, path = self.resolve(uri)
-        with _as_os_errors(uri):
-            if (fs.size(path) or 0) > LARGE_OBJECT_BYTES:
-                opened = fs.open(path, "rb", block_size=_BLOCK_BYTES, cache_type="readahead")
-            else:
-                opened = io.BytesIO(fs.cat_file(path))
-        with opened as file:
+        found = self._ask(uri, _content_or_size)
+        if isinstance(found, bytes):
+            yield io.BytesIO(found)
+            return
+        blocks: Any = _Blocks(self, uri, found)
+        with io.BufferedReader(blocks, _BLOCK_BYTES) as file:
             yield file
+
+    def read_range(self, uri: str, start: int, stop: int) -> bytes:
+        """Bytes ``start`` to ``stop``, exclusive, of a file that has as many."""
+
+        def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+            return _whole(fs.cat_file(path, start=start, end=stop), stop - start)
+
+        return self._ask(uri, read)
 
     def list_files(self, uri: str, suffix: str) -> list[str]:
         """Files below a folder whose names end in ``suffix``, sorted; none if it is missing."""
-        fs, path = self.resolve(uri)
-        fs.invalidate_cache()
+
+        def find(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+            fs.invalidate_cache()
+            return [fs.unstrip_protocol(name) for name in fs.find(path) if name.endswith(suffix)]
+
         try:
-            found = fs.find(path)
+            return sorted(self._ask(uri, find))
         except FileNotFoundError:
             return []
-        return sorted(fs.unstrip_protocol(name) for name in found if name.endswith(suffix))
 
     def write_bytes(self, uri: str, data: bytes) -> None:
         """Publishes a file: at any moment it is absent, or old, or whole."""
         target = self.local_path(uri)
         if target is None:
-            fs, path = self.resolve(uri)
-            fs.pipe_file(path, data)
+            self._ask(uri, lambda fs, path: fs.pipe_file(path, data))
             return
         with self.temporary(uri) as temporary:
             Path(temporary).write_bytes(data)
@@ -122,8 +181,7 @@ class Storage:
         """Moves or uploads a finished local file to ``uri``."""
         target = self.local_path(uri)
         if target is None:
-            fs, path = self.resolve(uri)
-            fs.put_file(temporary, path)
+            self._ask(uri, lambda fs, path: fs.put_file(temporary, path))
             return
         _replace(temporary, target)
 
@@ -143,27 +201,64 @@ class Storage:
 
     def remove(self, uri: str) -> None:
         """Removes a file or a folder with all that is in it; nothing happens if it is missing."""
-        fs, path = self.resolve(uri)
-        fs.invalidate_cache()
-        try:
+
+        def remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
+            fs.invalidate_cache()
             fs.rm(path, recursive=True)
-        except FileNotFoundError:
-            return
+
+        with contextlib.suppress(FileNotFoundError):
+            self._ask(uri, remove)
 
 
-@contextmanager
-def _as_os_errors(uri: str) -> Iterator[None]:
-    """Turns what a file system raises into OSError, whatever libraries it is made of.
+class _Blocks(io.RawIOBase):
+    """A large remote file, of which each read is a request."""
 
-    An archive says KeyError for a member that it lacks, a web client has errors of its own, and a
-    URI that a file system cannot make sense of is a TypeError of its constructor.
-    """
+    def __init__(self, storage: Storage, uri: str, num_bytes: int) -> None:
+        super().__init__()
+        self._storage, self._uri, self._num_bytes = storage, uri, num_bytes
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._num_bytes}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        start = self._position
+        stop = min(self._num_bytes, start + len(buffer))
+        if stop <= start:
+            return 0
+        buffer[: stop - start] = self._storage.read_range(self._uri, start, stop)
+        self._position = stop
+        return stop - start
+
+
+def _content_or_size(fs: fsspec.AbstractFileSystem, path: str) -> bytes | int:
+    """A small file, or the size of a large one."""
+    size: int | None = fs.size(path)
+    if size is not None and size > LARGE_OBJECT_BYTES:
+        return size
     try:
-        yield
-    except (OSError, ImportError, MemoryError):
+        return _whole(fs.cat_file(path), size)
+    except ShortReadError:
+        fs.invalidate_cache()  # the size may be that of an older version
         raise
-    except Exception as err:
-        raise OSError(f"{uri}: {type(err).__name__}: {err}") from err
+
+
+def _whole(data: bytes, size: int | None) -> bytes:
+    if size is not None and len(data) < size:
+        raise ShortReadError(f"{len(data)} bytes arrived of {size}")
+    return data
+
+
+def _client_repeats(uri: str) -> bool:
+    return uri.split("://", 1)[0] in REPEATING_CLIENTS
 
 
 def _replace(temporary: str, target: str) -> None:
