@@ -20,6 +20,7 @@ from manifests.row import ManifestRow
 from manifests.validation import parse_record
 from pipelines.options import InputOptions, ModelOptions, OutputOptions, RunOptions, UsageError
 from transforms.access import UriAccess
+from transforms.redaction import secrets_of
 
 IN_PROCESS = "FnApiRunner"
 _LOCAL = (None, "", "DirectRunner", "FnApiRunner", "SwitchingDirectRunner")
@@ -122,6 +123,11 @@ class SeparateConfig:
             "on_unsupported_query",
         )  # fmt: skip
         return {name: getattr(self, name) for name in (*names, "stem_format", "residual")}
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be said, logged or recorded."""
+        return secrets_of(self.storage_options)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for ``run.json``; options of storage may hold secrets and are left out."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +23,7 @@ from pipelines.progress import ProgressDisplay
 from pipelines.wiring import SeparateManifest
 from transforms import retries, tally
 from transforms.books import Books, read_books
+from transforms.redaction import redact
 
 Graph = beam.PTransform[Any, Any]
 
@@ -39,17 +39,6 @@ class Outcome:
     books: Books
     wall_s: float
     measurements: Measurements
-
-
-def configure_logging(level: str) -> None:
-    """Log lines on standard error; Beam's own only where they are errors, or wanted."""
-    logging.basicConfig(
-        level=level.upper(), format="%(levelname)s %(name)s: %(message)s", force=True
-    )
-    logging.captureWarnings(True)
-    debug = level == "debug"
-    logging.getLogger("py.warnings").setLevel(logging.WARNING if debug else logging.ERROR)
-    logging.getLogger("apache_beam").setLevel(logging.DEBUG if debug else logging.CRITICAL)
 
 
 def run_plan(plan: Plan, options: PipelineOptions, total: int | None) -> Outcome:
@@ -137,7 +126,7 @@ class _Job(threading.Thread):
             self.error = err
 
 
-def first_cause(error: BaseException) -> str:
-    """What went wrong, without the traceback that a runner puts into its message."""
+def first_cause(error: BaseException, secrets: Sequence[str] = ()) -> str:
+    """What went wrong, without the traceback that a runner puts into its message, or secrets."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
+    return redact(f"{type(error).__name__}: {lines[-1].strip() if lines else ''}", secrets)

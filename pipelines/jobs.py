@@ -17,6 +17,7 @@ from manifests.errors import ManifestError
 from pipelines import command_line
 from pipelines import options as flags
 from pipelines.config import SeparateConfig, separate_config
+from transforms.redaction import redact
 
 if TYPE_CHECKING:
     from transforms.books import Books
@@ -102,12 +103,17 @@ def main(
 ) -> int:
     """Parses, builds, runs; gives the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
+    secrets: tuple[str, ...] = ()
     try:
         options = command_line.parse(command.parser(), given)
         config = separate_config(options)
+        secrets = config.secrets
+        flags.forget_secrets(options)
         return _run_and_report(build(options, config), options)
     except (flags.UsageError, ManifestError) as err:
-        sys.stderr.write(f"error: {err}\nSee python -m {command.name} --help\n")
+        sys.stderr.write(
+            f"error: {redact(str(err), secrets)}\nSee python -m {command.name} --help\n"
+        )
         return flags.EXIT_USAGE
     except SystemExit as err:  # --help
         return int(err.code or 0)
@@ -121,12 +127,14 @@ def _run_and_report(job: Job, options: PipelineOptions) -> int:
     except (flags.UsageError, ManifestError):
         raise
     except Exception as err:
-        sys.stderr.write(f"error: the job failed: {execution.first_cause(err)}\n")
+        sys.stderr.write(
+            f"error: the job failed: {execution.first_cause(err, job.config.secrets)}\n"
+        )
         return flags.EXIT_JOB_FAILED
 
 
 def _run(job: Job, options: PipelineOptions) -> int:
-    from pipelines import execution, measurements, outputs, run_record
+    from pipelines import execution, logs, measurements, outputs, run_record
     from pipelines.plan import BOOKS, WORK
     from pipelines.preflight import check_packages
     from transforms.books import read_books
@@ -134,7 +142,7 @@ def _run(job: Job, options: PipelineOptions) -> int:
 
     config = job.config
     check_packages()
-    execution.configure_logging(config.execution.log_level)
+    logs.configure_logging(config.execution.log_level, config.secrets)
     storage = outputs.storage_of(config)
     outputs.examine(config, storage)
     record = run_record.new_record(
@@ -158,7 +166,8 @@ def _run(job: Job, options: PipelineOptions) -> int:
         if not books.balanced:
             raise execution.JobError(f"the books do not balance: {books}")
     except BaseException as err:
-        failed = {**record, "status": "failed", "error": execution.first_cause(err)}
+        cause = execution.first_cause(err, config.secrets)
+        failed = {**record, "status": "failed", "error": cause}
         run_record.write_record(storage, run_uri, failed)
         raise
     storage.remove(join(config.output, WORK))
@@ -176,6 +185,6 @@ def _run(job: Job, options: PipelineOptions) -> int:
 def _say(job: Job, books: Books) -> int:
     said = [f"{books.stems} of {books.rows} rows done, {books.dead_letters} failed"]
     said += [f"  {count} of {reason}" for reason, count in books.by_reason.items()]
-    sys.stdout.write("\n".join([*said, *job.closing]) + "\n")
+    sys.stdout.write(redact("\n".join([*said, *job.closing])) + "\n")
     over = books.failure_rate > job.config.max_failure_rate
     return flags.EXIT_FAILURE_RATE if over else flags.EXIT_OK

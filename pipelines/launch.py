@@ -22,10 +22,10 @@ from pipelines.config import SeparateConfig
 from pipelines.execution import (
     JobError,
     Outcome,
-    configure_logging,
     first_cause,
     run_plan,
 )
+from pipelines.logs import configure_logging
 from pipelines.options import (
     EXIT_FAILURE_RATE,
     EXIT_INTERRUPTED,
@@ -51,6 +51,7 @@ from pipelines.preflight import PackageCollisionError, check_packages
 from pipelines.run_record import FILE, code_version, manifest_facts, new_record, write_record
 from transforms import models
 from transforms.audio_io import describe
+from transforms.redaction import redact, redacted
 from transforms.storage import Storage, join
 
 ERROR_FILE = f"{WORK}/error.txt"
@@ -73,7 +74,7 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
     Raises:
         UsageError: a manifest, a model or the output folder cannot be used.
     """
-    configure_logging(config.execution.log_level)
+    configure_logging(config.execution.log_level, config.secrets)
     storage = storage_of(config)
     try:
         earlier = examine(config, storage)
@@ -82,7 +83,7 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
     except (ManifestError, UnknownModelError, CheckpointError, ValueError, OSError) as err:
         raise UsageError(str(err)) from err
     config = dataclasses.replace(config, scorer=facts.scorer)
-    settings = {**config.settings(), **facts.digests}
+    settings = redacted({**config.settings(), **facts.digests})
     require_same_settings(earlier, settings)
     record = new_record(
         config=config.to_json(),
@@ -110,7 +111,7 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
     )
     known = [each.rows for each in manifests] if manifests else [len(config.rows)]
     total = sum(rows for rows in known if rows is not None) if None not in known else None
-    with _recorded(storage, config.output, record):
+    with _recorded(storage, config, record):
         outcome = run_plan(plan, options, total)
         if not outcome.books.balanced:
             raise JobError(f"the books do not balance: {outcome.books}")
@@ -146,18 +147,20 @@ def model_facts(config: SeparateConfig) -> ModelFacts:
 
 
 @contextmanager
-def _recorded(storage: Storage, folder: str, record: dict[str, Any]) -> Iterator[None]:
+def _recorded(storage: Storage, config: SeparateConfig, record: dict[str, Any]) -> Iterator[None]:
     """Writes into ``run.json`` how a run ended that did not end well."""
-    uri = join(folder, FILE)
+    uri = join(config.output, FILE)
     try:
         yield
     except KeyboardInterrupt:
         write_record(storage, uri, {**record, "status": "interrupted"})
         raise
     except BaseException as err:
-        write_record(storage, uri, {**record, "status": "failed", "error": first_cause(err)})
-        details = "".join(traceback.format_exception(err))
-        storage.write_bytes(join(folder, ERROR_FILE), details.encode("utf-8", "replace"))
+        cause = first_cause(err, config.secrets)
+        write_record(storage, uri, {**record, "status": "failed", "error": cause})
+        details = redact("".join(traceback.format_exception(err)), config.secrets)
+        uri = join(config.output, ERROR_FILE)
+        storage.write_bytes(uri, details.encode("utf-8", "replace"))
         raise
 
 
@@ -178,7 +181,7 @@ def _finish(plan: Plan, earlier: Earlier, record: dict[str, Any], outcome: Outco
     tidy(config, plan.storage, earlier)
     outcome.measurements.log()
     for text in closing_lines(plan, books, outcome.measurements, wall_s=outcome.wall_s):
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(redact(text) + "\n")
     if books.failure_rate > config.max_failure_rate:
         sys.stdout.write(
             f"{books.failure_rate:.1%} of the rows failed; "
@@ -208,7 +211,7 @@ def run_separate(config: SeparateConfig, options: PipelineOptions) -> int:
     except UsageError:
         raise
     except Exception as err:
-        sys.stderr.write(f"error: the job failed: {first_cause(err)}\n")
-        details = join(config.output, ERROR_FILE)
+        sys.stderr.write(f"error: the job failed: {first_cause(err, config.secrets)}\n")
+        details = redact(join(config.output, ERROR_FILE))
         sys.stderr.write(f"Details are in {details}; --resume goes on from here\n")
         return EXIT_JOB_FAILED

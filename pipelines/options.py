@@ -17,6 +17,11 @@ class UsageError(ValueError):
     """Something about the command line that the user can put right."""
 
 
+def forget_secrets(options: PipelineOptions) -> None:
+    """Takes what the configuration has by then out of the options that a runner shows to people."""
+    options.view_as(InputOptions).storage_options = "{}"
+
+
 class InputOptions(PipelineOptions):
     """What is to be separated."""
 

@@ -11,6 +11,7 @@ from pipelines.options import UsageError
 from pipelines.plan import DEAD_LETTERS, JOURNAL, METRICS, STAGING, SUMMARY, WORK
 from pipelines.run_record import FILE, differences, read_record
 from transforms.access import UriAccess
+from transforms.redaction import redacted
 from transforms.storage import Storage, join
 from transforms.writing import STEMS_FOLDER
 
@@ -111,9 +112,10 @@ def _same_rows(config: SeparateConfig, earlier: Earlier) -> bool:
     if earlier.record is None:
         return False
     before = earlier.record.get("config", {})
-    if list(config.manifests) == before.get("manifests") and not config.rows:
+    manifests, rows = redacted(config.manifests), [row.to_record() for row in config.rows]
+    if manifests == before.get("manifests") and not rows:
         return True
     dead_letters = join(config.output, DEAD_LETTERS)
     return [uri.rstrip("/") for uri in config.manifests] == [dead_letters] or (
-        bool(config.rows) and [row.to_record() for row in config.rows] == before.get("rows")
+        bool(rows) and redacted(rows) == before.get("rows")
     )

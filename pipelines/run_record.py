@@ -18,6 +18,7 @@ from manifests.codec import expand
 from manifests.files import format_of, is_gzip, reading
 from manifests.schema import SCHEMA_VERSION
 from pipelines.preflight import DISTRIBUTION
+from transforms.redaction import redacted
 from transforms.storage import Storage
 
 FILE = "run.json"
@@ -119,16 +120,16 @@ def new_record(
     attempt: int,
     started_at: str,
 ) -> dict[str, Any]:
-    """The record of a run that is about to begin."""
+    """The record of a run that is about to begin, without credentials in its URIs."""
     return {
         "status": "running",
         "schema_version": SCHEMA_VERSION,
         "attempt": attempt,
         "command": [program_name()],
         "started_at": started_at,
-        "settings": dict(settings),
-        "config": dict(config),
-        "manifests": [dataclasses.asdict(facts) for facts in manifests],
+        "settings": redacted(settings),
+        "config": redacted(config),
+        "manifests": redacted([dataclasses.asdict(facts) for facts in manifests]),
         "versions": versions(),
     }
 

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import apache_beam as beam
 
-from manifests.schema import DEAD_LETTER_SCHEMA, METRICS_SCHEMA
+from manifests.schema import METRICS_SCHEMA
 from model.adaptation import Policy
 from model.conditioning import Normalisation
+from pipelines.dead_letters import WriteDeadLetters
 from pipelines.plan import (
     BOOKS,
-    DEAD_LETTERS,
     JOURNAL,
     METRICS,
     SUMMARY,
@@ -24,7 +24,7 @@ from transforms import books, failures, journal, metrics_rows, models
 from transforms.access import UriAccess
 from transforms.adaptation import AdaptQueries
 from transforms.audio_io import StemFormat
-from transforms.elements import Failure, MetricsRow
+from transforms.elements import MetricsRow
 from transforms.grouping import GroupByMixture
 from transforms.long_recordings import SeparateLongRecordings
 from transforms.lookahead import Overlap
@@ -113,16 +113,8 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             | "EveryRow" >> beam.Flatten()
             | "Summarise" >> SummariseMetrics(uri=plan.uri(SUMMARY), storage=plan.storage)
         )
-        dead_letter_files = (
-            all_failed
-            | "DeadLetterRows" >> beam.Map(_dead_letter).with_output_types(TableRow)
-            | "WriteDeadLetters"
-            >> WriteTable(
-                uri=plan.uri(DEAD_LETTERS),
-                schema=DEAD_LETTER_SCHEMA,
-                storage=plan.storage,
-                prefix=plan.prefix,
-            )
+        dead_letter_files = all_failed | "WriteDeadLetters" >> WriteDeadLetters(
+            plan.config.output, plan.storage, plan.prefix
         )
         return {
             books.RECOVERED: recovered,
@@ -253,12 +245,3 @@ def _recovered(kept: journal.KeptRow) -> list[MetricsRow]:
 
 def _in_table(kept: journal.KeptRow) -> list[MetricsRow]:
     return [kept.row] if kept.in_table else []
-
-
-def _dead_letter(failure: Failure) -> TableRow:
-    return TableRow(
-        partition="",
-        key=failures.sort_key(failure),
-        record=failures.record_of(failure),
-        extra=failures.extra_of(failure),
-    )

@@ -10,6 +10,8 @@ from typing import Any
 
 from jinja2 import BaseLoader, Environment, StrictUndefined
 
+from transforms.redaction import redact
+
 
 def render(context: Mapping[str, Any], data: str) -> str:
     """Fills the template; every value in ``context`` is text and is escaped as such.
@@ -25,7 +27,11 @@ def render(context: Mapping[str, Any], data: str) -> str:
         data: JSON of :func:`pipelines.reporting.clip_data.script_json`.
     """
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, loader=BaseLoader(), trim_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        loader=BaseLoader(),
+        trim_blocks=True,
+        finalize=_discreet,
     )
     script = _read("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -36,6 +42,11 @@ def render(context: Mapping[str, Any], data: str) -> str:
         script_hash=f"'sha256-{digest}'",
         data=data,
     )
+
+
+def _discreet(value: Any) -> Any:
+    """Text without credentials; what is marked safe holds none."""
+    return redact(value) if type(value) is str else value
 
 
 def _read(name: str) -> str:
