@@ -20,9 +20,11 @@ from manifests.row import ManifestRow
 from manifests.validation import parse_record
 from pipelines.options import InputOptions, ModelOptions, OutputOptions, RunOptions, UsageError
 from transforms.access import UriAccess
+from transforms.cores import cores
 from transforms.redaction import secrets_of
 
 IN_PROCESS = "FnApiRunner"
+DATAFLOW = "DataflowRunner"
 _LOCAL = (None, "", "DirectRunner", "FnApiRunner", "SwitchingDirectRunner")
 _REFUSED = {
     "DaskRunner": "it silently loses data (Beam 2.77 drops what finish_bundle gives)",
@@ -38,7 +40,7 @@ class Execution:
     Attributes:
         runner: a Beam runner; ``FnApiRunner`` in this process.
         num_workers: worker processes of a local run.
-        num_threads: threads of the network in each.
+        num_threads: threads of the network in each; 0: the cores of whichever machine it runs on.
         resource_hints: of the separation step.
         share_model: one copy of the model for all worker processes of a machine.
         progress: ``auto``, ``bar``, ``log`` or ``none``.
@@ -207,20 +209,17 @@ def _execution(options: PipelineOptions) -> Execution:
         workers = direct.direct_num_workers
     _check_least("--num_workers", workers, 1)
     num_workers = int(workers) if local else 1
+    threads = max(1, cores() // num_workers) if local else 0
     hints = {"accelerator": run.accelerator, "min_ram": run.min_ram}
     return Execution(
         runner=IN_PROCESS if local else str(name),
         num_workers=num_workers,
-        num_threads=options.view_as(ModelOptions).num_threads or _cores() // num_workers or 1,
+        num_threads=options.view_as(ModelOptions).num_threads or threads,
         resource_hints={key: value for key, value in hints.items() if value},
         share_model=run.share_model,
         progress=run.progress,
         log_level=run.log_level,
     )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _rows(given: InputOptions) -> tuple[ManifestRow, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import tempfile
 import threading
@@ -19,7 +20,12 @@ from pipelines.config import Execution
 from pipelines.local_runner import local_runner
 from pipelines.measurements import Measurements, measurements_of
 from pipelines.plan import BOOKS, Plan
-from pipelines.progress import ProgressDisplay
+from pipelines.progress import (
+    LINE_INTERVAL_S,
+    REMOTE_LINE_INTERVAL_S,
+    ProgressDisplay,
+    Snapshot,
+)
 from pipelines.wiring import SeparateManifest
 from transforms import retries, tally
 from transforms.books import Books, read_books
@@ -41,8 +47,21 @@ class Outcome:
     measurements: Measurements
 
 
-def run_plan(plan: Plan, options: PipelineOptions, total: int | None) -> Outcome:
+def run_plan(
+    plan: Plan,
+    options: PipelineOptions,
+    total: int | None,
+    runner: PipelineRunner | None = None,
+    counts: Snapshot | None = None,
+) -> Outcome:
     """Runs the graph and shows how far it is.
+
+    Args:
+        plan: what to run.
+        options: of Beam.
+        total: rows, where it is known.
+        runner: None for the one that ``plan`` names.
+        counts: how far a job elsewhere is.
 
     Raises:
         JobError: it did not succeed.
@@ -55,8 +74,10 @@ def run_plan(plan: Plan, options: PipelineOptions, total: int | None) -> Outcome
         if shared is not None:
             os.environ[tally.FOLDER_VARIABLE] = shared
         try:
-            with ProgressDisplay(execution.progress, total, lambda: tally.snapshot(shared)):
-                result = run_graph(SeparateManifest(plan), execution, options)
+            interval_s = LINE_INTERVAL_S if counts is None else REMOTE_LINE_INTERVAL_S
+            counts = counts or functools.partial(tally.snapshot, shared)
+            with ProgressDisplay(execution.progress, total, counts, interval_s):
+                result = run_graph(SeparateManifest(plan), execution, options, runner)
         finally:
             os.environ.pop(tally.FOLDER_VARIABLE, None)
     return Outcome(
@@ -66,15 +87,20 @@ def run_plan(plan: Plan, options: PipelineOptions, total: int | None) -> Outcome
     )
 
 
-def run_graph(graph: Graph, execution: Execution, options: PipelineOptions) -> PipelineResult:
-    """Runs a graph to its end, on the engine that is asked for.
+def run_graph(
+    graph: Graph,
+    execution: Execution,
+    options: PipelineOptions,
+    runner: PipelineRunner | None = None,
+) -> PipelineResult:
+    """Runs a graph to its end, on ``runner`` or the engine that is asked for.
 
     Raises:
         JobError: it did not succeed.
         WorkerError: a worker process died, or the engine does not end.
     """
-    with _engine(execution, options) as (runner, check):
-        job = _Job(graph, runner, options)
+    with _engine(execution, options, runner) as (engine, check):
+        job = _Job(graph, engine, options)
         job.start()
         while job.is_alive():
             job.join(timeout=0.2)
@@ -90,14 +116,14 @@ def run_graph(graph: Graph, execution: Execution, options: PipelineOptions) -> P
 
 @contextmanager
 def _engine(
-    execution: Execution, options: PipelineOptions
+    execution: Execution, options: PipelineOptions, given: PipelineRunner | None
 ) -> Iterator[tuple[PipelineRunner | None, Callable[[], None]]]:
     """What runs the graph (None: what the options say), and a check whether it still does."""
     if execution.is_local:
         with local_runner(options, execution.num_workers) as (runner, watch):
             yield runner, watch.check if watch is not None else _nothing
     else:
-        yield None, _nothing
+        yield given, _nothing
 
 
 def _nothing() -> None:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineRunner
 
 from manifests.errors import ManifestError
 from pipelines import command_line
 from pipelines import options as flags
-from pipelines.config import SeparateConfig, separate_config
+from pipelines.config import DATAFLOW, SeparateConfig, separate_config
 from transforms.redaction import redact
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ def _run(job: Job, options: PipelineOptions) -> int:
     config = job.config
     check_packages()
     logs.configure_logging(config.execution.log_level, config.secrets)
+    runner = _runner_of(config, options)
     storage = outputs.storage_of(config)
     outputs.examine(config, storage)
     record = run_record.new_record(
@@ -160,7 +162,7 @@ def _run(job: Job, options: PipelineOptions) -> int:
     run_record.write_record(storage, run_uri, record)
     started_s = time.monotonic()
     try:
-        result = execution.run_graph(job.graph, config.execution, options)
+        result = execution.run_graph(job.graph, config.execution, options, runner)
         measured = measurements.measurements_of(result)
         books = read_books(storage, join(config.output, BOOKS))
         if not books.balanced:
@@ -180,6 +182,16 @@ def _run(job: Job, options: PipelineOptions) -> int:
     }
     run_record.write_record(storage, run_uri, {**record, **end})
     return _say(job, books)
+
+
+def _runner_of(config: SeparateConfig, options: PipelineOptions) -> PipelineRunner | None:
+    """The runner where it is not Beam's own; None for the one that ``config`` names."""
+    if config.execution.runner != DATAFLOW:
+        return None
+    from pipelines import dataflow
+
+    dataflow.check(config, options)
+    return dataflow.runner_for(config.execution)
 
 
 def _say(job: Job, books: Books) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -18,11 +20,12 @@ from model.fetch import CheckpointError
 from model.registry import UnknownModelError
 from model.separator import Capabilities
 from pipelines.closing import closing_lines
-from pipelines.config import SeparateConfig
+from pipelines.config import DATAFLOW, SeparateConfig
 from pipelines.execution import (
     JobError,
     Outcome,
     first_cause,
+    run_graph,
     run_plan,
 )
 from pipelines.logs import configure_logging
@@ -49,12 +52,18 @@ from pipelines.plan import (
 )
 from pipelines.preflight import PackageCollisionError, check_packages
 from pipelines.run_record import FILE, code_version, manifest_facts, new_record, write_record
+from pipelines.wiring import SeparateManifest
 from transforms import models
 from transforms.audio_io import describe
 from transforms.redaction import redact, redacted
 from transforms.storage import Storage, join
 
 ERROR_FILE = f"{WORK}/error.txt"
+SUBMITTED = "submitted"
+
+
+class JobGoesOnError(RuntimeError):
+    """Waiting was interrupted; the job, which is elsewhere, was not."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +84,14 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
         UsageError: a manifest, a model or the output folder cannot be used.
     """
     configure_logging(config.execution.log_level, config.secrets)
+    on_dataflow = config.execution.runner == DATAFLOW
+    if on_dataflow:
+        _dataflow().check(config, options)
     storage = storage_of(config)
     try:
         earlier = examine(config, storage)
+        if earlier.record is not None and "job" in earlier.record:
+            _dataflow().require_ended(earlier.record, options)
         manifests = manifest_facts(config.manifests, storage)
         facts = model_facts(config)
     except (ManifestError, UnknownModelError, CheckpointError, ValueError, OSError) as err:
@@ -92,12 +106,6 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
         attempt=earlier.attempt,
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    try:
-        if config.overwrite:
-            clear(config, storage)
-        write_record(storage, join(config.output, FILE), record)
-    except OSError as err:
-        raise UsageError(f"--output: cannot be written: {describe(err, config.output)}") from err
     plan = Plan(
         config=config,
         storage=storage,
@@ -111,11 +119,51 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
     )
     known = [each.rows for each in manifests] if manifests else [len(config.rows)]
     total = sum(rows for rows in known if rows is not None) if None not in known else None
+    if on_dataflow and _dataflow().is_dry_run(options):
+        runner = _dataflow().runner_for(config.execution)
+        run_graph(SeparateManifest(plan), config.execution, options, runner)
+        sys.stdout.write("dry run: the job can be built; nothing was staged or submitted\n")
+        return EXIT_OK
+    try:
+        if config.overwrite:
+            clear(config, storage)
+        write_record(storage, join(config.output, FILE), record)
+    except OSError as err:
+        raise UsageError(f"--output: cannot be written: {describe(err, config.output)}") from err
     with _recorded(storage, config, record):
-        outcome = run_plan(plan, options, total)
+        if on_dataflow:
+            outcome = _run_on_dataflow(plan, options, total, record)
+        else:
+            outcome = run_plan(plan, options, total)
+        if outcome is None:
+            return EXIT_OK
         if not outcome.books.balanced:
             raise JobError(f"the books do not balance: {outcome.books}")
     return _finish(plan, earlier, record, outcome)
+
+
+def _dataflow() -> ModuleType:
+    """Imported where it is needed: it brings Google's libraries, which take seconds."""
+    return importlib.import_module("pipelines.dataflow")
+
+
+def _run_on_dataflow(
+    plan: Plan, options: PipelineOptions, total: int | None, record: dict[str, Any]
+) -> Outcome | None:
+    """Submits and waits; None where the job was only left as a template."""
+
+    def submitted(job: Any) -> None:
+        record.update(status=SUBMITTED, job=dataclasses.asdict(job))
+        write_record(plan.storage, plan.uri(FILE), record)
+
+    runner = _dataflow().runner_for(plan.config.execution, submitted)
+    template = _dataflow().template_of(options)
+    if template is None:
+        return run_plan(plan, options, total, runner, runner.counts)
+    run_graph(SeparateManifest(plan), plan.config.execution, options, runner)
+    write_record(plan.storage, plan.uri(FILE), {**record, "status": SUBMITTED})
+    sys.stdout.write(f"the job was left at {template}, to be submitted from there\n")
+    return None
 
 
 def model_facts(config: SeparateConfig) -> ModelFacts:
@@ -153,6 +201,8 @@ def _recorded(storage: Storage, config: SeparateConfig, record: dict[str, Any]) 
     try:
         yield
     except KeyboardInterrupt:
+        if "job" in record:
+            raise JobGoesOnError(f"Dataflow job {record['job']['id']} goes on") from None
         write_record(storage, uri, {**record, "status": "interrupted"})
         raise
     except BaseException as err:
@@ -200,6 +250,9 @@ def run_separate(config: SeparateConfig, options: PipelineOptions) -> int:
     try:
         check_packages()
         return separate(config, options)
+    except JobGoesOnError as err:
+        sys.stderr.write(f"no longer waiting: {err}; --resume closes the run when it has ended\n")
+        return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         staging = storage_of(config).staging
         for file in Path(staging).glob(".writing-*") if staging is not None else ():

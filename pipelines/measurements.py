@@ -60,6 +60,12 @@ class Measurements:
         added = {name: self.counters.get(name, 0) + counters.get(name, 0) for name in names}
         return dataclasses.replace(self, counters=added)
 
+    def progress(self) -> dict[str, float]:
+        """Rows done and failed so far, and their audio."""
+        failed = sum(v for name, v in self.counters.items() if name.endswith("/dead"))
+        done = self.counters.get("WriteStems/out", 0)
+        return {"done": done, "failed": failed, "audio_s": self.audio_s}
+
     def to_json(self) -> dict[str, Any]:
         """As it stands in ``run.json``."""
         found = {name: each.to_json() for name, each in self.distributions.items()}

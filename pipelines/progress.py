@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 LINE_INTERVAL_S = 10.0
+REMOTE_LINE_INTERVAL_S = 60.0
 _BAR_INTERVAL_S = 0.25
 Snapshot = Callable[[], Mapping[str, float]]
 
@@ -20,17 +21,25 @@ Snapshot = Callable[[], Mapping[str, float]]
 class ProgressDisplay:
     """Shows counts while the body of a ``with`` statement runs, on standard error."""
 
-    def __init__(self, style: str, total: int | None, snapshot: Snapshot) -> None:
+    def __init__(
+        self,
+        style: str,
+        total: int | None,
+        snapshot: Snapshot,
+        interval_s: float = LINE_INTERVAL_S,
+    ) -> None:
         """Nothing is shown yet.
 
         Args:
             style: ``auto``, ``bar``, ``log`` or ``none``.
             total: rows, where it is known.
             snapshot: gives ``done``, ``failed`` and ``audio_s``.
+            interval_s: between lines.
         """
         if style == "auto":
             style = "bar" if sys.stderr.isatty() else "log"
         self._style, self._total, self._snapshot = style, total, snapshot
+        self._interval_s = interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
         self._started_s = 0.0
@@ -88,7 +97,7 @@ class ProgressDisplay:
                     return
 
     def _show_lines(self) -> None:
-        while not self._stop.wait(LINE_INTERVAL_S):
+        while not self._stop.wait(self._interval_s):
             sys.stderr.write(line(self._snapshot(), self._total, self._elapsed_s()) + "\n")
             sys.stderr.flush()
 

@@ -14,6 +14,7 @@ from apache_beam.metrics.metric import Metrics
 
 from model.conditioning import Condition, Normalisation
 from model.separator import Separator
+from transforms.cores import cores
 from transforms.elements import Samples
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ class NetworkSettings:
 
     Attributes:
         batch_size: the most windows, channels counted, in one forward pass.
-        num_threads: threads on a CPU; each runs batches of its own, with one OpenMP thread.
+        num_threads: threads on a CPU; each runs batches of its own, with one OpenMP thread. 0: as
+            many as the machine it runs on has cores.
         normalisation: of the condition.
     """
 
@@ -48,8 +50,8 @@ class NetworkSettings:
 
     def __post_init__(self) -> None:
         """Checks the counts."""
-        if self.batch_size < 1 or self.num_threads < 1:
-            raise ValueError(f"{self}: batch_size and num_threads must be at least 1")
+        if self.batch_size < 1 or self.num_threads < 0:
+            raise ValueError(f"{self}: batch_size must be at least 1, num_threads at least 0")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,7 +100,7 @@ class Network:
         self.device = device
         self.batch_size = settings.batch_size
         self._settings = settings
-        threads = settings.num_threads if device == "cpu" else 1
+        threads = (settings.num_threads or cores()) if device == "cpu" else 1
         self._pool = ThreadPoolExecutor(threads, "network") if threads > 1 else None
         self._num_threads = threads
         self._took = Metrics.distribution("SeparateClips", "network_msec")

@@ -16,6 +16,7 @@ from model import audio as waveforms
 from model.clap import QueryEncoder
 from model.metrics import ClipScore, score_pair
 from transforms import models
+from transforms.cores import cores
 from transforms.elements import RowQuery, Samples, ScoredClip, Scores, SeparatedClip, Stem
 from transforms.similarity import CLAP_COLUMNS, Embeddings, clap_scores
 
@@ -30,7 +31,7 @@ class ScoringSettings:
         scorer: the CLAP that gives the CLAPScores; None for none.
         model_rate_hz: the rate at which stems come.
         batch_size: clips the scorer hears at once.
-        num_threads: threads on a CPU.
+        num_threads: threads on a CPU; 0: as many as the machine it runs on has cores.
     """
 
     scorer: models.ScorerChoice | None
@@ -51,7 +52,8 @@ class Scoring:
         if settings.scorer is not None:
             self.encoder = models.load_scorer(settings.scorer)
             device = settings.scorer.model.resolved_device()
-        threads = settings.num_threads if device == "cpu" else 1
+        threads = (settings.num_threads or cores()) if device == "cpu" else 1
+        self._num_threads = threads
         self._pool = ThreadPoolExecutor(threads, "score") if threads > 1 else None
 
     @property
@@ -98,7 +100,7 @@ class Scoring:
         audible = [i for i, signal in enumerate(signals) if signal is not None and signal.any()]
         size = self._settings.batch_size
         if self._pool is not None:
-            size = min(size, -(-len(audible) // self._settings.num_threads) or 1)
+            size = min(size, -(-len(audible) // self._num_threads) or 1)
         batches = [audible[begin : begin + size] for begin in range(0, len(audible), size)]
         results = self._mapped(
             self._embed_batch, [[signals[i] for i in batch] for batch in batches]

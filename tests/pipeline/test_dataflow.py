@@ -1,0 +1,380 @@
+"""The main job handed to Dataflow: what is submitted, what its answers become, what is said."""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import functools
+import io
+import json
+import re
+import tarfile
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from apache_beam.metrics.metric import MetricsFilter
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability import common_urns, python_urns
+from apache_beam.portability.api import beam_runner_api_pb2
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+
+import cloud
+import dataflow_job
+import tone_runs
+from pipelines import options, separate
+from pipelines.preflight import PACKAGES
+
+pytestmark = pytest.mark.timeout(300)
+JOBS = f"/v1b3/projects/{cloud.PROJECT}/locations/{cloud.REGION}/jobs"
+CREATE, POLL = f"POST {JOBS}", f"GET {JOBS}/{cloud.JOB_ID}"
+STAGE = "/SeparateMixtures/"
+
+
+@pytest.fixture(scope="module")
+def submission(tmp_path_factory: pytest.TempPathFactory) -> dataflow_job.Submission:
+    """The command as a user gives it, in a process of its own: there it is ``__main__``."""
+    found = dataflow_job.submit(tmp_path_factory.mktemp("submission"))
+    assert found.result.returncode == 0, found.result.stderr
+    return found
+
+
+def test_the_job_is_the_one_in_the_snapshot(submission: dataflow_job.Submission) -> None:
+    """``PYTHONPATH=. python tests/dataflow_job.py`` writes it anew."""
+    expected = json.loads(dataflow_job.SNAPSHOT.read_text(encoding="utf-8"))
+    assert dataflow_job.readable(submission) == expected
+
+
+def test_workers_are_those_that_were_asked_for(submission: dataflow_job.Submission) -> None:
+    environment = submission.job["environment"]
+    (pool,) = environment["workerPools"]
+    assert (pool["machineType"], pool["diskSizeGb"]) == ("g2-standard-8", 100)
+    assert (pool["numWorkers"], pool["numThreadsPerWorker"]) == (2, 4)
+    assert pool["autoscalingSettings"] == {"algorithm": 2, "maxNumWorkers": 20}
+    images = {each["containerImage"] for each in pool["sdkHarnessContainerImages"]}
+    assert images == {dataflow_job.IMAGE}
+    assert submission.job["labels"] == {"team": "audio"}
+    assert "no_use_multiple_sdk_containers" in environment["experiments"]
+    assert "use_multiple_sdk_containers" not in environment["experiments"]
+
+
+def test_only_the_separation_step_asks_for_an_accelerator(
+    submission: dataflow_job.Submission,
+) -> None:
+    components = submission.pipeline.components
+    hinted, plain = set(), set()
+    for step in components.transforms.values():
+        if step.environment_id and not step.subtransforms:
+            hints = dict(components.environments[step.environment_id].resource_hints)
+            (hinted if hints else plain).add(step.unique_name)
+            if hints:
+                assert hints == {
+                    "beam:resources:accelerator:v1": dataflow_job.ACCELERATOR.encode(),
+                    "beam:resources:min_ram_bytes:v1": b"16000000000",
+                }
+    assert hinted
+    assert all(STAGE in name for name in hinted)
+    assert not any(STAGE in name for name in plain)
+
+
+def test_the_source_distribution_of_all_packages_is_staged(
+    submission: dataflow_job.Submission,
+) -> None:
+    (data,) = (data for key, data in submission.objects.items() if key.endswith("workflow.tar.gz"))
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {f"{package}/__init__.py" for package in PACKAGES} <= names
+    assert {"setup.py", "manifests/examples/demo.csv", "pipelines/separate.py"} <= names
+    assert not {name for name in names if name.startswith(("tests/", "bench/"))}
+    for environment in submission.pipeline.components.environments.values():
+        staged = [
+            beam_runner_api_pb2.ArtifactStagingToRolePayload.FromString(each.role_payload)
+            for each in environment.dependencies
+        ]
+        assert "workflow.tar.gz" in {each.staged_name for each in staged}
+
+
+def _pickled(pipeline: beam_runner_api_pb2.Pipeline) -> Iterator[bytes]:
+    """What was pickled into the graph: zlib or bz2, in base64, anywhere in a step's payload."""
+    for step in pipeline.components.transforms.values():
+        for found in re.findall(rb"[A-Za-z0-9+/]{80,}={0,2}", step.spec.payload):
+            raw = base64.b64decode(found[: len(found) // 4 * 4])
+            for unpack in (zlib.decompress, bz2.decompress):
+                try:
+                    yield unpack(raw)
+                except (zlib.error, OSError, ValueError):
+                    continue
+
+
+def test_nothing_of_the_started_module_is_pickled(submission: dataflow_job.Submission) -> None:
+    pickled = list(_pickled(submission.pipeline))
+    everything = b"".join(pickled)
+    for known in (b"transforms.writing", b"transforms.separation", b"pipelines.wiring"):
+        assert known in everything  # so that the search below would find something
+    assert b"__main__" not in everything
+    assert b"__main__" not in submission.pipeline.SerializeToString()
+
+
+def test_the_user_is_told_how_to_watch_stop_and_resume(
+    submission: dataflow_job.Submission,
+) -> None:
+    said = submission.result.stderr
+    place = f"{cloud.JOB_ID} --region={cloud.REGION} --project={cloud.PROJECT}"
+    assert f"Dataflow job {cloud.JOB_ID} (clapsep-test) was submitted" in said
+    console = "https://console.cloud.google.com/dataflow/jobs"
+    assert f"{console}/{cloud.REGION}/{cloud.JOB_ID}?project={cloud.PROJECT}" in said
+    assert f"gcloud dataflow jobs show {place}" in said
+    assert f"gcloud dataflow jobs cancel {place}" in said
+    assert "--resume" in said
+
+
+def test_the_record_holds_the_job_and_its_counters(submission: dataflow_job.Submission) -> None:
+    record = json.loads(submission.objects[f"{dataflow_job.BUCKET}/out/run.json"])
+    assert record["status"] == "finished"
+    assert record["job"] == {
+        "id": cloud.JOB_ID,
+        "name": "clapsep-test",
+        "project": cloud.PROJECT,
+        "region": cloud.REGION,
+    }
+    assert record["counters"] == {"WriteStems/audio_msec": 5_000}
+    assert record["distributions"]["SeparateClips/network_msec"]["mean"] == 45
+    assert "1 clips (5 s of audio)" in submission.result.stdout
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[cloud.Cloud]:
+    with cloud.serving() as found:
+        yield found
+
+
+@pytest.fixture
+def dataflow(server: cloud.Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[cloud.Cloud]:
+    """A fresh cloud with a manifest of one row; waiting for it takes no time."""
+    server.reset()
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.02)))
+    server.objects[f"{dataflow_job.BUCKET}/rows.jsonl"] = json.dumps(dataflow_job.ROW).encode()
+    fsspec.filesystem("gs").clear_instance_cache()
+    with tone_runs.tones_as_models():
+        yield server
+    fsspec.filesystem("gs").clear_instance_cache()
+
+
+def _run(server: cloud.Cloud, *extra: str, without: str = "") -> int:
+    given = {name: value for name, value in dataflow_job.BASIC.items() if name != without}
+    return separate.run([*dataflow_job.flags(given, server.url), *extra])
+
+
+def _record(server: cloud.Cloud) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(server.objects[f"{dataflow_job.BUCKET}/out/run.json"])
+    return record
+
+
+def _play(server: cloud.Cloud) -> None:
+    """Does what the workers would: runs the staged graph, and reports its metrics."""
+    (data,) = (data for key, data in server.objects.items() if key.endswith("/pipeline.pb"))
+    pipeline = beam_runner_api_pb2.Pipeline.FromString(data)
+    for environment in pipeline.components.environments.values():
+        assert environment.urn == common_urns.environments.DOCKER.urn
+        environment.urn, environment.payload = python_urns.EMBEDDED_PYTHON, b""
+        del environment.dependencies[:]
+    result = FnApiRunner().run_via_runner_api(pipeline, PipelineOptions([]))
+    result.wait_until_finish()
+    found = result.metrics().query(MetricsFilter())
+    for entry in found["counters"]:
+        metric = entry.key.metric
+        server.metrics += cloud.counter(metric.namespace, metric.name, entry.committed)
+    for entry in found["distributions"]:
+        metric, values = entry.key.metric, entry.committed.data
+        numbers = (values.count, values.sum, values.min, values.max)
+        server.metrics += cloud.distribution(metric.namespace, metric.name, *numbers)
+
+
+def test_the_submitted_graph_gives_what_a_local_run_gives(
+    dataflow: cloud.Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server plays the workers with the graph that was staged, from bucket to bucket."""
+    rows = tone_runs.write_mixtures(tmp_path / "clips")
+    local = tmp_path / "local"
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    assert tone_runs.run("--manifest", manifest, "--output", local) == 0
+    there = json.dumps(rows[:]).replace(str(tmp_path / "clips"), f"gs://{dataflow_job.BUCKET}")
+    lines = "\n".join(json.dumps(row) for row in json.loads(there))
+    dataflow.objects[f"{dataflow_job.BUCKET}/rows.jsonl"] = lines.encode()
+    for path in (tmp_path / "clips").iterdir():
+        dataflow.objects[f"{dataflow_job.BUCKET}/{path.name}"] = path.read_bytes()
+
+    dataflow.work = functools.partial(_play, dataflow)
+    assert _run(dataflow) == 0, capsys.readouterr().err
+    copy = tmp_path / "copy"
+    prefix = f"{dataflow_job.BUCKET}/out/"
+    for key, data in list(dataflow.objects.items()):
+        if key.startswith(prefix):
+            path = copy / key.removeprefix(prefix)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    tone_runs.assert_same_results(local, copy)
+    record = tone_runs.record(copy)
+    assert (record["status"], record["books"]["stems"]) == ("finished", 6)
+    assert record["counters"] == tone_runs.record(local)["counters"]
+    assert not (copy / "_work").exists()
+
+
+def _until(happened: Any) -> None:
+    while not happened():
+        time.sleep(0.01)
+
+
+def _finish(server: cloud.Cloud) -> None:
+    books = {"rows": 1, "stems": 1, "metrics_files": 1}
+    server.work = lambda: server.objects.update(
+        {f"{dataflow_job.BUCKET}/out/_work/books.json": json.dumps(books).encode()}
+    )
+
+
+def test_what_fails_for_a_moment_is_asked_again(dataflow: cloud.Cloud) -> None:
+    _finish(dataflow)
+    dataflow.faults = {CREATE: [503, 503], POLL: [503, 503, 503]}
+    assert _run(dataflow) == options.EXIT_OK
+    assert dataflow.asked.count(CREATE) == 3
+    assert len(dataflow.jobs) == 1
+    assert dataflow.asked.count(POLL) >= 4
+
+
+def test_counters_that_cannot_be_had_do_not_fail_a_job_that_is_done(
+    dataflow: cloud.Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    _finish(dataflow)
+    dataflow.faults = {f"{POLL}/metrics": [403] * 20}
+    assert _run(dataflow) == options.EXIT_OK
+    assert _record(dataflow)["counters"] == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [(403, "roles/dataflow.developer on project test-project"), (409, "another --job_name")],
+)
+def test_a_refusal_is_said_at_once_and_what_to_do(
+    dataflow: cloud.Cloud, code: int, advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataflow.faults = {CREATE: [code]}
+    assert _run(dataflow) == options.EXIT_JOB_FAILED
+    assert dataflow.asked.count(CREATE) == 1
+    said = capsys.readouterr().err
+    assert f"Dataflow did not take the job ({code}: " in said
+    assert advice in said
+    assert "Traceback" not in said
+    assert _record(dataflow)["status"] == "failed"
+
+
+def test_a_failed_job_is_said_with_its_last_error(
+    dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataflow.states = ["JOB_STATE_RUNNING", "JOB_STATE_FAILED"]
+    message = {
+        "id": "m",
+        "time": cloud.TIME,
+        "messageImportance": "JOB_MESSAGE_ERROR",
+        "messageText": "Traceback (most recent call last):\nValueError: no such device",
+    }
+    dataflow.messages = [message]
+    assert _run(dataflow) == options.EXIT_JOB_FAILED
+    said = capsys.readouterr().err
+    assert f"Dataflow job {cloud.JOB_ID} ended as FAILED: ValueError: no such device" in said
+    record = _record(dataflow)
+    assert (record["status"], record["job"]["id"]) == ("failed", cloud.JOB_ID)
+
+
+def test_a_cancelled_job_is_no_success(
+    dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataflow.states = ["JOB_STATE_RUNNING", "JOB_STATE_CANCELLED"]
+    assert _run(dataflow) == options.EXIT_JOB_FAILED
+    assert "ended as CANCELLED: Dataflow gives no reason" in capsys.readouterr().err
+
+
+def test_a_run_is_not_resumed_while_its_job_goes_on(
+    dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataflow.states = ["JOB_STATE_RUNNING", "JOB_STATE_FAILED"]
+    assert _run(dataflow) == options.EXIT_JOB_FAILED
+    dataflow.states = ["JOB_STATE_RUNNING"]
+    assert _run(dataflow, "--resume") == options.EXIT_USAGE
+    assert f"Dataflow job {cloud.JOB_ID} of that run is RUNNING" in capsys.readouterr().err
+    dataflow.faults = {POLL: [404]}
+    dataflow.states = ["JOB_STATE_RUNNING", "JOB_STATE_DONE"]
+    _finish(dataflow)
+    assert _run(dataflow, "--resume") == options.EXIT_OK
+    assert _record(dataflow)["attempt"] == 1
+
+
+def test_an_interrupt_stops_the_waiting_only(
+    dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataflow.states = ["JOB_STATE_RUNNING"]
+
+    def interrupted(*_: object) -> None:
+        _until(lambda: POLL in dataflow.asked)
+        raise KeyboardInterrupt
+
+    from pipelines import execution
+
+    started = execution._Job.start
+
+    def start(job: threading.Thread) -> None:
+        started(job)  # type: ignore[arg-type]
+        interrupted()
+
+    monkeypatch.setattr(execution._Job, "start", start)
+    assert _run(dataflow) == options.EXIT_INTERRUPTED
+    assert f"no longer waiting: Dataflow job {cloud.JOB_ID} goes on" in capsys.readouterr().err
+    assert _record(dataflow)["status"] == "submitted"
+    dataflow.states = ["JOB_STATE_CANCELLED"]  # so that the thread that follows it ends
+
+
+def test_a_dry_run_builds_the_job_and_leaves_nothing(
+    dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(dataflow.objects)
+    assert _run(dataflow, "--dry_run=True") == options.EXIT_OK
+    assert "nothing was staged or submitted" in capsys.readouterr().out
+    assert set(dataflow.objects) == before
+    assert dataflow.jobs == []
+
+
+def test_a_template_is_left_where_it_is_wanted(
+    dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    location = f"gs://{dataflow_job.BUCKET}/templates/job"
+    assert _run(dataflow, f"--template_location={location}") == options.EXIT_OK
+    assert f"the job was left at {location}" in capsys.readouterr().out
+    job = json.loads(dataflow.objects[f"{dataflow_job.BUCKET}/templates/job"])
+    assert job["name"] == "clapsep-test"
+    assert dataflow.jobs == []
+    assert _record(dataflow)["status"] == "submitted"
+
+
+@pytest.mark.parametrize("flag", ["project", "region", "temp_location", "sdk_container_image"])
+def test_what_is_missing_is_named_before_anything_is_done(
+    dataflow: cloud.Cloud, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataflow.asked.clear()
+    assert _run(dataflow, without=flag) == options.EXIT_USAGE
+    assert f"--{flag}" in capsys.readouterr().err
+    assert dataflow.asked == []
+
+
+@pytest.mark.parametrize("flag", ["manifest", "output", "temp_location"])
+def test_places_that_workers_cannot_reach_are_refused(
+    dataflow: cloud.Cloud, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(dataflow, f"--{flag}=here/it/is", without=flag) == options.EXIT_USAGE
+    assert "Dataflow's workers cannot reach it" in capsys.readouterr().err
