@@ -49,6 +49,18 @@ def place(
     return window
 
 
+def shift(window: Audio, rng: np.random.Generator) -> Audio:
+    """Moves a window's content by up to half the window, and leaves silence behind it.
+
+    So a sound begins or ends within the window, as in most windows of a longer recording.
+    """
+    size = len(window)
+    offset = int(rng.integers(-size // 2, size // 2 + 1))
+    moved = np.zeros_like(window)
+    moved[max(offset, 0) : size + min(offset, 0)] = window[max(-offset, 0) : size - max(offset, 0)]
+    return moved
+
+
 def at_rms(audio: Audio, rms: float) -> Audio:
     """Scales to a root mean square over the whole window; silence stays as it is."""
     level = float(np.sqrt(np.mean(np.square(audio))))

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from model.training.augment import at_rms, change_speed, place
+from model.training.augment import at_rms, change_speed, place, shift
 from model.training.captions import CaptionBook
 from model.training.corpus import Corpus
 from model.training.settings import MixingSettings
@@ -16,7 +16,8 @@ Audio = npt.NDArray[np.float32]
 
 _REFERENCE_RMS = 0.06
 QUERIES = 2
-"""Queries a mixture: a subset of its sources, and all the others."""
+"""Queries a mixture: a subset of its sources, and all the others, which are none where it has one
+source: then the second query asks for something absent, and its target is silence."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +71,13 @@ class MixtureSampler:
         split = int(rng.integers(1, count)) if count > 1 else 1
         order = rng.permutation(count).tolist()
         sides = (order[:split], order[split:])
-        asked = sides if count > 1 else (sides[0], sides[0])
-        pairs = [self._query(side, clips, rng) for side in asked]
+        pairs = [self._query(side, clips, rng) for side in sides]
+        silence = np.zeros_like(mixture)
         return Example(
             mixture=np.float32(gain) * mixture,
             targets=tuple(
-                np.float32(gain) * sum(sources[index] for index in side) for side in asked
+                np.float32(gain) * sum((sources[index] for index in side), start=silence)
+                for side in sides
             ),
             positives=tuple(pair[0] for pair in pairs),
             negatives=tuple(pair[1] for pair in pairs),
@@ -87,15 +89,19 @@ class MixtureSampler:
             audio = change_speed(audio, float(rng.uniform(0.9, 1.1)))
         half = self._settings.level_range_db / 2
         level = _REFERENCE_RMS * 10 ** (rng.uniform(-half, half) / 20)
-        return at_rms(place(audio, self._num_samples, rng), level)
+        window = place(audio, self._num_samples, rng)
+        if self._settings.shifted_share and rng.random() < self._settings.shifted_share:
+            window = shift(window, rng)
+        return at_rms(window, level)
 
     def _query(
         self, side: list[int], clips: list[int], rng: np.random.Generator
     ) -> tuple[PolarityQuery | None, PolarityQuery | None]:
+        wanted = [clips[index] for index in side] or [self._absent(clips, rng)]
         others = [clip for index, clip in enumerate(clips) if index not in side]
         if not others:
             others = [self._absent(clips, rng)]
-        positive = self._polarity([clips[index] for index in side], rng)
+        positive = self._polarity(wanted, rng)
         negative = self._polarity(others, rng)
         draw, settings = rng.random(), self._settings
         if draw < settings.positive_only_share:

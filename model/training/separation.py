@@ -26,6 +26,7 @@ from model.training.settings import MixingSettings, OptimiserSettings, Separatio
 _QUERY_SPEEDS = (0.9, 1.1)
 _VALIDATION_SEED = 20_240_227
 _SNR_WEIGHT = 0.9
+_RESIDUAL_FLOOR_DB = -20.0
 _MODES = {
     "text_pn": (1.0, True, True),
     "text_p": (1.0, True, False),
@@ -82,7 +83,7 @@ def negative_snr(estimate: Tensor, target: Tensor, ceiling_db: float | None) -> 
 
     Args:
         estimate: float32[B, T].
-        target: float32[B, T], not silent.
+        target: float32[B, T]; of a silent one, see :func:`residual_level`.
         ceiling_db: an error this far below the target no longer counts (Wisdom et al. 2020); None:
             no bound.
     """
@@ -96,6 +97,19 @@ def negative_snr(estimate: Tensor, target: Tensor, ceiling_db: float | None) -> 
     si_snr = image_power / ((estimate - image).square().sum(-1) + floor * image_power + 1e-8)
     decibels = 10 * torch.log10(torch.stack((snr, si_snr)) + 1e-8)
     return -_SNR_WEIGHT * decibels[0] - (1 - _SNR_WEIGHT) * decibels[1]
+
+
+def residual_level(estimate: Tensor, mixture: Tensor) -> Tensor:
+    """What is left of a mixture that holds nothing of what is asked for, in dB, float32[B].
+
+    Bounded below by -20 dB: what is this far down no longer counts (Wisdom et al. 2021).
+
+    Args:
+        estimate: float32[B, T].
+        mixture: float32[B, T].
+    """
+    share = estimate.square().sum(-1) / (mixture.square().sum(-1) + 1e-8)
+    return 10 * torch.log10(share + 10 ** (_RESIDUAL_FLOOR_DB / 10))
 
 
 class SeparationStep(nn.Module):
@@ -126,7 +140,10 @@ class SeparationStep(nn.Module):
     def forward(self, batch: SeparationBatch) -> Tensor:
         """The mean loss in dB."""
         estimate = self.estimate(batch.mixture, batch.condition)
-        return negative_snr(estimate, batch.targets, self._settings.snr_ceiling_db).mean()
+        present = negative_snr(estimate, batch.targets, self._settings.snr_ceiling_db)
+        mixture = batch.mixture.repeat_interleave(QUERIES, dim=0)
+        absent = residual_level(estimate, mixture)
+        return torch.where(batch.targets.abs().amax(-1) > 0, present, absent).mean()
 
 
 class SeparationTask:

@@ -46,11 +46,14 @@ class MixingSettings:
     """What mixtures and queries are drawn. Defaults: the paper's, but for the levels."""
 
     source_shares: tuple[float, ...] = (0.0, 1.0)
-    """Probability of 1, 2, 3 … sources; with 1 source the input is clean already."""
+    """Probability of 1, 2, 3 … sources. With 1, one query asks for it: the input is clean already.
+    The other asks for something absent: the answer is silence."""
     level_range_db: float = 10.0
     """Two sources differ by up to this much, either way; 0 is the paper's 0 dB."""
     gain_range_db: float = 0.0
     """The mixture's level is lowered by up to this much."""
+    shifted_share: float = 0.0
+    """Share of sources that are moved by up to half a window: they begin or end within it."""
     pure_text_share: float = 0.0
     pure_audio_share: float = 0.0
     """Shares of queries by text and by audio alone; the others mix the two, weight ~ U(0, 1)."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.training.augment import SpecAugment, at_rms, change_speed, place
+from model.training.augment import SpecAugment, at_rms, change_speed, place, shift
 
 
 @pytest.mark.parametrize("length", [1, 700, 999, 1_000, 5_000])
@@ -34,6 +34,16 @@ def test_long_clip_is_cut_where_it_sounds() -> None:
     clip[:25_000] = 0.3
     windows = [place(clip, 1_000, np.random.default_rng(seed)) for seed in range(20)]
     assert sum(window.any() for window in windows) == 20
+
+
+def test_a_shifted_window_is_cut_at_one_edge_and_silent_at_the_other() -> None:
+    window = np.arange(1, 101, dtype=np.float32)
+    for seed in range(20):
+        moved = shift(window, np.random.default_rng(seed))
+        kept = moved[moved > 0]
+        assert len(kept) >= 50
+        edge = window[: len(kept)] if moved[0] == 0 else window[-len(kept) :]
+        np.testing.assert_array_equal(kept, edge)
 
 
 def test_level_is_set_and_silence_stays_silent() -> None:

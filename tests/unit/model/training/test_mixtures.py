@@ -38,9 +38,29 @@ def test_levels_stay_within_the_range(corpus_folder: Path) -> None:
     assert min(levels) < -2.0
 
 
-def test_a_clean_mixture_is_its_own_target(corpus_folder: Path) -> None:
-    example = _sampler(corpus_folder, source_shares=(1.0,)).draw(np.random.default_rng(3))
+def test_a_clean_mixture_is_its_own_target_and_holds_nothing_else(corpus_folder: Path) -> None:
+    sampler = _sampler(
+        corpus_folder, source_shares=(1.0,), positive_only_share=0.0, negative_only_share=0.0,
+        own_audio_share=1.0,
+    )  # fmt: skip
+    example = sampler.draw(np.random.default_rng(3))
     np.testing.assert_array_equal(example.targets[0], example.mixture)
+    assert not example.targets[1].any()
+    present, absent = example.positives
+    assert present is not None
+    assert absent is not None
+    assert present.clips != absent.clips
+    assert example.negatives[1] is not None
+    assert example.negatives[1].clips == present.clips
+
+
+def test_shifted_sources_leave_silence(corpus_folder: Path) -> None:
+    def silent(shifted_share: float) -> float:
+        sampler = _sampler(corpus_folder, shifted_share=shifted_share)
+        drawn = [sampler.draw(np.random.default_rng(seed)) for seed in range(30)]
+        return float(np.mean([target == 0 for example in drawn for target in example.targets]))
+
+    assert silent(1.0) > silent(0.0) + 0.1
 
 
 def test_polarities_are_dropped_in_their_shares(corpus_folder: Path) -> None:

@@ -12,7 +12,7 @@ from model.loading import load_converted
 from model.training import cli
 from model.training.bundle import load_networks
 from model.training.loop import BEST, CHECKPOINT
-from model.training.separation import negative_snr
+from model.training.separation import negative_snr, residual_level
 
 COMMON = [
     "--cpu", "--num_threads", "1", "--precision", "fp32", "--batch_size", "4",
@@ -123,3 +123,22 @@ def test_loss_is_minus_the_snr_and_bounded_by_its_ceiling() -> None:
     )
     perfect = negative_snr(target, target, 30.0)
     torch.testing.assert_close(perfect, torch.full((2,), -30.0), atol=0.01, rtol=0)
+
+
+def test_what_is_left_where_nothing_was_asked_for_counts_down_to_20_db() -> None:
+    mixture = torch.ones(3, 1_000)
+    left = residual_level(mixture * torch.tensor([[1.0], [0.1], [0.0]]), mixture)
+    torch.testing.assert_close(left, torch.tensor([0.0432, -16.9897, -20.0]), atol=1e-3, rtol=0)
+
+
+def test_an_absent_target_is_answered_with_less_and_less(
+    corpus_folder: Path, config_file: Path, trained_clap: Path, tmp_path: Path
+) -> None:
+    losses = _losses(
+        _train(
+            "separation", corpus_folder, config_file, tmp_path / "absent",
+            "--clap", str(trained_clap / BEST), "--steps", "30", "--validate_every", "10",
+            "--validation_mixtures", "1", "--source_shares", "1.0", "--snr_ceiling_db", "30",
+        )
+    )  # fmt: skip
+    assert losses[-1] < losses[0]
