@@ -32,6 +32,7 @@ from manifests.text import (
     check_columns,
     csv_records,
     jsonl_records,
+    malformed,
     parse_object,
     read_header,
     read_start,
@@ -54,6 +55,7 @@ __all__ = [
 RowResult = ManifestRow | RowError
 SPLIT_BYTES: Final = 4 << 20
 _PARQUET_BATCH_ROWS = 1_024
+_READABLE: Final = "text in UTF-8, and dates and times between the years 1 and 9999"
 _DEAD_LETTER: Final = frozenset(DEAD_LETTER_COLUMNS)
 
 
@@ -239,11 +241,26 @@ def _parquet_records(stream: Any, split: Split) -> Iterator[Record]:
     try:
         batches = file.iter_batches(_PARQUET_BATCH_ROWS, row_groups=range(split.start, stop))
         for batch in batches:
-            for values in batch.to_pylist():
+            for values in _rows_of(batch):
                 row += 1
-                yield Record(row=row, start=0, values=values)
+                place = {"uri": split.uri, "row": row}
+                error = malformed(place, "…", _READABLE) if values is None else None
+                yield Record(row=row, start=0, values=values, error=error)
     except (pa.ArrowException, OSError) as err:
         raise ManifestError(f"{split.uri}: broken after row {row} ({_one_line(err)})") from err
+
+
+def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | None]:
+    """Rows as Python values; None for one that has a value which Python cannot represent."""
+    try:
+        yield from batch.to_pylist()
+    except (ValueError, OverflowError):  # a date before the year 1, text that is not UTF-8
+        for number in range(batch.num_rows):
+            try:
+                (values,) = batch.slice(number, 1).to_pylist()
+            except (ValueError, OverflowError):
+                values = None
+            yield values
 
 
 def _one_line(err: Exception) -> str:

@@ -42,7 +42,9 @@ class RowError:
 
     def __str__(self) -> str:
         """``file, row 3, field: found "x"; expected y`` on one line."""
-        place = f"{self.uri}, row {self.row}" + (f", {self.field}" if self.field else "")
+        place = f"{self.uri}, row {self.row}"
+        if self.field:  # a column of the file's own can be called anything
+            place += f", {self.field if self.field.isprintable() else quoted(self.field)}"
         return f"{place}: found {self.value}; expected {self.expected}"
 
 

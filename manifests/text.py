@@ -179,13 +179,13 @@ def csv_records(lines: LineReader, columns: Sequence[str], uri: str) -> Iterator
             continue
         place = {"uri": uri, "row": row}
         if lines.was_cut:
-            error = _malformed(place, f"a row of more than {MAX_LINE_BYTES} bytes", "a shorter row")
+            error = malformed(place, f"a row of more than {MAX_LINE_BYTES} bytes", "a shorter row")
         elif broken_line is not None:
-            error = _malformed(
+            error = malformed(
                 place, broken_line, f"CSV with closed quotes and fields below {_FIELD} characters"
             )
         elif len(cells) != len(columns):
-            error = _malformed(place, cells, f"{len(columns)} cells, not {len(cells)}")
+            error = malformed(place, cells, f"{len(columns)} cells, not {len(cells)}")
         else:
             yield Record(row=row, start=start, values=dict(zip(columns, cells, strict=True)))
             continue
@@ -212,7 +212,7 @@ def jsonl_records(lines: LineReader, uri: str) -> Iterator[Record]:
             raise ManifestError(f"{uri}: this is a JSON array; expected one object on each line")
         place = {"uri": uri, "row": row}
         if lines.was_cut:
-            error = _malformed(place, f"a row of more than {MAX_LINE_BYTES} bytes", "a shorter row")
+            error = malformed(place, f"a row of more than {MAX_LINE_BYTES} bytes", "a shorter row")
             yield Record(row=row, start=start, error=error)
             continue
         values = parse_object(text, place)
@@ -227,13 +227,13 @@ def parse_object(text: str, place: Mapping[str, Any]) -> dict[str, Any] | RowErr
     try:
         values = json.loads(text, object_pairs_hook=_without_duplicates)
     except _DuplicateKeyError as err:
-        return _malformed(place, text, f"each key once, not {quoted(err.args[0])} twice")
+        return malformed(place, text, f"each key once, not {quoted(err.args[0])} twice")
     except RecursionError:
-        return _malformed(place, text, "values that are not nested this deeply")
+        return malformed(place, text, "values that are not nested this deeply")
     except ValueError as err:
-        return _malformed(place, text, f"a JSON object on one line ({_short(err)})")
+        return malformed(place, text, f"a JSON object on one line ({_short(err)})")
     if not isinstance(values, dict):
-        return _malformed(place, text, "a JSON object on one line")
+        return malformed(place, text, "a JSON object on one line")
     return values
 
 
@@ -258,7 +258,8 @@ def _short(err: ValueError) -> str:
     return "a number has too many digits"
 
 
-def _malformed(place: Mapping[str, Any], value: Any, expected: str) -> RowError:
+def malformed(place: Mapping[str, Any], value: Any, expected: str) -> RowError:
+    """The error of a row that has no columns to speak of; ``place`` is its ``uri`` and ``row``."""
     return RowError(
         uri=place["uri"],
         row=place["row"],

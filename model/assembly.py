@@ -37,9 +37,16 @@ class _WithoutRandomFill(TorchFunctionMode):
 
 
 def build(constructor: Callable[[], _Module]) -> _Module:
-    """Calls a network's constructor without the random draws; every parameter must then be set."""
-    with _WithoutRandomFill():
-        return constructor()
+    """Calls a network's constructor without the random draws; every parameter must then be set.
+
+    Raises:
+        CheckpointError: there is no such network, or it does not fit into memory.
+    """
+    try:
+        with _WithoutRandomFill():
+            return constructor()
+    except (ArithmeticError, IndexError, MemoryError, RuntimeError, TypeError, ValueError) as err:
+        raise CheckpointError(f"no network can be built like this: {err}") from err
 
 
 def own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

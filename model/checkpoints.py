@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from model import converted, layouts, tensorfiles
 from model.clap import Clap
-from model.config import PUBLISHED, ClapSepConfig, from_json, to_json
+from model.config import PUBLISHED, ClapSepConfig
+from model.config_json import from_json, to_json
 from model.converted import SourceFile
 from model.fetch import CheckpointError, fetch
 from model.loading import Adapters, Networks, load_clap, load_published

@@ -1,14 +1,8 @@
-"""Configuration of the network and its signals: frozen dataclasses, JSON round trip, presets."""
+"""Configuration of the network and its signals: frozen dataclasses and presets."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import types
-import typing
-from typing import Any, TypeVar
-
-_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,44 +180,6 @@ class ClapSepConfig:
     def condition_dim(self) -> int:
         """Width of the condition: the positive and the negative embedding, concatenated."""
         return 2 * self.clap.embedding_dim
-
-
-def to_json(config: Any) -> str:
-    """Serialises a configuration dataclass as compact, key-sorted JSON."""
-    return json.dumps(dataclasses.asdict(config), sort_keys=True)
-
-
-def from_json(cls: type[_T], text: str) -> _T:
-    """Rebuilds the configuration that :func:`to_json` wrote.
-
-    Raises:
-        ValueError: the text is not JSON, or names a field that ``cls`` does not have.
-    """
-    return _build(cls, json.loads(text), cls.__name__)
-
-
-def _build(cls: type[_T], value: Any, where: str) -> _T:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected an object, found {value!r}")
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(value) - set(hints))
-    if unknown:
-        raise ValueError(f"{where}: unknown fields {unknown}; known: {sorted(hints)}")
-    return cls(
-        **{name: _convert(hints[name], item, f"{where}.{name}") for name, item in value.items()}
-    )
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _build(hint, value, where)
-    if typing.get_origin(hint) is tuple:
-        return tuple(value)
-    return value
 
 
 PUBLISHED = ClapSepConfig()

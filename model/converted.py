@@ -93,8 +93,8 @@ def read_header(metadata: Mapping[str, str], where: str) -> Header:
             )
         sources = tuple(SourceFile(**item) for item in fields.pop("sources"))
         return Header(sources=sources, shared=tuple(fields.pop("shared")), **fields)
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as err:
-        raise CheckpointError(f"{where}: damaged header: {err!r}") from err
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as err:
+        raise CheckpointError(f"{where}: damaged header: {str(err)[:200]!r}") from err
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -12,7 +12,8 @@ from model import converted, layouts, lora, tensorfiles
 from model.assembly import assign, build, own
 from model.clap import Clap
 from model.clapsep import ClapSep
-from model.config import PUBLISHED, ClapConfig, ClapSepConfig, from_json
+from model.config import PUBLISHED, ClapConfig, ClapSepConfig
+from model.config_json import from_json
 from model.converted import SourceFile
 from model.fetch import CheckpointError, LocalFile, fetch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import TextConfig
-from model.fetch import fetch
+from model.fetch import CheckpointError, fetch
 
 
 class TextTower(nn.Module):
@@ -140,16 +140,19 @@ def load_tokenizer(config: TextConfig) -> Any:
 def package_folder(source: str) -> Path:
     """The model folder of a package that carries a sentence encoder, ``package:NAME``.
 
+    The package is looked for and not imported: its name may come from a weight file.
+
     Raises:
+        CheckpointError: it is not the name of a package, or of one without such a folder.
         ModuleNotFoundError: the package is not installed.
     """
     name = source.removeprefix("package:")
-    try:
-        package = importlib.import_module(name)
-    except ModuleNotFoundError as err:
+    spec = importlib.util.find_spec(name) if name.isidentifier() and name != "__main__" else None
+    if spec is None and name.isidentifier():
         raise ModuleNotFoundError(
             f"the text encoder {name} is not installed: pip install {name.replace('_', '-')}"
-        ) from err
-    if package.__file__ is None:
-        raise ModuleNotFoundError(f"the package {name} has no files")
-    return Path(package.__file__).parent / "model"
+        )
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        if (Path(folder) / "model" / "tokenizer.json").is_file():
+            return Path(folder) / "model"
+    raise CheckpointError(f"{source[:100]!r} is not a text encoder")

@@ -25,6 +25,7 @@ from transforms.redaction import secrets_of
 
 IN_PROCESS = "FnApiRunner"
 DATAFLOW = "DataflowRunner"
+_MAX_CLIP_S = 1e6
 _LOCAL = (None, "", "DirectRunner", "FnApiRunner", "SwitchingDirectRunner")
 _REFUSED = {
     "DaskRunner": "it silently loses data (Beam 2.77 drops what finish_bundle gives)",
@@ -162,8 +163,11 @@ def separate_config(options: PipelineOptions) -> SeparateConfig:
     _check_least("--batch_size", model.batch_size, 1)
     _check_least("--num_threads", model.num_threads, 0)
     _check_least("--shards", output.shards, 0)
-    if not given.max_clip_in_memory_s > 0:
-        raise UsageError(f"--max_clip_in_memory_s={given.max_clip_in_memory_s}: expected above 0")
+    if not 0 < given.max_clip_in_memory_s <= _MAX_CLIP_S:
+        raise UsageError(
+            f"--max_clip_in_memory_s={given.max_clip_in_memory_s}: expected above 0, "
+            f"up to {_MAX_CLIP_S:g}"
+        )
     rows = _rows(given)
     return SeparateConfig(
         manifests=tuple(_absolute(uri) for uri in given.manifest or ()),
@@ -269,7 +273,7 @@ def _prefixes(given: Sequence[str]) -> tuple[str, ...]:
 def _storage_options(text: str) -> Mapping[str, Mapping[str, Any]]:
     try:
         options = json.loads(text)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise UsageError(f"--storage_options: not JSON ({err})") from err
     if not isinstance(options, dict) or not all(isinstance(v, dict) for v in options.values()):
         raise UsageError('--storage_options: expected {"protocol": {"option": value}}')

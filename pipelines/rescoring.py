@@ -22,7 +22,7 @@ from pipelines.plan import BOOKS, METRICS, SUMMARY, scorer_choice
 from pipelines.run_record import code_version
 from transforms import books, failures, metrics_rows, models
 from transforms.access import UriAccess
-from transforms.audio_io import MAX_RATE_HZ
+from transforms.audio_io import MAX_RATE_HZ, MIN_RATE_HZ
 from transforms.elements import MetricsRow, MixtureQueries
 from transforms.foreign_stems import MetricsOf, StemPlaces, TakeStems, without_embeddings
 from transforms.grouping import GroupByMixture
@@ -42,8 +42,9 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
         UsageError: a value out of range, or a scorer that cannot be had.
     """
     own = options.view_as(ScoreOptions)
-    if not 1 <= own.score_rate_hz <= MAX_RATE_HZ:
-        raise UsageError(f"--score_rate_hz={own.score_rate_hz}: expected 1 to {MAX_RATE_HZ}")
+    if not MIN_RATE_HZ <= own.score_rate_hz <= MAX_RATE_HZ:
+        expected = f"expected {MIN_RATE_HZ} to {MAX_RATE_HZ}"
+        raise UsageError(f"--score_rate_hz={own.score_rate_hz}: {expected}")
     try:
         access = UriAccess(prefixes=config.allowed_uri_prefix)
         places = StemPlaces(where=own.stems, access=access)

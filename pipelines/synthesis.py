@@ -18,7 +18,7 @@ from pipelines.options import UsageError
 from pipelines.plan import BOOKS
 from transforms import books
 from transforms.access import UriAccess
-from transforms.audio_io import MAX_RATE_HZ, StemFormat
+from transforms.audio_io import MAX_RATE_HZ, MIN_RATE_HZ, StemFormat
 from transforms.manifest_io import FINISHED, AdmitRows, ReadManifest
 from transforms.mixtures import ReadSettings
 from transforms.rendering import (
@@ -43,8 +43,9 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
     from pipelines.outputs import storage_of
 
     own = options.view_as(SynthesizeOptions)
-    if not 1 <= own.mix_rate_hz <= MAX_RATE_HZ:
-        raise UsageError(f"--mix_rate_hz={own.mix_rate_hz}: expected 1 to {MAX_RATE_HZ}")
+    if not MIN_RATE_HZ <= own.mix_rate_hz <= MAX_RATE_HZ:
+        expected = f"expected {MIN_RATE_HZ} to {MAX_RATE_HZ}"
+        raise UsageError(f"--mix_rate_hz={own.mix_rate_hz}: {expected}")
     levels = own.mix_level_range_db
     reading = ReadSettings(
         model_rate_hz=own.mix_rate_hz, max_in_memory_s=config.max_clip_in_memory_s

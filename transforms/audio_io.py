@@ -16,6 +16,8 @@ from transforms.elements import Samples
 from transforms.storage import Storage
 
 StemFormat = Literal["flac", "wav"]
+MIN_RATE_HZ = 1_000
+"""A lower rate is a damaged header: ten megabytes at 1 Hz would be two months of sound."""
 MAX_RATE_HZ = 655_350
 """What the 20 bits of FLAC's header, as libsndfile writes it, hold."""
 MAX_CHANNELS = 8
@@ -54,6 +56,10 @@ class AudioPart:
     def num_values(self) -> int:
         """Samples of all channels together."""
         return self.num_samples * self.num_channels
+
+    def num_values_at(self, rate_hz: int) -> int:
+        """As many, or as there are once it is resampled to a higher rate."""
+        return max(self.num_values, round(self.duration_s * rate_hz) * self.num_channels)
 
     @property
     def start_s(self) -> float:
@@ -163,8 +169,9 @@ def _part(
     file: soundfile.SoundFile, uri: str, offset_s: float | None, duration_s: float | None
 ) -> AudioPart:
     rate, channels, total = int(file.samplerate), int(file.channels), int(file.frames)
-    if not 0 < rate <= MAX_RATE_HZ:
-        raise AudioError("rate", f"{uri}: sample rate {rate} Hz; expected 1 to {MAX_RATE_HZ}")
+    if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
+        expected = f"expected {MIN_RATE_HZ} to {MAX_RATE_HZ}"
+        raise AudioError("rate", f"{uri}: sample rate {rate} Hz; {expected}")
     if not 0 < channels <= MAX_CHANNELS:
         raise AudioError("channels", f"{uri}: {channels} channels; expected 1 to {MAX_CHANNELS}")
     if total < 1:

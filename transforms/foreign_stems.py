@@ -180,7 +180,7 @@ class _TakeFn(beam.DoFn):
     def _stem(self, uri: str, num_samples: int) -> Samples:
         rate_hz = self._reading.model_rate_hz
         with open_audio(self._storage, uri) as reader:
-            require_short(reader.part, uri, self._reading.max_values)
+            require_short(reader.part, uri, rate_hz, self._reading.max_values)
             samples = waveforms.resample(reader.read(), reader.part.sample_rate_hz, rate_hz)
         require_equal_length(uri, samples.shape[1] / rate_hz, num_samples / rate_hz)
         return waveforms.fit_length(samples, num_samples)

@@ -16,6 +16,8 @@ from transforms.storage import Storage
 
 VALUES_PER_SECOND = 2 * 48_000
 LENGTH_TOLERANCE_S = 0.1
+MAX_SOURCES_IN_MEMORY = 8
+"""As many of the longest allowed; of shorter sources a mixture may have more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +27,8 @@ class ReadSettings:
     Attributes:
         model_rate_hz: what the model works at.
         mix_down: separate the mean of the channels, instead of each of them.
-        max_in_memory_s: what has more samples than so many seconds of 48 kHz stereo is streamed.
+        max_in_memory_s: what has more samples than so many seconds of 48 kHz stereo, in the file or
+            at the model's rate, is streamed.
     """
 
     model_rate_hz: int
@@ -68,7 +71,7 @@ def read_mixture(row: ManifestRow, storage: Storage, settings: ReadSettings) -> 
     if row.mixture_uri is None:
         return _mix(row, storage, settings)
     with open_audio(storage, row.mixture_uri, row.offset_s, row.duration_s) as reader:
-        if reader.part.num_values > settings.max_values:
+        if reader.part.num_values_at(settings.model_rate_hz) > settings.max_values:
             return None
         samples, rate_hz = reader.read(), reader.part.sample_rate_hz
     require_sound(samples, row.mixture_uri)
@@ -90,18 +93,19 @@ def read_mono(
     """
     offset_s, duration_s = (part.offset_s, part.duration_s) if part else (None, None)
     with open_audio(storage, uri, offset_s, duration_s) as reader:
-        require_short(reader.part, uri, max_values)
+        require_short(reader.part, uri, rate_hz, max_values)
         samples = waveforms.to_mono(reader.read())
     return waveforms.resample(samples, reader.part.sample_rate_hz, rate_hz)
 
 
-def require_short(part: AudioPart, uri: str, max_values: int) -> None:
+def require_short(part: AudioPart, uri: str, rate_hz: int, max_values: int) -> None:
     """Raises AudioError for a file that must fit into memory, and does not."""
-    if part.num_values > max_values:
+    num_values = part.num_values_at(rate_hz)
+    if num_values > max_values:
         raise AudioError(
             "too_long",
             f"{uri}: {part.num_samples / part.sample_rate_hz:.0f} s in {part.num_channels} "
-            f"channels is {part.num_values} samples; expected at most {max_values} "
+            f"channels is {num_values} samples; expected at most {max_values} "
             "(--max_clip_in_memory_s)",
         )
 
@@ -142,22 +146,38 @@ def require_equal_length(reference_uri: str, reference_s: float, mixture_s: floa
 
 
 def _mix(row: ManifestRow, storage: Storage, settings: ReadSettings) -> MixtureAudio:
-    rate_hz = settings.model_rate_hz
-    uris = (*row.targets, *row.interferer_uris)
-    sources = [read_mono(uri, storage, rate_hz, settings.max_values, part=row) for uri in uris]
-    for uri, source in zip(uris, sources, strict=True):
-        require_sound(source, uri)
-    length = round(row.duration_s * rate_hz) if row.duration_s is not None else len(sources[0])
-    mixture, reference = mix_sources(
-        [waveforms.fit_length(source, length) for source in sources],
-        num_targets=len(row.targets),
-        levels_db=row.levels_db,
-    )
+    sources = read_sources(row, storage, settings)
+    mixture, reference = mix_sources(sources, len(row.targets), row.levels_db)
     return MixtureAudio(
-        audio=Audio(samples=mixture[None], sample_rate_hz=rate_hz),
+        audio=Audio(samples=mixture[None], sample_rate_hz=settings.model_rate_hz),
         model_audio=mixture[None],
         reference=reference,
     )
+
+
+def read_sources(row: ManifestRow, storage: Storage, settings: ReadSettings) -> list[Samples]:
+    """The sources of a row, targets first, float32[T] each at the model's rate, equally long.
+
+    Raises:
+        AudioError: a source cannot be used, or all of them together do not fit into memory.
+        OSError: a source cannot be reached.
+    """
+    rate_hz, max_values = settings.model_rate_hz, settings.max_values
+    length = None if row.duration_s is None else round(row.duration_s * rate_hz)
+    uris = (*row.targets, *row.interferer_uris)
+    sources = []
+    for uri in uris:
+        source = read_mono(uri, storage, rate_hz, max_values, part=row)
+        require_sound(source, uri)
+        length = len(source) if length is None else length
+        if length > max_values or length * len(uris) > MAX_SOURCES_IN_MEMORY * max_values:
+            raise AudioError(
+                "too_long",
+                f"{uri}: {len(uris)} sources of {length / rate_hz:g} s each do not fit into memory "
+                "(--max_clip_in_memory_s)",
+            )
+        sources.append(waveforms.fit_length(source, length))
+    return sources
 
 
 def mix_sources(

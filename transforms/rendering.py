@@ -11,7 +11,6 @@ import numpy as np
 
 from manifests.ids import output_name, partition_value, stable_seed
 from manifests.row import ManifestRow
-from model import audio as waveforms
 from model import mixing
 from transforms import failures, tally
 from transforms.audio_io import (
@@ -22,10 +21,9 @@ from transforms.audio_io import (
     StemWriter,
     describe,
     error_code,
-    require_sound,
 )
 from transforms.elements import Failure, Samples, failed
-from transforms.mixtures import ReadSettings, mix_sources, read_mono
+from transforms.mixtures import ReadSettings, mix_sources, read_sources
 from transforms.storage import Storage, join
 
 MIXTURES, REFERENCES, INTERFERERS = "mixtures", "references", "interferers"
@@ -146,15 +144,7 @@ def mixed(row: ManifestRow, settings: RenderSettings) -> Rendered:
         AudioError: a source cannot be used.
         OSError: a source cannot be reached.
     """
-    reading, rate_hz = settings.reading, settings.reading.model_rate_hz
-    uris = (*row.targets, *row.interferer_uris)
-    sources = [
-        read_mono(uri, settings.storage, rate_hz, reading.max_values, part=row) for uri in uris
-    ]
-    for uri, source in zip(uris, sources, strict=True):
-        require_sound(source, uri)
-    length = round(row.duration_s * rate_hz) if row.duration_s is not None else len(sources[0])
-    fitted = [waveforms.fit_length(source, length) for source in sources]
+    fitted = read_sources(row, settings.storage, settings.reading)
     num_targets = len(row.targets)
     mixture, reference = mix_sources(fitted, num_targets, row.levels_db)
     levels = [0.0] * (num_targets - 1) + list(row.levels_db)

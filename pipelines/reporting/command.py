@@ -117,7 +117,7 @@ def config_of(argv: Sequence[str]) -> ReportConfig:
 def _storage_options(text: str) -> Mapping[str, Mapping[str, Any]]:
     try:
         found = json.loads(text)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise ValueError(f"--storage_options: not JSON ({err})") from err
     if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
         raise ValueError('--storage_options: expected {"protocol": {"option": value}}')

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from golden import pairs
-from model import checkpoints, config, loading
+from model import checkpoints, config_json, loading
 from model.checkpoints import run, save
 from model.config import TINY, ClapSepConfig
 from model.fetch import CheckpointError
@@ -30,7 +30,7 @@ def paths(tmp_path: Path) -> tuple[Path, Path]:
 def arguments(tmp_path: Path, paths: tuple[Path, Path]) -> list[str]:
     """A conversion of the tiny pair."""
     settings = tmp_path / "tiny.json"
-    settings.write_text(config.to_json(TINY))
+    settings.write_text(config_json.to_json(TINY))
     return [
         "convert",
         *("--clap", str(paths[0]), "--config", str(settings)),
@@ -104,7 +104,7 @@ def test_inspect_converted(
     assert lines["kind"] == "clapsep, converted (fp32, LoRA: merged)"
     assert lines["sha256"] == networks.model_sha256
     assert lines["clap_sha256"] == networks.clap_sha256
-    assert json.loads(lines["config"]) == json.loads(config.to_json(TINY))
+    assert json.loads(lines["config"]) == json.loads(config_json.to_json(TINY))
     assert lines["source clapsep"] == f"{paths[1]} {networks.sources[1].sha256}"
 
 

@@ -1,0 +1,126 @@
+"""Any command line: a configuration, a UsageError, or help; never a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import fuzzing
+from manifests import validate
+from manifests.benchmarks import __main__ as benchmarks
+from model import checkpoints, registry
+from pipelines import command_line, report, score, synthesize
+from pipelines.config import SeparateConfig, separate_config
+from pipelines.options import UsageError
+from pipelines.reporting import command
+
+WORDS = st.sampled_from(
+    [
+        *("", "-", "--", "---", "=", "x", "0", "-1", "1e309", "nan", "inf", "1" * 400, "٣", "\x00"),
+        *(
+            "\ud800",
+            "🐕",
+            "{}",
+            "[]",
+            '{"gs": 1}',
+            '{"gs": {}}',
+            "[" * 5_000,
+            "a\nb",
+            "../..",
+            "::",
+        ),
+        *("gs://", "nonsense://x", "file://", "zip://a::b", "@file", "--help=1", "-h=", "%s", "."),
+        *("DirectRunner", "DaskRunner", "NoSuchRunner", "a.b.C", "multi_threading", "auto", "bf16"),
+    ]
+) | st.text(max_size=20)
+
+
+def flags_of(parser: Any) -> list[str]:
+    return [f for action in parser._actions for f in action.option_strings if "help" not in f]
+
+
+SEPARATE = flags_of(command_line.separate_parser())
+BEAM = sorted(command_line.beam_flags())
+FLAGS = st.sampled_from([*SEPARATE, *BEAM]) | st.sampled_from(SEPARATE) | WORDS
+LINES = st.lists(st.one_of(FLAGS, WORDS, st.builds("{}={}".format, FLAGS, WORDS)), max_size=8)
+GOOD = ("--manifest", "a.csv", "--output", "o")
+
+
+def quietly(run: Callable[[], Any]) -> Any:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return run()
+
+
+@given(LINES, st.booleans())
+@example(["--storage_options", "[" * 100_000], True)
+@example(["--num_workers", "9" * 5_000], True)
+@example(["--overlap", "nan"], True)
+@example(["--max_clip_in_memory_s", "inf"], True)
+@example(["--max_clip_in_memory_s", "nan"], True)
+@example(["--max_failure_rate", "nan"], True)
+@example(["--runner", "NoSuchRunner"], True)
+@example(["--mixture", "\x00", "--positive", "\ud800"], False)
+@fuzzing.few(150)
+def test_the_main_job(line: list[str], good: bool) -> None:
+    def configure() -> None:
+        given = [*GOOD, *line] if good else line
+        options = command_line.parse(command_line.separate_parser(), given)
+        config = separate_config(options)
+        assert isinstance(config, SeparateConfig)
+        assert 0.0 <= config.overlap < 1.0
+        assert config.max_clip_in_memory_s < float("inf")
+        assert 0.0 <= config.max_failure_rate <= 1.0
+
+    with fuzzing.bounded():
+        try:
+            quietly(configure)
+        except UsageError as err:
+            assert str(err)  # noqa: PT017 - anything else is the failure
+        except SystemExit as err:
+            assert err.code in (0, 2)  # noqa: PT017 - help, or a flag of Beam's that it refuses itself
+
+
+COMMANDS: dict[str, Callable[[list[str]], Any]] = {
+    "report": lambda line: command.config_of(line),
+    "validate": validate.run,
+    "benchmarks": benchmarks.run,
+    "registry": registry.run,
+    "checkpoints": checkpoints.run,
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@given(st.lists(WORDS, max_size=5))
+@fuzzing.few(25)
+def test_other_commands(name: str, line: list[str]) -> None:
+    with fuzzing.bounded(), contextlib.suppress(ValueError if name == "report" else UsageError):
+        try:
+            quietly(lambda: COMMANDS[name](line))
+        except SystemExit as err:
+            assert err.code in (0, 1, 2)  # noqa: PT017 - as argparse ends
+
+
+@pytest.mark.parametrize("job", [score.COMMAND, synthesize.COMMAND], ids=lambda job: job.name)
+@given(st.data())
+@fuzzing.few(40)
+def test_the_smaller_jobs(job: Any, data: st.DataObject) -> None:
+    flags = st.sampled_from(flags_of(job.parser()))
+    line = data.draw(st.lists(st.one_of(flags, WORDS, st.builds("{}={}".format, flags, WORDS))))
+    with fuzzing.bounded():
+        try:
+            quietly(lambda: separate_config(command_line.parse(job.parser(), [*GOOD, *line])))
+        except UsageError as err:
+            assert str(err)  # noqa: PT017 - anything else is the failure
+        except SystemExit as err:
+            assert err.code in (0, 2)  # noqa: PT017 - help, or a flag of Beam's that it refuses itself
+
+
+def test_a_report_of_nothing_is_a_usage_error(capfd: pytest.CaptureFixture[str]) -> None:
+    assert report.run(["\x00", "--output", "o"]) == 2
+    assert "Traceback" not in capfd.readouterr().err
