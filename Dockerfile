@@ -1,7 +1,8 @@
-# Three images of one application:
+# Four images of one application:
 #   docker build .                                    Beam worker, CUDA (the last stage)
 #   docker build --build-arg VARIANT=cpu .            Beam worker, CPU
 #   docker build --target cli --build-arg VARIANT=cpu .    the commands, as an unprivileged user
+#   docker build --target template --build-arg VARIANT=cpu .    launcher of a Dataflow Flex Template
 #
 # Arguments:
 #   VARIANT          cuda | cpu
@@ -9,6 +10,7 @@
 #   CUDA_IMAGE       any glibc at least as new as PYTHON_IMAGE's; by digest. The "base" flavour holds the
 #                    CUDA runtime only: the torch wheels bring their own cuBLAS, cuDNN and NCCL
 #   BEAM_IMAGE       gives /opt/apache/beam/boot; its version must be that of constraints.txt
+#   LAUNCHER_IMAGE   gives Dataflow's template launcher
 #   TORCH_INDEX_URL  where torch comes from, if not from pip's default index: the index of the CPU
 #                    wheels for VARIANT=cpu, or of the wheels for an older NVIDIA driver
 #   WEIGHTS          weights baked in besides the bundled model: "URI#SHA256 URI#SHA256 …", where URI
@@ -17,8 +19,12 @@ ARG VARIANT=cuda
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:528257d48c1da0dcecc2e725d1ae34498d60c965f1241e39cd6a85a8859bdf84
 ARG CUDA_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04@sha256:2ab6381d970b211fb93853796dc6707eb8a72575a375c422b17cf4d8b2641701
 ARG BEAM_IMAGE=apache/beam_python3.11_sdk:2.77.0
+ARG LAUNCHER_IMAGE=gcr.io/dataflow-templates-base/python311-template-launcher-base:latest
 
 FROM ${BEAM_IMAGE} AS beam
+
+# hadolint ignore=DL3007
+FROM ${LAUNCHER_IMAGE} AS launcher
 
 FROM ${PYTHON_IMAGE} AS cpu
 
@@ -79,6 +85,14 @@ USER 10001
 WORKDIR /home/clapsep
 ENTRYPOINT ["python", "-m"]
 CMD ["pipelines.separate", "--help"]
+
+# A script of its own: started as a file, pipelines/separate.py would put its folder on the path.
+FROM application AS template
+COPY --from=launcher /opt/google/dataflow/python_template_launcher /opt/google/dataflow/python_template_launcher
+RUN printf 'import sys\n\nfrom pipelines import separate\n\nsys.exit(separate.run())\n' > launch.py \
+ && python launch.py --help
+ENV FLEX_TEMPLATE_PYTHON_PY_FILE=/opt/clapsep/launch.py
+ENTRYPOINT ["/opt/google/dataflow/python_template_launcher"]
 
 # Root, as Dataflow needs it: it mounts folders of root's that the harness writes to.
 FROM application AS worker

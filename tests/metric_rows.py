@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 import tone_clips
+from manifests.schema import METRIC_COLUMNS
 from transforms.elements import MetricsRow, Provenance, Scores
 from transforms.metrics_rows import StemFacts, metrics_row
 
@@ -38,3 +43,20 @@ def metrics(row_id: str, sdri_db: float | None = 1.0, **fields: Any) -> MetricsR
         scorer_sha256="s",
         code_version="1",
     )
+
+
+def realistic(count: int) -> Iterator[MetricsRow]:
+    """Rows as different from one another as those of a long run: every metric, long names."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        name = f"recordings/2024/{rng.integers(1 << 40):x}"
+        uri = f"gs://a-bucket/runs/first/stems/dataset=d/{name}.flac"
+        values = {column: float(rng.normal()) for column in METRIC_COLUMNS}
+        yield metrics_row(
+            tone_clips.row(name, dataset="d", split="test", label=f"label {number % 50}"),
+            dataclasses.replace(FACTS, stem_uri=uri, inference_s=float(rng.random())),
+            Scores(values=values, reasons={}),
+            PROVENANCE,
+            scorer_sha256="s" * 64,
+            code_version="1",
+        )

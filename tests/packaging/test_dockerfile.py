@@ -78,6 +78,24 @@ def test_the_commands_run_as_an_unprivileged_user(parsed: dockerfile.Dockerfile)
     assert int(user.text) > 0
 
 
+def test_the_template_starts_dataflows_launcher_on_a_script_that_is_there(
+    parsed: dockerfile.Dockerfile,
+) -> None:
+    template = parsed.stages["template"]
+    (copied,) = template.named("COPY")
+    (entrypoint,) = template.named("ENTRYPOINT")
+    assert copied.option("from") == "launcher"
+    assert json.loads(entrypoint.text) == [copied.words()[-1]]
+    (script,) = (words for words in map(dockerfile.assignment, _environment(template)))
+    assert script == ("FLEX_TEMPLATE_PYTHON_PY_FILE", "/opt/clapsep/launch.py")
+    (written,) = template.named("RUN")
+    assert "> launch.py" in written.text  # WORKDIR is /opt/clapsep
+
+
+def _environment(stage: dockerfile.Stage) -> list[str]:
+    return [instruction.text for instruction in stage.named("ENV")]
+
+
 def test_nothing_is_downloaded_once_the_image_is_built(parsed: dockerfile.Dockerfile) -> None:
     last = parsed.stages["application"].instructions[-1]
     assert (last.name, last.text) == ("ENV", "HF_HUB_OFFLINE=1")

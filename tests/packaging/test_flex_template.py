@@ -1,0 +1,58 @@
+"""The Flex Template's parameters are flags that exist, with their values and defaults."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.command_line import beam_flags, separate_parser
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = json.loads((ROOT / "docs" / "templates" / "separate.json").read_text(encoding="utf-8"))
+PARAMETERS: list[dict[str, Any]] = SPEC["metadata"]["parameters"]
+
+
+def _own() -> dict[str, argparse.Action]:
+    return {action.dest: action for action in separate_parser()._actions}
+
+
+@pytest.mark.parametrize("parameter", PARAMETERS, ids=lambda parameter: str(parameter["name"]))
+def test_a_parameter_is_a_flag_with_the_same_default(parameter: dict[str, Any]) -> None:
+    action = _own().get(parameter["name"])
+    if action is None:
+        assert f"--{parameter['name']}" in beam_flags()
+        return
+    assert action.nargs != 0  # the launcher gives every parameter a value
+    default = None if action.default is None else str(action.default)
+    assert parameter.get("defaultValue") == default
+    accepted = [re.compile(each) for each in parameter.get("regexes", [])]
+    for value in [*(action.choices or []), *([default] if default is not None else [])]:
+        assert all(regex.fullmatch(str(value)) for regex in accepted)
+    if action.choices and accepted:
+        assert not accepted[0].fullmatch("something else")
+
+
+def test_what_a_job_cannot_do_without_is_required() -> None:
+    required = {each["name"] for each in PARAMETERS if not each["isOptional"]}
+    assert required == {"manifest", "output", "sdk_container_image"}
+
+
+def test_every_flag_that_takes_a_value_is_a_parameter_or_left_out_for_a_reason() -> None:
+    names = {each["name"] for each in PARAMETERS}
+    one_recording = {
+        "mixture", "positive", "negative", "positive_audio", "negative_audio", "text_weight",
+        "reference",
+    }  # fmt: skip
+    for_experts = {
+        "max_clip_in_memory_s", "storage_options", "allowed_uri_prefix", "device", "num_threads",
+        "condition_norm",
+    }  # fmt: skip
+    of_who_waits = {"progress", "max_failure_rate"}
+    flags = {action.dest for action in separate_parser()._actions if action.nargs != 0}
+    assert flags - names == one_recording | for_experts | of_who_waits
+    assert names - flags == {"sdk_container_image"}

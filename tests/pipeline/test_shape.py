@@ -1,0 +1,306 @@
+"""The shape of the main job's graph: what is shuffled, where stages end, what stays bounded."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.portability.api import beam_runner_api_pb2
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.testing.util import assert_that
+
+import metric_rows
+import tone_runs
+from manifests import codec
+from manifests.row import ManifestRow
+from manifests.schema import METRICS_SCHEMA
+from model.separator import Capabilities
+from pipelines.command_line import parse, separate_parser
+from pipelines.config import separate_config
+from pipelines.outputs import storage_of
+from pipelines.plan import Plan
+from pipelines.wiring import SeparateManifest
+from transforms import metrics_rows, models, tables
+from transforms.grouping import GroupByMixture
+from transforms.queries import EmbedQueries, asks_of
+from transforms.storage import Storage
+
+pytestmark = pytest.mark.timeout(300)
+STAGE = "SeparateManifest/Separate/SeparateMixtures/"
+ROWS = 10_000
+
+
+class Graph:
+    """The leaves of a pipeline: which makes what, and which takes it."""
+
+    def __init__(self, pipeline: beam_runner_api_pb2.Pipeline) -> None:
+        self.components = pipeline.components
+        self.steps = {
+            key: step
+            for key, step in self.components.transforms.items()
+            if not step.subtransforms and step.spec.urn
+        }
+        self.makers = {
+            output: step for step in self.steps.values() for output in step.outputs.values()
+        }
+
+    def named(self, part: str) -> list[Any]:
+        return [step for step in self.steps.values() if part in step.unique_name]
+
+    def before(self, step: Any) -> list[Any]:
+        return [self.makers[each] for each in step.inputs.values()]
+
+    def main_inputs(self, step: Any) -> list[Any]:
+        """Those that its elements come from, side inputs left out."""
+        if not step.spec.urn.startswith("beam:transform:pardo"):
+            return self.before(step)
+        payload = beam_runner_api_pb2.ParDoPayload.FromString(step.spec.payload)
+        return [
+            self.makers[pcoll]
+            for tag, pcoll in step.inputs.items()
+            if tag not in payload.side_inputs
+        ]
+
+    def hints(self, step: Any) -> Mapping[str, bytes]:
+        environment = self.components.environments[step.environment_id]
+        return dict(environment.resource_hints)
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    flags = ["--manifest", "rows.csv", "--output", "out", "--min_ram", "16GB"]
+    options = parse(separate_parser(), flags)
+    config = separate_config(options)
+    plan = Plan(
+        config=config,
+        storage=storage_of(config),
+        attempt=0,
+        metrics_uris=(),
+        journal_uris=(),
+        model_rate_hz=32_000,
+        window_samples=320_000,
+        capabilities=Capabilities(),
+        code_version="test",
+    )
+    pipeline = beam.Pipeline(runner=FnApiRunner(), options=options)
+    _ = pipeline | "SeparateManifest" >> SeparateManifest(plan)
+    return Graph(pipeline.to_runner_api())
+
+
+def test_samples_are_never_shuffled(graph: Graph) -> None:
+    """What is read stays in the fused steps from reading to writing: they shuffle nothing."""
+    inside = graph.named(STAGE)
+    kinds = Counter(step.spec.urn for step in inside)
+    assert set(kinds) == {"beam:transform:pardo:v1", "beam:transform:flatten:v1"}
+    assert not [step for step in inside if "Reshuffle" in step.unique_name]
+
+
+def test_only_rows_and_failures_leave_the_steps_that_hold_samples(graph: Graph) -> None:
+    """Whatever crosses to other machines is written down in between."""
+    leaving = {
+        re.sub(r"/ParDo\(.*|/FlatMap\(.*", "", maker.unique_name).removeprefix(STAGE)
+        + ("" if tag in ("None", "main", "0") else f" [{tag}]")
+        for step in graph.steps.values()
+        if STAGE not in step.unique_name
+        for pcoll in step.inputs.values()
+        for maker in [graph.makers[pcoll]]
+        if STAGE in maker.unique_name
+        for tag in [next(tag for tag, out in maker.outputs.items() if out == pcoll)]
+    }
+    assert leaving == {
+        "Done",
+        "ReadAudio/Read [failed]",
+        "SeparateClips/Part [failed]",
+        "WriteStems/Write [failed]",
+        "SeparateLongRecordings/Stream [failed]",
+    }
+
+
+def test_hints_are_of_reading_separating_and_writing_and_of_nothing_else(graph: Graph) -> None:
+    """ADR 0101: one stage; the manifest, the queries and the tables are other machines' work."""
+    hinted = {step.unique_name for step in graph.steps.values() if graph.hints(step)}
+    assert hinted == {step.unique_name for step in graph.named(STAGE)}
+    for name in ("ReadAudio/Read", "SeparateClips/Infer", "ScoreStems/Infer", "WriteStems/Write"):
+        assert any(f"{STAGE}{name}" in each for each in hinted)
+
+
+def test_a_fusion_break_precedes_the_separation(graph: Graph) -> None:
+    """From reading audio backwards, the first shuffle is one by random keys, not by mixture."""
+    (step,) = graph.named(f"{STAGE}ReadAudio/Read")
+    passed = []
+    while not step.spec.urn.startswith("beam:transform:group_by_key"):
+        (step,) = graph.main_inputs(step)
+        passed.append(step.unique_name)
+    assert step.unique_name.startswith("SeparateManifest/GroupByMixture/Spread/")
+    assert not [name for name in passed if "Embed" in name]
+
+
+def _shuffles_before(graph: Graph, part: str) -> set[str]:
+    """Shuffles that the elements of a step went through."""
+    found, left, seen = set(), graph.named(part), set()
+    while left:
+        step = left.pop()
+        if step.unique_name in seen:
+            continue
+        seen.add(step.unique_name)
+        if step.spec.urn.startswith("beam:transform:group_by_key"):
+            found.add(step.unique_name.split("/")[-2])
+        left += graph.main_inputs(step)
+    return found
+
+
+def test_splits_and_queries_are_spread_before_work_is_done_on_them(graph: Graph) -> None:
+    assert _shuffles_before(graph, "ReadManifest/ReadSplits") == {"ReshufflePerKey"}
+    shuffles = _shuffles_before(graph, "EmbedQueries/Embed")
+    assert {"Distinct", "ReshufflePerKey"} <= shuffles
+
+
+def test_what_all_rows_may_share_is_combined_before_it_is_shuffled(graph: Graph) -> None:
+    """A runner lifts these combiners: of a hot key, one value a bundle is shuffled, not each."""
+    liftable = {
+        step.unique_name.removeprefix("SeparateManifest/")
+        for step in graph.components.transforms.values()
+        if step.spec.urn == "beam:transform:combine_per_key:v1"
+    }
+    for name in (
+        "Separate/EmbedQueries/Distinct",
+        "Summarise/Summarise",
+        "KeepBooks/Add",
+        "WriteMetrics/CountRows/CombinePerKey(CountCombineFn)",
+    ):
+        assert name in liftable
+    whole = {
+        step.unique_name.removeprefix("SeparateManifest/")
+        for step in graph.steps.values()
+        if step.spec.urn.startswith("beam:transform:group_by_key")
+    }
+    whole = {name for name in whole if not name.startswith(tuple(f"{each}/" for each in liftable))}
+    assert {name for name in whole if "Reshuffle" not in name} == {
+        "AdmitRows/ById/CoGroupByKeyImpl/GroupByKey",  # an id, which is unique
+        "GroupByMixture/ByMixture",  # the rows of a mixture, without samples, cut and spread behind
+        "WriteMetrics/ByFile",  # the rows of a file
+        "WriteDeadLetters/Write/ByFile",
+        "Summarise/WriteTable/ByFile",
+    }
+
+
+def _rows() -> list[ManifestRow]:
+    return [
+        ManifestRow(id=f"r{i}", mixture_uri="gs://b/one.wav", positive_text="the same for all")
+        for i in range(ROWS)
+    ]
+
+
+def test_a_mixture_that_ten_thousand_rows_name_is_many_pieces_of_work() -> None:
+    def check(pieces: list[Any]) -> None:
+        sizes = [len(piece.rows) for piece in pieces]
+        assert max(sizes) == 64
+        assert len(sizes) == -(-ROWS // 64)
+        ids = Counter(row.id for piece in pieces for row in piece.rows)
+        assert ids == Counter(f"r{i}" for i in range(ROWS))
+
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        pieces = pipeline | beam.Create(_rows()) | GroupByMixture()
+        assert_that(pieces, check)
+
+
+def test_a_query_that_all_rows_ask_is_one_key_and_one_embedding() -> None:
+    (key,) = {query.key for row in _rows() for query in asks_of(row)}
+
+    def check(found: list[Any]) -> None:
+        assert [each[0] for each in found] == [key]
+
+    own = models.ScorerChoice(model=models.ModelChoice(name="tones"))
+    with tone_runs.tones_as_models(), beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        embedded = pipeline | beam.Create(_rows()) | EmbedQueries(own, Storage(), 1)
+        assert_that(embedded, check)
+
+
+@pytest.fixture(scope="module")
+def ten_million(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """10⁷ rows in Parquet, in row groups as other writers leave them; all alike, so it is small."""
+    path = tmp_path_factory.mktemp("many") / "rows.parquet"
+    group = 100_000
+
+    def constant(value: str) -> pa.Array:
+        codes = pa.array([0] * group, type=pa.int32())
+        return pa.DictionaryArray.from_arrays(codes, pa.array([value]))
+
+    columns = {"id": "a", "mixture_uri": "gs://b/one.wav", "positive_text": "a dog"}
+    table = pa.table({name: constant(value) for name, value in columns.items()})
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for _ in range(100):
+            writer.write_table(table)
+    return path
+
+
+def test_a_manifest_of_ten_million_rows_is_planned_without_reading_them(ten_million: Path) -> None:
+    with mock.patch.object(pq.ParquetFile, "iter_batches", side_effect=AssertionError("read")):
+        splits = codec.plan_splits(str(ten_million))
+    assert len(splits) == 100
+    assert [split.rows_before for split in splits] == [100_000 * i for i in range(100)]
+    ends = [(split.start, split.stop) for split in splits]
+    assert ends == [(i, i + 1) for i in range(100)]
+
+
+def test_a_split_in_the_middle_is_read_alone(ten_million: Path) -> None:
+    split = codec.plan_splits(str(ten_million))[57]
+    rows: Iterator[Any] = codec.iter_split(split)
+    first = next(rows)
+    assert isinstance(first, ManifestRow)
+    assert first.manifest_row == 5_700_001
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_files_number_at_most_the_shards_of_each_partition(shards: int, tmp_path: Path) -> None:
+    rows = [
+        tables.TableRow(
+            partition=f"dataset={number % 2}", key=str(number), record={"n": number}, extra={}
+        )
+        for number in range(500)
+    ]
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        _ = (
+            pipeline
+            | beam.Create(rows)
+            | tables.WriteTable(
+                uri=str(tmp_path),
+                schema=pa.schema([("n", pa.int64())]),
+                storage=Storage(),
+                shards=shards,
+            )
+        )
+    files = sorted(tmp_path.rglob("*.parquet"))
+    assert Counter(path.parent.name for path in files) == {
+        "dataset=0": shards,
+        "dataset=1": shards,
+    }
+    written = [row["n"] for path in files for row in pq.read_table(path).to_pylist()]
+    assert sorted(written) == list(range(500))
+
+
+@pytest.mark.parametrize(("rows", "files"), [(1, 1), (700_000, 1), (700_001, 2), (10_000_000, 15)])
+def test_without_shards_the_number_of_files_follows_from_the_rows(rows: int, files: int) -> None:
+    found = {
+        tables._sharded(
+            tables.TableRow(partition="p", key=str(key), record={}, extra={}), {"p": rows}, 0
+        )[0]
+        for key in range(2_000)
+    }
+    assert found == {f"p|{shard:05d}-of-{files:05d}" for shard in range(files)}
+
+
+def test_files_of_metrics_are_near_128_mb() -> None:
+    """From the bytes of a file with rows as a run writes them, at the rows a file is given."""
+    rows = [metrics_rows.table_row(row) for row in metric_rows.realistic(4_000)]
+    size = len(tables.parquet_bytes(tables.sorted_table(rows, METRICS_SCHEMA)))
+    megabytes = size / len(rows) * tables.ROWS_PER_FILE / 1e6
+    assert 100 < megabytes < 160
