@@ -15,7 +15,9 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from fsspec.implementations.local import LocalFileSystem
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "CLAPSEP_CACHE"
+OptionsByProtocol = Mapping[str, Mapping[str, Any]]
+_OPTIONS: ContextVar[OptionsByProtocol] = ContextVar("storage_options", default={})  # noqa: B039
 
 # What remote stores call the identity of a file's content, strongest first.
 _VERSION_FIELDS = (
@@ -84,13 +88,26 @@ def cache_dir() -> Path:
     return Path(base) / "clapsep-beam"
 
 
+@contextmanager
+def storage_options(options: OptionsByProtocol) -> Iterator[None]:
+    """Reaches files with these fsspec options by protocol, in this thread, while the block runs.
+
+    Weights are named in many places (a registry, the header of another file) and fetched in others;
+    how a store is reached is neither's business.
+    """
+    token = _OPTIONS.set(options)
+    try:
+        yield
+    finally:
+        _OPTIONS.reset(token)
+
+
 def fetch(
     uri: str,
     *,
     sha256: str | None = None,
     cache: Path | None = None,
     retry: RetryPolicy | None = None,
-    storage_options: Mapping[str, Any] | None = None,
 ) -> LocalFile:
     """Makes the content of a URI available as a local file.
 
@@ -103,7 +120,6 @@ def fetch(
         sha256: expected digest, 64 hexadecimal digits.
         cache: cache folder; :func:`cache_dir` by default.
         retry: how transient failures are repeated.
-        storage_options: arguments of the fsspec file system.
 
     Raises:
         ValueError: ``sha256`` is not a SHA-256.
@@ -114,7 +130,7 @@ def fetch(
         raise ValueError(f"sha256={sha256!r}: expected 64 hexadecimal digits")
     expected = None if sha256 is None else sha256.lower()
     folder = cache_dir() if cache is None else cache
-    filesystem, path = _open_filesystem(uri, storage_options)
+    filesystem, path = _open_filesystem(uri)
     if isinstance(filesystem, LocalFileSystem):
         found = _local(uri, Path(path), folder)
     else:
@@ -151,9 +167,10 @@ class _Remote:
     path: str
 
 
-def _open_filesystem(uri: str, options: Mapping[str, Any] | None) -> tuple[Any, str]:
+def _open_filesystem(uri: str) -> tuple[Any, str]:
+    options = _OPTIONS.get().get(uri.split("://", 1)[0], {})
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri, **dict(options or {}))
+        filesystem, path = fsspec.core.url_to_fs(uri, **options)
     except (ImportError, ValueError, OSError) as err:
         raise FetchError(f"{uri}: no file system for this URI: {err}") from err
     return filesystem, path

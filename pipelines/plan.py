@@ -63,7 +63,12 @@ class Plan:
 
 def model_choice(config: SeparateConfig) -> models.ModelChoice:
     """The model of a run."""
-    return models.ModelChoice(name=config.model, device=config.device, precision=config.precision)
+    return models.ModelChoice(
+        name=config.model,
+        device=config.device,
+        precision=config.precision,
+        storage_options=config.storage_options,
+    )
 
 
 def scorer_choice(config: SeparateConfig) -> models.ScorerChoice | None:

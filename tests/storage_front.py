@@ -59,6 +59,7 @@ class Fault:
         pattern: a regular expression.
         status: what is answered; None: what the emulator says.
         every: one request in so many, from the first; 1 for all of them.
+        after: so many requests are spared first.
         times: how often at most; None for ever.
         delay_s: how long the answer takes.
         cut: bytes of the body that are sent before the connection ends; None: all.
@@ -67,6 +68,7 @@ class Fault:
     pattern: str
     status: int | None = None
     every: int = 1
+    after: int = 0
     times: int | None = None
     delay_s: float = 0.0
     cut: int | None = None
@@ -78,7 +80,10 @@ class Fault:
         if not re.search(self.pattern, line):
             return False
         self.seen += 1
-        if (self.seen - 1) % self.every or (self.times is not None and self.done >= self.times):
+        number = self.seen - 1 - self.after
+        if number < 0 or number % self.every:
+            return False
+        if self.times is not None and self.done >= self.times:
             return False
         self.done += 1
         return True
@@ -166,14 +171,17 @@ class StorageFront:
         """What the emulator says, its URLs made the front's."""
         sent = {k: v for k, v in headers.items() if k.lower() not in _HOP_BY_HOP}
         ours, theirs = self.url.encode(), f"http://{self._upstream[0]}:{self._upstream[1]}".encode()
-        connection = self._connection()
-        try:
-            connection.request(method, path, body.replace(ours, theirs) or None, sent)
-            response = connection.getresponse()
-            content = response.read()
-        except (OSError, http.client.HTTPException):
-            connection.close()
-            raise
+        for is_last in (False, True):  # a connection that was not used for a while may be closed
+            connection = self._connection()
+            try:
+                connection.request(method, path, body.replace(ours, theirs) or None, sent)
+                response = connection.getresponse()
+                content = response.read()
+                break
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                if is_last:
+                    raise
         kept = {k: v for k, v in response.getheaders() if k.lower() not in _HOP_BY_HOP}
         kept = {k: v.replace(theirs.decode(), self.url) for k, v in kept.items()}
         if response.headers.get("Content-Type", "").lower() in _URL_FIELDS:

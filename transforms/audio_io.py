@@ -26,6 +26,10 @@ _UNKNOWN_SIZE = 2**32 - 2**16
 _SFC_SET_ADD_PEAK_CHUNK = 0x1050
 _FLOAT_BYTES = 4
 _MAX_WAV_BYTES = 2**32 - 2**16
+_DECODER_ERRORS = (
+    *(soundfile.LibsndfileError, TypeError, RuntimeError),
+    *(ArithmeticError, BufferError, MemoryError, SystemError),
+)
 READ_ERRORS = (OSError, EOFError, ValueError, ImportError)
 """What reading a file can raise, AudioError included; ImportError: no package for a protocol."""
 
@@ -226,7 +230,7 @@ def _descriptor(raw: BinaryIO) -> int | BinaryIO:
 def _decoding(uri: str) -> Iterator[None]:
     try:
         yield
-    except (soundfile.LibsndfileError, TypeError, RuntimeError) as err:
+    except _DECODER_ERRORS as err:
         reason = getattr(err, "error_string", "") or str(err)
         raise AudioError("not_audio", f"{uri}: cannot be decoded: {reason}") from err
 

@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
-from model import registry
+from model import fetch, registry
 from model.clap import QueryEncoder
+from model.fetch import OptionsByProtocol
 from model.registry import LoadedModel
 
 T = TypeVar("T")
@@ -26,11 +27,15 @@ class ModelChoice:
         name: a name of ``model.registry``, or the URI of a checkpoint.
         device: a torch device, or ``auto``: the GPU where the worker has one.
         precision: ``fp32`` or ``bf16``.
+        storage_options: fsspec options by protocol, with which weights are fetched.
     """
 
     name: str
     device: str = AUTO
     precision: str = "fp32"
+    storage_options: OptionsByProtocol = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def resolved_device(self) -> str:
         """The device of this worker."""
@@ -53,9 +58,10 @@ def load_model(choice: ModelChoice) -> LoadedModel:
     """The model, loaded on first use: a ``model.registry.LoadedModel``."""
 
     def load() -> LoadedModel:
-        return registry.load(
-            choice.name, device=choice.resolved_device(), precision=choice.precision
-        )
+        with fetch.storage_options(choice.storage_options):
+            return registry.load(
+                choice.name, device=choice.resolved_device(), precision=choice.precision
+            )
 
     return _once(choice, load)
 
@@ -66,7 +72,8 @@ def load_scorer(choice: ScorerChoice) -> QueryEncoder:
         return load_model(choice.model).query_encoder
 
     def load() -> QueryEncoder:
-        return registry.load_scorer(choice.name, device=choice.model.resolved_device())
+        with fetch.storage_options(choice.model.storage_options):
+            return registry.load_scorer(choice.name, device=choice.model.resolved_device())
 
     return _once(choice, load)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,10 +28,13 @@ from transforms.elements import (
     Samples,
     failed,
 )
+from transforms.lookahead import LookAhead, Overlap
 from transforms.mixtures import read_mono
 from transforms.storage import Storage
 
 Embedded = Mapping[str, Iterable[EmbeddedQuery]]
+Shot = torch.Tensor | EmbeddedQuery
+"""An example clip, or why it cannot be used."""
 _EMBED_ERRORS = (RuntimeError, ValueError, MemoryError)
 _SHOTS_AT_ONCE = 8
 
@@ -116,11 +120,21 @@ class _EmbedFn(beam.DoFn):
     def __init__(self, encoder: models.ScorerChoice, storage: Storage, max_values: int) -> None:
         self._choice, self._storage, self._max_values = encoder, storage, max_values
         self._encoder: QueryEncoder | None = None
+        self._ahead: LookAhead[str, Shot] | None = None
         self._queries = Metrics.counter("EmbedQueries", "in")
         self._took = Metrics.distribution("EmbedQueries", "embed_msec")
 
     def setup(self) -> None:
         self._encoder = models.load_scorer(self._choice)
+        self._ahead = LookAhead(self._read, Overlap(), "EmbedQueries", "read")
+
+    def teardown(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def _read(self, uri: str) -> Shot:
+        assert self._encoder is not None  # noqa: S101 - set up by Beam
+        return read_shot(uri, self._storage, self._encoder.sample_rate_hz, self._max_values)
 
     def process(self, batch: Sequence[tuple[str, Query]]) -> list[tuple[str, EmbeddedQuery]]:
         started_s = time.perf_counter()
@@ -131,20 +145,20 @@ class _EmbedFn(beam.DoFn):
 
     def _embedded(self, batch: Sequence[tuple[str, Query]]) -> Iterator[tuple[str, EmbeddedQuery]]:
         assert self._encoder is not None  # noqa: S101 - set up by Beam
+        assert self._ahead is not None  # noqa: S101
         texts = [(key, query.text) for key, query in batch if query.text is not None]
         yield from zip(
             (key for key, _ in texts),
             embed_texts(self._encoder, [text for _, text in texts]),
             strict=True,
         )
-        for key, query in batch:
-            if query.audio_uris:
-                yield (
-                    key,
-                    embed_examples(
-                        self._encoder, query.audio_uris, self._storage, self._max_values
-                    ),
-                )
+        examples = [(key, query.audio_uris) for key, query in batch if query.audio_uris]
+        shots = self._ahead.map(uri for _, uris in examples for uri in uris)
+        for key, uris in examples:
+            own = itertools.islice(shots, len(uris))
+            yield key, embed_examples(self._encoder, uris, own)
+            for _ in own:  # where one failed, the rest stand before those of the next query
+                pass
 
 
 def embed_texts(encoder: QueryEncoder, texts: Sequence[str]) -> list[EmbeddedQuery]:
@@ -160,26 +174,39 @@ def embed_texts(encoder: QueryEncoder, texts: Sequence[str]) -> list[EmbeddedQue
     return [result for text in texts for result in embed_texts(encoder, [text])]
 
 
+def read_shot(uri: str, storage: Storage, rate_hz: int, max_values: int) -> Shot:
+    """An example clip as float32[T] at ``rate_hz``, or why it cannot be used."""
+    try:
+        clip = read_mono(uri, storage, rate_hz, max_values)
+        require_sound(clip, uri)
+    except READ_ERRORS as err:
+        return EmbeddedQuery(error_type=error_code(err), message=describe(err, uri))
+    return torch.from_numpy(clip)
+
+
 def embed_examples(
-    encoder: QueryEncoder, uris: Sequence[str], storage: Storage, max_values: int
+    encoder: QueryEncoder, uris: Sequence[str], shots: Iterator[Shot]
 ) -> EmbeddedQuery:
-    """Embeds the example clips of one query and pools them."""
-    shots: list[torch.Tensor] = []
+    """Embeds the example clips of one query and pools them.
+
+    Args:
+        encoder: hears them.
+        uris: of the clips, for messages.
+        shots: the clips in the same order, as :func:`read_shot` gives them.
+    """
+    found: list[torch.Tensor] = []
     for begin in range(0, len(uris), _SHOTS_AT_ONCE):
         clips = []
-        for uri in uris[begin : begin + _SHOTS_AT_ONCE]:
-            try:
-                clip = read_mono(uri, storage, encoder.sample_rate_hz, max_values)
-                require_sound(clip, uri)
-            except READ_ERRORS as err:
-                return EmbeddedQuery(error_type=error_code(err), message=describe(err, uri))
-            clips.append(torch.from_numpy(clip))
+        for shot in itertools.islice(shots, _SHOTS_AT_ONCE):
+            if isinstance(shot, EmbeddedQuery):
+                return shot
+            clips.append(shot)
         try:
             with torch.inference_mode():
-                shots.extend(encoder.embed_audio(clips))
+                found.extend(encoder.embed_audio(clips))
         except _EMBED_ERRORS as err:
             return EmbeddedQuery(error_type="model_error", message=f"{uris[begin]}: {err}")
-    return _embedded(pool_shots(torch.stack(shots)))
+    return _embedded(pool_shots(torch.stack(found)))
 
 
 def _embedded(vector: torch.Tensor) -> EmbeddedQuery:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +15,13 @@ import gcsfs
 import pytest
 
 import storage_front
+import tiny_model
 import tone_runs
 import tones
 from storage_front import MEDIA, Fault, StorageFront
 
 NUM_ROWS = 12
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +144,79 @@ def test_reads_that_fail_are_repeated_and_counted_or_said(
     assert record["books"]["rows"] == NUM_ROWS
     assert record["counters"]["Storage/transient_gcsfs"] >= 2 + 2 + 2 + 5
     assert len(front.requests(rf"in%2Fm3\.wav.*{MEDIA}")) == 1  # what lasts is not asked again
+
+
+def test_a_run_that_could_not_go_on_is_resumed(
+    front: StorageFront, bucket: str, undisturbed: Path, tmp_path: Path, capsys
+) -> None:
+    front.faults.append(Fault(pattern=r"POST .*upload.*", status=503, after=14))
+    assert _run(bucket, "resumed", "--batch_size", "1") == 3
+    assert "503" in capsys.readouterr().err
+    front.forget()
+
+    assert _run(bucket, "resumed", "--resume") == 0
+    output = _fetched(bucket, "resumed", tmp_path)
+    books = tone_runs.record(output)["books"]
+    assert books["finished_before"] > 0
+    assert books["finished_before"] + books["stems"] == NUM_ROWS
+    tone_runs.assert_same_results(undisturbed, output)
+    assert _digests(output) == _digests(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "status", "said"),
+    [
+        (r"in%2Fa\.jsonl.*alt=media", 403, "in/a.jsonl"),
+        (r"prefix=in/", 404, "no such file"),
+        (r"nowhere%2Frun\.json.*alt=media", 403, "nowhere/run.json"),
+        (r"POST .*upload", 403, "--output: cannot be written"),
+    ],
+)
+def test_what_cannot_be_reached_at_all_is_said_before_anything_is_run(
+    front: StorageFront, bucket: str, pattern: str, status: int, said: str, capsys
+) -> None:
+    front.faults.append(Fault(pattern=pattern, status=status))
+    assert _run(bucket, "nowhere") == 2
+    text = capsys.readouterr().err
+    assert said in text
+    assert "Traceback" not in text
+
+
+def test_the_endpoint_can_be_given_by_storage_options(
+    front: StorageFront, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS"):
+        monkeypatch.delenv(name)
+    options = json.dumps({"gs": {"endpoint_url": front.url, "token": "anon"}})
+    assert _run(bucket, "by_options", "--storage_options", options) == 0
+    assert front.requests("/token") == []
+    monkeypatch.undo()
+    output = _fetched(bucket, "by_options", tmp_path)
+    assert len(tone_runs.table(output, "metrics")) == NUM_ROWS
+    assert front.url not in (output / "run.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("by_options", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_weights_come_from_a_bucket_in_any_process(
+    front: StorageFront, bucket: str, tmp_path: Path, by_options: bool
+) -> None:
+    """The command itself, with worker processes, and what it knows by its environment only."""
+    local = tiny_model.write_tiny_model(tmp_path / "tiny.safetensors")
+    gcsfs.GCSFileSystem().put(local, f"{bucket}/tiny.safetensors")
+    environment = {**os.environ, "CLAPSEP_CACHE": str(tmp_path / "cache")}
+    arguments = ["--num_workers", "2"]
+    if by_options:
+        environment.pop("STORAGE_EMULATOR_HOST")
+        options = {"gs": {"endpoint_url": front.url, "token": "anon"}}
+        arguments = ["--storage_options", json.dumps(options)]
+    output = f"with_weights_{by_options}"
+    command = [sys.executable, "-m", "pipelines.separate", "--manifest", f"{bucket}/in/a.jsonl"]
+    command += ["--output", f"{bucket}/{output}", "--model", f"{bucket}/tiny.safetensors"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(front.requests(rf"GET .*tiny\.safetensors\?.*{MEDIA}")) == 1
+    metrics = tone_runs.table(_fetched(bucket, output, tmp_path), "metrics")
+    assert len(metrics) == NUM_ROWS // 2
+    assert metrics[0]["model_sha256"] == hashlib.sha256(Path(local).read_bytes()).hexdigest()

@@ -18,7 +18,7 @@ import fsspec
 import pytest
 
 from model import fetch as fetching
-from model.fetch import DigestMismatchError, FetchError, RetryPolicy, fetch
+from model.fetch import DigestMismatchError, FetchError, RetryPolicy, fetch, storage_options
 
 CONTENT = b"weights " * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -298,7 +298,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 def test_hugging_face_space_is_read_once(tmp_path: Path, hub: Site) -> None:
     uri = "hf://spaces/someone/somewhere/model/best.ckpt"
-    found = [fetch(uri, cache=tmp_path, storage_options={"endpoint": hub.url}) for _ in range(2)]
+    with storage_options({"hf": {"endpoint": hub.url}}):
+        found = [fetch(uri, cache=tmp_path) for _ in range(2)]
     assert [file.sha256 for file in found] == [SHA256] * 2
     assert found[0].path.read_bytes() == CONTENT
     assert hub.gets == 1
@@ -306,15 +307,21 @@ def test_hugging_face_space_is_read_once(tmp_path: Path, hub: Site) -> None:
 
 def test_hugging_face_digest_is_checked_before_the_download(tmp_path: Path, hub: Site) -> None:
     uri, wrong = "hf://spaces/someone/somewhere/model/best.ckpt", "0" * 64
-    with pytest.raises(DigestMismatchError, match=f"expected SHA-256 {wrong}, found {SHA256}"):
-        fetch(uri, sha256=wrong, cache=tmp_path, storage_options={"endpoint": hub.url})
+    with (
+        storage_options({"hf": {"endpoint": hub.url}}),
+        pytest.raises(DigestMismatchError, match=f"expected SHA-256 {wrong}, found {SHA256}"),
+    ):
+        fetch(uri, sha256=wrong, cache=tmp_path)
     assert hub.gets == 0
 
 
 def test_missing_hugging_face_repository_is_one_line(tmp_path: Path, hub: Site) -> None:
     uri = "hf://nobody/nothing/x.pt"
-    with pytest.raises(FetchError, match=f"^{uri}: .*404 Not Found.*$") as caught:
-        fetch(uri, cache=tmp_path, storage_options={"endpoint": hub.url}, retry=NO_WAIT)
+    with (
+        storage_options({"hf": {"endpoint": hub.url}}),
+        pytest.raises(FetchError, match=f"^{uri}: .*404 Not Found.*$") as caught,
+    ):
+        fetch(uri, cache=tmp_path, retry=NO_WAIT)
     assert "\n" not in str(caught.value)
 
 

@@ -16,7 +16,7 @@ import tone_runs
 import tones
 from transforms.elements import EmbeddedQuery, Failure, Query
 from transforms.models import ModelChoice, ScorerChoice
-from transforms.queries import EmbedQueries, asks_of, attach, embed_examples, embed_texts
+from transforms.queries import EmbedQueries, asks_of, attach, embed_examples, embed_texts, read_shot
 from transforms.storage import Storage
 
 
@@ -96,7 +96,8 @@ def test_shots_are_embedded_one_by_one_and_averaged(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.wav"
         soundfile.write(path, np.repeat(tones.tone(label, 0.5)[:, None], 2, axis=1), 8_000)
         uris.append(str(path))
-    found = embed_examples(tones.ToneClap(), uris, Storage(), 10**6)
+    shots = (read_shot(uri, Storage(), 8_000, 10**6) for uri in uris)
+    found = embed_examples(tones.ToneClap(), uris, shots)
     vector = np.frombuffer(found.embedding, "<f4")
     assert vector[tones.LABELS.index("bell")] == pytest.approx(2 / 3)
     assert vector[tones.LABELS.index("rain")] == pytest.approx(1 / 3)
