@@ -182,7 +182,8 @@ class StorageFront:
                 connection.close()
                 if is_last:
                     raise
-        kept = {k: v for k, v in response.getheaders() if k.lower() not in _HOP_BY_HOP}
+        left_out = _HOP_BY_HOP - {"content-length" if method == "HEAD" else ""}
+        kept = {k: v for k, v in response.getheaders() if k.lower() not in left_out}
         kept = {k: v.replace(theirs.decode(), self.url) for k, v in kept.items()}
         if response.headers.get("Content-Type", "").lower() in _URL_FIELDS:
             content = content.replace(theirs, ours)

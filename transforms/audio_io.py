@@ -27,8 +27,13 @@ _SFC_SET_ADD_PEAK_CHUNK = 0x1050
 _FLOAT_BYTES = 4
 _MAX_WAV_BYTES = 2**32 - 2**16
 _DECODER_ERRORS = (
-    *(soundfile.LibsndfileError, TypeError, RuntimeError),
-    *(ArithmeticError, BufferError, MemoryError, SystemError),
+    soundfile.LibsndfileError,
+    TypeError,
+    RuntimeError,
+    ArithmeticError,
+    BufferError,
+    MemoryError,
+    SystemError,
 )
 READ_ERRORS = (OSError, EOFError, ValueError, ImportError)
 """What reading a file can raise, AudioError included; ImportError: no package for a protocol."""
