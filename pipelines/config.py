@@ -25,10 +25,12 @@ from transforms.redaction import secrets_of
 
 IN_PROCESS = "FnApiRunner"
 DATAFLOW = "DataflowRunner"
+DASK = "dask"
 _MAX_CLIP_S = 1e6
 _LOCAL = (None, "", "DirectRunner", "FnApiRunner", "SwitchingDirectRunner")
 _REFUSED = {
-    "DaskRunner": "it silently loses data (Beam 2.77 drops what finish_bundle gives)",
+    "DaskRunner": "Beam's own silently loses data (2.77 drops what finish_bundle gives); "
+    "use --runner=dask",
     "PrismRunner": "Prism is a binary that would be downloaded, and does not run this job",
     "BundleBasedDirectRunner": "it does not run this job",
 }
@@ -46,6 +48,7 @@ class Execution:
         share_model: one copy of the model for all worker processes of a machine.
         progress: ``auto``, ``bar``, ``log`` or ``none``.
         log_level: for the root logger.
+        cluster: address of the Dask scheduler; None for every other runner.
     """
 
     runner: str
@@ -55,6 +58,7 @@ class Execution:
     share_model: bool
     progress: str
     log_level: str
+    cluster: str | None = None
 
     @property
     def is_local(self) -> bool:
@@ -213,7 +217,8 @@ def _execution(options: PipelineOptions) -> Execution:
         workers = direct.direct_num_workers
     _check_least("--num_workers", workers, 1)
     num_workers = int(workers) if local else 1
-    threads = max(1, cores() // num_workers) if local else 0
+    cluster = _cluster(name, run.dask_client_address)
+    threads = max(1, cores() // num_workers) if local else int(cluster is not None)
     hints = {"accelerator": run.accelerator, "min_ram": run.min_ram}
     return Execution(
         runner=IN_PROCESS if local else str(name),
@@ -223,7 +228,19 @@ def _execution(options: PipelineOptions) -> Execution:
         share_model=run.share_model,
         progress=run.progress,
         log_level=run.log_level,
+        cluster=cluster,
     )
+
+
+def _cluster(runner: str | None, address: str | None) -> str | None:
+    if runner == DASK and not address:
+        raise UsageError(
+            "--runner=dask needs --dask_client_address, which `dask scheduler` prints when it "
+            "starts; for example tcp://10.0.0.5:8786"
+        )
+    if runner != DASK and address:
+        raise UsageError(f"--dask_client_address={address} goes with --runner=dask")
+    return address
 
 
 def _rows(given: InputOptions) -> tuple[ManifestRow, ...]:

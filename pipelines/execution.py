@@ -122,6 +122,10 @@ def _engine(
     if execution.is_local:
         with local_runner(options, execution.num_workers) as (runner, watch):
             yield runner, watch.check if watch is not None else _nothing
+    elif execution.cluster is not None:
+        from pipelines.on_dask.runner import DaskRunner
+
+        yield DaskRunner(execution.cluster), _nothing
     else:
         yield given, _nothing
 

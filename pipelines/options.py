@@ -126,7 +126,7 @@ class ModelOptions(PipelineOptions):
             default=0,
             metavar="N",
             help="CPU threads of the network, a process. Default 0: the cores of the machine, "
-            "divided among --num_workers.",
+            "divided among --num_workers; on a Dask cluster 1.",
         )
         group.add_argument(
             "--overlap",
@@ -213,7 +213,13 @@ class RunOptions(PipelineOptions):
             "execution",
             "Flags of Beam and its runners work too, such as --num_workers N (local: so many "
             "processes; Dataflow: so many machines), --runner, --project and --temp_location. "
-            "Without --runner the job runs in this process.",
+            "Without --runner the job runs in this process; --runner=dask runs it on a Dask "
+            "cluster.",
+        )
+        group.add_argument(
+            "--dask_client_address",
+            metavar="URL",
+            help="With --runner=dask: the scheduler. Example: tcp://10.0.0.5:8786",
         )
         group.add_argument(
             "--accelerator",

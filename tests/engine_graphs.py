@@ -1,15 +1,26 @@
-"""Small graphs that try one thing each on an engine; worker processes import this module."""
+"""Small graphs that try one thing each on an engine; worker processes import this module.
+
+What comes out is looked for on disk: an engine that loses elements still says that it is done.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.metrics.metric import Metrics
+from apache_beam.transforms import window
+from apache_beam.transforms.combiners import Count, ToDict
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
+from apache_beam.utils.windowed_value import WindowedValue
 
 FOREVER_S = 3_600.0
+NUMBERS = tuple(range(20))
 
 
 class Graph(beam.PTransform[Any, Any]):
@@ -21,6 +32,287 @@ class Graph(beam.PTransform[Any, Any]):
 
     def expand(self, root: Any) -> Any:
         return self._build(root)
+
+
+def kept(folder: Path) -> dict[str, list[str]]:
+    """What a graph kept, sorted, by name."""
+    found: dict[str, list[str]] = {}
+    for path in folder.iterdir():
+        found.setdefault(path.name.split("@")[0], []).append(path.read_text(encoding="utf-8"))
+    return {name: sorted(values) for name, values in sorted(found.items())}
+
+
+def _keep(element: Any, folder: str, name: str) -> None:
+    path = Path(folder) / f"{name}@{uuid.uuid4().hex}"
+    path.write_text(repr(element), encoding="utf-8")
+
+
+def _keep_all(folder: Path, **pcollections: Any) -> None:
+    for name, pcollection in pcollections.items():
+        _ = pcollection | f"Keep_{name}" >> beam.Map(_keep, str(folder), name)
+
+
+def every_feature(folder: Path) -> Graph:
+    """What the jobs need of an engine, and a little more, in one graph."""
+
+    def build(root: Any) -> None:
+        numbers = root | "Numbers" >> beam.Create(NUMBERS)
+        tagged = numbers | beam.ParDo(_TagFn()).with_outputs("odd", "big", main="even")
+        timed = numbers | "Stamp" >> beam.Map(_stamped)
+        keyed = numbers | "Key" >> beam.Map(_by_three)
+        nothing = root | "Nothing" >> beam.Create([])
+        _keep_all(
+            folder,
+            even=tagged.even,
+            odd=tagged.odd,
+            big=tagged.big,
+            finished=numbers | "AtEnd" >> beam.ParDo(_AtEndFn()),
+            batched=numbers
+            | beam.BatchElements(min_batch_size=3, max_batch_size=3)
+            | "Unbatch" >> beam.FlatMap(list),
+            fixed=timed
+            | "Fixed" >> beam.WindowInto(window.FixedWindows(5))
+            | "ByParity" >> beam.Map(_by_parity)
+            | "SumFixed" >> beam.CombinePerKey(sum)
+            | "SeeFixed" >> beam.ParDo(_SeeWindowFn()),
+            sessions=timed
+            | "OnlySome" >> beam.Filter(_is_some)
+            | "Sessions" >> beam.WindowInto(window.Sessions(3))
+            | "ByParity2" >> beam.Map(_by_parity)
+            | "GroupSessions" >> beam.GroupByKey()
+            | "SortSessions" >> beam.MapTuple(_sorted_group)
+            | "SeeSessions" >> beam.ParDo(_SeeWindowFn()),
+            sides=root
+            | "One" >> beam.Create(["a"])
+            | "Sides"
+            >> beam.Map(
+                _with_sides,
+                beam.pvalue.AsSingleton(numbers | "Count" >> Count.Globally()),
+                beam.pvalue.AsIter(numbers),
+                beam.pvalue.AsDict(numbers | "Squares" >> beam.Map(_with_square)),
+                beam.pvalue.AsMultiMap(keyed),
+                beam.pvalue.AsList(nothing),
+            ),
+            shuffled=numbers | "Spread" >> beam.Reshuffle(),
+            flattened=(numbers, numbers, nothing, tagged.odd) | beam.Flatten(),
+            joined={"one": keyed, "two": tagged.odd | "KeyOdd" >> beam.Map(_by_three)}
+            | beam.CoGroupByKey()
+            | "SortJoined" >> beam.MapTuple(_sorted_join),
+            summed=keyed | beam.CombinePerKey(sum),
+            mean_of_none=nothing | beam.CombineGlobally(sum),
+            counted=numbers | "Thirds" >> beam.Map(_third) | Count.PerElement(),
+            gathered=keyed
+            | "SumAll" >> beam.CombinePerKey(sum)
+            | ToDict()
+            | beam.Map(_sorted_dict),
+            hinted=numbers | beam.Map(_third).with_resource_hints(min_ram="1MB"),
+        )
+
+    return Graph(build)
+
+
+class _TagFn(beam.DoFn):
+    def __init__(self) -> None:
+        self._seen = Metrics.counter("probe", "seen")
+        self._size = Metrics.distribution("probe", "size")
+
+    def process(self, number: int) -> Iterator[Any]:
+        self._seen.inc()
+        self._size.update(number)
+        yield beam.pvalue.TaggedOutput("odd", number) if number % 2 else number
+        if number > 15:
+            yield beam.pvalue.TaggedOutput("big", number)
+
+
+class _AtEndFn(beam.DoFn):
+    def start_bundle(self) -> None:
+        self._held: list[int] = []
+
+    def process(self, number: int) -> None:
+        self._held.append(number)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        whole = window.GlobalWindow()
+        for number in self._held:
+            yield WindowedValue(number, whole.max_timestamp(), (whole,))
+
+
+class _AtOnceAndAtEndFn(_AtEndFn):
+    def process(self, number: int) -> Iterator[Any]:
+        super().process(number)
+        yield "at once", number
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for late in super().finish_bundle():
+            yield late.with_value(("at the end", late.value))
+
+
+def _keep_named(name: str, number: int, folder: str) -> None:
+    _keep(number, folder, name)
+
+
+class _SeeWindowFn(beam.DoFn):
+    def process(
+        self, element: Any, window: Any = beam.DoFn.WindowParam, at: Any = beam.DoFn.TimestampParam
+    ) -> Iterator[Any]:
+        yield element, float(window.start), float(window.end), float(at)
+
+
+def _stamped(number: int) -> Any:
+    return window.TimestampedValue(number, number)
+
+
+def _is_some(number: int) -> bool:
+    return number % 7 < 3
+
+
+def _by_parity(number: int) -> tuple[int, int]:
+    return number % 2, number
+
+
+def _by_three(number: int) -> tuple[str, int]:
+    return str(number % 3), number
+
+
+def _third(number: int) -> int:
+    return number // 3
+
+
+def _with_square(number: int) -> tuple[int, int]:
+    return number, number * number
+
+
+def _with_sides(
+    name: str, count: int, numbers: Iterable[int], squares: Any, groups: Any, none: list[Any]
+) -> Any:
+    return name, count, sorted(numbers), squares[7], sorted(groups["1"]), none
+
+
+def _sorted_group(key: int, values: Iterable[int]) -> tuple[int, list[int]]:
+    return key, sorted(values)
+
+
+def _sorted_join(key: str, found: dict[str, Iterable[int]]) -> Any:
+    return key, sorted(found["one"]), sorted(found["two"])
+
+
+def _sorted_dict(found: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(found.items())
+
+
+def parquet(folder: Path) -> Graph:
+    """Writes Beam's own Parquet sink."""
+    import pyarrow as pa
+
+    schema = pa.schema([("n", pa.int64())])
+    return Graph(
+        lambda root: (
+            root
+            | beam.Create([{"n": number} for number in NUMBERS])
+            | beam.io.WriteToParquet(str(folder / "part"), schema)
+        )
+    )
+
+
+def finishing(folder: Path) -> Graph:
+    """Gives each element twice: at once, and at the end of its bundle."""
+    return Graph(
+        lambda root: (
+            root
+            | beam.Create(NUMBERS)
+            | beam.ParDo(_AtOnceAndAtEndFn())
+            | beam.MapTuple(_keep_named, folder=str(folder))
+        )
+    )
+
+
+def bundles(folder: Path) -> Graph:
+    """Says which process did what before and behind a Reshuffle, and how often."""
+
+    def build(root: Any) -> None:
+        before = root | beam.Create(NUMBERS, reshuffle=False) | "Before" >> beam.Map(_with_bundle)
+        behind = (
+            before
+            | "Forget" >> beam.MapTuple(_first)
+            | beam.Reshuffle()
+            | "Behind" >> beam.Map(_with_bundle)
+        )
+        _keep_all(folder, before=before, behind=behind, again=before | Count.Globally())
+
+    return Graph(build)
+
+
+def _with_bundle(number: int) -> tuple[int, int]:
+    time.sleep(0.02)  # long enough for another worker to begin
+    return number, os.getpid()
+
+
+def _first(number: int, _: int) -> int:
+    return number
+
+
+def slow(folder: Path, count: int, each_s: float) -> Graph:
+    """Elements that take a while each; they are kept under their own names, so once."""
+    return Graph(
+        lambda root: (
+            root
+            | beam.Create(list(range(count)))
+            | beam.Map(_slowly, each_s, str(folder))
+            | "Again" >> beam.Reshuffle()
+            | beam.Map(_keep_once, str(folder))
+        )
+    )
+
+
+def started(folder: Path) -> bool:
+    """Whether a slow element has begun."""
+    return (folder / "begun@").exists()
+
+
+def _slowly(number: int, each_s: float, folder: str) -> int:
+    (Path(folder) / "begun@").touch()
+    time.sleep(each_s)
+    return number
+
+
+def _keep_once(number: int, folder: str) -> None:
+    (Path(folder) / f"slow@{number}").write_text(str(number), encoding="utf-8")
+
+
+def failing() -> Graph:
+    """A DoFn that raises on one element."""
+    return Graph(lambda root: root | beam.Create(NUMBERS) | beam.Map(_fail_on_seven))
+
+
+def _fail_on_seven(number: int) -> int:
+    if number == 7:
+        raise ArithmeticError("element 7 cannot be done")
+    return number
+
+
+def stateful() -> Graph:
+    """A DoFn with state."""
+    return Graph(lambda root: root | beam.Create([("a", 1)]) | beam.ParDo(_StateFn()))
+
+
+_STATE = beam.DoFn.StateParam(ReadModifyWriteStateSpec("last", beam.coders.VarIntCoder()))
+
+
+class _StateFn(beam.DoFn):
+    def process(self, pair: tuple[str, int], state: Any = _STATE) -> None:
+        state.write(pair[1])
+
+
+def hinted(folder: Path) -> Graph:
+    """A step that asks for a GPU and says which process it ran in."""
+    return Graph(
+        lambda root: (
+            root
+            | beam.Create(NUMBERS)
+            | beam.Map(_with_bundle).with_resource_hints(accelerator="type:nvidia-l4;count:1")
+            | beam.Map(_keep, str(folder), "hinted")
+        )
+    )
 
 
 def one_fails_while_the_other_works(folder: Path) -> Graph:

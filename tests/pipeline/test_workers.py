@@ -58,17 +58,6 @@ def test_a_real_network_gives_the_same_alone_and_in_batches(
     tone_runs.assert_same_results(alone, output)
 
 
-def test_two_worker_processes_give_what_one_process_gives(
-    manifest: Path, model: str, alone: Path
-) -> None:
-    output = manifest.parent / "workers"
-    arguments = _arguments(manifest, output, model)
-    assert separate.run([*arguments, "--num_workers", "2"]) == 0
-    tone_runs.assert_same_results(alone, output)
-    (letter,) = tone_runs.table(output, "dead_letters")
-    assert letter["error_type"] == "missing"
-
-
 def test_a_killed_worker_ends_the_run_and_resuming_completes_it(
     manifest: Path, model: str, alone: Path, capfd
 ) -> None:

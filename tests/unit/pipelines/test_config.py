@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.command_line import parse, separate_parser
-from pipelines.config import IN_PROCESS, SeparateConfig, separate_config
+from pipelines.config import DASK, IN_PROCESS, SeparateConfig, separate_config
 from pipelines.options import UsageError
 
 
@@ -53,6 +53,17 @@ def test_a_remote_runner_keeps_its_own_workers() -> None:
 def test_runners_that_lose_data_are_refused_with_the_reason(runner: str) -> None:
     with pytest.raises(UsageError, match=f"--runner={runner} is refused: .{{10}}"):
         _config("--manifest", "a.csv", "--runner", runner)
+
+
+def test_a_dask_cluster_is_named_by_its_scheduler() -> None:
+    where = ("--manifest", "a.csv", "--runner=dask")
+    execution = _config(*where, "--dask_client_address", "tcp://10.0.0.5:8786").execution
+    assert (execution.runner, execution.cluster) == (DASK, "tcp://10.0.0.5:8786")
+    assert (execution.in_process, execution.is_local, execution.num_threads) == (False, False, 1)
+    with pytest.raises(UsageError, match="needs --dask_client_address"):
+        _config(*where)
+    with pytest.raises(UsageError, match="goes with --runner=dask"):
+        _config("--manifest", "a.csv", "--dask_client_address", "tcp://10.0.0.5:8786")
 
 
 def test_threads_of_beam_that_lose_data_are_refused() -> None:

@@ -1,0 +1,170 @@
+"""The engine on a Dask cluster: one feature after another, against Beam's own runner."""
+
+from __future__ import annotations
+
+import ast
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineResult
+from apache_beam.transforms.periodicsequence import PeriodicImpulse
+
+import engine_graphs
+from dask_cluster import DaskCluster, dask_cluster
+from pipelines import execution
+from pipelines.config import DASK, IN_PROCESS, Execution
+from pipelines.measurements import measurements_of
+from pipelines.on_dask import cluster as cluster_module
+from pipelines.on_dask import runner
+from pipelines.on_dask.cluster import ClusterError
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    with dask_cluster(folder, [("--resources", "MEMORY=1e9"), ()]) as found:
+        yield found
+
+
+def _run(graph: engine_graphs.Graph, cluster: DaskCluster | None) -> PipelineResult:
+    where = Execution(
+        runner=IN_PROCESS if cluster is None else DASK, num_workers=1, num_threads=1,
+        resource_hints={}, share_model=False, progress="none", log_level="warning",
+        cluster=None if cluster is None else cluster.address,
+    )  # fmt: skip
+    return execution.run_graph(graph, where, PipelineOptions([]))
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_every_feature_gives_what_beams_own_runner_gives(
+    cluster: DaskCluster, tmp_path: Path
+) -> None:
+    alone, there = _folder(tmp_path / "alone"), _folder(tmp_path / "there")
+    expected = measurements_of(_run(engine_graphs.every_feature(alone), None))
+    measured = measurements_of(_run(engine_graphs.every_feature(there), cluster))
+    assert engine_graphs.kept(there) == engine_graphs.kept(alone)
+    assert len(engine_graphs.kept(alone)["finished"]) == len(engine_graphs.NUMBERS)
+    assert measured.counters == expected.counters
+    assert measured.counters["probe/seen"] == len(engine_graphs.NUMBERS)
+    assert measured.distributions["probe/size"] == expected.distributions["probe/size"]
+
+
+def test_beams_own_parquet_sink_writes_every_row(cluster: DaskCluster, tmp_path: Path) -> None:
+    _run(engine_graphs.parquet(tmp_path), cluster)
+    found = [n for file in tmp_path.glob("part*") for n in pq.read_table(file)["n"].to_pylist()]
+    assert sorted(found) == list(engine_graphs.NUMBERS)
+
+
+def test_a_reshuffle_spreads_elements_and_nothing_is_computed_twice(
+    cluster: DaskCluster, tmp_path: Path
+) -> None:
+    _run(engine_graphs.bundles(tmp_path), cluster)
+    kept = engine_graphs.kept(tmp_path)
+    before, behind = ([ast.literal_eval(v) for v in kept[n]] for n in ("before", "behind"))
+    assert sorted(number for number, _ in before) == list(engine_graphs.NUMBERS)
+    assert sorted(number for number, _ in behind) == list(engine_graphs.NUMBERS)
+    assert len({process for _, process in before}) == 1
+    assert len({process for _, process in behind}) == 2
+    assert kept["again"] == [str(len(engine_graphs.NUMBERS))]
+
+
+def test_a_large_shuffle_is_parted_and_loses_nothing(
+    cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "PART_BYTES", 20)
+    alone, there = _folder(tmp_path / "alone"), _folder(tmp_path / "there")
+    _run(engine_graphs.every_feature(alone), None)
+    _run(engine_graphs.every_feature(there), cluster)
+    assert engine_graphs.kept(there) == engine_graphs.kept(alone)
+
+
+def test_hints_choose_the_worker_and_one_that_nobody_has_is_refused(
+    cluster: DaskCluster, tmp_path: Path
+) -> None:
+    with pytest.raises(ClusterError, match=r'no worker .* has GPU=1.*--resources "GPU=1"'):
+        _run(engine_graphs.hinted(tmp_path), cluster)
+    strong = cluster.add_worker("--resources", "GPU=1")
+    cluster.wait_for_workers(3)
+    try:
+        _run(engine_graphs.hinted(tmp_path), cluster)
+    finally:
+        strong.terminate()
+        strong.wait()
+    found = [ast.literal_eval(value) for value in engine_graphs.kept(tmp_path)["hinted"]]
+    assert sorted(number for number, _ in found) == list(engine_graphs.NUMBERS)
+    assert {process for _, process in found} == {strong.pid}
+
+
+def test_what_the_engine_does_not_do_is_refused(cluster: DaskCluster) -> None:
+    with pytest.raises(ValueError, match="stateful"):
+        _run(engine_graphs.stateful(), cluster)
+    endless = engine_graphs.Graph(lambda root: root | PeriodicImpulse())
+    with pytest.raises((ValueError, NotImplementedError), match=r"unbounded|watermark"):
+        _run(endless, cluster)
+
+
+def test_a_step_that_fails_ends_the_run_with_its_reason(cluster: DaskCluster) -> None:
+    with pytest.raises(ArithmeticError, match="element 7 cannot be done") as caught:
+        _run(engine_graphs.failing(), cluster)
+    assert "element 7 cannot be done" in execution.first_cause(caught.value)
+
+
+def test_no_scheduler_and_no_workers_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "CONNECT_WAIT_S", 1.0)
+    nowhere = "tcp://127.0.0.1:9"
+    with (
+        pytest.raises(ClusterError, match=re.escape(f"no Dask scheduler at {nowhere}")),
+        cluster_module.connected(nowhere),
+    ):
+        pass
+    with (
+        dask_cluster(tmp_path / "empty", []) as empty,
+        pytest.raises(ClusterError, match="no workers; start some with: dask worker tcp://"),
+    ):
+        _run(engine_graphs.failing(), empty)
+
+
+@pytest.mark.slow
+def test_the_run_goes_on_when_a_worker_is_killed(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "kept")
+    with dask_cluster(tmp_path / "cluster", [(), ()]) as mortal:
+        graph = engine_graphs.slow(folder, count=30, each_s=0.2)
+        job = threading.Thread(target=_run, args=(graph, mortal), daemon=True)
+        job.start()
+        while not engine_graphs.started(folder):
+            assert job.is_alive()
+            time.sleep(0.05)
+        mortal.workers[0].kill()
+        job.join()
+    assert sorted(map(int, engine_graphs.kept(folder)["slow"])) == list(range(30))
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_gone_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "ABSENT_WAIT_S", 3.0)
+    folder = _folder(tmp_path / "kept")
+    with dask_cluster(tmp_path / "cluster", [()]) as doomed:
+
+        def end() -> None:
+            while not engine_graphs.started(folder):
+                time.sleep(0.05)
+            doomed.workers[0].kill()
+
+        killer = threading.Thread(target=end, daemon=True)
+        killer.start()
+        with pytest.raises(ClusterError, match="without workers"):
+            _run(engine_graphs.slow(folder, count=1, each_s=engine_graphs.FOREVER_S), doomed)

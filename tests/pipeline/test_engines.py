@@ -1,0 +1,187 @@
+"""The main job on every engine: the same stems and metrics, and every row once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+
+import engine_graphs
+import tiny_model
+import tone_runs
+from dask_cluster import TESTS, DaskCluster, dask_cluster
+from pipelines import execution, separate
+from pipelines.config import Execution
+
+START_WAIT_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_model.write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    rows = tone_runs.write_mixtures(folder / "in", count=12, duration_s=0.9)
+    rows[3]["mixture_uri"] = "gone.wav"
+    rows[5]["mixture_uri"] = rows[4]["mixture_uri"]
+    rows.append({**rows[0]})  # a duplicate
+    return tone_runs.write_manifest(folder / "rows.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    with dask_cluster(tmp_path_factory.mktemp("cluster"), [(), ()]) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def alone(manifest: Path, model: str) -> Path:
+    output = manifest.parent / "alone"
+    assert separate.run([*_arguments(manifest, output, model), "--num_threads", "2"]) == 0
+    return output
+
+
+def _arguments(manifest: Path, output: Path, model: str) -> list[str]:
+    return ["--manifest", str(manifest), "--output", str(output), "--model", model,
+            "--progress", "none", "--max_failure_rate", "0.5"]  # fmt: skip
+
+
+def _assert_same(alone: Path, output: Path) -> None:
+    tone_runs.assert_same_results(alone, output)
+    there, here = tone_runs.record(output), tone_runs.record(alone)
+    assert there["books"] == here["books"]
+    assert there["counters"] == here["counters"]
+    kept = tone_runs.comparable(tone_runs.table(output, "dead_letters"))
+    assert kept == tone_runs.comparable(tone_runs.table(alone, "dead_letters"))
+
+
+def test_two_worker_processes(manifest: Path, model: str, alone: Path) -> None:
+    output = manifest.parent / "workers"
+    assert separate.run([*_arguments(manifest, output, model), "--num_workers", "2"]) == 0
+    _assert_same(alone, output)
+
+
+def test_a_dask_cluster(manifest: Path, model: str, alone: Path, cluster: DaskCluster) -> None:
+    output = manifest.parent / "dask"
+    where = ["--runner=dask", "--dask_client_address", cluster.address]
+    assert separate.run([*_arguments(manifest, output, model), *where]) == 0
+    _assert_same(alone, output)
+
+
+def test_a_dask_worker_that_is_killed_costs_nothing_but_time(
+    manifest: Path, model: str, alone: Path, tmp_path: Path
+) -> None:
+    output = manifest.parent / "mortal"
+    codes: list[int] = []
+    with dask_cluster(tmp_path / "cluster", [(), ()]) as mortal:
+        where = ["--runner=dask", "--dask_client_address", mortal.address, "--batch_size", "1"]
+        arguments = [*_arguments(manifest, output, model), *where]
+        job = threading.Thread(target=lambda: codes.append(separate.run(arguments)), daemon=True)
+        job.start()
+        while not list(output.glob("_work/journal/*.parquet")):
+            assert job.is_alive()
+            time.sleep(0.02)
+        mortal.workers[0].kill()
+        job.join()
+    assert codes == [0]
+    tone_runs.assert_same_results(alone, output)
+    assert tone_runs.record(output)["books"] == tone_runs.record(alone)["books"]
+
+
+@contextmanager
+def _portable_engine(folder: Path) -> Iterator[tuple[str, str]]:
+    """Beam's local job service and a pool of SDK workers, each a process; gives their addresses."""
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(module: str, *arguments: str) -> None:
+        with (folder / f"{module}.log").open("ab") as log:
+            command = [sys.executable, "-m", f"apache_beam.runners.{module}", *arguments]
+            environment = {**os.environ, "PYTHONPATH": path}
+            started.append(
+                subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
+            )
+
+    service, pool = _free_port(), _free_port()
+    try:
+        start(
+            "portability.local_job_service_main", "--port", str(service),
+            "--staging_dir", str(folder / "staging"),
+        )  # fmt: skip
+        start("worker.worker_pool_main", "--service_port", str(pool))
+        for port in (service, pool):
+            _wait_for_port(port)
+        yield f"localhost:{service}", f"localhost:{pool}"
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _wait_for_port(port: int) -> None:
+    deadline_s = time.monotonic() + START_WAIT_S
+    while True:
+        try:
+            socket.create_connection(("localhost", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    with _portable_engine(tmp_path_factory.mktemp("portable")) as found:
+        yield found
+
+
+def test_a_job_service_with_a_separate_worker(
+    manifest: Path, model: str, alone: Path, portable: tuple[str, str]
+) -> None:
+    output = manifest.parent / "external"
+    where = ["--runner=PortableRunner", "--job_endpoint", portable[0],
+             "--environment_type=EXTERNAL", "--environment_config", portable[1]]  # fmt: skip
+    assert separate.run([*_arguments(manifest, output, model), *where]) == 0
+    _assert_same(alone, output)
+
+
+@pytest.mark.slow
+def test_a_job_service_that_works_in_the_launcher(
+    manifest: Path, model: str, alone: Path, portable: tuple[str, str]
+) -> None:
+    output = manifest.parent / "loopback"
+    where = ["--runner=PortableRunner", "--job_endpoint", portable[0],
+             "--environment_type=LOOPBACK"]  # fmt: skip
+    assert separate.run([*_arguments(manifest, output, model), *where]) == 0
+    _assert_same(alone, output)
+
+
+def test_a_step_that_fails_behind_a_job_service_is_said(portable: tuple[str, str]) -> None:
+    flags = ["--runner=PortableRunner", "--job_endpoint", portable[0],
+             "--environment_type=EXTERNAL", "--environment_config", portable[1]]  # fmt: skip
+    where = Execution(
+        runner="PortableRunner", num_workers=1, num_threads=1, resource_hints={},
+        share_model=False, progress="none", log_level="warning",
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="element 7 cannot be done"):
+        execution.run_graph(engine_graphs.failing(), where, PipelineOptions(flags))
