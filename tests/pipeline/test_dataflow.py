@@ -7,6 +7,7 @@ import bz2
 import functools
 import io
 import json
+import logging
 import re
 import tarfile
 import threading
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
+import gcsfs
 import pytest
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -162,10 +163,14 @@ def dataflow(server: cloud.Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[c
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.02)))
     server.objects[f"{dataflow_job.BUCKET}/rows.jsonl"] = json.dumps(dataflow_job.ROW).encode()
-    fsspec.filesystem("gs").clear_instance_cache()
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    gcsfs.GCSFileSystem.clear_instance_cache()
     with tone_runs.tones_as_models():
         yield server
-    fsspec.filesystem("gs").clear_instance_cache()
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 def _run(server: cloud.Cloud, *extra: str, without: str = "") -> int:
