@@ -53,6 +53,7 @@ def test_every_flag_that_takes_a_value_is_a_parameter_or_left_out_for_a_reason()
         "condition_norm",
     }  # fmt: skip
     of_who_waits = {"progress", "max_failure_rate"}
+    of_other_engines = {"dask_client_address"}
     flags = {action.dest for action in separate_parser()._actions if action.nargs != 0}
-    assert flags - names == one_recording | for_experts | of_who_waits
+    assert flags - names == one_recording | for_experts | of_who_waits | of_other_engines
     assert names - flags == {"sdk_container_image"}
