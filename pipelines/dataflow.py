@@ -29,7 +29,8 @@ from apache_beam.runners.dataflow.internal.apiclient import (
 from apache_beam.runners.runner import PipelineResult, PipelineState
 from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound
 
-from pipelines.config import DATAFLOW, Execution, SeparateConfig
+from pipelines.config import SeparateConfig
+from pipelines.engines import DATAFLOW, Execution
 from pipelines.measurements import measurements_of
 from pipelines.options import UsageError
 

@@ -16,7 +16,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineResult, PipelineRunner
 
-from pipelines.config import Execution
+from pipelines.engines import Execution
 from pipelines.local_runner import local_runner
 from pipelines.measurements import Measurements, measurements_of
 from pipelines.plan import BOOKS, Plan

@@ -17,7 +17,8 @@ from apache_beam.runners.runner import PipelineRunner
 from manifests.errors import ManifestError
 from pipelines import command_line
 from pipelines import options as flags
-from pipelines.config import DATAFLOW, SeparateConfig, separate_config
+from pipelines.config import SeparateConfig, separate_config
+from pipelines.engines import DATAFLOW
 from transforms.redaction import redact
 
 if TYPE_CHECKING:

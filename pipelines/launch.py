@@ -20,7 +20,8 @@ from model.fetch import CheckpointError
 from model.registry import UnknownModelError
 from model.separator import Capabilities
 from pipelines.closing import closing_lines
-from pipelines.config import DATAFLOW, SeparateConfig
+from pipelines.config import SeparateConfig
+from pipelines.engines import DATAFLOW
 from pipelines.execution import (
     JobError,
     Outcome,

@@ -18,7 +18,7 @@ from apache_beam.transforms.periodicsequence import PeriodicImpulse
 import engine_graphs
 from dask_cluster import DaskCluster, dask_cluster
 from pipelines import execution
-from pipelines.config import DASK, IN_PROCESS, Execution
+from pipelines.engines import DASK, IN_PROCESS, Execution
 from pipelines.measurements import measurements_of
 from pipelines.on_dask import cluster as cluster_module
 from pipelines.on_dask import runner

@@ -20,7 +20,7 @@ import tiny_model
 import tone_runs
 from dask_cluster import TESTS, DaskCluster, dask_cluster
 from pipelines import execution, separate
-from pipelines.config import Execution
+from pipelines.engines import Execution
 
 START_WAIT_S = 120.0
 

@@ -16,7 +16,7 @@ import engine_graphs
 import tiny_model
 import tone_runs
 from pipelines import execution, separate
-from pipelines.config import IN_PROCESS, Execution
+from pipelines.engines import IN_PROCESS, Execution
 from pipelines.local_runner import WorkerError
 
 TESTS = Path(__file__).parents[1]

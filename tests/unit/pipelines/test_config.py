@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.command_line import parse, separate_parser
-from pipelines.config import DASK, IN_PROCESS, SeparateConfig, separate_config
+from pipelines.config import SeparateConfig, separate_config
+from pipelines.engines import DASK, IN_PROCESS
 from pipelines.options import UsageError
 
 

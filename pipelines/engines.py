@@ -1,0 +1,112 @@
+"""Where a job computes: the engine that the flags ask for, and those that are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    StandardOptions,
+    WorkerOptions,
+)
+
+from pipelines.options import ModelOptions, RunOptions, UsageError
+from transforms.cores import cores
+
+IN_PROCESS = "FnApiRunner"
+DATAFLOW = "DataflowRunner"
+DASK = "dask"
+_LOCAL = (None, "", "DirectRunner", "FnApiRunner", "SwitchingDirectRunner")
+_REFUSED = {
+    "DaskRunner": "Beam's own silently loses data (2.77 drops what finish_bundle gives); "
+    "use --runner=dask",
+    "PrismRunner": "Prism is a binary that would be downloaded, and does not run this job",
+    "BundleBasedDirectRunner": "it does not run this job",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """Where a run computes; changes nothing about its results.
+
+    Attributes:
+        runner: a Beam runner; ``FnApiRunner`` in this process.
+        num_workers: worker processes of a local run.
+        num_threads: threads of the network in each; 0: the cores of whichever machine it runs on.
+        resource_hints: of the separation step.
+        share_model: one copy of the model for all worker processes of a machine.
+        progress: ``auto``, ``bar``, ``log`` or ``none``.
+        log_level: for the root logger.
+        cluster: address of the Dask scheduler; None for every other runner.
+    """
+
+    runner: str
+    num_workers: int
+    num_threads: int
+    resource_hints: Mapping[str, str]
+    share_model: bool
+    progress: str
+    log_level: str
+    cluster: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether everything happens on this machine."""
+        return self.runner == IN_PROCESS
+
+    @property
+    def in_process(self) -> bool:
+        """Whether everything happens in this process."""
+        return self.is_local and self.num_workers == 1
+
+
+def execution_of(options: PipelineOptions) -> Execution:
+    """Where the flags say that a job runs.
+
+    Raises:
+        UsageError: an engine that is refused, or flags that do not go together.
+    """
+    run = options.view_as(RunOptions)
+    runner = options.view_as(StandardOptions).runner
+    name = None if runner is None else str(runner).rsplit(".", 1)[-1]
+    if name in _REFUSED:
+        raise UsageError(f"--runner={name} is refused: {_REFUSED[name]}")
+    direct = options.view_as(DirectOptions)
+    if direct.direct_running_mode == "multi_threading":
+        raise UsageError(
+            "--direct_running_mode=multi_threading is refused: it silently loses elements "
+            "(Beam 2.77); use --num_workers N"
+        )
+    local = name in _LOCAL
+    workers = options.view_as(WorkerOptions).num_workers
+    if workers is None:
+        workers = direct.direct_num_workers
+    if workers < 1:
+        raise UsageError(f"--num_workers={workers}: expected at least 1")
+    num_workers = int(workers) if local else 1
+    cluster = _cluster(name, run.dask_client_address)
+    threads = max(1, cores() // num_workers) if local else int(cluster is not None)
+    hints = {"accelerator": run.accelerator, "min_ram": run.min_ram}
+    return Execution(
+        runner=IN_PROCESS if local else str(name),
+        num_workers=num_workers,
+        num_threads=options.view_as(ModelOptions).num_threads or threads,
+        resource_hints={key: value for key, value in hints.items() if value},
+        share_model=run.share_model,
+        progress=run.progress,
+        log_level=run.log_level,
+        cluster=cluster,
+    )
+
+
+def _cluster(runner: str | None, address: str | None) -> str | None:
+    if runner == DASK and not address:
+        raise UsageError(
+            "--runner=dask needs --dask_client_address, which `dask scheduler` prints when it "
+            "starts; for example tcp://10.0.0.5:8786"
+        )
+    if runner != DASK and address:
+        raise UsageError(f"--dask_client_address={address} goes with --runner=dask")
+    return address
