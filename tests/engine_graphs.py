@@ -147,8 +147,8 @@ class _AtOnceAndAtEndFn(_AtEndFn):
             yield late.with_value(("at the end", late.value))
 
 
-def _keep_named(name: str, number: int, folder: str) -> None:
-    _keep(number, folder, name)
+def _keep_named(pair: tuple[str, int], folder: str) -> None:
+    _keep(pair[1], folder, pair[0])
 
 
 class _SeeWindowFn(beam.DoFn):
@@ -221,7 +221,7 @@ def finishing(folder: Path) -> Graph:
             root
             | beam.Create(NUMBERS)
             | beam.ParDo(_AtOnceAndAtEndFn())
-            | beam.MapTuple(_keep_named, folder=str(folder))
+            | beam.Map(_keep_named, str(folder))
         )
     )
 
