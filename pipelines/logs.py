@@ -20,7 +20,7 @@ class _Discreet(logging.Formatter):
 
 
 def configure_logging(level: str, secrets: Sequence[str] = ()) -> None:
-    """Log lines on standard error; Beam's own only where they are errors, or wanted.
+    """Log lines on standard error; those of Beam and of fsspec only where they are wanted.
 
     Args:
         level: for the root logger.
@@ -32,4 +32,5 @@ def configure_logging(level: str, secrets: Sequence[str] = ()) -> None:
     logging.captureWarnings(True)
     debug = level == "debug"
     logging.getLogger("py.warnings").setLevel(logging.WARNING if debug else logging.ERROR)
-    logging.getLogger("apache_beam").setLevel(logging.DEBUG if debug else logging.CRITICAL)
+    for name in ("apache_beam", "fsspec"):  # they log what they raise too
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.CRITICAL)

