@@ -106,7 +106,7 @@ ENTRIES: tuple[Entry, ...] = (
             WeightsFile(
                 role="converted",
                 uri=f"{BUNDLED}clapsep-mini-1-of-2.safetensors",
-                sha256="dab2304ea235ce0aca16295f83e5b5967962a70406e5e52ae2439fadc31a640b",
+                sha256="6f3c592170dd1a7b62167c632e4d32643eb5fa573c3ff5df90f12ee52c16c918",
             ),
         ),
         verified="results recomputed from the bundled file; see its model card",
