@@ -21,6 +21,7 @@ from model.conditioning import Condition
 from model.config import ClapSepConfig
 from model.decoder import Decoder, Mask
 from model.encoder import Encoder, StageFeatures
+from model.istft import inverse_stft
 from model.separator import Capabilities
 
 Precision = Literal["fp32", "bf16"]
@@ -172,14 +173,8 @@ class ClapSep(nn.Module):
             spectrum = spectrum * mask.rotation.transpose(1, 2)
         signal = self.config.signal
         length = max(encoded.num_samples, signal.n_fft // 2 + 1)
-        estimate = torch.istft(
-            spectrum,
-            signal.n_fft,
-            signal.hop_samples,
-            window=self.hann,  # type: ignore[arg-type]
-            center=True,
-            length=length,
-        )
+        window: Any = self.hann
+        estimate = inverse_stft(spectrum, window, signal.hop_samples, length)
         return estimate[:, : encoded.num_samples]
 
     def separate(

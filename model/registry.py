@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from model.clap import Clap, QueryEncoder
     from model.loading import Networks
     from model.separator import Separator
+
+
+logger = logging.getLogger(__name__)
 
 
 class UnknownModelError(ValueError):
@@ -98,6 +102,7 @@ def load(
     if entry.kind == "scorer":
         raise ValueError(f"{entry.name} embeds queries and does not separate")
     loaded: LoadedModel = _loader(entry)(entry, options)
+    _check_compiled(loaded, options)
     return loaded
 
 
@@ -188,6 +193,13 @@ def _prepared(networks: Networks, card: Entry, options: LoadOptions) -> LoadedMo
         clap_sha256=networks.clap_sha256,
         card=card,
     )
+
+
+def _check_compiled(loaded: LoadedModel, options: LoadOptions) -> None:
+    from model.clapsep import ClapSep
+
+    if options.compile and not isinstance(loaded.separator, ClapSep):
+        logger.warning("torch.compile is not used for %s: it is no CLAPSep", loaded.name)
 
 
 def _ready(clap: Clap, device: str) -> QueryEncoder:

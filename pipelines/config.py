@@ -35,6 +35,7 @@ class SeparateConfig:
         scorer: ``own``, ``none``, a name or a URI.
         device: a torch device or ``auto``.
         precision: ``fp32`` or ``bf16``.
+        compile: whether the network goes through ``torch.compile``.
         batch_size: windows in one forward pass.
         overlap: of windows, in [0, 1).
         channels: ``per_channel`` or ``mid``.
@@ -59,6 +60,7 @@ class SeparateConfig:
     scorer: str
     device: str
     precision: str
+    compile: bool
     batch_size: int
     overlap: float
     channels: str
@@ -133,6 +135,7 @@ def separate_config(options: PipelineOptions) -> SeparateConfig:
         scorer=model.scorer,
         device=model.device,
         precision=model.precision,
+        compile=model.compile,
         batch_size=model.batch_size,
         overlap=model.overlap,
         channels=model.channels,

@@ -114,6 +114,12 @@ class ModelOptions(PipelineOptions):
             help="Of the network. Default %(default)s.",
         )
         group.add_argument(
+            "--compile",
+            action="store_true",
+            help="Run the network through torch.compile: minutes at the start, for long runs on a "
+            "GPU. Where it cannot be done, a warning is logged. Changes results by rounding.",
+        )
+        group.add_argument(
             "--batch_size",
             type=int,
             default=8,

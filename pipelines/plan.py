@@ -67,6 +67,7 @@ def model_choice(config: SeparateConfig) -> models.ModelChoice:
         name=config.model,
         device=config.device,
         precision=config.precision,
+        compile=config.compile,
         storage_options=config.storage_options,
     )
 

@@ -55,6 +55,7 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
     storage = storage_of(config)
     scoring = ScoringSettings(
         scorer=scorer_choice(config),
+        device=config.device,
         model_rate_hz=own.score_rate_hz,
         batch_size=config.batch_size,
         num_threads=config.execution.num_threads,

@@ -214,12 +214,14 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
                 batch_size=config.batch_size,
                 num_threads=config.execution.num_threads,
                 normalisation=cast(Normalisation, config.condition_norm),
+                fixed_shapes=config.compile,
             ),
             overlap=config.overlap,
             share_across_processes=config.execution.share_model,
         )
         scoring = ScoringSettings(
             scorer=scorer_choice(config),
+            device=config.device,
             model_rate_hz=plan.model_rate_hz,
             batch_size=config.batch_size,
             num_threads=config.execution.num_threads,

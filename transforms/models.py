@@ -19,6 +19,15 @@ _LOCK = threading.Lock()
 _LOADED: dict[Hashable, Any] = {}
 
 
+def resolved(device: str) -> str:
+    """A torch device; for ``auto`` the GPU of this worker, where it has one."""
+    if device != AUTO:
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChoice:
     """Which model, where and how precisely it computes.
@@ -27,23 +36,21 @@ class ModelChoice:
         name: a name of ``model.registry``, or the URI of a checkpoint.
         device: a torch device, or ``auto``: the GPU where the worker has one.
         precision: ``fp32`` or ``bf16``.
+        compile: whether the network is compiled, where that can be done.
         storage_options: fsspec options by protocol, with which weights are fetched.
     """
 
     name: str
     device: str = AUTO
     precision: str = "fp32"
+    compile: bool = False
     storage_options: OptionsByProtocol = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
 
     def resolved_device(self) -> str:
         """The device of this worker."""
-        if self.device != AUTO:
-            return self.device
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return resolved(self.device)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +67,10 @@ def load_model(choice: ModelChoice) -> LoadedModel:
     def load() -> LoadedModel:
         with fetch.storage_options(choice.storage_options):
             return registry.load(
-                choice.name, device=choice.resolved_device(), precision=choice.precision
+                choice.name,
+                device=choice.resolved_device(),
+                precision=choice.precision,
+                compile=choice.compile,
             )
 
     return _once(choice, load)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,7 @@ from model.conditioning import Condition, Normalisation
 from model.separator import Separator
 from transforms.cores import cores
 from transforms.elements import Samples
+from transforms.transfers import Arriving, transfers_for
 
 logger = logging.getLogger(__name__)
 MODEL_ERRORS = (RuntimeError, ValueError, ArithmeticError, MemoryError)
@@ -42,11 +44,14 @@ class NetworkSettings:
         num_threads: threads on a CPU; each runs batches of its own, with one OpenMP thread. 0: as
             many as the machine it runs on has cores.
         normalisation: of the condition.
+        fixed_shapes: whether a batch that is not full is filled up with silence, so that a compiled
+            network meets the same shapes again.
     """
 
     batch_size: int = 8
     num_threads: int = 1
     normalisation: Normalisation = "normalised"
+    fixed_shapes: bool = False
 
     def __post_init__(self) -> None:
         """Checks the counts."""
@@ -91,6 +96,24 @@ class _Row:
     channel: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Launched:
+    """A forward pass that may still be under way: for pairs of a row and a query, the answers."""
+
+    rows: list[_Row]
+    pairs: list[tuple[int, int]]
+    answers: list[Arriving]
+    started_s: float
+
+    def wait(self) -> list[Samples]:
+        """The answers, float32[n], in the order of ``pairs``."""
+        try:
+            found = [samples for arriving in self.answers for samples in arriving()]
+        except MODEL_ERRORS as err:  # a GPU reports late what went wrong in it
+            raise SeparationError("model_error", _first_line(err)) from err
+        return found
+
+
 class Network:
     """A separator, and how it is run. Safe to use from several threads."""
 
@@ -100,6 +123,7 @@ class Network:
         self.device = device
         self.batch_size = settings.batch_size
         self._settings = settings
+        self._transfers = transfers_for(device)
         threads = (settings.num_threads or cores()) if device == "cpu" else 1
         self._pool = ThreadPoolExecutor(threads, "network") if threads > 1 else None
         self._num_threads = threads
@@ -111,23 +135,34 @@ class Network:
     def answer(self, windows: Sequence[WindowQueries]) -> list[WindowAnswers]:
         """Answers every query of every window; each channel is encoded once.
 
-        Forward passes are counted here, on the thread of the bundle.
+        On a GPU a pass is launched before the answers of the one before are fetched. Forward passes
+        are counted here, on the thread of the bundle.
 
         Raises:
             SeparationError: the network failed, or memory is too small for one window.
         """
         outputs = [np.empty((len(w.positive), *w.samples.shape), dtype=np.float32) for w in windows]
         seconds = [np.zeros(len(w.positive)) for w in windows]
-        batches = list(self._batches(windows))
         passes: list[_Pass] = []
 
-        def run(rows: list[_Row]) -> None:
-            for row, query, samples, cost_s in self._halving(windows, rows, passes):
-                outputs[row.window][query, row.channel] = samples
-                seconds[row.window][query] += cost_s
+        def run(batches: Iterable[list[_Row]]) -> None:
+            finished_s = 0.0
+            for launched in self._launched_ahead(windows, batches):
+                answers = launched.wait()
+                began_s = max(launched.started_s, finished_s)
+                finished_s = time.perf_counter()
+                took_s = finished_s - began_s
+                passes.append(_Pass(num_windows=len(launched.rows), took_s=took_s))
+                for (index, query), samples in zip(launched.pairs, answers, strict=True):
+                    row = launched.rows[index]
+                    outputs[row.window][query, row.channel] = samples
+                    seconds[row.window][query] += took_s / len(answers)
 
-        for _ in self._pool.map(run, batches) if self._pool else map(run, batches):
-            pass
+        batches = list(self._batches(windows))
+        if self._pool is None:
+            run(batches)
+        else:
+            list(self._pool.map(run, [[batch] for batch in batches]))
         for each in passes:
             self._took.update(round(1_000 * each.took_s))
             self._batch.update(each.num_windows)
@@ -135,6 +170,11 @@ class Network:
             WindowAnswers(samples=output, inference_s=tuple(float(s) for s in cost))
             for output, cost in zip(outputs, seconds, strict=True)
         ]
+
+    @property
+    def _rows_at_once(self) -> int:
+        """Rows of a full pass: the batch, shared among the threads."""
+        return -(-self._settings.batch_size // self._num_threads)
 
     def _batches(self, windows: Sequence[WindowQueries]) -> Iterator[list[_Row]]:
         """Rows of equal length: padding a window would change what it gives near its end."""
@@ -144,31 +184,46 @@ class Network:
             rows.extend(_Row(window=index, channel=c) for c in range(len(window.samples)))
         for rows in by_length.values():
             size = min(self._settings.batch_size, -(-len(rows) // self._num_threads))
+            if self._settings.fixed_shapes:
+                size = self._rows_at_once
             for begin in range(0, len(rows), size):
                 yield rows[begin : begin + size]
 
+    def _launched_ahead(
+        self, windows: Sequence[WindowQueries], batches: Iterable[list[_Row]]
+    ) -> Iterator[_Launched]:
+        """The passes of all batches in order, each after as many more as may be under way."""
+        under_way: deque[_Launched] = deque()
+        for rows in batches:
+            for launched in self._halving(windows, rows, self._rows_at_once):
+                under_way.append(launched)
+                if len(under_way) > self._transfers.ahead:
+                    yield under_way.popleft()
+        yield from under_way
+
     def _halving(
-        self, windows: Sequence[WindowQueries], rows: list[_Row], passes: list[_Pass]
-    ) -> Iterable[tuple[_Row, int, Samples, float]]:
+        self, windows: Sequence[WindowQueries], rows: list[_Row], size: int
+    ) -> Iterator[_Launched]:
         """Runs a batch; one that does not fit into memory is cut in two and tried again."""
-        answers_at_once = self._settings.batch_size
+        fixed = self._settings.fixed_shapes
+        size = size if fixed else len(rows)
+        answers_at_once = size if fixed else self._settings.batch_size
         while True:
             try:
-                return self._forward(windows, rows, passes, answers_at_once)
+                yield self._launch(windows, rows, size, answers_at_once)
+                return
             except MODEL_ERRORS as err:
                 if not _is_out_of_memory(err):
                     raise SeparationError("model_error", _first_line(err)) from err
                 failure = err
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            if len(rows) > 1:
-                logger.debug("out of memory at %d windows: halved", len(rows))
-                middle = len(rows) // 2
-                first, second = rows[:middle], rows[middle:]
-                return [
-                    *self._halving(windows, first, passes),
-                    *self._halving(windows, second, passes),
-                ]
+            if size > 1:
+                logger.debug("out of memory at %d windows: halved", size)
+                half = -(-size // 2)
+                for begin in range(0, len(rows), half):
+                    yield from self._halving(windows, rows[begin : begin + half], half)
+                return
             if answers_at_once == 1:
                 raise SeparationError(
                     "out_of_memory",
@@ -176,37 +231,36 @@ class Network:
                 ) from failure
             answers_at_once //= 2
 
-    def _forward(
-        self,
-        windows: Sequence[WindowQueries],
-        rows: list[_Row],
-        passes: list[_Pass],
-        answers_at_once: int,
-    ) -> list[tuple[_Row, int, Samples, float]]:
-        start_s = time.perf_counter()
+    def _launch(
+        self, windows: Sequence[WindowQueries], rows: list[_Row], size: int, answers_at_once: int
+    ) -> _Launched:
+        """Starts a pass over ``rows``, filled up with silence to ``size`` rows."""
+        started_s = time.perf_counter()
         pairs = [(i, q) for i, r in enumerate(rows) for q in range(len(windows[r.window].positive))]
-        mixture = np.stack([windows[row.window].samples[row.channel] for row in rows])
-        found: list[Samples] = []
+        first = windows[rows[0].window].samples
+        mixture = np.zeros((size, first.shape[1]), dtype=np.float32)
+        for place, row in enumerate(rows):
+            mixture[place] = windows[row.window].samples[row.channel]
+        found: list[Arriving] = []
         with torch.inference_mode():
-            encoded = self.separator.encode(torch.from_numpy(mixture).to(self.device))
+            encoded = self.separator.encode(self._transfers.up(mixture))
             for begin in range(0, len(pairs), answers_at_once):
                 part = pairs[begin : begin + answers_at_once]
-                index = torch.tensor([row for row, _ in part], device=self.device)
+                missing = answers_at_once - len(part) if self._settings.fixed_shapes else 0
+                asked = part + part[-1:] * missing
+                index = self._transfers.up(np.array([row for row, _ in asked], dtype=np.int64))
                 answer = self.separator.answer(
-                    encoded.index(index), self._condition(windows, rows, part)
+                    encoded.index(index), self._condition(windows, rows, asked)
                 )
-                found.extend(answer.float().cpu().numpy())
-        took_s = time.perf_counter() - start_s
-        passes.append(_Pass(num_windows=len(rows), took_s=took_s))
-        cost_s = took_s / len(pairs)
-        return [(rows[i], q, found[k], cost_s) for k, (i, q) in enumerate(pairs)]
+                found.append(self._transfers.down(answer[: len(part)]))
+        return _Launched(rows=rows, pairs=pairs, answers=found, started_s=started_s)
 
     def _condition(
         self, windows: Sequence[WindowQueries], rows: list[_Row], pairs: list[tuple[int, int]]
     ) -> Condition:
         def gather(polarity: str) -> torch.Tensor:
             chosen = [getattr(windows[rows[i].window], polarity)[q] for i, q in pairs]
-            return torch.from_numpy(np.stack(chosen)).to(self.device)
+            return self._transfers.up(np.stack(chosen))
 
         needs_reference = self.separator.capabilities.needs_reference
         return Condition(

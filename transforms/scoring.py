@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import torch
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
@@ -17,8 +18,9 @@ from model.clap import QueryEncoder
 from model.metrics import ClipScore, score_pair
 from transforms import models
 from transforms.cores import cores
-from transforms.elements import RowQuery, Samples, ScoredClip, Scores, SeparatedClip, Stem
+from transforms.elements import RowQuery, Samples, ScoredClip, Scores, SeparatedClip
 from transforms.similarity import CLAP_COLUMNS, Embeddings, clap_scores
+from transforms.transfers import InPlace, Transfers, transfers_for
 
 RATIO_COLUMNS = tuple(name for name in METRIC_COLUMNS if name not in CLAP_COLUMNS)
 
@@ -30,12 +32,14 @@ class ScoringSettings:
     Attributes:
         scorer: the CLAP that gives the CLAPScores; None for none.
         model_rate_hz: the rate at which stems come.
+        device: where ratios are computed: by the batch on CUDA, elsewhere on the CPU, clip by clip.
         batch_size: clips the scorer hears at once.
         num_threads: threads on a CPU; 0: as many as the machine it runs on has cores.
     """
 
     scorer: models.ScorerChoice | None
     model_rate_hz: int
+    device: str = "cpu"
     batch_size: int = 8
     num_threads: int = 1
 
@@ -48,10 +52,11 @@ class Scoring:
         self._settings = settings
         self.model_rate_hz = settings.model_rate_hz
         self.encoder: QueryEncoder | None = None
-        device = "cpu"
+        device = models.resolved(settings.device)
         if settings.scorer is not None:
             self.encoder = models.load_scorer(settings.scorer)
             device = settings.scorer.model.resolved_device()
+        self._on_device = transfers_for(device) if device.startswith("cuda") else None
         threads = (settings.num_threads or cores()) if device == "cpu" else 1
         self._num_threads = threads
         self._pool = ThreadPoolExecutor(threads, "score") if threads > 1 else None
@@ -67,13 +72,11 @@ class Scoring:
         mids = self._mapped(_mid, [stem.audio for stem in stems])
         mixtures = self._mapped(_mid, [clip.clip.model_audio for clip in clips])
         owners = [index for index, clip in enumerate(clips) for _ in clip.stems]
-        ratios = self._mapped(
-            _ratios,
-            [
-                (stem, mid, mixtures[owner])
-                for stem, mid, owner in zip(stems, mids, owners, strict=True)
-            ],
-        )
+        triples = [
+            _Triple(stem=mid, mixture=mixtures[owner], reference=stem.reference)
+            for stem, mid, owner in zip(stems, mids, owners, strict=True)
+        ]
+        ratios = self._ratios(triples)
         heard = self.embed([*mixtures, *mids, *(stem.reference for stem in stems)])
         scores = []
         for index, stem in enumerate(stems):
@@ -110,14 +113,18 @@ class Scoring:
                 found[index] = embedding
         return found
 
+    def _ratios(self, triples: Sequence[_Triple]) -> list[Scores]:
+        if self._on_device is None:
+            return self._mapped(_ratios_of, triples)
+        return ratios_by_length(triples, self._on_device, self._settings.batch_size)
+
     def _embed_batch(self, signals: Sequence[Samples]) -> list[Samples]:
         assert self.encoder is not None  # noqa: S101 - asked by `embed`
         rate_hz = self._settings.model_rate_hz
+        up = torch.from_numpy if self._on_device is None else self._on_device.up
         with torch.inference_mode():
             clips = [
-                waveforms.sinc_resample(
-                    torch.from_numpy(signal), rate_hz, self.encoder.sample_rate_hz
-                )
+                waveforms.sinc_resample(up(signal), rate_hz, self.encoder.sample_rate_hz)
                 for signal in signals
             ]
             return list(self.encoder.embed_audio(clips).float().cpu().numpy())
@@ -143,17 +150,40 @@ def _mid(audio: Samples) -> Samples:
     return waveforms.to_mono(audio)
 
 
-def _ratios(signals: tuple[Stem, Samples, Samples]) -> Scores:
-    stem, mid, mixture = signals
-    if stem.reference is None:
-        return without_reference()
-    with torch.inference_mode():
-        pair = score_pair(
-            torch.from_numpy(mid)[None],
-            torch.from_numpy(mixture)[None],
-            torch.from_numpy(stem.reference)[None],
-        )
-    return ratio_scores(pair.clips()[0])
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Triple:
+    """What ratios compare, float32[T] each."""
+
+    stem: Samples
+    mixture: Samples
+    reference: Samples | None
+
+
+def _ratios_of(triple: _Triple) -> Scores:
+    return ratios_by_length([triple], InPlace(), 1)[0]
+
+
+def ratios_by_length(
+    triples: Sequence[_Triple], transfers: Transfers, batch_size: int
+) -> list[Scores]:
+    """The ratios of all triples; those of one length share a batch on the device."""
+    found = [without_reference()] * len(triples)
+    by_length: dict[int, list[int]] = {}
+    for index, triple in enumerate(triples):
+        if triple.reference is not None:
+            by_length.setdefault(len(triple.stem), []).append(index)
+    for indices in by_length.values():
+        for begin in range(0, len(indices), batch_size):
+            batch = indices[begin : begin + batch_size]
+            signals = [
+                transfers.up(np.stack([getattr(triples[i], name) for i in batch]))
+                for name in ("stem", "mixture", "reference")
+            ]
+            with torch.inference_mode():
+                scores = score_pair(*signals).clips()
+            for index, score in zip(batch, scores, strict=True):
+                found[index] = ratio_scores(score)
+    return found
 
 
 def without_reference() -> Scores:

@@ -29,7 +29,7 @@ def _windows() -> list[WindowQueries]:
     ]
 
 
-def _answers(separator: object, **settings: int) -> list[np.ndarray]:
+def _answers(separator: object, **settings: int | bool) -> list[np.ndarray]:
     network = Network(separator, "cpu", NetworkSettings(**settings))  # type: ignore[arg-type]
     return [answer.samples for answer in network.answer(_windows())]
 
@@ -41,6 +41,9 @@ def _answers(separator: object, **settings: int) -> list[np.ndarray]:
         {"batch_size": 3},
         {"batch_size": 64},
         {"batch_size": 3, "num_threads": 4},
+        {"batch_size": 4, "fixed_shapes": True},
+        {"batch_size": 64, "fixed_shapes": True},
+        {"batch_size": 5, "num_threads": 2, "fixed_shapes": True},
     ],
 )
 def test_answers_do_not_depend_on_batches_or_threads(settings: dict[str, int]) -> None:
@@ -100,6 +103,38 @@ def test_a_batch_that_does_not_fit_is_halved_and_tried_again(encodes: int, answe
     if encodes == 1:
         assert small.tried[0] == 5
         assert min(small.tried) == 1
+
+
+class Shapes(tones.ToneSeparator):
+    """Notes what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def encode(self, mixture: torch.Tensor) -> tones.ToneEncoded:
+        self.seen.add(tuple(mixture.shape))
+        return super().encode(mixture)
+
+    def answer(self, encoded: tones.ToneEncoded, condition: tones.Condition) -> torch.Tensor:
+        self.seen.add(tuple(condition.positive.shape))
+        return super().answer(encoded, condition)
+
+
+def test_with_fixed_shapes_a_compiled_network_meets_one_shape_for_each_length() -> None:
+    separator = Shapes()
+    _answers(separator, batch_size=4, fixed_shapes=True)
+    assert separator.seen == {(4, 4_000), (4, 17), (4, DIM)}
+
+
+@pytest.mark.parametrize(("encodes", "answers"), [(1, 64), (3, 64), (64, 2)])
+def test_a_filled_up_batch_that_does_not_fit_is_halved_too(encodes: int, answers: int) -> None:
+    for found, expected in zip(
+        _answers(Small(encodes, answers), batch_size=8, fixed_shapes=True),
+        _answers(tones.ToneSeparator()),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_memory_too_small_for_one_window_is_said() -> None:

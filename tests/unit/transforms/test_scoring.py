@@ -11,10 +11,12 @@ import tone_clips
 import tone_runs
 import tones
 from manifests.schema import METRIC_COLUMNS
-from model.metrics import sdr_db, si_sdr_db, snr_db
+from model.metrics import PairScores, sdr_db, si_sdr_db, snr_db
+from transforms import scoring
 from transforms.elements import Clip, Provenance, SeparatedClip, Stem
 from transforms.models import ModelChoice, ScorerChoice
 from transforms.scoring import Scoring, ScoringSettings
+from transforms.transfers import InPlace
 
 OWN = ScorerChoice(model=ModelChoice(name="tones"))
 PROVENANCE = Provenance(
@@ -28,7 +30,7 @@ def loaded() -> Iterator[None]:
         yield
 
 
-def _scoring(scorer: ScorerChoice | None = OWN, **settings: int) -> Scoring:
+def _scoring(scorer: ScorerChoice | None = OWN, **settings: int | str) -> Scoring:
     return Scoring(ScoringSettings(scorer=scorer, model_rate_hz=tones.RATE_HZ, **settings))
 
 
@@ -77,6 +79,33 @@ def test_scores_do_not_depend_on_batches(settings: dict[str, int]) -> None:
     assert together[0].scorer_sha256 == "tones"
 
 
+def test_on_a_device_ratios_are_those_of_each_clip_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [
+        _separated(tone_clips.clip("a", ("bell", "rain")), [_leaky("bell"), _leaky("rain")]),
+        _separated(tone_clips.clip("b", ("rain",), 0.4), [_leaky("rain", 0.4)]),
+        _separated(tone_clips.clip("c", ("bell",)), [_leaky("bell")]),
+    ]
+    clips[2] = dataclasses.replace(
+        clips[2], stems=(dataclasses.replace(clips[2].stems[0], reference=None),)
+    )
+    expected = _scoring(scorer=None).score(clips)
+    shapes = []
+    measured = scoring.score_pair
+
+    def noted(*signals: torch.Tensor) -> PairScores:
+        shapes.append({tuple(signal.shape) for signal in signals})
+        return measured(*signals)
+
+    monkeypatch.setattr(scoring, "transfers_for", lambda _: InPlace())
+    monkeypatch.setattr(scoring, "score_pair", noted)
+    found = _scoring(scorer=None, device="cuda").score(clips)
+    assert shapes == [{(2, 8_000)}, {(1, 3_200)}]
+    for one, other in zip(found, expected, strict=True):
+        for left, right in zip(one.scores, other.scores, strict=True):
+            assert left.reasons == right.reasons
+            assert left.values == pytest.approx(right.values, abs=1e-6)
+
+
 def test_every_metric_has_a_value_or_a_reason() -> None:
     clip = tone_clips.clip("a", ("bell", "rain"))
     clip = dataclasses.replace(clip, references=(None, np.zeros(8_000, np.float32)))
@@ -94,9 +123,9 @@ def test_every_metric_has_a_value_or_a_reason() -> None:
 
 
 def test_nothing_is_loaded_where_no_scorer_is_wanted() -> None:
-    scoring = _scoring(scorer=None)
-    (scored,) = scoring.score([_separated(tone_clips.clip("a"), [_leaky("bell")])])
-    assert scoring.encoder is None
+    unscored = _scoring(scorer=None)
+    (scored,) = unscored.score([_separated(tone_clips.clip("a"), [_leaky("bell")])])
+    assert unscored.encoder is None
     assert scored.scorer_sha256 is None
     assert scored.scores[0].reasons["clap_score"] == "not_scored"
     assert scored.scores[0].values["sdr_db"] > 10

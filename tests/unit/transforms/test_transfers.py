@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+import tones
+from model.assembly import build
+from model.clapsep import ClapSep
+from model.conditioning import Condition
+from model.config import TINY
+from transforms import network, transfers
+from transforms.network import Network, NetworkSettings, WindowQueries
+
+DIM = len(tones.LABELS)
+
+
+def test_on_the_cpu_nothing_is_copied() -> None:
+    there = transfers.transfers_for("cpu")
+    array = np.arange(3, dtype=np.float32)
+    tensor = there.up(array)
+    assert tensor.data_ptr() == array.ctypes.data
+    assert there.down(tensor)().ctypes.data == array.ctypes.data
+
+
+def test_any_other_device_gets_plain_copies() -> None:
+    copies = transfers.Blocking(torch.device("cpu"))
+    array = np.arange(3, dtype=np.float32)
+    np.testing.assert_array_equal(copies.down(copies.up(array).double())(), array)
+    assert isinstance(transfers.transfers_for("meta"), transfers.Blocking)
+
+
+class Noted(transfers.InPlace):
+    """Notes when a pass is launched and when its answers are waited for."""
+
+    ahead = 1
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def down(self, tensor: torch.Tensor) -> transfers.Arriving:
+        arriving = super().down(tensor)
+        self.events.append("launched")
+
+        def wait() -> np.ndarray:
+            self.events.append("waited")
+            return arriving()
+
+        return wait
+
+
+def _windows(count: int) -> list[WindowQueries]:
+    rng = np.random.default_rng(0)
+    query = np.eye(DIM, dtype=np.float32)[:1]
+    return [
+        WindowQueries(
+            samples=rng.normal(size=(1, 4_000)).astype(np.float32),
+            positive=query,
+            negative=np.zeros_like(query),
+        )
+        for _ in range(count)
+    ]
+
+
+def test_a_pass_is_launched_before_the_answers_of_the_one_before_are_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noted = Noted()
+    monkeypatch.setattr(network, "transfers_for", lambda _: noted)
+    separator = tones.ToneSeparator()
+    ahead = Network(separator, "cuda", NetworkSettings(batch_size=2)).answer(_windows(6))
+    assert noted.events == ["launched", "launched", "waited", "launched", "waited", "waited"]
+    monkeypatch.undo()
+    plain = Network(separator, "cpu", NetworkSettings(batch_size=2)).answer(_windows(6))
+    for one, other in zip(ahead, plain, strict=True):
+        np.testing.assert_array_equal(one.samples, other.samples)
+        assert all(seconds > 0 for seconds in one.inference_s)
+
+
+def test_the_network_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device there are no values: whoever looks at one gets an error."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    separator = build(lambda: ClapSep(TINY)).prepare().to("meta")
+    mixture = torch.empty(2, separator.window_samples, device="meta")
+    query = torch.empty(3, separator.embedding_dim, device="meta")
+    condition = Condition(positive=query, negative=query)
+    rows = torch.empty(3, dtype=torch.int64, device="meta")
+    with torch.inference_mode():
+        answer = separator.answer(separator.encode(mixture).index(rows), condition)
+    assert answer.shape == (3, separator.window_samples)
+    assert answer.dtype == torch.float32
