@@ -164,11 +164,11 @@ def bare_threads(model: str, count: int, batch_size: int) -> float:
     return time.perf_counter() - start_s
 
 
-def whole_job(model: str, manifest: Path, output: Path, batch_size: int) -> float:
+def whole_job(model: str, manifest: Path, output: Path, batch_size: int, *flags: str) -> float:
     """Seconds for the job, models loaded."""
     start_s = time.perf_counter()
     where = ["--manifest", str(manifest), "--output", str(output), "--model", model]
-    code = separate.run([*where, "--batch_size", str(batch_size), "--progress", "none"])
+    code = separate.run([*where, "--batch_size", str(batch_size), "--progress", "none", *flags])
     if code != 0:
         raise RuntimeError(f"exit code {code}")
     return time.perf_counter() - start_s

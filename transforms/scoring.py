@@ -72,11 +72,9 @@ class Scoring:
         mids = self._mapped(_mid, [stem.audio for stem in stems])
         mixtures = self._mapped(_mid, [clip.clip.model_audio for clip in clips])
         owners = [index for index, clip in enumerate(clips) for _ in clip.stems]
-        triples = [
-            _Triple(stem=mid, mixture=mixtures[owner], reference=stem.reference)
-            for stem, mid, owner in zip(stems, mids, owners, strict=True)
-        ]
-        ratios = self._ratios(triples)
+        ratios = self.ratios(
+            mids, [mixtures[owner] for owner in owners], [stem.reference for stem in stems]
+        )
         heard = self.embed([*mixtures, *mids, *(stem.reference for stem in stems)])
         scores = []
         for index, stem in enumerate(stems):
@@ -113,10 +111,20 @@ class Scoring:
                 found[index] = embedding
         return found
 
-    def _ratios(self, triples: Sequence[_Triple]) -> list[Scores]:
+    def ratios(
+        self,
+        stems: Sequence[Samples],
+        mixtures: Sequence[Samples],
+        references: Sequence[Samples | None],
+    ) -> list[Scores]:
+        """The ratios of mono signals float32[T], each stem with its mixture and reference."""
+        triples = [
+            _Triple(stem=stem, mixture=mixture, reference=reference)
+            for stem, mixture, reference in zip(stems, mixtures, references, strict=True)
+        ]
         if self._on_device is None:
             return self._mapped(_ratios_of, triples)
-        return ratios_by_length(triples, self._on_device, self._settings.batch_size)
+        return _ratios_by_length(triples, self._on_device, self._settings.batch_size)
 
     def _embed_batch(self, signals: Sequence[Samples]) -> list[Samples]:
         assert self.encoder is not None  # noqa: S101 - asked by `embed`
@@ -160,10 +168,10 @@ class _Triple:
 
 
 def _ratios_of(triple: _Triple) -> Scores:
-    return ratios_by_length([triple], InPlace(), 1)[0]
+    return _ratios_by_length([triple], InPlace(), 1)[0]
 
 
-def ratios_by_length(
+def _ratios_by_length(
     triples: Sequence[_Triple], transfers: Transfers, batch_size: int
 ) -> list[Scores]:
     """The ratios of all triples; those of one length share a batch on the device."""
