@@ -61,14 +61,16 @@ model: $(ENVIRONMENT) ## train clapsep-mini from CORPUS, on CPUs, and write it t
 	$(TRAIN) contrastive --corpus $(CORPUS) --output $(RUNS)/clap --cpu --num_threads 1 \
 	  --optimiser muon --steps 2000 --batch_size 32 --learning_rate 2e-3 --warmup_steps 50 \
 	  --schedule constant --decay_steps 1600 --weight_decay 0.05 --ema_decay 0.99 --validate_every 200
-	$(TRAIN) separation --corpus $(CORPUS) --clap $(RUNS)/clap/best.pt --output $(RUNS)/separation \
+	$(PYTHON) -m model.training wording --corpus $(CORPUS) --clap $(RUNS)/clap/best.pt \
+	  --output $(RUNS)/wording
+	$(TRAIN) separation --corpus $(CORPUS) --clap $(RUNS)/wording/best.pt --output $(RUNS)/separation \
 	  --cpu --num_threads 1 --optimiser muon --train all --steps 2700 --batch_size 8 \
 	  --learning_rate 2e-3 --warmup_steps 100 --schedule constant --decay_steps 2400 \
 	  --weight_decay 0.01 --ema_decay 0.998 --validate_every 250 \
 	  --source_shares 0.25 0.55 0.15 0.05 --shifted_share 0.3 --level_range_db 10 --gain_range_db 6 \
 	  --pure_text_share 0.4 --pure_audio_share 0.25 --positive_only_share 0.2 \
 	  --negative_only_share 0.2 --own_audio_share 0.3 --snr_ceiling_db 30
-	$(PYTHON) -m model.training bundle --clap $(RUNS)/clap/best.pt \
+	$(PYTHON) -m model.training bundle --clap $(RUNS)/wording/best.pt \
 	  --separation $(RUNS)/separation/best.pt --output model/weights/clapsep-mini.safetensors
 
 model-results: $(ENVIRONMENT) ## recompute the bundled model's test results from CORPUS and compare

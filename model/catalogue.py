@@ -106,7 +106,7 @@ ENTRIES: tuple[Entry, ...] = (
             WeightsFile(
                 role="converted",
                 uri=f"{BUNDLED}clapsep-mini-1-of-2.safetensors",
-                sha256="6f3c592170dd1a7b62167c632e4d32643eb5fa573c3ff5df90f12ee52c16c918",
+                sha256="72cb627cbb81b18abe596c5d71edbf5dc03d37f48541c65017a054880c9870c2",
             ),
         ),
         verified="results recomputed from the bundled file; see its model card",

@@ -73,6 +73,14 @@ class CaptionBook:
         """Reads the phrasings from a JSON object of label → list of captions."""
         return cls(corpus, json.loads(path.read_text(encoding="utf-8")))
 
+    def phrasings(self, name: int) -> list[str]:
+        """Every caption of a class in every template."""
+        return [
+            template.format(caption)
+            for template in dict.fromkeys(TEMPLATES)
+            for caption in self.captions[name]
+        ]
+
     def draw(self, classes: Sequence[int], rng: np.random.Generator) -> str:
         """A caption for one class, or a compound for several, in a random template."""
         parts = [str(rng.choice(self.captions[index])) for index in classes]

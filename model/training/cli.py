@@ -23,6 +23,7 @@ from model.training.corpus import Corpus
 from model.training.loop import BEST, Task, Trainer
 from model.training.separation import SeparationTask, build_separator
 from model.training.settings import MixingSettings, OptimiserSettings, SeparationSettings
+from model.training.wording import WordingSettings, refit
 
 PRESETS = {"mini": configs.MINI, "tiny": configs.TINY, "published": configs.PUBLISHED}
 _DRY_STEPS = 3
@@ -30,8 +31,9 @@ _T = TypeVar("_T")
 
 _EXAMPLES = """examples:
   python -m model.training contrastive --corpus corpus/ --output runs/clap --steps 8000
-  python -m model.training separation --corpus corpus/ --clap runs/clap/best.pt --output runs/sep
-  python -m model.training bundle --clap runs/clap/best.pt --separation runs/sep/best.pt \\
+  python -m model.training wording --corpus corpus/ --clap runs/clap/best.pt --output runs/words
+  python -m model.training separation --corpus corpus/ --clap runs/words/best.pt --output runs/sep
+  python -m model.training bundle --clap runs/words/best.pt --separation runs/sep/best.pt \\
       --output mini.safetensors
   torchrun --nproc_per_node 4 -m model.training separation …     (4 GPUs, or with --cpu 4 CPU
   processes)
@@ -45,11 +47,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = _config(arguments.config)
+    if arguments.stage == "wording":
+        return _refit_wording(arguments, config)
     if arguments.stage == "bundle":
         digest = bundle(config, arguments.clap, arguments.separation, arguments.output)
         print(f"{arguments.output}: SHA-256 {digest}")  # noqa: T201
         return 0
     return _train(arguments, config)
+
+
+def _refit_wording(arguments: argparse.Namespace, config: configs.ClapSepConfig) -> int:
+    clap = Clap(config.clap)
+    clap.load_state_dict(part(arguments.clap, "clap."))
+    clap.prepare()
+    corpus = Corpus.load(arguments.corpus, sample_rate_hz=config.signal.sample_rate_hz)
+    settings = _settings(WordingSettings, arguments)
+    refit(clap, CaptionBook.load(corpus, arguments.captions), settings)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    module = {f"clap.{name}": value for name, value in clap.state_dict().items()}
+    torch.save({"module": module, "step": settings.steps}, arguments.output / BEST)
+    record = {"stage": arguments.stage, "settings": dataclasses.asdict(settings)}
+    text = json.dumps(record, indent=1)
+    (arguments.output / "settings.json").write_text(text, encoding="utf-8")
+    print(f"step {settings.steps}: {arguments.output / BEST}")  # noqa: T201
+    return 0
 
 
 def _train(arguments: argparse.Namespace, config: configs.ClapSepConfig) -> int:
@@ -127,6 +148,10 @@ def _parser() -> argparse.ArgumentParser:
     stages = parser.add_subparsers(dest="stage", required=True)
     contrastive = stages.add_parser("contrastive", help="make a CLAP from labelled clips")
     _add_common(contrastive)
+    wording = stages.add_parser("wording", help="fit a CLAP's text projection to unread words")
+    _add_places(wording)
+    wording.add_argument("--clap", type=Path, required=True, help="best.pt, contrastive stage")
+    _add_fields(wording, WordingSettings)
     separation = stages.add_parser("separation", help="train the separator against a given CLAP")
     _add_common(separation)
     separation.add_argument(
@@ -145,15 +170,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--corpus", type=Path, required=True, help="folder with manifest.csv and the clips"
     )
     parser.add_argument("--captions", type=Path, default=BUNDLED, help="JSON of label → captions")
     parser.add_argument("--config", default="mini", help="mini, tiny, published, or a JSON file")
     parser.add_argument(
-        "--output", type=Path, required=True, help="checkpoints, curves.csv, curves.png"
+        "--output", type=Path, required=True, help="folder for best.pt and what else is kept"
     )
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    _add_places(parser)
     parser.add_argument(
         "--max_minutes", type=float, help="stop, with a checkpoint, after this long"
     )
