@@ -4,7 +4,7 @@
 # bench/paper_tables.sh CORPUS OUTPUT [flags of pipelines.separate]
 #
 # CORPUS/manifest.csv names the clips: path, caption, split. Example clips come from the split train,
-# mixtures from the split test. LIMIT (240) bounds the pairs, DATASET names them. Run again, it
+# mixtures from the split test. LIMIT (120) bounds the pairs, DATASET names them. Run again, it
 # goes on where it was stopped.
 set -euo pipefail
 corpus=$1
@@ -15,7 +15,7 @@ dataset=${DATASET:-$(basename "$corpus")}
 lists=$output/lists
 mkdir -p "$output/manifests"
 "$python" -m manifests.benchmarks.own_lists --clips "$corpus/manifest.csv" --output "$lists" \
-  --limit "${LIMIT:-240}" --shots 10
+  --limit "${LIMIT:-120}" --shots 10
 
 runs=()
 # NAME COMMAND [flags]: builds the manifest of a setting and separates it.

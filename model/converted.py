@@ -89,12 +89,15 @@ def read_header(metadata: Mapping[str, str], where: str) -> Header:
         version = fields.pop("version")
         if version != FORMAT_VERSION:
             raise CheckpointError(
-                f"{where}: version {version} of the format, expected {FORMAT_VERSION}"
+                f"{where}: version {version!r:.40} of the format, expected {FORMAT_VERSION}"
             )
         sources = tuple(SourceFile(**item) for item in fields.pop("sources"))
         return Header(sources=sources, shared=tuple(fields.pop("shared")), **fields)
+    except CheckpointError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as err:
-        raise CheckpointError(f"{where}: damaged header: {str(err)[:200]!r}") from err
+        reason = f"{type(err).__name__}: {str(err)[:200]!r}"
+        raise CheckpointError(f"{where}: damaged header: {reason}") from err
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

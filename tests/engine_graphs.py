@@ -235,15 +235,15 @@ def bundles(folder: Path) -> Graph:
             before
             | "Forget" >> beam.MapTuple(_first)
             | beam.Reshuffle()
-            | "Behind" >> beam.Map(_with_bundle)
+            | "Behind" >> beam.Map(_with_bundle, 0.4)
         )
         _keep_all(folder, before=before, behind=behind, again=before | Count.Globally())
 
     return Graph(build)
 
 
-def _with_bundle(number: int) -> tuple[int, int]:
-    time.sleep(0.02)  # long enough for another worker to begin
+def _with_bundle(number: int, each_s: float = 0.02) -> tuple[int, int]:
+    time.sleep(each_s)  # long enough for another worker to load what it needs and begin
     return number, os.getpid()
 
 

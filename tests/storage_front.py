@@ -296,9 +296,19 @@ def running(folder: Path) -> Iterator[StorageFront]:
         patch.setattr(gcsfs.retry, "asyncio", SimpleNamespace(sleep=_no_sleep))
         account = write_credentials(folder / "account.json", front.url)
         patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
+        threading.Thread(target=_drain, args=(server,), daemon=True).start()
         gcsfs.GCSFileSystem.clear_instance_cache()  # clients are kept by options: not by emulator
         yield front
         gcsfs.GCSFileSystem.clear_instance_cache()
+
+
+def _drain(server: FakeGCSServer) -> None:
+    """Reads the emulator's log: it goes to a pipe that nobody reads, and a full one stops it."""
+    process = server._process
+    assert process is not None
+    assert process.stderr is not None
+    for _ in process.stderr:
+        pass
 
 
 async def _no_sleep(_: float) -> None:

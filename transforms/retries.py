@@ -8,14 +8,13 @@ is repeated here.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import tenacity
-from apache_beam.metrics.metric import Metrics
-from apache_beam.runners.worker.statesampler import get_current_tracker
 
 from manifests.errors import ManifestError
 from model.fetch import RetryPolicy, is_transient, status_of
@@ -61,6 +60,11 @@ _UNCOUNTED = _Uncounted()
 
 def publish() -> None:
     """Hands what was seen to Beam's counters, where this thread runs a step of a job."""
+    if "apache_beam" not in sys.modules:  # no step runs where nobody has loaded it
+        return
+    from apache_beam.metrics.metric import Metrics
+    from apache_beam.runners.worker.statesampler import get_current_tracker
+
     if get_current_tracker() is not None:
         for name, count in _UNCOUNTED.take().items():
             Metrics.counter(NAMESPACE, name).inc(count)
