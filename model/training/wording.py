@@ -94,7 +94,8 @@ def _loss(
     chosen = torch.from_numpy(rng.integers(len(words.kept), size=_KEPT_A_STEP))
     kept = F.normalize(projection(words.kept[chosen]), dim=-1)
     moved = 1 - (kept * words.kept_places[chosen]).sum(dim=-1).mean()
-    return told_apart + _CLOSENESS_WEIGHT * (distance + moved)
+    loss: Tensor = told_apart + _CLOSENESS_WEIGHT * (distance + moved)
+    return loss
 
 
 def _between(latents: Tensor, settings: WordingSettings, rng: np.random.Generator) -> Tensor:
