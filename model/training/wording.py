@@ -99,7 +99,7 @@ def _loss(
 
 
 def _between(latents: Tensor, settings: WordingSettings, rng: np.random.Generator) -> Tensor:
-    first, second = latents[rng.integers(len(latents), size=2)]
+    first, second = (latents[int(index)] for index in rng.integers(len(latents), size=2))
     share = float(rng.random()) if rng.random() < settings.mixed_share else 1.0
     return share * first + (1 - share) * second
 

@@ -18,9 +18,10 @@ RUN = """
 import sys
 sys.path[:0] = ["tests", "."]
 import tone_runs
+from pipelines.command_line import leave
 with tone_runs.tones_as_models():
     code = tone_runs.run(*sys.argv[1:])
-sys.exit(code)
+leave(code)
 """
 
 
