@@ -1,14 +1,17 @@
 """What a second worker of a Dask cluster gives, and what a million rows cost.
 
     python -m bench.scaling workers                         # the full-size network, random weights
-    python -m bench.scaling workers --model clapsep-mini --clips 48
+    python -m bench.scaling workers --model clapsep-mini --clips 480
     python -m bench.scaling rows --rows 100000 1000000      # in this process, no audio
 
-Workers have one thread each and run on this machine. Each cluster runs the job once so that models
-are loaded, then again for the clock; the job in one process with one thread is the base from which
-the engine's overhead is counted. Rows go through the whole graph but for reading, separating and
-writing, for which a stub stands: manifest, checks, grouping, queries, journal, tables, summary,
-books. Each size is a process of its own, whose peak memory the system says.
+Workers have one thread and one core of this machine each: on a second core a lone worker would read
+and write beside its network, and the comparison would be with half of a worker more. Each cluster
+runs the job once so that models are loaded, then again for the clock; the job in one process on one
+core is the base from which the engine's overhead is counted.
+
+Rows go through the whole graph but for reading, separating and writing, for which a stub stands:
+manifest, checks, grouping, queries, journal, tables, summary, books. Each size is a process of its
+own, whose peak memory the system says.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from transforms.elements import Failure, MetricsRow, MixtureQueries
 
 ROOT = Path(__file__).parents[1]
 SINGLE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+CORES = sorted(os.sched_getaffinity(0))
 START_WAIT_S = 120.0
 
 
@@ -47,11 +51,11 @@ def cluster(folder: Path, num_workers: int) -> Iterator[str]:
     file, processes = folder / f"scheduler{num_workers}.json", []
     with (folder / "dask.log").open("ab") as log:
 
-        def start(*arguments: str) -> None:
+        def start(*arguments: str) -> int:
             command = [sys.executable, "-m", "dask", *arguments, "--no-dashboard"]
-            processes.append(
-                subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
-            )
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+            processes.append(process)
+            return process.pid
 
         try:
             start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
@@ -61,8 +65,9 @@ def cluster(folder: Path, num_workers: int) -> Iterator[str]:
                     raise RuntimeError("the Dask scheduler did not start")
                 time.sleep(0.1)
             address: str = json.loads(file.read_text(encoding="utf-8"))["address"]
-            for _ in range(num_workers):
-                start("worker", address, "--nworkers", "1", "--nthreads", "1", "--no-nanny")
+            for core in CORES[:num_workers]:
+                one = ("--nworkers", "1", "--nthreads", "1", "--no-nanny")
+                os.sched_setaffinity(start("worker", address, *one), {core})
             import distributed
 
             with distributed.Client(address, set_as_default=False) as client:
@@ -85,16 +90,24 @@ def job(manifest: Path, output: Path, *flags: str) -> float:
 
 
 def compare_workers(given: argparse.Namespace) -> None:
-    """Prints the speed-up of the second worker and the engine's overhead."""
+    """Prints the speed-up of the second worker and the engine's overhead.
+
+    Raises:
+        SystemExit: there are not two cores.
+    """
+    if len(CORES) < 2:
+        raise SystemExit("expected two cores, one for each worker")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = given.model or write_model(folder)
         manifest = write_clips(folder, given.clips)
         flags = ["--model", model, "--batch_size", str(given.batch_size)]
         times: dict[str, float] = {}
-        times["one process, one thread"] = min(
+        os.sched_setaffinity(0, CORES[:1])
+        times["one process, one core"] = min(
             job(manifest, folder / "alone", *flags) for _ in range(given.repeats + 1)
         )
+        os.sched_setaffinity(0, CORES)
         for count in (1, 2):
             with cluster(folder, count) as address:
                 where = ["--runner", "dask", "--dask_client_address", address]
@@ -180,9 +193,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     workers = modes.add_parser("workers")
     workers.set_defaults(function=compare_workers)
     workers.add_argument("--model", help="default: the full-size network with random weights")
-    workers.add_argument("--clips", type=int, default=16)
+    workers.add_argument("--clips", type=int, default=96)
     workers.add_argument("--batch_size", type=int, default=1)
-    workers.add_argument("--repeats", type=int, default=2)
+    workers.add_argument("--repeats", type=int, default=1)
     for name, function in (("rows", run_rows), ("one", run_one)):
         rows = modes.add_parser(name)
         rows.set_defaults(function=function)

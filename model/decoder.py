@@ -167,7 +167,7 @@ class Decoder(swin.SwinNetwork):
         frames = self._unfold(self.inverse_patch_embed(state))[:, : magnitude.shape[1]]
         columns = magnitude.transpose(1, 2).unsqueeze(-1)
         normalised = self.spec_norm(columns).squeeze(-1).transpose(1, 2)
-        mask = torch.sigmoid(self.mask_net(normalised, frames, rows))
+        mask = kernels.sigmoid(self.mask_net(normalised, frames, rows))
         if not self.config.decoder.phase:
             return Mask(magnitude=mask)
         direction = torch.tanh(self.phase_net(normalised, frames, rows)).float()

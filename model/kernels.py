@@ -19,6 +19,8 @@ Activation = Literal["none", "relu", "gelu"]
 
 _ATTENDING = 256
 """Queries that attend at a time: their weights over a thousand keys stay in a core's cache."""
+_VECTOR = 64
+"""A multiple of the values in a vector register, whatever their type."""
 _HIDDEN = 2**22
 """Values of a hidden layer that exist at a time, in inference on a CPU."""
 
@@ -57,9 +59,27 @@ def project(
     dtype = _compute_dtype(weight)
     if not _onednn_takes(dtype, x, weight):
         return _activate(F.linear(x.to(dtype), weight, bias), activation)
-    return _product(
-        x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), activation
+    # A row by itself would be summed in another order than among others: the same answer is wanted
+    # from a batch of one as from any other batch.
+    alone = x.shape[:-1].numel() == 1
+    product = _product(
+        x.to(dtype).expand(2, *x.shape) if alone else x.to(dtype),
+        weight.to(dtype),
+        None if bias is None else bias.to(dtype),
+        activation,
     )
+    return product[0] if alone else product
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """``torch.sigmoid``, whose values do not depend on what else is in the batch.
+
+    On a CPU torch computes the values at the end that do not fill a vector by another formula.
+    """
+    if x.device.type != "cpu":
+        return torch.sigmoid(x)
+    filled = F.pad(x.flatten(), (0, -x.numel() % _VECTOR))
+    return torch.sigmoid(filled)[: x.numel()].view_as(x)
 
 
 def feed_forward(first: nn.Module, second: nn.Module, x: Tensor, activation: Activation) -> Tensor:

@@ -13,6 +13,7 @@ import importlib.util
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,15 @@ def _importable(name: str) -> bool:
     return True
 
 
+@contextmanager
+def _without_meshgrid_warning() -> Iterator[None]:
+    """Swin asks for its grids in a way that torch will change; users cannot act on it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"torch\.meshgrid", category=UserWarning)
+        yield
+
+
+@_without_meshgrid_warning()
 def build_htsat(config: EncoderConfig) -> nn.Module:
     """Builds HTSAT as a container of parameters, without its classifier and its STFT convolutions.
 
@@ -124,6 +134,7 @@ def build_htsat(config: EncoderConfig) -> nn.Module:
     return network
 
 
+@_without_meshgrid_warning()
 def swin_block(
     dim: int,
     grid: int,

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model import registry
+from pipelines.dead_letters import reasons
 from pipelines.measurements import Measurements
 from pipelines.plan import DEAD_LETTERS, METRICS, SUMMARY, Plan
 from pipelines.run_record import FILE
@@ -72,7 +73,7 @@ def closing_lines(plan: Plan, books: Books, measured: Measurements, *, wall_s: f
         f"{books.stems} clips ({audio_s:.0f} s of audio) in {wall_s:.0f} s, {rate}; "
         f"{books.finished_before} finished before; {books.dead_letters} failed",
     ]
-    text += [f"  {count} of {reason}" for reason, count in books.by_reason.items()]
+    text += reasons(books, plan.storage, plan.config.output)
     if on_average:
         text.append(on_average)
     if repeated := retries.repeated(measured.counters):

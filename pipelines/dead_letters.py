@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
+import pyarrow.parquet as pq
 
 from manifests.schema import DEAD_LETTER_SCHEMA
 from pipelines.plan import DEAD_LETTERS
 from transforms import failures
+from transforms.books import Books
 from transforms.elements import Failure
 from transforms.redaction import redact, secrets_of
 from transforms.storage import Storage, join
 from transforms.tables import TableRow, WriteTable
+
+_MAX_EXAMPLE_CHARS = 200
+_SHOWN_FILES = 1
+"""Of how many files the rows are looked through for examples; they can be millions."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -52,3 +60,22 @@ def _dead_letter(failure: Failure, secrets: Sequence[str]) -> TableRow:
         record=failures.record_of(failure),
         extra=failures.extra_of(failure),
     )
+
+
+def reasons(books: Books, storage: Storage, output: str) -> list[str]:
+    """A line for each reason of which rows failed: how many, and what was said of one of them."""
+    examples: dict[str, str] = {}
+    for uri in storage.list_files(join(output, DEAD_LETTERS), ".parquet")[:_SHOWN_FILES]:
+        columns = ["stage", "error_type", "message"]
+        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=columns)
+        for stage, error_type, message in zip(*table.to_pydict().values(), strict=True):
+            examples.setdefault(f"{stage}/{error_type}", message)
+    return [
+        f"  {count} of {reason}" + (f": {_example(examples[reason])}" if reason in examples else "")
+        for reason, count in books.by_reason.items()
+    ]
+
+
+def _example(message: str) -> str:
+    plain = "".join(c if c.isprintable() or c.isspace() else "�" for c in message)
+    return textwrap.shorten(plain, _MAX_EXAMPLE_CHARS, placeholder=" …")

@@ -37,6 +37,7 @@ class Execution:
         num_threads: threads of the network in each; 0: the cores of whichever machine it runs on.
         resource_hints: of the separation step.
         share_model: one copy of the model for all worker processes of a machine.
+        isolate_decoder: audio is decoded in processes of its own.
         progress: ``auto``, ``bar``, ``log`` or ``none``.
         log_level: for the root logger.
         cluster: address of the Dask scheduler; None for every other runner.
@@ -47,6 +48,7 @@ class Execution:
     num_threads: int
     resource_hints: Mapping[str, str]
     share_model: bool
+    isolate_decoder: bool
     progress: str
     log_level: str
     cluster: str | None = None
@@ -95,6 +97,7 @@ def execution_of(options: PipelineOptions) -> Execution:
         num_threads=options.view_as(ModelOptions).num_threads or threads,
         resource_hints={key: value for key, value in hints.items() if value},
         share_model=run.share_model,
+        isolate_decoder=run.isolate_decoder,
         progress=run.progress,
         log_level=run.log_level,
         cluster=cluster,

@@ -24,7 +24,7 @@ from transforms.redaction import redact
 if TYPE_CHECKING:
     from transforms.books import Books
 
-_RUN_FLAGS = ("progress", "log_level", "num_threads")
+_RUN_FLAGS = ("progress", "log_level", "num_threads", "isolate_decoder")
 _EXIT_CODES = """exit codes:
   0    every row is done, or failed within --max_failure_rate
   1    more rows failed than --max_failure_rate allows; all results are written
@@ -136,7 +136,7 @@ def _run_and_report(job: Job, options: PipelineOptions) -> int:
 
 
 def _run(job: Job, options: PipelineOptions) -> int:
-    from pipelines import execution, logs, measurements, outputs, run_record
+    from pipelines import dead_letters, execution, logs, measurements, outputs, run_record
     from pipelines.plan import BOOKS, WORK
     from pipelines.preflight import check_packages
     from transforms.books import read_books
@@ -182,7 +182,7 @@ def _run(job: Job, options: PipelineOptions) -> int:
         "wall_s": round(time.monotonic() - started_s, 3),
     }
     run_record.write_record(storage, run_uri, {**record, **end})
-    return _say(job, books)
+    return _say(job, books, dead_letters.reasons(books, storage, config.output))
 
 
 def _runner_of(config: SeparateConfig, options: PipelineOptions) -> PipelineRunner | None:
@@ -195,9 +195,8 @@ def _runner_of(config: SeparateConfig, options: PipelineOptions) -> PipelineRunn
     return dataflow.runner_for(config.execution)
 
 
-def _say(job: Job, books: Books) -> int:
+def _say(job: Job, books: Books, reasons: Sequence[str]) -> int:
     said = [f"{books.stems} of {books.rows} rows done, {books.dead_letters} failed"]
-    said += [f"  {count} of {reason}" for reason, count in books.by_reason.items()]
-    sys.stdout.write(redact("\n".join([*said, *job.closing])) + "\n")
+    sys.stdout.write(redact("\n".join([*said, *reasons, *job.closing])) + "\n")
     over = books.failure_rate > job.config.max_failure_rate
     return flags.EXIT_FAILURE_RATE if over else flags.EXIT_OK

@@ -241,6 +241,12 @@ class RunOptions(PipelineOptions):
             help="One copy of the model for all worker processes of a machine.",
         )
         group.add_argument(
+            "--isolate_decoder",
+            action="store_true",
+            help="Decode audio in processes of its own: a file that crashes the decoder becomes a "
+            "dead letter instead of ending the run. For archives of unknown origin.",
+        )
+        group.add_argument(
             "--progress",
             choices=("auto", "bar", "log", "none"),
             default="auto",

@@ -41,7 +41,10 @@ class Earlier:
 def storage_of(config: SeparateConfig) -> Storage:
     """How the files of a run are reached; local output is staged inside the output folder."""
     access = UriAccess(prefixes=config.allowed_uri_prefix)
-    storage = Storage(options=access.guarding(config.storage_options))
+    storage = Storage(
+        options=access.guarding(config.storage_options),
+        isolate_decoder=config.execution.isolate_decoder,
+    )
     local = storage.local_path(config.output)
     return storage if local is None else dataclasses.replace(storage, staging=join(local, STAGING))
 

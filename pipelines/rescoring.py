@@ -22,7 +22,7 @@ from pipelines.plan import BOOKS, METRICS, SUMMARY, scorer_choice
 from pipelines.run_record import code_version
 from transforms import books, failures, metrics_rows, models
 from transforms.access import UriAccess
-from transforms.audio_io import MAX_RATE_HZ, MIN_RATE_HZ
+from transforms.decoding import MAX_RATE_HZ, MIN_RATE_HZ
 from transforms.elements import MetricsRow, MixtureQueries
 from transforms.foreign_stems import MetricsOf, StemPlaces, TakeStems, without_embeddings
 from transforms.grouping import GroupByMixture

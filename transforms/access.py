@@ -19,7 +19,7 @@ from urllib.parse import unquote, urljoin
 from fsspec.implementations.local import LocalFileSystem
 
 from manifests.row import MANIFEST_COLUMNS, ManifestRow
-from transforms.audio_io import AudioError
+from transforms.decoding import AudioError
 
 NOT_ALLOWED = "uri_not_allowed"
 ARCHIVES = frozenset({"zip", "tar"})

@@ -14,8 +14,6 @@ from model.clap import MAX_WINDOWS
 from model.metrics import PairScorer
 from transforms.audio_io import (
     READ_ERRORS,
-    AudioError,
-    AudioPart,
     StemWriter,
     WriteError,
     describe,
@@ -23,6 +21,7 @@ from transforms.audio_io import (
     open_audio,
 )
 from transforms.branches import Cutter
+from transforms.decoding import AudioError, AudioPart
 from transforms.elements import Failure, RowQuery, Samples, Scores, Stage, failed
 from transforms.mixtures import require_equal_length
 from transforms.network import SeparationError

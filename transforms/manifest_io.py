@@ -15,7 +15,7 @@ from manifests.errors import RowError
 from manifests.row import ManifestRow
 from transforms import failures
 from transforms.access import UriAccess
-from transforms.audio_io import AudioError
+from transforms.decoding import AudioError
 from transforms.elements import Failure, failed
 from transforms.storage import Storage
 

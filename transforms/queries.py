@@ -84,7 +84,7 @@ class EmbedQueries(beam.PTransform[Any, Any]):
         encoder: the scorer, or the CLAP of the model, as which it is given.
         storage: how example clips are reached.
         max_values: samples of one example clip.
-        batch_size: texts in one forward pass.
+        batch_size: queries that are read ahead; on a GPU also texts in one forward pass.
     """
 
     encoder: models.ScorerChoice
@@ -102,9 +102,9 @@ class EmbedQueries(beam.PTransform[Any, Any]):
             | "Batch"
             >> beam.BatchElements(min_batch_size=self.batch_size, max_batch_size=self.batch_size)
             | "Embed"
-            >> beam.ParDo(_EmbedFn(self.encoder, self.storage, self.max_values)).with_output_types(
-                tuple[str, EmbeddedQuery]
-            )
+            >> beam.ParDo(
+                _EmbedFn(self.encoder, self.storage, self.max_values, self.batch_size)
+            ).with_output_types(tuple[str, EmbeddedQuery])
         )
 
 
@@ -117,8 +117,11 @@ def _first(queries: Iterable[Query]) -> Query:
 
 
 class _EmbedFn(beam.DoFn):
-    def __init__(self, encoder: models.ScorerChoice, storage: Storage, max_values: int) -> None:
-        self._choice, self._storage, self._max_values = encoder, storage, max_values
+    def __init__(
+        self, encoder: models.ScorerChoice, storage: Storage, max_values: int, batch_size: int
+    ) -> None:
+        self._choice, self._storage = encoder, storage
+        self._max_values, self._batch_size = max_values, batch_size
         self._encoder: QueryEncoder | None = None
         self._ahead: LookAhead[str, Shot] | None = None
         self._queries = Metrics.counter("EmbedQueries", "in")
@@ -147,11 +150,12 @@ class _EmbedFn(beam.DoFn):
         assert self._encoder is not None  # noqa: S101 - set up by Beam
         assert self._ahead is not None  # noqa: S101
         texts = [(key, query.text) for key, query in batch if query.text is not None]
-        yield from zip(
-            (key for key, _ in texts),
-            embed_texts(self._encoder, [text for _, text in texts]),
-            strict=True,
-        )
+        # On a CPU the last bits of a product depend on what else is in the batch.
+        at_once = 1 if self._choice.model.resolved_device() == "cpu" else self._batch_size
+        for begin in range(0, len(texts), at_once):
+            together = texts[begin : begin + at_once]
+            found = embed_texts(self._encoder, [text for _, text in together])
+            yield from zip((key for key, _ in together), found, strict=True)
         examples = [(key, query.audio_uris) for key, query in batch if query.audio_uris]
         shots = self._ahead.map(uri for _, uris in examples for uri in uris)
         for key, uris in examples:

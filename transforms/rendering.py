@@ -13,15 +13,8 @@ from manifests.ids import output_name, partition_value, stable_seed
 from manifests.row import ManifestRow
 from model import mixing
 from transforms import failures, tally
-from transforms.audio_io import (
-    READ_ERRORS,
-    AudioError,
-    AudioPart,
-    StemFormat,
-    StemWriter,
-    describe,
-    error_code,
-)
+from transforms.audio_io import READ_ERRORS, StemFormat, StemWriter, describe, error_code
+from transforms.decoding import AudioError, AudioPart
 from transforms.elements import Failure, Samples, failed
 from transforms.mixtures import ReadSettings, mix_sources, read_sources
 from transforms.storage import Storage, join

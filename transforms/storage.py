@@ -49,11 +49,13 @@ class Storage:
         staging: local folder for files being written, on the same file system as the output. What
             a killed process leaves behind is in there and nowhere else. None: beside the file.
         retry: how often what fails in a way that passes is tried again.
+        isolate_decoder: decode audio in other processes, which a file may crash.
     """
 
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     staging: str | None = None
     retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
+    isolate_decoder: bool = False
 
     def options_for(self, uri: str) -> dict[str, Any]:
         """The options of a URI's protocol; of a chain, those of each, by protocol."""

@@ -35,7 +35,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
 def _run(graph: engine_graphs.Graph, cluster: DaskCluster | None) -> PipelineResult:
     where = Execution(
         runner=IN_PROCESS if cluster is None else DASK, num_workers=1, num_threads=1,
-        resource_hints={}, share_model=False, progress="none", log_level="warning",
+        resource_hints={}, share_model=False, isolate_decoder=False,
+        progress="none", log_level="warning",
         cluster=None if cluster is None else cluster.address,
     )  # fmt: skip
     return execution.run_graph(graph, where, PipelineOptions([]))

@@ -91,7 +91,7 @@ def test_a_step_that_fails_ends_the_run_though_another_worker_is_busy(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
     two = Execution(
         runner=IN_PROCESS, num_workers=2, num_threads=1, resource_hints={}, share_model=False,
-        progress="none", log_level="warning",
+        isolate_decoder=False, progress="none", log_level="warning",
     )  # fmt: skip
     graph = engine_graphs.one_fails_while_the_other_works(tmp_path)
     with pytest.raises((WorkerError, RuntimeError), match="element 0 cannot be done"):

@@ -54,6 +54,27 @@ def test_linear_equals_torch(form: str, activation: Activation, with_bias: bool)
     torch.testing.assert_close(found, expected.detach(), rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_row_gives_the_same_bits_alone_and_among_others(activation: Activation) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(512, 256), torch.randn(5, 512)
+    with torch.inference_mode():
+        together = kernels.linear(layer, x, activation)
+        for row, expected in zip(x, together, strict=True):
+            assert torch.equal(kernels.linear(layer, row[None], activation), expected[None])
+            assert torch.equal(kernels.linear(layer, row, activation), expected)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 1_037])
+def test_sigmoids_are_the_same_alone_and_among_others(length: int) -> None:
+    torch.manual_seed(0)
+    x = 5 * torch.randn(7, length)
+    together = kernels.sigmoid(x)
+    torch.testing.assert_close(together, torch.sigmoid(x))
+    for row, expected in zip(x, together, strict=True):
+        assert torch.equal(kernels.sigmoid(row), expected)
+
+
 def test_linear_takes_a_strided_input(form: str) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(16, 8), torch.randn(3, 16, 40).transpose(1, 2)[:, ::3]

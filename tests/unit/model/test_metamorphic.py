@@ -170,3 +170,21 @@ def test_odd_signals_give_finite_stems(loaded: LoadedModel, name: str) -> None:
     assert float(np.abs(found).max()) <= 10 * peak + np.finfo(np.float32).tiny
     if name == "silence":
         assert not found.any()
+
+
+@pytest.mark.parametrize("num_samples", [12_345, 160_000])
+def test_a_window_gives_the_same_bits_in_every_batch(loaded: LoadedModel, num_samples: int) -> None:
+    """On one machine's CPU: what else is in the batch, and how much, changes nothing at all."""
+    draw = torch.Generator().manual_seed(0)
+    mixtures = 0.1 * torch.randn(4, num_samples, generator=draw)
+    queries = torch.randn(2, 4, loaded.separator.embedding_dim, generator=draw)
+    positive, negative = torch.nn.functional.normalize(queries, dim=-1)
+
+    def separated(begin: int, end: int) -> torch.Tensor:
+        condition = Condition(positive=positive[begin:end], negative=negative[begin:end])
+        with torch.inference_mode():
+            return loaded.separator.separate(mixtures[begin:end], condition)
+
+    together = separated(0, 4)
+    for begin, end in ((0, 1), (3, 4), (1, 3)):
+        assert torch.equal(separated(begin, end), together[begin:end])

@@ -8,7 +8,8 @@ import pytest
 import soundfile
 
 from transforms import audio_io
-from transforms.audio_io import AudioError, AudioPart, StemWriter, open_audio
+from transforms.audio_io import StemWriter, open_audio
+from transforms.decoding import AudioError, AudioPart
 from transforms.storage import Storage
 
 STORAGE = Storage()

@@ -10,7 +10,7 @@ import tones
 from manifests.row import ManifestRow
 from model import audio as waveforms
 from model import mixing
-from transforms.audio_io import AudioError
+from transforms.decoding import AudioError
 from transforms.mixtures import (
     ReadSettings,
     mix_sources,

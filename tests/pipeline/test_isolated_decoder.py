@@ -1,0 +1,61 @@
+"""--isolate_decoder: a clip over which the decoder crashes is a dead letter like any other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+import tone_runs
+from transforms import isolation
+
+CRASHES = """
+import os, signal, soundfile
+class Crashing(soundfile.SoundFile):
+    def __init__(self, file, *arguments, **options):
+        if isinstance(file, int) and os.pread(file, 6, 0) == b"poison":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        super().__init__(file, *arguments, **options)
+soundfile.SoundFile = Crashing
+"""
+"""In the decoder's own process, from its start: libsndfile as it would be with a hole in it."""
+
+
+@pytest.fixture(autouse=True)
+def decoder_with_a_hole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(dedent(CRASHES))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    with tone_runs.tones_as_models():
+        yield
+    while isolation._IDLE:
+        isolation._IDLE.pop().end()
+
+
+def digests(output: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (output / "stems").rglob("*.flac")
+    }
+
+
+def test_the_poisoned_clip_fails_and_the_others_are_the_same(tmp_path: Path) -> None:
+    rows = tone_runs.write_mixtures(tmp_path, 6)
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    assert tone_runs.run("--manifest", manifest, "--output", tmp_path / "whole") == 0
+    poisoned = Path(rows[2]["mixture_uri"])
+    poisoned.write_bytes(b"poison" + poisoned.read_bytes())
+    given = ("--manifest", manifest, "--output", tmp_path / "out", "--isolate_decoder")
+    assert tone_runs.run(*given, "--max_failure_rate", "1") == 0
+    (letter,) = tone_runs.table(tmp_path / "out", "dead_letters")
+    assert (letter["id"], letter["stage"], letter["error_type"]) == (
+        rows[2]["id"], "read", "decoder_crashed",
+    )  # fmt: skip
+    assert str(poisoned) in letter["message"]
+    assert "SIGSEGV" in letter["message"]
+    found, expected = digests(tmp_path / "out"), digests(tmp_path / "whole")
+    assert len(found) == 5
+    assert found.items() < expected.items()
