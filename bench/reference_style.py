@@ -7,7 +7,6 @@ their layers, patches are expanded by chunks and a pixel shuffle, the masker is 
 
 from __future__ import annotations
 
-import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from torchlibrosa.stft import ISTFT, STFT, magphase
 
 from model import laion
 from model.conditioning import Condition
-from model.config import ClapSepConfig, EncoderConfig, LoraConfig
+from model.config import ClapSepConfig, LoraConfig
 from model.decoder import Decoder
 
 AUDIOSET_CLASSES = 527
@@ -61,7 +60,7 @@ class ReferenceStyle(nn.Module):
         """Builds and fills the network, in evaluation mode."""
         super().__init__()
         self.config = config
-        self.audio_branch = htsat(config.clap.audio)
+        self.audio_branch = laion.whole_htsat(config.clap.audio, AUDIOSET_CLASSES)
         self.audio_branch.load_state_dict(encoder, strict=False)
         if config.lora is not None:
             adapt(self.audio_branch, tuned, config.lora)
@@ -121,30 +120,6 @@ class ReferenceStyle(nn.Module):
         normalised = network.spec_norm(magnitude.transpose(1, 3)).transpose(1, 3)
         joint = torch.cat((normalised, frames), dim=-1)[:, 0]
         return torch.sigmoid(self.masker(joint))[:, None]
-
-
-def htsat(config: EncoderConfig) -> nn.Module:
-    """laion_clap's network, whole."""
-    audio = types.SimpleNamespace(
-        window_size=config.n_fft,
-        hop_size=config.hop_samples,
-        sample_rate=config.sample_rate_hz,
-        mel_bins=config.mel_bins,
-        fmin=config.fmin_hz,
-        fmax=config.fmax_hz,
-    )
-    network: nn.Module = laion.htsat_module().HTSAT_Swin_Transformer(
-        spec_size=config.spec_size,
-        patch_size=config.patch_size,
-        patch_stride=(config.patch_size, config.patch_size),
-        embed_dim=config.embed_dim,
-        depths=list(config.depths),
-        num_heads=list(config.num_heads),
-        window_size=config.window_size,
-        num_classes=AUDIOSET_CLASSES,
-        config=audio,
-    )
-    return network
 
 
 def adapt(branch: Any, tuned: Mapping[str, Tensor], config: LoraConfig) -> None:

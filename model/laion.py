@@ -93,14 +93,8 @@ def _without_meshgrid_warning() -> Iterator[None]:
 
 
 @_without_meshgrid_warning()
-def build_htsat(config: EncoderConfig) -> nn.Module:
-    """Builds HTSAT as a container of parameters, without its classifier and its STFT convolutions.
-
-    Returns:
-        ``HTSAT_Swin_Transformer`` with ``bn0``, ``patch_embed``, ``layers``, ``norm`` and the
-        buffer ``logmel_extractor.melW`` (float32[K, mel_bins]); :mod:`model.encoder` runs it.
-    """
-    htsat = htsat_module()
+def whole_htsat(config: EncoderConfig, num_classes: int = 1) -> nn.Module:
+    """Builds laion_clap's ``HTSAT_Swin_Transformer`` as it is, with random parameters."""
     audio_config = types.SimpleNamespace(
         window_size=config.n_fft,
         hop_size=config.hop_samples,
@@ -109,7 +103,7 @@ def build_htsat(config: EncoderConfig) -> nn.Module:
         fmin=config.fmin_hz,
         fmax=config.fmax_hz,
     )
-    network: nn.Module = htsat.HTSAT_Swin_Transformer(
+    network: nn.Module = htsat_module().HTSAT_Swin_Transformer(
         spec_size=config.spec_size,
         patch_size=config.patch_size,
         patch_stride=(config.patch_size, config.patch_size),
@@ -119,9 +113,20 @@ def build_htsat(config: EncoderConfig) -> nn.Module:
         window_size=config.window_size,
         mlp_ratio=config.mlp_ratio,
         drop_path_rate=config.drop_path_rate,
-        num_classes=1,
+        num_classes=num_classes,
         config=audio_config,
     )
+    return network
+
+
+def build_htsat(config: EncoderConfig) -> nn.Module:
+    """Builds HTSAT as a container of parameters, without its classifier and its STFT convolutions.
+
+    Returns:
+        ``HTSAT_Swin_Transformer`` with ``bn0``, ``patch_embed``, ``layers``, ``norm`` and the
+        buffer ``logmel_extractor.melW`` (float32[K, mel_bins]); :mod:`model.encoder` runs it.
+    """
+    network = whole_htsat(config)
     for unused in (
         "spectrogram_extractor",
         "spec_augmenter",

@@ -46,29 +46,34 @@ class TextTower(nn.Module):
         raise TypeError(f"{type(self).__name__} is abstract")
 
 
+def roberta(config: TextConfig) -> nn.Module:
+    """Builds transformers' ``RobertaModel`` with random parameters."""
+    from transformers import RobertaConfig, RobertaModel
+
+    return RobertaModel(
+        RobertaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.max_positions,
+            type_vocab_size=1,
+            layer_norm_eps=1e-5,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=2,
+        )
+    )
+
+
 class RobertaTower(TextTower):
     """CLAP's own text tower, RoBERTa's pooled output; transformers' names, without a prefix."""
 
     def __init__(self, config: TextConfig) -> None:
         """Builds the network with random parameters."""
         super().__init__(config)
-        from transformers import RobertaConfig, RobertaModel
-
-        network = RobertaModel(
-            RobertaConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_heads,
-                intermediate_size=config.intermediate_size,
-                max_position_embeddings=config.max_positions,
-                type_vocab_size=1,
-                layer_norm_eps=1e-5,
-                pad_token_id=1,
-                bos_token_id=0,
-                eos_token_id=2,
-            )
-        )
+        network = roberta(config)
         for name, child in network.named_children():
             self.add_module(name, child)
         object.__setattr__(self, "_network", network)

@@ -17,7 +17,7 @@ from typing import TypeVar
 import tenacity
 
 from manifests.errors import ManifestError
-from model.fetch import RetryPolicy, is_transient, status_of
+from model.transience import RetryPolicy, is_transient, status_of
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

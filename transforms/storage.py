@@ -20,7 +20,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from model.fetch import RetryPolicy
+from model.transience import RetryPolicy
 from transforms.retries import (
     REPEATING_CLIENTS,
     ShortReadError,

@@ -17,8 +17,9 @@ from model import layouts
 from model.assembly import build
 from model.clap import Clap
 from model.clapsep import ClapSep
-from model.config import ClapSepConfig
-from model.loading import Networks, clap_from, separator_from
+from model.conditioning import Condition
+from model.config import TINY, ClapSepConfig
+from model.loading import Networks, clap_from, load_published, separator_from
 
 _CLASSES = 527  # of AudioSet, for laion_clap's classification head
 
@@ -115,6 +116,20 @@ def write(folder: Path, pair: Pair) -> tuple[Path, Path]:
     torch.save(clap_checkpoint(pair.clap), paths[0])
     torch.save(pair.clapsep, paths[1])
     return paths
+
+
+def load(paths: tuple[Path, Path], **options: Any) -> Networks:
+    """The network of a pair of the tiny size that was written."""
+    return load_published(str(paths[0]), str(paths[1]), config=TINY, **options)
+
+
+def answer(networks: Networks) -> Tensor:
+    """What a tiny network makes of one mixture and query."""
+    rng = np.random.default_rng(5)
+    mixture = torch.tensor(rng.standard_normal((1, 12_000)), dtype=torch.float32)
+    query = torch.tensor(rng.standard_normal((2, 1, 16)), dtype=torch.float32)
+    with torch.inference_mode():
+        return networks.separator.separate(mixture, Condition(positive=query[0], negative=query[1]))
 
 
 def _unused(config: ClapSepConfig) -> dict[str, Tensor]:

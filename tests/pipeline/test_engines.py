@@ -16,18 +16,12 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import engine_graphs
-import tiny_model
 import tone_runs
 from dask_cluster import TESTS, DaskCluster, dask_cluster
 from pipelines import execution, separate
 from pipelines.engines import Execution
 
 START_WAIT_S = 120.0
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_model.write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import soundfile
 
-import tiny_model
 import tone_runs
 from manifests.schema import METRIC_COLUMNS
 from pipelines import separate
@@ -61,11 +60,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     same = {**found[0], "id": "mixture is reference", "reference_uri": found[0]["mixture_uri"]}
     silent = {**found[0], "id": "silent reference", "reference_uri": found[1]["reference_uri"]}
     return [*found, same, silent]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_model.write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 def run(output: Path, rows: list[dict[str, Any]], model: str, *more: str) -> None:

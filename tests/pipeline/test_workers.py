@@ -13,18 +13,12 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import engine_graphs
-import tiny_model
 import tone_runs
 from pipelines import execution, separate
 from pipelines.engines import IN_PROCESS, Execution
 from pipelines.local_runner import WorkerError
 
 TESTS = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_model.write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="module")

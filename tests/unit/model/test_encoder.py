@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import types
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,26 +22,7 @@ def encoder() -> Encoder:
 
 def original(encoder: Encoder) -> nn.Module:
     """laion_clap's whole network with the same weights: convolutional STFT, explicit attention."""
-    config = encoder.config
-    audio = types.SimpleNamespace(
-        window_size=config.n_fft,
-        hop_size=config.hop_samples,
-        sample_rate=config.sample_rate_hz,
-        mel_bins=config.mel_bins,
-        fmin=config.fmin_hz,
-        fmax=config.fmax_hz,
-    )
-    network: nn.Module = laion.htsat_module().HTSAT_Swin_Transformer(
-        spec_size=config.spec_size,
-        patch_size=config.patch_size,
-        patch_stride=(config.patch_size, config.patch_size),
-        embed_dim=config.embed_dim,
-        depths=list(config.depths),
-        num_heads=list(config.num_heads),
-        window_size=config.window_size,
-        num_classes=3,
-        config=audio,
-    )
+    network = laion.whole_htsat(encoder.config, num_classes=3)
     unexpected = network.load_state_dict(encoder.state_dict(), strict=False).unexpected_keys
     assert not unexpected
     return network.eval()

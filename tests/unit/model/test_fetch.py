@@ -18,7 +18,8 @@ import fsspec
 import pytest
 
 from model import fetch as fetching
-from model.fetch import DigestMismatchError, FetchError, RetryPolicy, fetch, storage_options
+from model.fetch import DigestMismatchError, FetchError, fetch, storage_options
+from model.transience import RetryPolicy
 
 CONTENT = b"weights " * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

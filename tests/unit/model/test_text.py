@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import models, pre_tokenizers, processors, trainers
 
+from model import text as text_towers
 from model.config import MINI, TINY, TextConfig
 from model.text import (
     RobertaTower,
@@ -87,21 +88,7 @@ def test_other_texts_and_padding_do_not_matter(tower: str, request: pytest.Fixtu
 
 
 def test_roberta_is_transformers_own(roberta: TextTower, config: TextConfig) -> None:
-    from transformers import RobertaConfig, RobertaModel
-
-    whole = RobertaModel(
-        RobertaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            intermediate_size=config.intermediate_size,
-            max_position_embeddings=config.max_positions,
-            type_vocab_size=1,
-            layer_norm_eps=1e-5,
-            pad_token_id=1,
-        )
-    ).eval()
+    whole = text_towers.roberta(config).eval()
     whole.load_state_dict(roberta.state_dict(), strict=True)
     ids, mask = roberta.tokenize(CAPTIONS)
     with torch.inference_mode():

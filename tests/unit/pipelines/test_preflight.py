@@ -89,6 +89,7 @@ def test_another_distribution_that_installed_the_same_name_is_named(
     names = ("preflight_a", "preflight_b")
     make_packages(tmp_path, *names)
     make_distribution(tmp_path, "clapsep-beam", *(f"{name}/__init__.py" for name in names))
+    (tmp_path / "preflight_b" / "nets.py").touch()  # importlib_metadata, if loaded, looks for it
     make_distribution(tmp_path, "some-zoo", "preflight_b/nets.py", "preflight_a.txt")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(preflight.PackageCollisionError, match="preflight_b by some-zoo") as caught:

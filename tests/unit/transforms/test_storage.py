@@ -11,7 +11,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from manifests.errors import ManifestError
-from model.fetch import RetryPolicy
+from model.transience import RetryPolicy
 from pipelines.measurements import measurements_of
 from transforms import retries
 from transforms import storage as storage_module

@@ -1,0 +1,23 @@
+"""What several tests of weights share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from golden import pairs
+from model.config import TINY
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digests that other tests remembered are not known here."""
+    monkeypatch.setenv("CLAPSEP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def pair() -> pairs.Pair:
+    """A published pair of the tiny size, which may be changed."""
+    made = pairs.formula_pair(TINY)
+    return pairs.Pair(clap=dict(made.clap), clapsep=dict(made.clapsep))
