@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import pytest
 from hypothesis import strategies as st
 
 CORPUS = Path(__file__).parent / "fuzz_corpus"
@@ -31,6 +32,22 @@ def few(default: int) -> Callable[[Any], Any]:
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
+
+
+def found(folder: str) -> pytest.MarkDecorator:
+    """Calls a test with the ``path`` of each file that was once found to do harm."""
+    paths = sorted((CORPUS / folder).iterdir())
+    return pytest.mark.parametrize("path", paths, ids=[path.name for path in paths])
+
+
+@contextmanager
+def refused(error: type[Exception], naming: str = "") -> Iterator[None]:
+    """Lets an error of that type pass if it says something, and names what it is about."""
+    try:
+        yield
+    except error as err:
+        if not str(err) or naming not in str(err):
+            raise AssertionError(f"expected an error that names {naming!r}") from err
 
 
 @contextmanager

@@ -70,7 +70,13 @@ def read_mixture(row: ManifestRow, storage: Storage, settings: ReadSettings) -> 
         OSError: a file cannot be reached.
     """
     if row.mixture_uri is None:
-        return _mix(row, storage, settings)
+        mixed = mix_row(row, storage, settings)
+        samples = mixed.mixture[None]
+        return MixtureAudio(
+            audio=Audio(samples=samples, sample_rate_hz=settings.model_rate_hz),
+            model_audio=samples,
+            reference=mixed.reference,
+        )
     with open_audio(storage, row.mixture_uri, row.offset_s, row.duration_s) as reader:
         if reader.part.num_values_at(settings.model_rate_hz) > settings.max_values:
             return None
@@ -146,23 +152,34 @@ def require_equal_length(reference_uri: str, reference_s: float, mixture_s: floa
         )
 
 
-def _mix(row: ManifestRow, storage: Storage, settings: ReadSettings) -> MixtureAudio:
-    sources = read_sources(row, storage, settings)
-    mixture, reference = mix_sources(sources, len(row.targets), row.levels_db)
-    return MixtureAudio(
-        audio=Audio(samples=mixture[None], sample_rate_hz=settings.model_rate_hz),
-        model_audio=mixture[None],
-        reference=reference,
-    )
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MixedSources:
+    """What sources give when they are mixed, float32[T] each at the model's rate.
+
+    Attributes:
+        mixture: of all of them.
+        reference: the sum of the targets in it.
+        interferers: as they sound in it.
+    """
+
+    mixture: Samples
+    reference: Samples
+    interferers: tuple[Samples, ...]
 
 
-def read_sources(row: ManifestRow, storage: Storage, settings: ReadSettings) -> list[Samples]:
-    """The sources of a row, targets first, float32[T] each at the model's rate, equally long.
+def mix_row(row: ManifestRow, storage: Storage, settings: ReadSettings) -> MixedSources:
+    """Reads the sources of a row and mixes them.
 
     Raises:
         AudioError: a source cannot be used, or all of them together do not fit into memory.
         OSError: a source cannot be reached.
     """
+    sources = _read_sources(row, storage, settings)
+    return mix_sources(sources, len(row.targets), row.levels_db)
+
+
+def _read_sources(row: ManifestRow, storage: Storage, settings: ReadSettings) -> list[Samples]:
+    """The sources of a row, targets first, float32[T] each at the model's rate, equally long."""
     rate_hz, max_values = settings.model_rate_hz, settings.max_values
     length = None if row.duration_s is None else round(row.duration_s * rate_hz)
     uris = (*row.targets, *row.interferer_uris)
@@ -183,16 +200,13 @@ def read_sources(row: ManifestRow, storage: Storage, settings: ReadSettings) -> 
 
 def mix_sources(
     sources: Sequence[Samples], num_targets: int, levels_db: Sequence[float]
-) -> tuple[Samples, Samples]:
+) -> MixedSources:
     """Mixes by the paper's rule; further targets are brought to the power of the first.
 
     Args:
         sources: float32[T] each, targets first.
         num_targets: how many of them are targets.
         levels_db: of the first target above each interferer.
-
-    Returns:
-        The mixture and the sum of the targets in it, float32[T] each.
 
     Raises:
         AudioError: a source is silent within the part that is used.
@@ -203,4 +217,8 @@ def mix_sources(
     except ValueError as err:
         raise AudioError("cannot_mix", str(err)) from err
     targets = [mixed.target, *mixed.interferers[: num_targets - 1]]
-    return mixed.mixture, np.sum(targets, axis=0, dtype=np.float64).astype(np.float32)
+    return MixedSources(
+        mixture=mixed.mixture,
+        reference=np.sum(targets, axis=0, dtype=np.float64).astype(np.float32),
+        interferers=mixed.interferers[num_targets - 1 :],
+    )

@@ -11,12 +11,11 @@ import numpy as np
 
 from manifests.ids import output_name, partition_value, stable_seed
 from manifests.row import ManifestRow
-from model import mixing
 from transforms import failures, tally
 from transforms.audio_io import READ_ERRORS, StemFormat, StemWriter, describe, error_code
 from transforms.decoding import AudioError, AudioPart
 from transforms.elements import Failure, Samples, failed
-from transforms.mixtures import ReadSettings, mix_sources, read_sources
+from transforms.mixtures import MixedSources, ReadSettings, mix_row
 from transforms.storage import Storage, join
 
 MIXTURES, REFERENCES, INTERFERERS = "mixtures", "references", "interferers"
@@ -84,22 +83,13 @@ class _RenderFn(beam.DoFn):
         yield result
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Rendered:
-    """Signals of a mixture, float32[T] each."""
-
-    mixture: Samples
-    reference: Samples
-    interferers: tuple[Samples, ...]
-
-
 def render(row: ManifestRow, settings: RenderSettings) -> ManifestRow | Failure:
     """Writes the files of a row; gives the row that names them."""
     if not row.targets:
         return failed(row, "read", "no_sources", "the row has a mixture; expected its sources")
     row = dataclasses.replace(row, snr_db=_levels_db(row, settings))
     try:
-        signals = mixed(row, settings)
+        signals = mix_row(row, settings.storage, settings.reading)
     except READ_ERRORS as err:
         return failed(row, "read", error_code(err), describe(err, ", ".join(row.targets)))
     try:
@@ -130,24 +120,7 @@ def _levels_db(row: ManifestRow, settings: RenderSettings) -> tuple[float, ...]:
     return (round(float(np.random.default_rng(seed).uniform(low, high)), 3),)
 
 
-def mixed(row: ManifestRow, settings: RenderSettings) -> Rendered:
-    """Mixes the sources of a row by the rule of :mod:`model.mixing`.
-
-    Raises:
-        AudioError: a source cannot be used.
-        OSError: a source cannot be reached.
-    """
-    fitted = read_sources(row, settings.storage, settings.reading)
-    num_targets = len(row.targets)
-    mixture, reference = mix_sources(fitted, num_targets, row.levels_db)
-    levels = [0.0] * (num_targets - 1) + list(row.levels_db)
-    parts = mixing.mix(fitted[0], fitted[1:], levels).interferers
-    return Rendered(
-        mixture=mixture, reference=reference, interferers=tuple(parts[num_targets - 1 :])
-    )
-
-
-def _write(row: ManifestRow, signals: Rendered, settings: RenderSettings) -> list[str]:
+def _write(row: ManifestRow, signals: MixedSources, settings: RenderSettings) -> list[str]:
     ending = settings.stem_format
     folder = f"dataset={partition_value(row.dataset)}" if row.dataset is not None else ""
     name = output_name(row.id)

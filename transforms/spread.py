@@ -36,7 +36,10 @@ class Summary:
 
 
 def summarise(values: NDArray[np.float64]) -> Summary:
-    """A percentile bootstrap of the mean beside the usual numbers.
+    """A percentile bootstrap of the mean over clips beside the usual numbers.
+
+    A manifest does not say which clips are of one recording; where that is known,
+    :func:`model.evaluation.results.summarise` draws recordings.
 
     Args:
         values: float64[n], one a clip, in any order: the result does not depend on it. What is not

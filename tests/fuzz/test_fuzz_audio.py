@@ -72,7 +72,7 @@ def test_damaged_headers(
         read(path)
 
 
-@pytest.mark.parametrize("path", sorted(fuzzing.CORPUS.glob("audio/*")), ids=lambda path: path.name)
+@fuzzing.found("audio")
 def test_found_files(path: Path) -> None:
     with fuzzing.bounded():
         read(path)

@@ -87,11 +87,13 @@ def test_the_part_of_a_row_is_of_every_source_and_pads_short_ones(tmp_path: Path
 
 def test_further_targets_are_brought_to_the_power_of_the_first() -> None:
     sources = [0.2 * tones.tone("bell", 1.0), tones.tone("frog", 1.0), tones.tone("rain", 1.0)]
-    mixture, reference = mix_sources(sources, num_targets=2, levels_db=[6.0])
+    mixed = mix_sources(sources, num_targets=2, levels_db=[6.0])
     power = np.mean(sources[0] ** 2)
-    second = reference - sources[0]
+    second = mixed.reference - sources[0]
     np.testing.assert_allclose(np.mean(second**2), power, rtol=1e-4)
-    np.testing.assert_allclose(np.mean((mixture - reference) ** 2), power / 10**0.6, rtol=1e-4)
+    (rest,) = mixed.interferers
+    np.testing.assert_allclose(np.mean(rest**2), power / 10**0.6, rtol=1e-4)
+    np.testing.assert_allclose(mixed.mixture, mixed.reference + rest, atol=1e-6)
 
 
 def test_a_reference_is_cut_or_padded_by_a_tenth_of_a_second_at_most(tmp_path: Path) -> None:
