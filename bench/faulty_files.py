@@ -14,7 +14,7 @@ FAIL_EVERY = 100
 FAULTS = ("lost", "busy", "short", "refused")
 
 
-class FaultyFiles(AbstractFileSystem):  # type: ignore[misc]
+class FaultyFiles(AbstractFileSystem):
     """Reads that fail by turns: connection lost, 503, cut short (these pass), and refused."""
 
     protocol = "faulty"

@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -57,9 +57,10 @@ def filesystem(uri: str, storage_options: StorageOptions = None) -> tuple[Any, s
         ManifestError: an unknown scheme, or one whose package is not installed.
     """
     try:
-        return fsspec.core.url_to_fs(uri, **dict(storage_options or {}))  # type: ignore[no-any-return]
+        files, path = fsspec.core.url_to_fs(uri, **dict(storage_options or {}))
     except (ImportError, ValueError) as err:
         raise ManifestError(f"{uri}: {err}") from err
+    return files, path
 
 
 def expand(uri: str, storage_options: StorageOptions = None) -> tuple[str, ...]:
@@ -139,7 +140,7 @@ def _reason(err: Exception) -> str:
 
 
 @contextmanager
-def open_bytes(uri: str, storage_options: StorageOptions = None) -> Iterator[BinaryIO]:
+def open_bytes(uri: str, storage_options: StorageOptions = None) -> Iterator[io.BufferedReader]:
     """The bytes of a file, decompressed where its name ends in ``.gz``, with a large buffer."""
     files, path = filesystem(uri, storage_options)
     with files.open(path, "rb") as raw:

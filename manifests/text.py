@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,13 +99,13 @@ class LineReader(Iterator[str]):
         return self._taken[0][0].rstrip("\r\n")
 
 
-def read_start(stream: BinaryIO, uri: str) -> LineReader:
+def read_start(stream: io.BufferedReader, uri: str) -> LineReader:
     """A reader at the first line, past a byte order mark.
 
     Raises:
         ManifestError: the first bytes are not UTF-8 text, or its lines end in CR alone.
     """
-    head: bytes = stream.peek(4096)[:4096]  # type: ignore[attr-defined]
+    head = stream.peek(4096)[:4096]
     for magic, name in _OTHER_FORMATS.items():
         if head.startswith(magic):
             raise ManifestError(f"{uri}: this is {name}; expected UTF-8 text")

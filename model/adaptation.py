@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from model.labels import find_labels
 from model.separator import Capabilities
@@ -75,7 +75,8 @@ def adapt(capabilities: Capabilities, setting: QuerySetting) -> Adaptation:
         reason = _text_problem(capabilities, getattr(kept, name))
         if reason is not None:
             reasons.append(reason)
-            kept = dataclasses.replace(kept, **{name: None})  # type: ignore[arg-type]
+            cleared: dict[str, Any] = {name: None}
+            kept = dataclasses.replace(kept, **cleared)
     return Adaptation(reasons=tuple(dict.fromkeys(reasons)), nearest=kept if kept.asks else None)
 
 

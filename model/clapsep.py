@@ -61,6 +61,8 @@ class ClapSep(nn.Module):
         name: how outputs name the model.
     """
 
+    hann: Tensor
+
     def __init__(
         self, config: ClapSepConfig, precision: Precision = "fp32", name: str = "clapsep"
     ) -> None:
@@ -139,7 +141,7 @@ class ClapSep(nn.Module):
             mixture,
             signal.n_fft,
             signal.hop_samples,
-            window=self.hann,  # type: ignore[arg-type]
+            window=self.hann,
             center=True,
             pad_mode="reflect",
             return_complex=True,
@@ -173,8 +175,7 @@ class ClapSep(nn.Module):
             spectrum = spectrum * mask.rotation.transpose(1, 2)
         signal = self.config.signal
         length = max(encoded.num_samples, signal.n_fft // 2 + 1)
-        window: Any = self.hann
-        estimate = inverse_stft(spectrum, window, signal.hop_samples, length)
+        estimate = inverse_stft(spectrum, self.hann, signal.hop_samples, length)
         return estimate[:, : encoded.num_samples]
 
     def separate(

@@ -33,6 +33,14 @@ class StageFeatures:
 class Encoder(swin.SwinNetwork):
     """HTSAT with laion_clap's parameter names; ``prepare()`` it for inference."""
 
+    hann: Tensor
+    # Parts of laion_clap's network, which has no types.
+    logmel_extractor: Any
+    bn0: Any
+    patch_embed: Any
+    layers: Any
+    norm: Any
+
     def __init__(self, config: EncoderConfig) -> None:
         """Builds the network with random parameters."""
         super().__init__()
@@ -75,8 +83,7 @@ class Encoder(swin.SwinNetwork):
         if image.shape[1] < self.config.num_frames:
             size = (self.config.num_frames, image.shape[2])
             image = F.interpolate(image[:, None], size, mode="bicubic", align_corners=True)[:, 0]
-        norm: Any = self.norm
-        latent: Tensor = norm(self._transform(image).stages[-1]).mean(dim=1)
+        latent: Tensor = self.norm(self._transform(image).stages[-1]).mean(dim=1)
         return latent
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
@@ -87,20 +94,19 @@ class Encoder(swin.SwinNetwork):
                 waveform.float(),
                 config.n_fft,
                 config.hop_samples,
-                window=self.hann,  # type: ignore[arg-type]
+                window=self.hann,
                 center=True,
                 pad_mode="reflect",
                 return_complex=True,
             )
             power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)
-            extractor: Any = self.logmel_extractor
-            mel = power @ extractor.melW
+            mel = power @ self.logmel_extractor.melW
             return 10.0 * torch.log10(mel.clamp(min=_POWER_FLOOR))
 
     def _normalise(self, log_mel: Tensor) -> Tensor:
         """Batch normalisation of every mel band, float[B, F, mel_bins]."""
-        bn0: Any = self.bn0
-        normalised: Tensor = bn0(log_mel.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+        bands = log_mel.transpose(1, 2).unsqueeze(-1)
+        normalised: Tensor = self.bn0(bands).squeeze(-1).transpose(1, 2)
         return normalised
 
     def _transform(self, frames: Tensor) -> StageFeatures:
@@ -109,11 +115,10 @@ class Encoder(swin.SwinNetwork):
         batch, _, bands = frames.shape
         pieces = frames.transpose(1, 2).reshape(batch, bands, config.freq_ratio, -1)
         image = pieces.transpose(1, 2).reshape(batch, 1, config.spec_size, config.spec_size)
-        embed: Any = self.patch_embed
-        layers: Any = self.layers
+        embed = self.patch_embed
         x = embed.norm(embed.proj(image).flatten(2).transpose(1, 2))
         stages = [x]
-        for stage in layers:
+        for stage in self.layers:
             for block in stage.blocks:
                 x = swin.run_block(block, x)
             if stage.downsample is not None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import fsspec
@@ -31,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "CLAPSEP_CACHE"
 OptionsByProtocol = Mapping[str, Mapping[str, Any]]
-_OPTIONS: ContextVar[OptionsByProtocol] = ContextVar("storage_options", default={})  # noqa: B039
+_OPTIONS: ContextVar[OptionsByProtocol] = ContextVar(
+    "storage_options", default=MappingProxyType({})
+)
 
 # What remote stores call the identity of a file's content, strongest first.
 _VERSION_FIELDS = (

@@ -170,7 +170,7 @@ class Cloud:
     def _media(self, data: bytes, asked: str | None) -> Answer:
         if asked is None:
             return Answer(body=data)
-        first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", asked).groups()  # type: ignore[union-attr]
+        first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", asked).groups()
         return Answer(status=206, body=data[int(first) : int(last) + 1 if last else None])
 
     def _list(self, bucket: str, query: Mapping[str, str]) -> Answer:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
@@ -61,10 +61,10 @@ class FaultyFileSystem(MemoryFileSystem):
     """Files in memory, behind faults; all instances share both."""
 
     protocol = "faulty"
-    store: dict[str, Any] = {}  # noqa: RUF012 - as in MemoryFileSystem
-    pseudo_dirs = [""]  # noqa: RUF012
-    faults: list[Fault] = []  # noqa: RUF012
-    reads: Counter[str] = Counter()  # noqa: RUF012
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    faults: ClassVar[list[Fault]] = []
+    reads: ClassVar[Counter[str]] = Counter()
     lock = threading.Lock()
 
     @classmethod

@@ -12,7 +12,7 @@ from transforms.elements import Clip, RowQuery
 def row(row_id: str, label: str = "bell", **fields: object) -> ManifestRow:
     """A row that asks for a label."""
     given = {"mixture_uri": f"{row_id}.wav", "positive_text": label, **fields}
-    return ManifestRow(id=row_id, **given)  # type: ignore[arg-type]
+    return ManifestRow(id=row_id, **given)
 
 
 def query(row_id: str, label: str = "bell", **fields: object) -> RowQuery:

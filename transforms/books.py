@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.transforms.combiners import ToDict
 
 from transforms.elements import Failure
 from transforms.storage import Storage
@@ -85,7 +86,7 @@ class KeepBooks(beam.PTransform[Any, Any]):
             entries
             | "Together" >> beam.Flatten()
             | "Add" >> beam.CombinePerKey(sum)
-            | "Gather" >> beam.combiners.ToDict()  # type: ignore[attr-defined]
+            | "Gather" >> ToDict()
             | "Write" >> beam.Map(_write, self.uri, self.storage).with_output_types(str)
         )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
+import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import TaggedOutput
-from apache_beam.transforms.window import BoundedWindow
+from apache_beam.transforms.window import BoundedWindow, GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from transforms import retries
@@ -103,6 +104,50 @@ class LookAhead(Generic[In, Out]):
         timed = self._pending.popleft().result()
         self._took.update(round(timed.took_msec))
         return timed.result
+
+
+class LookAheadFn(beam.DoFn, Generic[In, Out]):
+    """A DoFn that puts its elements through a :class:`LookAhead`; the work is a subclass's.
+
+    Its arguments are those of the :class:`LookAhead`.
+    """
+
+    _ahead: LookAhead[In, Sequence[Out]]
+
+    def __init__(self, overlap: Overlap, namespace: str, name: str) -> None:
+        self._overlap, self._namespace, self._name = overlap, namespace, name
+
+    def work(self, element: In) -> Sequence[Out]:
+        """What an element gives; on one of the threads."""
+        raise NotImplementedError
+
+    def emit(self, result: Out) -> Any:
+        """A result as an output, tagged or not; on the bundle's thread, where one can count."""
+        raise NotImplementedError
+
+    def setup(self) -> None:
+        """Starts the threads."""
+        self._ahead = LookAhead(self.work, self._overlap, self._namespace, self._name)
+
+    def teardown(self) -> None:
+        """Ends the threads."""
+        self._ahead.close()
+
+    def start_bundle(self) -> None:
+        """Begins with nothing under way."""
+        self._ahead.reset()
+
+    def process(self, element: Any) -> Iterator[Any]:
+        """Starts work on an element; gives what is done."""
+        for results in self._ahead.push(element):
+            yield from map(self.emit, results)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        """Gives the rest."""
+        window = GlobalWindow()
+        for results in self._ahead.drain():
+            for result in results:
+                yield in_window(self.emit(result), window)
 
 
 def in_window(result: Any, window: BoundedWindow) -> Any:

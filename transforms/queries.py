@@ -117,13 +117,14 @@ def _first(queries: Iterable[Query]) -> Query:
 
 
 class _EmbedFn(beam.DoFn):
+    _encoder: QueryEncoder
+    _ahead: LookAhead[str, Shot]
+
     def __init__(
         self, encoder: models.ScorerChoice, storage: Storage, max_values: int, batch_size: int
     ) -> None:
         self._choice, self._storage = encoder, storage
         self._max_values, self._batch_size = max_values, batch_size
-        self._encoder: QueryEncoder | None = None
-        self._ahead: LookAhead[str, Shot] | None = None
         self._queries = Metrics.counter("EmbedQueries", "in")
         self._took = Metrics.distribution("EmbedQueries", "embed_msec")
 
@@ -132,11 +133,9 @@ class _EmbedFn(beam.DoFn):
         self._ahead = LookAhead(self._read, Overlap(), "EmbedQueries", "read")
 
     def teardown(self) -> None:
-        if self._ahead is not None:
-            self._ahead.close()
+        self._ahead.close()
 
     def _read(self, uri: str) -> Shot:
-        assert self._encoder is not None  # noqa: S101 - set up by Beam
         return read_shot(uri, self._storage, self._encoder.sample_rate_hz, self._max_values)
 
     def process(self, batch: Sequence[tuple[str, Query]]) -> list[tuple[str, EmbeddedQuery]]:
@@ -147,8 +146,6 @@ class _EmbedFn(beam.DoFn):
         return embedded
 
     def _embedded(self, batch: Sequence[tuple[str, Query]]) -> Iterator[tuple[str, EmbeddedQuery]]:
-        assert self._encoder is not None  # noqa: S101 - set up by Beam
-        assert self._ahead is not None  # noqa: S101
         texts = [(key, query.text) for key, query in batch if query.text is not None]
         # On a CPU the last bits of a product depend on what else is in the batch.
         at_once = 1 if self._choice.model.resolved_device() == "cpu" else self._batch_size

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
-from apache_beam.transforms.window import GlobalWindow
 
 from transforms import failures
 from transforms.audio_io import READ_ERRORS, describe, error_code
@@ -21,7 +19,7 @@ from transforms.elements import (
     Samples,
     failed,
 )
-from transforms.lookahead import LookAhead, Overlap, in_window
+from transforms.lookahead import LookAheadFn, Overlap
 from transforms.mixtures import MixtureAudio, ReadSettings, read_mixture, read_reference
 from transforms.storage import Storage
 
@@ -58,44 +56,21 @@ class ReadAudio(beam.PTransform[Any, Any]):
         return outputs["clips"], outputs[LONG], outputs[failures.FAILED]
 
 
-class _ReadAudioFn(beam.DoFn):
+class _ReadAudioFn(LookAheadFn[MixtureQueries, ReadResult]):
     def __init__(self, storage: Storage, settings: ReadSettings, overlap: Overlap) -> None:
-        self._storage, self._settings, self._overlap = storage, settings, overlap
-        self._ahead: LookAhead[MixtureQueries, list[ReadResult]] | None = None
+        super().__init__(overlap, "ReadAudio", "read")
+        self._storage, self._settings = storage, settings
 
-    def setup(self) -> None:
-        self._ahead = LookAhead(self._read, self._overlap, "ReadAudio", "read")
-
-    def teardown(self) -> None:
-        if self._ahead is not None:
-            self._ahead.close()
-
-    def start_bundle(self) -> None:
-        self._running().reset()
-
-    def process(self, mixture: MixtureQueries) -> Iterator[Any]:
-        for results in self._running().push(mixture):
-            yield from map(_routed, results)
-
-    def finish_bundle(self) -> Iterator[Any]:
-        window = GlobalWindow()
-        for results in self._running().drain():
-            for result in results:
-                yield in_window(_routed(result), window)
-
-    def _running(self) -> LookAhead[MixtureQueries, list[ReadResult]]:
-        assert self._ahead is not None  # noqa: S101 - set up by Beam
-        return self._ahead
-
-    def _read(self, mixture: MixtureQueries) -> list[ReadResult]:
+    def work(self, mixture: MixtureQueries) -> list[ReadResult]:
         return read(mixture, self._storage, self._settings)
 
-
-def _routed(result: ReadResult) -> Any:
-    if isinstance(result, Failure):
-        return failures.dead(result)
-    Metrics.counter("ReadAudio", "out").inc(len(result.queries))
-    return beam.pvalue.TaggedOutput(LONG, result) if isinstance(result, LongRecording) else result
+    def emit(self, result: ReadResult) -> Any:
+        if isinstance(result, Failure):
+            return failures.dead(result)
+        Metrics.counter("ReadAudio", "out").inc(len(result.queries))
+        if isinstance(result, LongRecording):
+            return beam.pvalue.TaggedOutput(LONG, result)
+        return result
 
 
 def read(mixture: MixtureQueries, storage: Storage, settings: ReadSettings) -> list[ReadResult]:

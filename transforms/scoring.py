@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -96,7 +97,8 @@ class Scoring:
     def embed(self, signals: Sequence[Samples | None]) -> list[Samples | None]:
         """What the scorer hears in mono signals at the model's rate; None for silent ones."""
         found: list[Samples | None] = [None] * len(signals)
-        if self.encoder is None:
+        encoder = self.encoder
+        if encoder is None:
             return found
         audible = [i for i, signal in enumerate(signals) if signal is not None and signal.any()]
         size = self._settings.batch_size
@@ -104,7 +106,8 @@ class Scoring:
             size = min(size, -(-len(audible) // self._num_threads) or 1)
         batches = [audible[begin : begin + size] for begin in range(0, len(audible), size)]
         results = self._mapped(
-            self._embed_batch, [[signals[i] for i in batch] for batch in batches]
+            functools.partial(self._embed_batch, encoder),
+            [[signals[i] for i in batch] for batch in batches],
         )
         for batch, result in zip(batches, results, strict=True):
             for index, embedding in zip(batch, result, strict=True):
@@ -126,16 +129,15 @@ class Scoring:
             return self._mapped(_ratios_of, triples)
         return _ratios_by_length(triples, self._on_device, self._settings.batch_size)
 
-    def _embed_batch(self, signals: Sequence[Samples]) -> list[Samples]:
-        assert self.encoder is not None  # noqa: S101 - asked by `embed`
+    def _embed_batch(self, encoder: QueryEncoder, signals: Sequence[Samples]) -> list[Samples]:
         rate_hz = self._settings.model_rate_hz
         up = torch.from_numpy if self._on_device is None else self._on_device.up
         with torch.inference_mode():
             clips = [
-                waveforms.sinc_resample(up(signal), rate_hz, self.encoder.sample_rate_hz)
+                waveforms.sinc_resample(up(signal), rate_hz, encoder.sample_rate_hz)
                 for signal in signals
             ]
-            return list(self.encoder.embed_audio(clips).float().cpu().numpy())
+            return list(encoder.embed_audio(clips).float().cpu().numpy())
 
     def _mapped(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         return list(self._pool.map(function, items) if self._pool else map(function, items))

@@ -11,6 +11,7 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
+from apache_beam.transforms.combiners import Count
 
 from manifests.row import EXTRA_PREFIX
 from manifests.schema import with_extra
@@ -69,7 +70,7 @@ class WriteTable(beam.PTransform[Any, Any]):
         counts = (
             rows
             | "Partitions" >> beam.Map(_partition).with_output_types(str)
-            | "CountRows" >> beam.combiners.Count.PerElement()  # type: ignore[attr-defined]
+            | "CountRows" >> Count.PerElement()
         )
         return (
             rows

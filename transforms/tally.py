@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,13 +21,13 @@ _INTERVAL_S = 0.5
 class _Tally:
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
+        self._counts: defaultdict[str, float] = defaultdict(int)
         self._written_at = 0.0
 
     def add(self, counts: Mapping[str, float]) -> None:
         with self._lock:
             for name, value in counts.items():
-                self._counts[name] += value  # type: ignore[assignment]
+                self._counts[name] += value
             folder = os.environ.get(FOLDER_VARIABLE)
             if folder and time.monotonic() - self._written_at >= _INTERVAL_S:
                 self._written_at = time.monotonic()
@@ -39,9 +39,9 @@ class _Tally:
         temporary.write_text(json.dumps(self._counts), encoding="ascii")
         temporary.replace(path)
 
-    def snapshot(self) -> Counter[str]:
+    def snapshot(self) -> dict[str, float]:
         with self._lock:
-            return Counter(self._counts)
+            return dict(self._counts)
 
     def clear(self) -> None:
         with self._lock:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
-from apache_beam.transforms.window import GlobalWindow
 
 from manifests.ids import output_name, partition_value
 from manifests.row import ManifestRow
@@ -27,7 +25,7 @@ from transforms.elements import (
     Stem,
     failed,
 )
-from transforms.lookahead import LookAhead, Overlap, in_window
+from transforms.lookahead import LookAheadFn, Overlap
 from transforms.metrics_rows import StemFacts, metrics_row
 from transforms.storage import Storage, join
 
@@ -85,37 +83,16 @@ class WriteStems(beam.PTransform[Any, Any]):
         return outputs["metrics"], outputs[failures.FAILED]
 
 
-class _WriteStemsFn(beam.DoFn):
+class _WriteStemsFn(LookAheadFn[ScoredClip, MetricsRow | Failure]):
     def __init__(self, settings: WriteSettings, overlap: Overlap) -> None:
-        self._settings, self._overlap = settings, overlap
-        self._ahead: LookAhead[ScoredClip, list[MetricsRow | Failure]] | None = None
+        super().__init__(overlap, "WriteStems", "write")
+        self._settings = settings
 
-    def setup(self) -> None:
-        self._ahead = LookAhead(self._write, self._overlap, "WriteStems", "write")
-
-    def teardown(self) -> None:
-        if self._ahead is not None:
-            self._ahead.close()
-
-    def start_bundle(self) -> None:
-        self._running().reset()
-
-    def process(self, scored: ScoredClip) -> Iterator[Any]:
-        for results in self._running().push(scored):
-            yield from map(count_result, results)
-
-    def finish_bundle(self) -> Iterator[Any]:
-        window = GlobalWindow()
-        for results in self._running().drain():
-            for result in map(count_result, results):
-                yield in_window(result, window)
-
-    def _running(self) -> LookAhead[ScoredClip, list[MetricsRow | Failure]]:
-        assert self._ahead is not None  # noqa: S101 - set up by Beam
-        return self._ahead
-
-    def _write(self, scored: ScoredClip) -> list[MetricsRow | Failure]:
+    def work(self, scored: ScoredClip) -> list[MetricsRow | Failure]:
         return write_clip(scored, self._settings)
+
+    def emit(self, result: MetricsRow | Failure) -> Any:
+        return count_result(result)
 
 
 def count_result(result: MetricsRow | Failure) -> Any:

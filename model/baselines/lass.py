@@ -35,6 +35,7 @@ EMBEDDING_DIM = 256
 WINDOW_SAMPLES = 320_000
 CAPABILITIES = Capabilities(audio=False, negative=False)
 MAX_TOKENS = 512
+_PADDING = "[PAD]"
 NETWORK_PREFIX = "UNet."
 TEXT_PREFIX = "text_embedder."
 _POSITION_IDS = r"text_embedder\.bert_layer\.embeddings\.position_ids$"
@@ -181,7 +182,7 @@ class BertQueries(nn.Module):
 
         tokenizer = Tokenizer.from_file(str(fetch(self._tokenizer_uri).path))
         tokenizer.enable_truncation(MAX_TOKENS)
-        tokenizer.enable_padding(pad_id=tokenizer.token_to_id("[PAD]"), pad_token="[PAD]")  # noqa: S106
+        tokenizer.enable_padding(pad_id=tokenizer.token_to_id(_PADDING), pad_token=_PADDING)
         return tokenizer
 
     def prepare(self) -> BertQueries:

@@ -6,9 +6,10 @@ import argparse
 import dataclasses
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -25,9 +26,12 @@ from model.training.separation import SeparationTask, build_separator
 from model.training.settings import MixingSettings, OptimiserSettings, SeparationSettings
 from model.training.wording import WordingSettings, refit
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 PRESETS = {"mini": configs.MINI, "tiny": configs.TINY, "published": configs.PUBLISHED}
 _DRY_STEPS = 3
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound="DataclassInstance")
 
 _EXAMPLES = """examples:
   python -m model.training contrastive --corpus corpus/ --output runs/clap --steps 8000
@@ -51,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refit_wording(arguments, config)
     if arguments.stage == "bundle":
         digest = bundle(config, arguments.clap, arguments.separation, arguments.output)
-        print(f"{arguments.output}: SHA-256 {digest}")  # noqa: T201
+        sys.stdout.write(f"{arguments.output}: SHA-256 {digest}\n")
         return 0
     return _train(arguments, config)
 
@@ -69,7 +73,7 @@ def _refit_wording(arguments: argparse.Namespace, config: configs.ClapSepConfig)
     record = {"stage": arguments.stage, "settings": dataclasses.asdict(settings)}
     text = json.dumps(record, indent=1)
     (arguments.output / "settings.json").write_text(text, encoding="utf-8")
-    print(f"step {settings.steps}: {arguments.output / BEST}")  # noqa: T201
+    sys.stdout.write(f"step {settings.steps}: {arguments.output / BEST}\n")
     return 0
 
 
@@ -120,7 +124,7 @@ def _train(arguments: argparse.Namespace, config: configs.ClapSepConfig) -> int:
     trainer = Trainer(task, optimiser, arguments.output, accelerator)
     trainer.run(max_minutes=arguments.max_minutes)
     if accelerator.is_main_process:
-        print(f"step {trainer.step}: {arguments.output / BEST}")  # noqa: T201
+        sys.stdout.write(f"step {trainer.step}: {arguments.output / BEST}\n")
     return 0
 
 
@@ -209,7 +213,7 @@ def _add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
 def _settings(cls: type[_T], arguments: argparse.Namespace, **nested: object) -> _T:
     values = {
         field.name: getattr(arguments, field.name)
-        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        for field in dataclasses.fields(cls)
         if field.name not in nested
     }
     values = {

@@ -90,7 +90,7 @@ def lass() -> dict[str, np.ndarray]:
         return BertModel(config, add_pooling_layer=options["add_pooling_layer"])
 
     here = types.SimpleNamespace(from_pretrained=bert)
-    sys.modules["transformers"] = types.SimpleNamespace(  # type: ignore[assignment]
+    sys.modules["transformers"] = types.SimpleNamespace(
         BertModel=here,
         BertTokenizer=types.SimpleNamespace(from_pretrained=lambda name: None),
         __all__=["BertModel", "BertTokenizer"],

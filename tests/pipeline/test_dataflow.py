@@ -335,7 +335,7 @@ def test_an_interrupt_stops_the_waiting_only(
     started = execution._Job.start
 
     def start(job: threading.Thread) -> None:
-        started(job)  # type: ignore[arg-type]
+        started(job)
         interrupted()
 
     monkeypatch.setattr(execution._Job, "start", start)

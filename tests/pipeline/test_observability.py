@@ -85,7 +85,7 @@ def test_the_log_names_what_was_counted_and_no_clip(
     basic = logging.basicConfig
 
     def keeping_the_capture(**settings: object) -> None:
-        basic(**settings)  # type: ignore[arg-type]
+        basic(**settings)
         logging.getLogger().addHandler(caplog.handler)
 
     monkeypatch.setattr(logging, "basicConfig", keeping_the_capture)

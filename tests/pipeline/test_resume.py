@@ -57,12 +57,12 @@ def test_only_what_is_missing_is_done_and_the_result_is_the_same(
     output = tmp_path / "out"
     assert tone_runs.run("--manifest", part, "--output", output) == 0
     first_files = {path: path.read_bytes() for path in (output / "metrics").rglob("*.parquet")}
-    loaded.model.separator.heard = 0  # type: ignore[attr-defined]
+    loaded.model.separator.heard = 0
 
     manifest = tmp_path / "rows.jsonl"
     assert tone_runs.run("--manifest", manifest, "--output", output, "--resume") == 0
 
-    assert loaded.model.separator.heard == 7 * 3  # type: ignore[attr-defined]
+    assert loaded.model.separator.heard == 7 * 3
     tone_runs.assert_same_results(undisturbed, output)
     books = tone_runs.record(output)["books"]
     assert (books["rows"], books["finished_before"], books["stems"]) == (12, 5, 7)
@@ -73,11 +73,11 @@ def test_only_what_is_missing_is_done_and_the_result_is_the_same(
 def test_a_finished_run_has_nothing_to_resume(
     tmp_path: Path, undisturbed: Path, loaded: tone_runs.Loaded
 ) -> None:
-    loaded.model.separator.heard = 0  # type: ignore[attr-defined]
+    loaded.model.separator.heard = 0
     before = tone_runs.table(undisturbed, "summary")
     manifest = tmp_path / "rows.jsonl"
     assert tone_runs.run("--manifest", manifest, "--output", undisturbed, "--resume") == 0
-    assert loaded.model.separator.heard == 0  # type: ignore[attr-defined]
+    assert loaded.model.separator.heard == 0
     assert tone_runs.table(undisturbed, "summary") == before
     assert len(tone_runs.table(undisturbed, "metrics")) == 12
 

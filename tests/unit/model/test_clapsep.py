@@ -206,9 +206,9 @@ def test_preparing_in_bfloat16_halves_the_weights(plain: ClapSep) -> None:
 
 def test_unknown_precision_is_refused(plain: ClapSep) -> None:
     with pytest.raises(ValueError, match="precision='fp8': expected one of"):
-        ClapSep(TINY, precision="fp8")  # type: ignore[arg-type]
+        ClapSep(TINY, precision="fp8")
     with pytest.raises(ValueError, match="precision='int8': expected one of"):
-        plain.precision = "int8"  # type: ignore[assignment]
+        plain.precision = "int8"
     assert plain.precision == "fp32"
 
 

@@ -50,14 +50,14 @@ def test_absent_polarity_leaves_zeros(
         (lambda: Condition(positive=ONE, negative=torch.zeros(2, 2)), r"must both be \[B, D\]"),
         (lambda: Condition(positive=ONE[0], negative=TWO[0]), r"positive \(2,\) and negative"),
         (
-            lambda: Condition(positive=ONE, negative=TWO, normalisation="max"),  # type: ignore[arg-type]
+            lambda: Condition(positive=ONE, negative=TWO, normalisation="max"),
             "normalisation='max': expected one of",
         ),
         (lambda: pool_shots(torch.zeros(0, 2)), "at least one shot, found"),
         (lambda: pool_shots(torch.zeros(2)), "at least one shot, found"),
         (lambda: fuse(ONE[0], TWO[0], text_weight=1.5), "text_weight=1.5: expected a number"),
         (lambda: fuse(ONE[0], None, text_weight=-0.1), "text_weight=-0.1: expected a number"),
-        (lambda: fuse(ONE[0], TWO[0], fusion="max"), "fusion='max': expected"),  # type: ignore[arg-type]
+        (lambda: fuse(ONE[0], TWO[0], fusion="max"), "fusion='max': expected"),
     ],
 )
 def test_wrong_input_is_refused(build: Callable[[], object], message: str) -> None:
@@ -97,8 +97,8 @@ def test_weighted_fusion_goes_from_audio_to_text(weight: float) -> None:
 
 def test_fusion_of_one_is_itself_whatever_the_weight() -> None:
     for weight in (0.0, 0.3, 1.0):
-        assert torch.equal(fuse(ONE[0], None, text_weight=weight), ONE[0])  # type: ignore[arg-type]
-        assert torch.equal(fuse(None, TWO[0], text_weight=weight), TWO[0])  # type: ignore[arg-type]
+        assert torch.equal(fuse(ONE[0], None, text_weight=weight), ONE[0])
+        assert torch.equal(fuse(None, TWO[0], text_weight=weight), TWO[0])
     assert fuse(None, None) is None
 
 

@@ -21,7 +21,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
 
     def spy(x: Tensor, *args: object, **options: object) -> Tensor:
         asked.append(x.dtype)
-        return product(x, *args, **options)  # type: ignore[arg-type]
+        return product(x, *args, **options)
 
     monkeypatch.setattr(kernels, "_product", spy)
     return asked
@@ -48,7 +48,7 @@ def naive(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor 
 def test_linear_equals_torch(form: str, activation: Activation, with_bias: bool) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(37, 19, bias=with_bias), torch.randn(2, 3, 37)
-    expected = ACTIVATIONS[activation](layer(x))  # type: ignore[operator]
+    expected = ACTIVATIONS[activation](layer(x))
     with torch.inference_mode():
         found = kernels.linear(layer, x, activation)
     torch.testing.assert_close(found, expected.detach(), rtol=0, atol=2e-6)

@@ -86,8 +86,8 @@ def test_expansion_puts_patches_where_merging_took_them_from() -> None:
     merging.norm, merging.reduction = nn.Identity(), nn.Identity()
     x = torch.randn(1, 16, 3)
     expand = swin.PatchExpand(6)
-    expand.expand = Given(swin.merge_patches(merging, x))  # type: ignore[assignment]
-    expand.norm = nn.Identity()  # type: ignore[assignment]
+    expand.expand = Given(swin.merge_patches(merging, x))
+    expand.norm = nn.Identity()
     assert torch.equal(expand(torch.zeros(1, 4, 6)), x)
 
 

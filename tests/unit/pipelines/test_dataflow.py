@@ -38,7 +38,7 @@ def test_progress_is_asked_now_and_then_and_kept_where_nobody_answers(
     monkeypatch.setattr(dataflow, "time", SimpleNamespace(monotonic=lambda: now[0]))
     runner, result = dataflow.Runner("warning", None), _Result()
     assert runner.counts() == {}  # before there is a job
-    runner._result = result  # type: ignore[assignment]
+    runner._result = result
     assert runner.counts() == {"done": 3, "failed": 0, "audio_s": 30.0}
     result.values |= {("WriteStems", "out"): 5, ("read", "dead"): 2, ("separate", "dead"): 1}
     assert runner.counts()["done"] == 3  # not asked again at once

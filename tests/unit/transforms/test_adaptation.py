@@ -15,7 +15,7 @@ TEXT_P = Capabilities(audio=False, negative=False)
 
 
 def row(row_id: str, **query: object) -> ManifestRow:
-    return ManifestRow(id=row_id, mixture_uri=f"{row_id}.wav", **query)  # type: ignore[arg-type]
+    return ManifestRow(id=row_id, mixture_uri=f"{row_id}.wav", **query)
 
 
 ROWS = (
@@ -90,4 +90,4 @@ def test_an_oracle_needs_a_reference_or_a_mixture_made_on_the_fly() -> None:
 
 def test_an_unknown_policy_is_refused() -> None:
     with pytest.raises(ValueError, match="policy='ignore'"):
-        AdaptQueries(TEXT_P, "ignore")  # type: ignore[arg-type]
+        AdaptQueries(TEXT_P, "ignore")

@@ -20,7 +20,7 @@ def _books(**counts: int) -> Books:
             **{field.name: 0 for field in dataclasses.fields(Books)},
             "by_reason": {},
             **counts,
-        }  # type: ignore[arg-type]
+        }
     )
 
 

@@ -8,7 +8,7 @@ from transforms.foreign_stems import StemPlaces
 
 
 def row(row_id: str = "a/b", **given: object) -> ManifestRow:
-    return ManifestRow(id=row_id, mixture_uri="/m.wav", positive_text="a", **given)  # type: ignore[arg-type]
+    return ManifestRow(id=row_id, mixture_uri="/m.wav", positive_text="a", **given)
 
 
 def test_a_folder_is_searched_by_id_and_by_our_names() -> None:

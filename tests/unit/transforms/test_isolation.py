@@ -116,7 +116,7 @@ def test_an_error_of_the_one_who_reads_is_not_a_crash(wav: str) -> None:
 
 def test_a_process_that_dies_is_the_fault_of_its_file(wav: str) -> None:
     with open_audio(APART, wav) as reader:
-        os.kill(reader._decoder._process.pid, signal.SIGSEGV)  # type: ignore[attr-defined]
+        os.kill(reader._decoder._process.pid, signal.SIGSEGV)
         with pytest.raises(AudioError, match=r"a.wav: the decoder .*SIGSEGV") as caught:
             reader.read()
     assert caught.value.code == "decoder_crashed"

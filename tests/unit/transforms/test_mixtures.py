@@ -30,7 +30,7 @@ def _write(path: Path, samples: np.ndarray, rate_hz: int = tones.RATE_HZ) -> str
 
 
 def _row(**fields: object) -> ManifestRow:
-    return ManifestRow(id="x", positive_text="bell", **fields)  # type: ignore[arg-type]
+    return ManifestRow(id="x", positive_text="bell", **fields)
 
 
 def test_a_recording_is_kept_as_it_is_and_resampled_for_the_model(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def _windows() -> list[WindowQueries]:
 
 
 def _answers(separator: object, **settings: int | bool) -> list[np.ndarray]:
-    network = Network(separator, "cpu", NetworkSettings(**settings))  # type: ignore[arg-type]
+    network = Network(separator, "cpu", NetworkSettings(**settings))
     return [answer.samples for answer in network.answer(_windows())]
 
 

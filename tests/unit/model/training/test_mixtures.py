@@ -105,4 +105,4 @@ def test_same_generator_same_example(corpus_folder: Path) -> None:
 )
 def test_settings_name_the_wrong_value(build: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build()  # type: ignore[operator]
+        build()

@@ -34,7 +34,7 @@ def read(folder: Path, clips: list[dict[str, object]]) -> Run:
     ],
 )
 def test_text_in_a_drawing_is_text(content: dict[str, object]) -> None:
-    drawing = draw(Chart(name="one", **TEXT, **content))  # type: ignore[arg-type]
+    drawing = draw(Chart(name="one", **TEXT, **content))
     root = ElementTree.fromstring(drawing.svg)  # noqa: S314 - made here
     assert not [element for element in root.iter() if element.tag.endswith("script")]
     assert HOSTILE in {element.text for element in root.iter()}

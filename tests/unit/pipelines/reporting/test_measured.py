@@ -14,7 +14,7 @@ from transforms.storage import Storage
 
 
 def read(folder: Path, clips: list[dict[str, object]], **more: object) -> Run:
-    report_runs.write_run(folder, clips, **more)  # type: ignore[arg-type]
+    report_runs.write_run(folder, clips, **more)
     return read_run(str(folder), folder.name, Storage())
 
 
