@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.metrics.metric import Metrics
 from apache_beam.transforms import window
-from apache_beam.transforms.combiners import Count, ToDict
+from apache_beam.transforms.combiners import Count
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -47,84 +46,15 @@ def _keep(element: Any, folder: str, name: str) -> None:
     path.write_text(repr(element), encoding="utf-8")
 
 
-def _keep_all(folder: Path, **pcollections: Any) -> None:
+def keep_all(folder: Path, **pcollections: Any) -> None:
+    """Keeps what comes out of each, under its name."""
     for name, pcollection in pcollections.items():
         _ = pcollection | f"Keep_{name}" >> beam.Map(_keep, str(folder), name)
 
 
-def every_feature(folder: Path) -> Graph:
-    """What the jobs need of an engine, and a little more, in one graph."""
+class AtEndFn(beam.DoFn):
+    """Gives its elements at the end of their bundle."""
 
-    def build(root: Any) -> None:
-        numbers = root | "Numbers" >> beam.Create(NUMBERS)
-        tagged = numbers | beam.ParDo(_TagFn()).with_outputs("odd", "big", main="even")
-        timed = numbers | "Stamp" >> beam.Map(_stamped)
-        keyed = numbers | "Key" >> beam.Map(_by_three)
-        nothing = root | "Nothing" >> beam.Create([])
-        _keep_all(
-            folder,
-            even=tagged.even,
-            odd=tagged.odd,
-            big=tagged.big,
-            finished=numbers | "AtEnd" >> beam.ParDo(_AtEndFn()),
-            batched=numbers
-            | beam.BatchElements(min_batch_size=3, max_batch_size=3)
-            | "Unbatch" >> beam.FlatMap(list),
-            fixed=timed
-            | "Fixed" >> beam.WindowInto(window.FixedWindows(5))
-            | "ByParity" >> beam.Map(_by_parity)
-            | "SumFixed" >> beam.CombinePerKey(sum)
-            | "SeeFixed" >> beam.ParDo(_SeeWindowFn()),
-            sessions=timed
-            | "OnlySome" >> beam.Filter(_is_some)
-            | "Sessions" >> beam.WindowInto(window.Sessions(3))
-            | "ByParity2" >> beam.Map(_by_parity)
-            | "GroupSessions" >> beam.GroupByKey()
-            | "SortSessions" >> beam.MapTuple(_sorted_group)
-            | "SeeSessions" >> beam.ParDo(_SeeWindowFn()),
-            sides=root
-            | "One" >> beam.Create(["a"])
-            | "Sides"
-            >> beam.Map(
-                _with_sides,
-                beam.pvalue.AsSingleton(numbers | "Count" >> Count.Globally()),
-                beam.pvalue.AsIter(numbers),
-                beam.pvalue.AsDict(numbers | "Squares" >> beam.Map(_with_square)),
-                beam.pvalue.AsMultiMap(keyed),
-                beam.pvalue.AsList(nothing),
-            ),
-            shuffled=numbers | "Spread" >> beam.Reshuffle(),
-            flattened=(numbers, numbers, nothing, tagged.odd) | beam.Flatten(),
-            joined={"one": keyed, "two": tagged.odd | "KeyOdd" >> beam.Map(_by_three)}
-            | beam.CoGroupByKey()
-            | "SortJoined" >> beam.MapTuple(_sorted_join),
-            summed=keyed | beam.CombinePerKey(sum),
-            mean_of_none=nothing | beam.CombineGlobally(sum),
-            counted=numbers | "Thirds" >> beam.Map(_third) | Count.PerElement(),
-            gathered=keyed
-            | "SumAll" >> beam.CombinePerKey(sum)
-            | ToDict()
-            | beam.Map(_sorted_dict),
-            hinted=numbers | beam.Map(_third).with_resource_hints(min_ram="1MB"),
-        )
-
-    return Graph(build)
-
-
-class _TagFn(beam.DoFn):
-    def __init__(self) -> None:
-        self._seen = Metrics.counter("probe", "seen")
-        self._size = Metrics.distribution("probe", "size")
-
-    def process(self, number: int) -> Iterator[Any]:
-        self._seen.inc()
-        self._size.update(number)
-        yield beam.pvalue.TaggedOutput("odd", number) if number % 2 else number
-        if number > 15:
-            yield beam.pvalue.TaggedOutput("big", number)
-
-
-class _AtEndFn(beam.DoFn):
     def start_bundle(self) -> None:
         self._held: list[int] = []
 
@@ -137,7 +67,7 @@ class _AtEndFn(beam.DoFn):
             yield WindowedValue(number, whole.max_timestamp(), (whole,))
 
 
-class _AtOnceAndAtEndFn(_AtEndFn):
+class _AtOnceAndAtEndFn(AtEndFn):
     def process(self, number: int) -> Iterator[Any]:
         super().process(number)
         yield "at once", number
@@ -149,55 +79,6 @@ class _AtOnceAndAtEndFn(_AtEndFn):
 
 def _keep_named(pair: tuple[str, int], folder: str) -> None:
     _keep(pair[1], folder, pair[0])
-
-
-class _SeeWindowFn(beam.DoFn):
-    def process(
-        self, element: Any, window: Any = beam.DoFn.WindowParam, at: Any = beam.DoFn.TimestampParam
-    ) -> Iterator[Any]:
-        yield element, float(window.start), float(window.end), float(at)
-
-
-def _stamped(number: int) -> Any:
-    return window.TimestampedValue(number, number)
-
-
-def _is_some(number: int) -> bool:
-    return number % 7 < 3
-
-
-def _by_parity(number: int) -> tuple[int, int]:
-    return number % 2, number
-
-
-def _by_three(number: int) -> tuple[str, int]:
-    return str(number % 3), number
-
-
-def _third(number: int) -> int:
-    return number // 3
-
-
-def _with_square(number: int) -> tuple[int, int]:
-    return number, number * number
-
-
-def _with_sides(
-    name: str, count: int, numbers: Iterable[int], squares: Any, groups: Any, none: list[Any]
-) -> Any:
-    return name, count, sorted(numbers), squares[7], sorted(groups["1"]), none
-
-
-def _sorted_group(key: int, values: Iterable[int]) -> tuple[int, list[int]]:
-    return key, sorted(values)
-
-
-def _sorted_join(key: str, found: dict[str, Iterable[int]]) -> Any:
-    return key, sorted(found["one"]), sorted(found["two"])
-
-
-def _sorted_dict(found: dict[str, int]) -> list[tuple[str, int]]:
-    return sorted(found.items())
 
 
 def parquet(folder: Path) -> Graph:
@@ -237,7 +118,7 @@ def bundles(folder: Path) -> Graph:
             | beam.Reshuffle()
             | "Behind" >> beam.Map(_with_bundle, 0.4)
         )
-        _keep_all(folder, before=before, behind=behind, again=before | Count.Globally())
+        keep_all(folder, before=before, behind=behind, again=before | Count.Globally())
 
     return Graph(build)
 

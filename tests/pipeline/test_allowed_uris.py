@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,7 @@ import tone_runs
 import tones
 from pipelines import report, score, synthesize
 
-
-@pytest.fixture(autouse=True)
-def loaded() -> Iterator[tone_runs.Loaded]:
-    with tone_runs.tones_as_models() as found:
-        yield found
+pytestmark = pytest.mark.usefixtures("loaded")
 
 
 @pytest.fixture

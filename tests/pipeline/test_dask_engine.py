@@ -15,6 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineResult
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
 
+import engine_features
 import engine_graphs
 from dask_cluster import DaskCluster, dask_cluster
 from pipelines import execution
@@ -51,8 +52,8 @@ def test_every_feature_gives_what_beams_own_runner_gives(
     cluster: DaskCluster, tmp_path: Path
 ) -> None:
     alone, there = _folder(tmp_path / "alone"), _folder(tmp_path / "there")
-    expected = measurements_of(_run(engine_graphs.every_feature(alone), None))
-    measured = measurements_of(_run(engine_graphs.every_feature(there), cluster))
+    expected = measurements_of(_run(engine_features.every_feature(alone), None))
+    measured = measurements_of(_run(engine_features.every_feature(there), cluster))
     assert engine_graphs.kept(there) == engine_graphs.kept(alone)
     assert len(engine_graphs.kept(alone)["finished"]) == len(engine_graphs.NUMBERS)
     assert measured.counters == expected.counters
@@ -84,8 +85,8 @@ def test_a_large_shuffle_is_parted_and_loses_nothing(
 ) -> None:
     monkeypatch.setattr(runner, "PART_BYTES", 20)
     alone, there = _folder(tmp_path / "alone"), _folder(tmp_path / "there")
-    _run(engine_graphs.every_feature(alone), None)
-    _run(engine_graphs.every_feature(there), cluster)
+    _run(engine_features.every_feature(alone), None)
+    _run(engine_features.every_feature(there), cluster)
     assert engine_graphs.kept(there) == engine_graphs.kept(alone)
 
 

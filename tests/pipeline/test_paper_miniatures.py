@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import tones
 from manifests.benchmarks.__main__ import run as build
 from pipelines import report
 
+pytestmark = pytest.mark.usefixtures("loaded")
 AUDIO = str(resources.files("manifests") / "examples" / "audio")
 CLIPS = ("dog_barking", "bell", "cat_meowing", "tabla", "rooster_crowing", "river", "fireworks")
 BENCHMARKS = {
@@ -22,12 +22,6 @@ BENCHMARKS = {
     "esc50": "ESC-50",
     "fsdkaggle2018": "FSDKaggle2018",
 }
-
-
-@pytest.fixture(autouse=True)
-def loaded() -> Iterator[tone_runs.Loaded]:
-    with tone_runs.tones_as_models() as found:
-        yield found
 
 
 def write_pairs(path: Path, offset: int, count: int = 1) -> Path:

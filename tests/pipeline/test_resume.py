@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,8 @@ import tone_runs
 from pipelines import options as flags
 from transforms import journal
 
+pytestmark = pytest.mark.usefixtures("loaded")
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def loaded() -> Iterator[tone_runs.Loaded]:
-    with tone_runs.tones_as_models() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

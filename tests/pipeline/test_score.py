@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,9 @@ import tone_runs
 import tones
 from pipelines import score
 
+pytestmark = pytest.mark.usefixtures("loaded")
 RATE_HZ = tones.RATE_HZ
 QUIET = ("--progress", "none", "--num_threads", "1")
-
-
-@pytest.fixture(autouse=True)
-def loaded() -> Iterator[tone_runs.Loaded]:
-    with tone_runs.tones_as_models() as found:
-        yield found
 
 
 def write_stems(folder: Path, rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, ...]]:

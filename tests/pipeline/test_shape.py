@@ -17,18 +17,16 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 
-import metric_rows
 import tone_runs
 from manifests import codec
 from manifests.row import ManifestRow
-from manifests.schema import METRICS_SCHEMA
 from model.separator import Capabilities
 from pipelines.command_line import parse, separate_parser
 from pipelines.config import separate_config
 from pipelines.outputs import storage_of
 from pipelines.plan import Plan
 from pipelines.wiring import SeparateManifest
-from transforms import metrics_rows, models, tables
+from transforms import models
 from transforms.grouping import GroupByMixture
 from transforms.queries import EmbedQueries, asks_of
 from transforms.storage import Storage
@@ -257,50 +255,3 @@ def test_a_split_in_the_middle_is_read_alone(ten_million: Path) -> None:
     first = next(rows)
     assert isinstance(first, ManifestRow)
     assert first.manifest_row == 5_700_001
-
-
-@pytest.mark.parametrize("shards", [1, 3])
-def test_files_number_at_most_the_shards_of_each_partition(shards: int, tmp_path: Path) -> None:
-    rows = [
-        tables.TableRow(
-            partition=f"dataset={number % 2}", key=str(number), record={"n": number}, extra={}
-        )
-        for number in range(500)
-    ]
-    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        _ = (
-            pipeline
-            | beam.Create(rows)
-            | tables.WriteTable(
-                uri=str(tmp_path),
-                schema=pa.schema([("n", pa.int64())]),
-                storage=Storage(),
-                shards=shards,
-            )
-        )
-    files = sorted(tmp_path.rglob("*.parquet"))
-    assert Counter(path.parent.name for path in files) == {
-        "dataset=0": shards,
-        "dataset=1": shards,
-    }
-    written = [row["n"] for path in files for row in pq.read_table(path).to_pylist()]
-    assert sorted(written) == list(range(500))
-
-
-@pytest.mark.parametrize(("rows", "files"), [(1, 1), (700_000, 1), (700_001, 2), (10_000_000, 15)])
-def test_without_shards_the_number_of_files_follows_from_the_rows(rows: int, files: int) -> None:
-    found = {
-        tables._sharded(
-            tables.TableRow(partition="p", key=str(key), record={}, extra={}), {"p": rows}, 0
-        )[0]
-        for key in range(2_000)
-    }
-    assert found == {f"p|{shard:05d}-of-{files:05d}" for shard in range(files)}
-
-
-def test_files_of_metrics_are_near_128_mb() -> None:
-    """From the bytes of a file with rows as a run writes them, at the rows a file is given."""
-    rows = [metrics_rows.table_row(row) for row in metric_rows.realistic(4_000)]
-    size = len(tables.parquet_bytes(tables.sorted_table(rows, METRICS_SCHEMA)))
-    megabytes = size / len(rows) * tables.ROWS_PER_FILE / 1e6
-    assert 100 < megabytes < 160

@@ -3,95 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from model import fetch as fetching
-from model.fetch import DigestMismatchError, FetchError, fetch, storage_options
+from model.fetch import DigestMismatchError, FetchError, fetch
 from model.transience import RetryPolicy
-
-CONTENT = b"weights " * 4096
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-NO_WAIT = RetryPolicy(attempts=3, first_wait_s=0.0)
-
-
-@dataclass
-class Site:
-    """An HTTP server whose next answers can be made to fail."""
-
-    url: str
-    content: bytes = CONTENT
-    etag: str | None = '"1"'
-    statuses: list[int] = field(default_factory=list)
-    cut_short: int = 0
-    gets: int = 0
-    requests: int = 0
-
-
-class _Handler(BaseHTTPRequestHandler):
-    site: Site
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, *, body: bool) -> None:
-        site = self.site
-        site.requests += 1
-        if site.statuses:
-            self.send_error(site.statuses.pop(0))
-            return
-        if self.path != "/weights":
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(site.content)))
-        if site.etag:
-            self.send_header("ETag", site.etag)
-        self.end_headers()
-        if not body:
-            return
-        site.gets += 1
-        if site.cut_short:
-            site.cut_short -= 1
-            self.wfile.write(site.content[: len(site.content) // 2])
-            self.close_connection = True
-            return
-        self.wfile.write(site.content)
-
-
-def serve(handler: type[_Handler]) -> Iterator[Site]:
-    served = Site(url="")
-    bound = type("Bound", (handler,), {"site": served})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), bound)
-    served.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield served
-    server.shutdown()
-    thread.join()
-    server.server_close()
+from weights_site import CONTENT, NO_WAIT, SHA256, Handler, Site, serve
 
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    yield from serve(_Handler)
+    yield from serve(Handler)
 
 
 @pytest.fixture
@@ -256,74 +186,6 @@ def test_cache_folder_follows_the_environment(
     monkeypatch.delenv("CLAPSEP_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert fetching.cache_dir() == tmp_path / "clapsep-beam"
-
-
-class _HubHandler(_Handler):
-    """As much of the Hugging Face hub as its file system asks for."""
-
-    def _answer(self, *, body: bool) -> None:
-        site = self.site
-        if self.path.startswith("/api/") and "/tree/" in self.path:
-            size = len(site.content)
-            file = {"type": "file", "path": "model/best.ckpt", "oid": "a" * 40, "size": size}
-            file["lfs"] = {"oid": hashlib.sha256(site.content).hexdigest(), "size": size}
-            file["lfs"]["pointerSize"] = 134
-            self._send(json.dumps([file]).encode())
-        elif self.path.startswith("/api/spaces/someone/somewhere"):
-            self._send(b'{"id": "someone/somewhere", "sha": "b", "siblings": []}')
-        elif self.path == "/spaces/someone/somewhere/resolve/main/model/best.ckpt":
-            site.gets += 1
-            self._send(site.content)
-        else:
-            self.send_error(404)
-
-    def _send(self, content: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    resolve = socket.getaddrinfo
-
-    def only_here(host: str, *args: object, **kwargs: object) -> object:
-        if host != "127.0.0.1":
-            raise socket.gaierror(f"{host}: tests stay on this machine")
-        return resolve(host, *args, **kwargs)
-
-    monkeypatch.setattr(socket, "getaddrinfo", only_here)
-    yield from serve(_HubHandler)
-
-
-def test_hugging_face_space_is_read_once(tmp_path: Path, hub: Site) -> None:
-    uri = "hf://spaces/someone/somewhere/model/best.ckpt"
-    with storage_options({"hf": {"endpoint": hub.url}}):
-        found = [fetch(uri, cache=tmp_path) for _ in range(2)]
-    assert [file.sha256 for file in found] == [SHA256] * 2
-    assert found[0].path.read_bytes() == CONTENT
-    assert hub.gets == 1
-
-
-def test_hugging_face_digest_is_checked_before_the_download(tmp_path: Path, hub: Site) -> None:
-    uri, wrong = "hf://spaces/someone/somewhere/model/best.ckpt", "0" * 64
-    with (
-        storage_options({"hf": {"endpoint": hub.url}}),
-        pytest.raises(DigestMismatchError, match=f"expected SHA-256 {wrong}, found {SHA256}"),
-    ):
-        fetch(uri, sha256=wrong, cache=tmp_path)
-    assert hub.gets == 0
-
-
-def test_missing_hugging_face_repository_is_one_line(tmp_path: Path, hub: Site) -> None:
-    uri = "hf://nobody/nothing/x.pt"
-    with (
-        storage_options({"hf": {"endpoint": hub.url}}),
-        pytest.raises(FetchError, match=f"^{uri}: .*404 Not Found.*$") as caught,
-    ):
-        fetch(uri, cache=tmp_path, retry=NO_WAIT)
-    assert "\n" not in str(caught.value)
 
 
 def test_many_processes_download_once(tmp_path: Path, site: Site) -> None:

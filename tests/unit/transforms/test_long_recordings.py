@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +24,7 @@ from transforms.separation import Separation, SeparationSettings
 from transforms.storage import Storage
 from transforms.writing import WriteSettings
 
-
-@pytest.fixture(autouse=True)
-def loaded() -> Iterator[tone_runs.Loaded]:
-    with tone_runs.tones_as_models() as found:
-        yield found
+pytestmark = pytest.mark.usefixtures("loaded")
 
 
 def _job(folder: Path, *, mix_down: bool = False, residual: bool = False) -> LongJob:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import apache_beam as beam
@@ -101,12 +101,6 @@ def test_shots_are_embedded_one_by_one_and_averaged(tmp_path: Path) -> None:
     vector = np.frombuffer(found.embedding, "<f4")
     assert vector[tones.LABELS.index("bell")] == pytest.approx(2 / 3)
     assert vector[tones.LABELS.index("rain")] == pytest.approx(1 / 3)
-
-
-@pytest.fixture
-def loaded() -> Iterator[tone_runs.Loaded]:
-    with tone_runs.tones_as_models() as found:
-        yield found
 
 
 def test_each_distinct_query_is_embedded_once_whoever_asks(loaded: tone_runs.Loaded) -> None:

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
 import tone_clips
-import tone_runs
 import tones
 from manifests.schema import METRIC_COLUMNS
 from model.metrics import PairScores, sdr_db, si_sdr_db, snr_db
@@ -18,16 +16,11 @@ from transforms.models import ModelChoice, ScorerChoice
 from transforms.scoring import Scoring, ScoringSettings
 from transforms.transfers import InPlace
 
+pytestmark = pytest.mark.usefixtures("loaded")
 OWN = ScorerChoice(model=ModelChoice(name="tones"))
 PROVENANCE = Provenance(
     model="tones", model_sha256="", clap_sha256="", device="cpu", precision="fp32"
 )
-
-
-@pytest.fixture(autouse=True)
-def loaded() -> Iterator[None]:
-    with tone_runs.tones_as_models():
-        yield
 
 
 def _scoring(scorer: ScorerChoice | None = OWN, **settings: int | str) -> Scoring:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
-from transforms import tables
+import metric_rows
+from manifests.schema import METRICS_SCHEMA
+from transforms import metrics_rows, tables
 from transforms.storage import Storage
 from transforms.tables import TableRow, WriteTable, read_records, sorted_table
 
@@ -81,3 +84,48 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert list(read_records(Storage(), str(file), ["id"])) == [
         {"id": f"{i:04d}"} for i in range(3)
     ]
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_files_number_at_most_the_shards_of_each_partition(shards: int, tmp_path: Path) -> None:
+    rows = [
+        TableRow(partition=f"dataset={number % 2}", key=str(number), record={"n": number}, extra={})
+        for number in range(500)
+    ]
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        _ = (
+            pipeline
+            | beam.Create(rows)
+            | WriteTable(
+                uri=str(tmp_path),
+                schema=pa.schema([("n", pa.int64())]),
+                storage=Storage(),
+                shards=shards,
+            )
+        )
+    files = sorted(tmp_path.rglob("*.parquet"))
+    assert Counter(path.parent.name for path in files) == {
+        "dataset=0": shards,
+        "dataset=1": shards,
+    }
+    written = [row["n"] for path in files for row in pq.read_table(path).to_pylist()]
+    assert sorted(written) == list(range(500))
+
+
+@pytest.mark.parametrize(("rows", "files"), [(1, 1), (700_000, 1), (700_001, 2), (10_000_000, 15)])
+def test_without_shards_the_number_of_files_follows_from_the_rows(rows: int, files: int) -> None:
+    found = {
+        tables._sharded(TableRow(partition="p", key=str(key), record={}, extra={}), {"p": rows}, 0)[
+            0
+        ]
+        for key in range(2_000)
+    }
+    assert found == {f"p|{shard:05d}-of-{files:05d}" for shard in range(files)}
+
+
+def test_files_of_metrics_are_near_128_mb() -> None:
+    """From the bytes of a file with rows as a run writes them, at the rows a file is given."""
+    rows = [metrics_rows.table_row(row) for row in metric_rows.realistic(4_000)]
+    size = len(tables.parquet_bytes(sorted_table(rows, METRICS_SCHEMA)))
+    megabytes = size / len(rows) * tables.ROWS_PER_FILE / 1e6
+    assert 100 < megabytes < 160
