@@ -7,32 +7,19 @@ can be queued by method and path.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import dataclasses
-import hashlib
 import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-import google_crc32c
+from cloud_bucket import TIME, Answer, Buckets, Request, parts
 
 PROJECT, REGION = "test-project", "us-central1"
-TIME = "2026-01-01T00:00:00.000Z"
 JOB_ID = "2026-01-01_00_00_00-1234567890"
-
-
-@dataclasses.dataclass(slots=True, kw_only=True)
-class Answer:
-    """What goes back: JSON, or bytes."""
-
-    status: int = 200
-    body: Any = None
-    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def counter(namespace: str, name: str, value: int) -> list[dict[str, Any]]:
@@ -60,7 +47,7 @@ def _metric(namespace: str, name: str, value: dict[str, Any]) -> list[dict[str, 
 
 
 class Cloud:
-    """The state of the server: objects by ``bucket/name``, the job, and what was asked."""
+    """The state of the server: buckets, the job, and what was asked."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -69,8 +56,7 @@ class Cloud:
 
     def reset(self) -> None:
         """As it was when it was started."""
-        self.objects: dict[str, bytes] = {}
-        self.uploads: dict[str, tuple[str, bytearray]] = {}
+        self.buckets = Buckets()
         self.jobs: list[dict[str, Any]] = []
         self.states = ["JOB_STATE_RUNNING", "JOB_STATE_DONE"]
         self.messages: list[dict[str, str]] = []
@@ -78,6 +64,11 @@ class Cloud:
         self.work: Callable[[], None] = lambda: None
         self.faults: dict[str, list[int]] = {}
         self.asked: list[str] = []
+
+    @property
+    def objects(self) -> dict[str, bytes]:
+        """What the buckets hold, by ``bucket/name``."""
+        return self.buckets.objects
 
     def environment(self) -> dict[str, str]:
         """Variables that lead Google's clients here."""
@@ -90,8 +81,7 @@ class Cloud:
 
     def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """What the cloud says to a request."""
-        path = urlsplit(target).path
-        query = {name: values[-1] for name, values in parse_qs(urlsplit(target).query).items()}
+        path, query = urlsplit(target).path, dict(parse_qsl(urlsplit(target).query))
         self._work_if_ending(method, path)
         with self.lock:
             self.asked.append(f"{method} {path}")
@@ -104,7 +94,9 @@ class Cloud:
                 return self._dataflow(method, path, body)
             if path.startswith("/batch/"):
                 return self._batch(headers["Content-Type"], body)
-            return self._storage(method, path, query, headers, body)
+            return self.buckets.answer(
+                Request(method=method, path=path, query=query, headers=headers, body=body)
+            )
 
     def _dataflow(self, method: str, path: str, body: bytes) -> Answer:
         if method == "POST":
@@ -139,118 +131,14 @@ class Cloud:
             "clientRequestId": job.get("clientRequestId", ""),
         }
 
-    def _storage(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        headers: Mapping[str, str],
-        body: bytes,
-    ) -> Answer:
-        found = re.fullmatch(r"(/upload|/download)?/storage/v1/b/([^/]+)(?:/o(?:/([^/]+))?)?", path)
-        if found is None:
-            return Answer(status=501, body={"error": {"code": 501, "message": path}})
-        action, bucket, name = found[1], found[2], unquote(found[3] or query.get("name", ""))
-        if action == "/upload":
-            return self._upload(bucket, name, query, headers, body)
-        if not path.partition("/o")[1] and not found[3]:
-            return Answer(body={"kind": "storage#bucket", "id": bucket, "name": bucket})
-        if not found[3]:
-            return self._list(bucket, query)
-        key = f"{bucket}/{name}"
-        if key not in self.objects:
-            return Answer(status=404, body={"error": {"code": 404, "message": f"no {key}"}})
-        if method == "DELETE":
-            del self.objects[key]
-            return Answer(status=204)
-        if action == "/download" or query.get("alt") == "media":
-            return self._media(self.objects[key], headers.get("Range"))
-        return Answer(body=self._object(key))
-
-    def _media(self, data: bytes, asked: str | None) -> Answer:
-        if asked is None:
-            return Answer(body=data)
-        first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", asked).groups()
-        return Answer(status=206, body=data[int(first) : int(last) + 1 if last else None])
-
-    def _list(self, bucket: str, query: Mapping[str, str]) -> Answer:
-        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        items, folders = [], set()
-        for key in sorted(self.objects):
-            name = key.removeprefix(f"{bucket}/")
-            if name == key or not name.startswith(prefix):
-                continue
-            below = name[len(prefix) :]
-            if delimiter and delimiter in below:
-                folders.add(prefix + below.split(delimiter)[0] + delimiter)
-            else:
-                items.append(self._object(key))
-        return Answer(body={"items": items, "prefixes": sorted(folders)})
-
-    def _object(self, key: str) -> dict[str, Any]:
-        bucket, name = key.split("/", 1)
-        data = self.objects[key]
-        return {
-            "kind": "storage#object",
-            "id": f"{key}/1",
-            "name": name,
-            "bucket": bucket,
-            "generation": "1",
-            "metageneration": "1",
-            "contentType": "application/octet-stream",
-            "size": str(len(data)),
-            "crc32c": base64.b64encode(google_crc32c.Checksum(data).digest()).decode(),
-            "md5Hash": base64.b64encode(hashlib.md5(data).digest()).decode(),  # noqa: S324
-            "timeCreated": TIME,
-            "updated": TIME,
-        }
-
-    def _upload(
-        self,
-        bucket: str,
-        name: str,
-        query: Mapping[str, str],
-        headers: Mapping[str, str],
-        body: bytes,
-    ) -> Answer:
-        if "upload_id" in query:
-            key, data = self.uploads[query["upload_id"]]
-            data += body
-            if headers["Content-Range"].endswith("/*"):
-                return Answer(status=308, headers={"Range": f"bytes=0-{len(data) - 1}"})
-            body = bytes(data)
-        elif query["uploadType"] == "resumable":
-            name = name or json.loads(body)["name"]
-            upload = str(len(self.uploads))
-            self.uploads[upload] = (f"{bucket}/{name}", bytearray())
-            where = f"{self.url}/upload/storage/v1/b/{bucket}/o"
-            return Answer(headers={"Location": f"{where}?uploadType=resumable&upload_id={upload}"})
-        elif query["uploadType"] == "multipart":
-            described, content = _parts(headers["Content-Type"], body)
-            key, body = f"{bucket}/{json.loads(described)['name']}", content
-        else:
-            key = f"{bucket}/{name}"
-        self.objects[key] = body
-        return Answer(body=self._object(key))
-
     def _batch(self, content_type: str, body: bytes) -> Answer:
         answers = []
-        for part in _parts(content_type, body):
+        for part in parts(content_type, body):
             method, target = part.decode().split(" ", 2)[:2]
             status = self.answer(method, target, {}, b"").status
             answers.append(f"--b\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {status} -\r\n")
         text = "\r\n".join([*answers, "--b--"]).encode()
         return Answer(body=text, headers={"Content-Type": "multipart/mixed; boundary=b"})
-
-
-def _parts(content_type: str, body: bytes) -> list[bytes]:
-    """The contents of a multipart body, without the headers of each part."""
-    (boundary,) = re.findall(r"boundary=['\"]?([^'\";]+)", content_type)
-    found = body.split(f"--{boundary}".encode())[1:-1]
-    return [
-        re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1].removesuffix(b"\n").removesuffix(b"\r")
-        for part in found
-    ]
 
 
 class _Handler(BaseHTTPRequestHandler):

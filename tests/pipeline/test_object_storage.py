@@ -14,7 +14,7 @@ from typing import Any
 import gcsfs
 import pytest
 
-import storage_front
+import gcs_emulator
 import tiny_model
 import tone_runs
 import tones
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorageFront]:
-    with storage_front.running(tmp_path_factory.mktemp("gcs")) as found:
+    with gcs_emulator.running(tmp_path_factory.mktemp("gcs")) as found:
         yield found
 
 
