@@ -31,6 +31,7 @@ from unittest import mock
 
 import apache_beam as beam
 
+from bench import scale_model
 from bench.pipeline import write_clips, write_model
 from manifests.schema import METRIC_COLUMNS, METRICS_SCHEMA
 from pipelines import separate, wiring
@@ -121,6 +122,14 @@ def compare_workers(given: argparse.Namespace) -> None:
     alone, one, two = times.values()
     print(f"speed-up of the second worker      {one / two:6.2f}")
     print(f"overhead of the engine, a clip     {(one - alone) / given.clips:6.3f} s")
+    measured = (
+        scale_model.MeasuredRun(
+            clips=given.clips, audio_s=10.0 * given.clips, wall_s=wall_s, workers=workers
+        )
+        for workers, wall_s in ((1, one), (2, two))
+    )
+    print("the formula of bench.scale_model, without a start-up:")
+    scale_model.check(*measured, startup_s=0.0)
 
 
 class _Stub(beam.PTransform[Any, Any]):
