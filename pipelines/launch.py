@@ -7,7 +7,7 @@ import datetime
 import importlib
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -52,7 +52,14 @@ from pipelines.plan import (
     scorer_choice,
 )
 from pipelines.preflight import PackageCollisionError, check_packages
-from pipelines.run_record import FILE, code_version, manifest_facts, new_record, write_record
+from pipelines.run_record import (
+    FILE,
+    ManifestFacts,
+    code_version,
+    manifest_facts,
+    new_record,
+    write_record,
+)
 from pipelines.wiring import SeparateManifest
 from transforms import models
 from transforms.audio_io import describe
@@ -89,14 +96,7 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
     if on_dataflow:
         _dataflow().check(config, options)
     storage = storage_of(config)
-    try:
-        earlier = examine(config, storage)
-        if earlier.record is not None and "job" in earlier.record:
-            _dataflow().require_ended(earlier.record, options)
-        manifests = manifest_facts(config.manifests, storage)
-        facts = model_facts(config)
-    except (ManifestError, UnknownModelError, CheckpointError, ValueError, OSError) as err:
-        raise UsageError(str(err)) from err
+    earlier, manifests, facts = _examined(config, options, storage)
     config = dataclasses.replace(config, scorer=facts.scorer)
     settings = redacted({**config.settings(), **facts.digests})
     require_same_settings(earlier, settings)
@@ -118,8 +118,7 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
         capabilities=facts.capabilities,
         code_version=code_version(),
     )
-    known = [each.rows for each in manifests] if manifests else [len(config.rows)]
-    total = sum(rows for rows in known if rows is not None) if None not in known else None
+    total = _total_rows(config, manifests)
     if on_dataflow and _dataflow().is_dry_run(options):
         runner = _dataflow().runner_for(config.execution)
         run_graph(SeparateManifest(plan), config.execution, options, runner)
@@ -141,6 +140,27 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
         if not outcome.books.balanced:
             raise JobError(f"the books do not balance: {outcome.books}")
     return _finish(plan, earlier, record, outcome)
+
+
+def _examined(
+    config: SeparateConfig, options: PipelineOptions, storage: Storage
+) -> tuple[Earlier, list[ManifestFacts], ModelFacts]:
+    """What the output folder, the manifests and the model say, before anything is written."""
+    try:
+        earlier = examine(config, storage)
+        if earlier.record is not None and "job" in earlier.record:
+            _dataflow().require_ended(earlier.record, options)
+        return earlier, manifest_facts(config.manifests, storage), model_facts(config)
+    except (ManifestError, UnknownModelError, CheckpointError, ValueError, OSError) as err:
+        raise UsageError(str(err)) from err
+
+
+def _total_rows(config: SeparateConfig, manifests: Sequence[ManifestFacts]) -> int | None:
+    """Of all manifests, for the progress display; None where one would have to be read."""
+    if not manifests:
+        return len(config.rows)
+    known = [each.rows for each in manifests if each.rows is not None]
+    return sum(known) if len(known) == len(manifests) else None
 
 
 def _dataflow() -> ModuleType:
