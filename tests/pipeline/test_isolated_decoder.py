@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -12,6 +16,7 @@ import pytest
 import tone_runs
 from transforms import isolation
 
+ROOT = Path(__file__).parents[2]
 CRASHES = """
 import os, signal, soundfile
 class Crashing(soundfile.SoundFile):
@@ -59,3 +64,27 @@ def test_the_poisoned_clip_fails_and_the_others_are_the_same(tmp_path: Path) -> 
     found, expected = digests(tmp_path / "out"), digests(tmp_path / "whole")
     assert len(found) == 5
     assert found.items() < expected.items()
+
+
+def test_a_run_that_a_clip_has_ended_is_completed_by_the_flag(tmp_path: Path, model: str) -> None:
+    rows = tone_runs.write_mixtures(tmp_path, 3)
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    poisoned = Path(rows[1]["mixture_uri"])
+    poisoned.write_bytes(b"poison" + poisoned.read_bytes())
+    path = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    command = [
+        *(sys.executable, "-m", "pipelines.separate", "--manifest", str(manifest)),
+        *("--output", str(tmp_path / "out"), "--model", model, *tone_runs.QUIET),
+        *("--max_failure_rate", "1"),
+    ]
+
+    def run(*more: str) -> int:
+        environment = {**os.environ, "PYTHONPATH": path}
+        return subprocess.run([*command, *more], env=environment, cwd=tmp_path).returncode
+
+    assert run() == -signal.SIGSEGV
+    assert run("--resume", "--isolate_decoder") == 0
+    (letter,) = tone_runs.table(tmp_path / "out", "dead_letters")
+    assert (letter["id"], letter["error_type"]) == (rows[1]["id"], "decoder_crashed")
+    done = {row["id"] for row in tone_runs.table(tmp_path / "out", "metrics")}
+    assert done == {rows[0]["id"], rows[2]["id"]}
