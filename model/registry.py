@@ -238,14 +238,20 @@ def _print_table() -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    table = Table(Column("name", no_wrap=True), "kind", "rate", "download", "summary")
+    columns = [Column(name, no_wrap=True) for name in ("name", "kind", "rate", "download")]
+    table = Table(*columns, "summary", box=None, pad_edge=False)
     for entry in entries().values():
-        remote = [file for file in entry.files if not file.uri.startswith(catalogue.BUNDLED)]
-        size = sum(file.num_bytes or 0 for file in remote)
         rate = f"{entry.sample_rate_hz / 1000:g} kHz"
-        download = f"{size / 1e9:.2f} GB" if remote else "none"
-        table.add_row(entry.name, entry.kind, rate, download, entry.summary)
+        table.add_row(entry.name, entry.kind, rate, _download(entry), entry.summary)
     Console().print(table)
+
+
+def _download(entry: Entry) -> str:
+    sizes = [f.num_bytes for f in entry.files if not f.uri.startswith(catalogue.BUNDLED)]
+    known = [size for size in sizes if size is not None]
+    if not known:
+        return "not known" if sizes else "none"
+    return ("> " if len(known) < len(sizes) else "") + f"{sum(known) / 1e9:.2f} GB"
 
 
 def _facts(card: Entry) -> dict[str, str]:
