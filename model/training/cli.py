@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -26,12 +26,9 @@ from model.training.separation import SeparationTask, build_separator
 from model.training.settings import MixingSettings, OptimiserSettings, SeparationSettings
 from model.training.wording import WordingSettings, refit
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 PRESETS = {"mini": configs.MINI, "tiny": configs.TINY, "published": configs.PUBLISHED}
 _DRY_STEPS = 3
-_T = TypeVar("_T", bound="DataclassInstance")
+_T = TypeVar("_T")
 
 _EXAMPLES = """examples:
   python -m model.training contrastive --corpus corpus/ --output runs/clap --steps 8000
@@ -213,7 +210,7 @@ def _add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
 def _settings(cls: type[_T], arguments: argparse.Namespace, **nested: object) -> _T:
     values = {
         field.name: getattr(arguments, field.name)
-        for field in dataclasses.fields(cls)
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
         if field.name not in nested
     }
     values = {

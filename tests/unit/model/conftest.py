@@ -8,6 +8,7 @@ import pytest
 
 from golden import pairs
 from model.config import TINY
+from model.loading import Networks
 
 
 @pytest.fixture
@@ -21,3 +22,9 @@ def pair() -> pairs.Pair:
     """A published pair of the tiny size, which may be changed."""
     made = pairs.formula_pair(TINY)
     return pairs.Pair(clap=dict(made.clap), clapsep=dict(made.clapsep))
+
+
+@pytest.fixture
+def networks(tmp_path: Path, pair: pairs.Pair) -> Networks:
+    """The network of that pair."""
+    return pairs.load(pairs.write(tmp_path, pair))

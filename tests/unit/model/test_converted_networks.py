@@ -19,11 +19,6 @@ from model.loading import Networks, load_clap, load_converted
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-@pytest.fixture
-def networks(tmp_path: Path, pair: pairs.Pair) -> Networks:
-    return pairs.load(pairs.write(tmp_path, pair))
-
-
 def test_converted_file_gives_the_same_network_bit_for_bit(
     tmp_path: Path, networks: Networks
 ) -> None:
