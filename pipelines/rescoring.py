@@ -22,13 +22,14 @@ from pipelines.plan import BOOKS, METRICS, SUMMARY, scorer_choice
 from pipelines.run_record import code_version
 from transforms import books, failures, metrics_rows, models
 from transforms.access import UriAccess
+from transforms.attaching import AttachQueriesFn
 from transforms.decoding import MAX_RATE_HZ, MIN_RATE_HZ
 from transforms.elements import MetricsRow, MixtureQueries
 from transforms.foreign_stems import MetricsOf, StemPlaces, TakeStems, without_embeddings
 from transforms.grouping import GroupByMixture
 from transforms.manifest_io import FINISHED, AdmitRows, ReadManifest
 from transforms.mixtures import ReadSettings
-from transforms.queries import AttachQueriesFn, EmbedQueries
+from transforms.queries import EmbedQueries
 from transforms.scoring import ScoreStems, ScoringSettings
 from transforms.storage import Storage, join
 from transforms.summary import SummariseMetrics
@@ -160,7 +161,7 @@ class ScoreManifest(beam.PTransform[Any, Any]):
             max_in_memory_s=self.config.max_clip_in_memory_s,
         ).max_values
         embedded = rows | "EmbedQueries" >> EmbedQueries(
-            self.scoring.scorer, self.storage, max_values
+            self.scoring.scorer, self.storage, max_values, self.scoring.num_threads
         )
         table = beam.pvalue.AsMultiMap(embedded)
         outputs = mixtures | "AttachQueries" >> beam.ParDo(

@@ -23,6 +23,7 @@ from pipelines.plan import (
 from transforms import books, failures, journal, metrics_rows, models
 from transforms.access import UriAccess
 from transforms.adaptation import AdaptQueries
+from transforms.attaching import AttachQueriesFn
 from transforms.audio_io import StemFormat
 from transforms.elements import MetricsRow
 from transforms.grouping import GroupByMixture
@@ -31,7 +32,7 @@ from transforms.lookahead import Overlap
 from transforms.manifest_io import FINISHED, AdmitRows, ReadManifest
 from transforms.mixtures import ReadSettings
 from transforms.network import NetworkSettings
-from transforms.queries import AttachQueriesFn, EmbedQueries
+from transforms.queries import EmbedQueries
 from transforms.reading import ReadAudio
 from transforms.scoring import ScoreStems, ScoringSettings
 from transforms.separation import SeparateClips, SeparationSettings
@@ -149,10 +150,13 @@ class Separate(beam.PTransform[Any, Any]):
         plan = self.plan
         own = models.ScorerChoice(model=model_choice(plan.config))
         scorer = scorer_choice(plan.config)
-        embedded = rows | "EmbedQueries" >> EmbedQueries(own, plan.storage, max_values)
+        threads = plan.config.execution.num_threads
+        embedded = rows | "EmbedQueries" >> EmbedQueries(own, plan.storage, max_values, threads)
         by_scorer = embedded
         if scorer is not None and scorer != own:
-            by_scorer = rows | "EmbedForScorer" >> EmbedQueries(scorer, plan.storage, max_values)
+            by_scorer = rows | "EmbedForScorer" >> EmbedQueries(
+                scorer, plan.storage, max_values, threads
+            )
         outputs = mixtures | "AttachQueries" >> beam.ParDo(
             AttachQueriesFn(scores=scorer is not None),
             beam.pvalue.AsMultiMap(embedded),

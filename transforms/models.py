@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
+import torch
+
 from model import fetch, registry
 from model.clap import QueryEncoder
 from model.fetch import OptionsByProtocol
@@ -62,7 +64,11 @@ class ScorerChoice:
 
 
 def load_model(choice: ModelChoice) -> LoadedModel:
-    """The model, loaded on first use: a ``model.registry.LoadedModel``."""
+    """The model, loaded on first use: a ``model.registry.LoadedModel``.
+
+    On a CPU torch is told to use one thread for an operation; whoever wants more calls the model
+    from several. How an operation is cut up shows in the last bits of its result.
+    """
 
     def load() -> LoadedModel:
         with fetch.storage_options(choice.storage_options):
@@ -73,11 +79,11 @@ def load_model(choice: ModelChoice) -> LoadedModel:
                 compile=choice.compile,
             )
 
-    return _once(choice, load)
+    return _once(choice, load, choice.resolved_device())
 
 
 def load_scorer(choice: ScorerChoice) -> QueryEncoder:
-    """The CLAP that scores, loaded on first use."""
+    """The CLAP that scores, loaded on first use; threads as :func:`load_model` says."""
     if choice.name == OWN:
         return load_model(choice.model).query_encoder
 
@@ -85,10 +91,12 @@ def load_scorer(choice: ScorerChoice) -> QueryEncoder:
         with fetch.storage_options(choice.model.storage_options):
             return registry.load_scorer(choice.name, device=choice.model.resolved_device())
 
-    return _once(choice, load)
+    return _once(choice, load, choice.model.resolved_device())
 
 
-def _once(key: Hashable, load: Callable[[], T]) -> T:
+def _once(key: Hashable, load: Callable[[], T], device: str) -> T:
+    if device == "cpu":
+        torch.set_num_threads(1)
     with _LOCK:
         if key not in _LOADED:
             _LOADED[key] = load()

@@ -129,8 +129,6 @@ class Network:
         self._num_threads = threads
         self._took = Metrics.distribution("SeparateClips", "network_msec")
         self._batch = Metrics.distribution("SeparateClips", "batch_windows")
-        if self._pool is not None:
-            torch.set_num_threads(1)
 
     def answer(self, windows: Sequence[WindowQueries]) -> list[WindowAnswers]:
         """Answers every query of every window; each channel is encoded once.

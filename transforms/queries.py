@@ -1,11 +1,12 @@
-"""What rows ask for: each distinct query is embedded once a run, then joined to its rows."""
+"""What rows ask for: each distinct query is embedded once a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import apache_beam as beam
@@ -15,24 +16,18 @@ from apache_beam.metrics.metric import Metrics
 
 from manifests.row import ManifestRow
 from model.clap import QueryEncoder
-from model.conditioning import fuse, pool_shots
-from transforms import failures, models
+from model.conditioning import pool_shots
+from transforms import models
 from transforms.audio_io import READ_ERRORS, describe, error_code, require_sound
+from transforms.cores import cores
 from transforms.elements import (
     EmbeddedQuery,
-    Failure,
-    MixtureQueries,
-    MixtureRows,
     Query,
-    RowQuery,
-    Samples,
-    failed,
 )
 from transforms.lookahead import LookAhead, Overlap
 from transforms.mixtures import read_mono
 from transforms.storage import Storage
 
-Embedded = Mapping[str, Iterable[EmbeddedQuery]]
 Shot = torch.Tensor | EmbeddedQuery
 """An example clip, or why it cannot be used."""
 _EMBED_ERRORS = (RuntimeError, ValueError, MemoryError)
@@ -84,12 +79,14 @@ class EmbedQueries(beam.PTransform[Any, Any]):
         encoder: the scorer, or the CLAP of the model, as which it is given.
         storage: how example clips are reached.
         max_values: samples of one example clip.
+        num_threads: that embed texts on a CPU; 0: one for each core.
         batch_size: queries that are read ahead; on a GPU also texts in one forward pass.
     """
 
     encoder: models.ScorerChoice
     storage: Storage
     max_values: int
+    num_threads: int = 0
     batch_size: int = 32
 
     def expand(self, rows: Any) -> Any:
@@ -101,10 +98,7 @@ class EmbedQueries(beam.PTransform[Any, Any]):
             | "Spread" >> beam.Reshuffle()
             | "Batch"
             >> beam.BatchElements(min_batch_size=self.batch_size, max_batch_size=self.batch_size)
-            | "Embed"
-            >> beam.ParDo(
-                _EmbedFn(self.encoder, self.storage, self.max_values, self.batch_size)
-            ).with_output_types(tuple[str, EmbeddedQuery])
+            | "Embed" >> beam.ParDo(_EmbedFn(self)).with_output_types(tuple[str, EmbeddedQuery])
         )
 
 
@@ -119,21 +113,24 @@ def _first(queries: Iterable[Query]) -> Query:
 class _EmbedFn(beam.DoFn):
     _encoder: QueryEncoder
     _ahead: LookAhead[str, Shot]
+    _pool: ThreadPoolExecutor | None
 
-    def __init__(
-        self, encoder: models.ScorerChoice, storage: Storage, max_values: int, batch_size: int
-    ) -> None:
-        self._choice, self._storage = encoder, storage
-        self._max_values, self._batch_size = max_values, batch_size
+    def __init__(self, step: EmbedQueries) -> None:
+        self._choice, self._storage, self._max_values = step.encoder, step.storage, step.max_values
+        self._num_threads, self._batch_size = step.num_threads, step.batch_size
         self._queries = Metrics.counter("EmbedQueries", "in")
         self._took = Metrics.distribution("EmbedQueries", "embed_msec")
 
     def setup(self) -> None:
         self._encoder = models.load_scorer(self._choice)
         self._ahead = LookAhead(self._read, Overlap(), "EmbedQueries", "read")
+        on_cpu = self._choice.model.resolved_device() == "cpu"
+        self._pool = ThreadPoolExecutor(self._num_threads or cores(), "embed") if on_cpu else None
 
     def teardown(self) -> None:
         self._ahead.close()
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def _read(self, uri: str) -> Shot:
         return read_shot(uri, self._storage, self._encoder.sample_rate_hz, self._max_values)
@@ -147,12 +144,8 @@ class _EmbedFn(beam.DoFn):
 
     def _embedded(self, batch: Sequence[tuple[str, Query]]) -> Iterator[tuple[str, EmbeddedQuery]]:
         texts = [(key, query.text) for key, query in batch if query.text is not None]
-        # On a CPU the last bits of a product depend on what else is in the batch.
-        at_once = 1 if self._choice.model.resolved_device() == "cpu" else self._batch_size
-        for begin in range(0, len(texts), at_once):
-            together = texts[begin : begin + at_once]
-            found = embed_texts(self._encoder, [text for _, text in together])
-            yield from zip((key for key, _ in together), found, strict=True)
+        found = self._embed_texts([text for _, text in texts])
+        yield from zip((key for key, _ in texts), found, strict=True)
         examples = [(key, query.audio_uris) for key, query in batch if query.audio_uris]
         shots = self._ahead.map(uri for _, uris in examples for uri in uris)
         for key, uris in examples:
@@ -160,6 +153,13 @@ class _EmbedFn(beam.DoFn):
             yield key, embed_examples(self._encoder, uris, own)
             for _ in own:  # where one failed, the rest stand before those of the next query
                 pass
+
+    def _embed_texts(self, texts: Sequence[str]) -> list[EmbeddedQuery]:
+        if self._pool is None:
+            return embed_texts(self._encoder, texts)
+        # Each by itself: on a CPU the last bits of a product depend on what else is in the batch.
+        found = self._pool.map(lambda text: embed_texts(self._encoder, [text]), texts)
+        return [embedding for (embedding,) in found]
 
 
 def embed_texts(encoder: QueryEncoder, texts: Sequence[str]) -> list[EmbeddedQuery]:
@@ -215,82 +215,3 @@ def _embedded(vector: torch.Tensor) -> EmbeddedQuery:
     if not np.isfinite(values).all():
         return EmbeddedQuery(error_type="model_error", message="the embedding is not finite")
     return EmbeddedQuery(embedding=values.tobytes())
-
-
-class AttachQueriesFn(beam.DoFn):
-    """``MixtureRows`` → ``MixtureQueries``: looks up the embeddings of each row.
-
-    The embeddings are a side input that is read by key: a worker holds those it used, not all.
-    """
-
-    def __init__(self, scores: bool) -> None:
-        """Whether rows are to be scored by CLAPScore."""
-        self._scores = scores
-
-    def process(self, mixture: MixtureRows, embedded: Embedded, by_scorer: Embedded) -> Any:
-        """Yields the mixture with the rows whose queries could be embedded, and the failures."""
-        scorer = by_scorer if self._scores else None
-        queries = []
-        for row in mixture.rows:
-            result = attach(row, embedded, scorer)
-            if isinstance(result, Failure):
-                yield failures.dead(result)
-            else:
-                queries.append(result)
-        if queries:
-            yield MixtureQueries(queries=tuple(queries))
-
-
-def attach(row: ManifestRow, embedded: Embedded, scorer: Embedded | None) -> RowQuery | Failure:
-    """A row with its condition, and with what its stem is to resemble."""
-    asks = asks_of(row)
-    found: dict[str, dict[Query, EmbeddedQuery]] = {"model": {}, "scorer": {}}
-    tables = {"model": embedded} if scorer is None else {"model": embedded, "scorer": scorer}
-    for role, table in tables.items():
-        for query in asks:
-            result = next(iter(table[query.key]))
-            if result.error_type is not None:
-                return failed(row, "embed_queries", result.error_type, result.message)
-            found[role][query] = result
-    positive, negative = (
-        _fused(text, audio, found["model"], row.text_weight)
-        for text, audio in (
-            (asks.positive_text, asks.positive_audio),
-            (asks.negative_text, asks.negative_audio),
-        )
-    )
-    present = positive if positive is not None else negative
-    if present is None:
-        return failed(row, "embed_queries", "no_query", "the row has no query")
-    absent = np.zeros_like(present)
-    return RowQuery(
-        row=row,
-        positive=absent if positive is None else positive,
-        negative=absent if negative is None else negative,
-        scorer_positive=_spoken(asks.positive_text, asks.positive_audio, found["scorer"]),
-        scorer_negative=_spoken(asks.negative_text, asks.negative_audio, found["scorer"]),
-    )
-
-
-def _fused(
-    text: Query | None,
-    audio: Query | None,
-    found: Mapping[Query, EmbeddedQuery],
-    text_weight: float | None,
-) -> Samples | None:
-    weight = 0.5 if text_weight is None else text_weight
-    parts = [None if query is None else _tensor(found[query]) for query in (text, audio)]
-    vector = fuse(*parts, text_weight=weight)
-    return None if vector is None else vector.numpy()
-
-
-def _spoken(
-    text: Query | None, audio: Query | None, found: Mapping[Query, EmbeddedQuery]
-) -> Samples | None:
-    """What CLAPScore compares with: the words; the example clips where there are none."""
-    query = text or audio
-    return _tensor(found[query]).numpy() if query is not None and query in found else None
-
-
-def _tensor(query: EmbeddedQuery) -> torch.Tensor:
-    return torch.from_numpy(np.frombuffer(query.embedding, dtype="<f4").astype(np.float32))

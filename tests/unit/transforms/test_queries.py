@@ -14,9 +14,10 @@ from apache_beam.testing.util import assert_that
 import tone_clips
 import tone_runs
 import tones
+from transforms.attaching import attach
 from transforms.elements import EmbeddedQuery, Failure, Query
 from transforms.models import ModelChoice, ScorerChoice
-from transforms.queries import EmbedQueries, asks_of, attach, embed_examples, embed_texts, read_shot
+from transforms.queries import EmbedQueries, asks_of, embed_examples, embed_texts, read_shot
 from transforms.storage import Storage
 
 
@@ -117,6 +118,6 @@ def test_each_distinct_query_is_embedded_once_whoever_asks(loaded: tone_runs.Loa
 
     encoder = ScorerChoice(model=ModelChoice(name="tones"))
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        embedded = pipeline | beam.Create(rows) | EmbedQueries(encoder, Storage(), 10**6, 3)
+        embedded = pipeline | beam.Create(rows) | EmbedQueries(encoder, Storage(), 10**6, 2, 3)
         assert_that(embedded, check)
     assert sorted(loaded.model.query_encoder.embedded) == ["bell", "frog", "rain", "wind"]
