@@ -174,9 +174,7 @@ class ClapSep(nn.Module):
         if mask.rotation is not None:
             spectrum = spectrum * mask.rotation.transpose(1, 2)
         signal = self.config.signal
-        length = max(encoded.num_samples, signal.n_fft // 2 + 1)
-        estimate = inverse_stft(spectrum, self.hann, signal.hop_samples, length)
-        return estimate[:, : encoded.num_samples]
+        return inverse_stft(spectrum, self.hann, signal.hop_samples, encoded.num_samples)
 
     def separate(
         self, mixture: Tensor, condition: Condition, heard: Tensor | None = None
