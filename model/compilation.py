@@ -23,6 +23,7 @@ def compile_separator(separator: ClapSep, device: str) -> bool:
     if reason is not None:
         logger.warning("torch.compile is not used on %s: %s", device, reason)
         return False
+    # A method that the module's own compile(), which is about forward(), does not reach.
     separator.encoder.stage_features = torch.compile(  # type: ignore[method-assign]
         separator.encoder.stage_features
     )

@@ -66,7 +66,7 @@ def _placeholders(folders: dict[str, Path]) -> Iterator[None]:
         for name in ("torchvision", "torchvision.ops", "torchvision.ops.misc"):
             sys.modules[name] = types.ModuleType(name)
             added.append(name)
-        sys.modules["torchvision.ops.misc"].FrozenBatchNorm2d = _FrozenBatchNorm2d  # type: ignore[attr-defined]
+        vars(sys.modules["torchvision.ops.misc"]).update(FrozenBatchNorm2d=_FrozenBatchNorm2d)
     try:
         yield
     finally:

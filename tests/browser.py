@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -16,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ports import free_port
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -109,7 +110,7 @@ def chromium(profile: Path) -> Iterator[Browser]:
     """A browser that ends with the ``with`` statement."""
     assert CHROMIUM is not None
     assert DRIVER is not None
-    port = _free_port()
+    port = free_port()
     driver = subprocess.Popen(
         [DRIVER, f"--port={port}"],
         stdout=subprocess.DEVNULL,
@@ -139,12 +140,6 @@ def _wishes(profile: Path) -> dict[str, Any]:
         "goog:chromeOptions": {"binary": CHROMIUM, "args": arguments},
         "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _wait_for(server: Browser) -> None:

@@ -172,7 +172,7 @@ class _ChunkLayer(nn.TransformerDecoderLayer):
     def __init__(self, width: int) -> None:
         super().__init__(width, _NUM_HEADS, dim_feedforward=2 * width, batch_first=True)
 
-    def forward(self, target: Tensor, memory: Tensor, chunk: int) -> Tensor:  # type: ignore[override]  # of a part
+    def forward(self, target: Tensor, memory: Tensor, chunk: int) -> Tensor:  # type: ignore[override]  # takes chunks
         """float32[B, context + chunk, D] each → float32[B, chunk, D]."""
         last = target[:, -chunk:]
         attended, _ = self.self_attn(last, target, target, need_weights=False)

@@ -210,7 +210,7 @@ def _add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
 def _settings(cls: type[_T], arguments: argparse.Namespace, **nested: object) -> _T:
     values = {
         field.name: getattr(arguments, field.name)
-        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]  # any dataclass
         if field.name not in nested
     }
     values = {

@@ -20,6 +20,7 @@ import tone_runs
 from dask_cluster import TESTS, DaskCluster, dask_cluster
 from pipelines import execution, separate
 from pipelines.engines import Execution
+from ports import free_port
 
 START_WAIT_S = 120.0
 
@@ -108,7 +109,7 @@ def _portable_engine(folder: Path) -> Iterator[tuple[str, str]]:
                 subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
             )
 
-    service, pool = _free_port(), _free_port()
+    service, pool = free_port(), free_port()
     try:
         start(
             "portability.local_job_service_main", "--port", str(service),
@@ -122,12 +123,6 @@ def _portable_engine(folder: Path) -> Iterator[tuple[str, str]]:
         for process in started:
             process.kill()
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _wait_for_port(port: int) -> None:
