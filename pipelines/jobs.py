@@ -173,7 +173,6 @@ def _run(job: Job, options: PipelineOptions) -> int:
         failed = {**record, "status": "failed", "error": cause}
         run_record.write_record(storage, run_uri, failed)
         raise
-    storage.remove(join(config.output, WORK))
     measured.log()
     end = {
         "status": "finished",
@@ -182,6 +181,7 @@ def _run(job: Job, options: PipelineOptions) -> int:
         "wall_s": round(time.monotonic() - started_s, 3),
     }
     run_record.write_record(storage, run_uri, {**record, **end})
+    storage.remove(join(config.output, WORK))  # last: files are staged in there
     return _say(job, books, dead_letters.reasons(books, storage, config.output))
 
 

@@ -57,6 +57,7 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
 def test_files_are_the_mixture_by_the_papers_rule(tmp_path: Path) -> None:
     manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", write_sources(tmp_path / "in"))
     assert run(manifest, tmp_path / "out", "--stem_format", "wav") == 0
+    assert not (tmp_path / "out" / "_work").exists()
 
     three, two = rows_of(tmp_path / "out")
     assert (two["id"], two["snr_db"], two["n_sources"]) == ("two/one", [3.0], 2)
