@@ -99,12 +99,14 @@ def test_a_dask_worker_that_is_killed_costs_nothing_but_time(
 def _portable_engine(folder: Path) -> Iterator[tuple[str, str]]:
     """Beam's local job service and a pool of SDK workers, each a process; gives their addresses."""
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    # The pool starts its workers as ``python``, which need not be this one, or there at all.
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     started: list[subprocess.Popen[bytes]] = []
 
     def start(module: str, *arguments: str) -> None:
         with (folder / f"{module}.log").open("ab") as log:
             command = [sys.executable, "-m", f"apache_beam.runners.{module}", *arguments]
-            environment = {**os.environ, "PYTHONPATH": path}
+            environment = {**os.environ, "PYTHONPATH": path, "PATH": programs}
             started.append(
                 subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
             )
