@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= auto
 PYTEST = $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help environment check format test test-all model model-results paper-tables-mini clean
+.PHONY: help environment check format test test-browser test-all model model-results paper-tables-mini clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ format: $(ENVIRONMENT) ## format, and fix what the linter can
 
 test: $(ENVIRONMENT) ## the tests of every change: minutes, no network, no GPU, no downloads
 	$(PYTEST) -m 'not slow and not gpu and not weights'
+
+test-browser: $(ENVIRONMENT) ## the report's page in Chromium, which has to be installed, with its driver
+	$(PYTHON) -m pytest -m browser tests/pipeline/test_report.py
 
 test-all: $(ENVIRONMENT) ## the slow tests too
 	$(PYTEST) -m 'not gpu and not weights'

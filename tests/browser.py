@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -15,8 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from ports import free_port
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -45,6 +44,19 @@ class Browser:
 
     def open(self, url: str) -> None:
         self.call("/url", {"url": url})
+
+    @contextmanager
+    def tab(self) -> Iterator[None]:
+        """A tab of its own: what is emulated in it, and what it says, ends with it."""
+        first = self.call("/window", method="GET")
+        self.call("/window", {"handle": self.call("/window/new", {"type": "tab"})["handle"]})
+        try:
+            yield
+        finally:
+            self.console()
+            self.requests()
+            self.call("/window", method="DELETE")
+            self.call("/window", {"handle": first})
 
     def js(self, script: str, *arguments: Any) -> Any:
         """Runs the body of a function in the page."""
@@ -110,16 +122,15 @@ def chromium(profile: Path) -> Iterator[Browser]:
     """A browser that ends with the ``with`` statement."""
     assert CHROMIUM is not None
     assert DRIVER is not None
-    port = free_port()
     driver = subprocess.Popen(
-        [DRIVER, f"--port={port}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        [DRIVER, "--port=0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         env={**os.environ, "HOME": str(profile)},
+        text=True,
     )
     try:
-        server = Browser(f"http://127.0.0.1:{port}")
-        _wait_for(server)
+        server = Browser(f"http://127.0.0.1:{_port(driver)}")
         session = server.call("/session", {"capabilities": {"alwaysMatch": _wishes(profile)}})
         browser = Browser(f"{server.url}/session/{session['sessionId']}")
         try:
@@ -128,7 +139,7 @@ def chromium(profile: Path) -> Iterator[Browser]:
             browser.call("", method="DELETE")
     finally:
         driver.terminate()
-        driver.wait()
+        driver.communicate()
 
 
 def _wishes(profile: Path) -> dict[str, Any]:
@@ -142,12 +153,12 @@ def _wishes(profile: Path) -> dict[str, Any]:
     }
 
 
-def _wait_for(server: Browser) -> None:
-    end = time.monotonic() + WAIT_S
-    while True:
-        try:
-            if server.call("/status", method="GET")["ready"]:
-                return
-        except (OSError, AssertionError):
-            assert time.monotonic() < end, "chromedriver does not answer"
-        time.sleep(0.1)
+def _port(driver: subprocess.Popen[str]) -> int:
+    """The port that the driver has chosen, once it answers there."""
+    assert driver.stdout is not None
+    said = ""
+    for line in driver.stdout:
+        said += line
+        if found := re.search(r"started successfully on port (\d+)", line):
+            return int(found[1])
+    raise AssertionError(f"chromedriver did not start: {said}")
