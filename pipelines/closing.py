@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model import registry
-from pipelines.dead_letters import reasons
+from pipelines.dead_letters import printable, reasons
 from pipelines.measurements import Measurements
 from pipelines.plan import DEAD_LETTERS, METRICS, SUMMARY, Plan
 from pipelines.run_record import FILE
@@ -64,12 +64,10 @@ def read_summary(storage: Storage, uri: str) -> list[dict[str, Any]]:
 
 def closing_lines(plan: Plan, books: Books, measured: Measurements, *, wall_s: float) -> list[str]:
     """The table of a run and the paths to open next."""
-    console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(_table(read_summary(plan.storage, plan.uri(SUMMARY))))
     audio_s, on_average = measured.audio_s, measured.line()
     rate = f"{audio_s / wall_s:.1f} times real time" if wall_s > 0 else ""
     text = [
-        console.export_text().rstrip(),
+        table_text(read_summary(plan.storage, plan.uri(SUMMARY))),
         f"{books.stems} clips ({audio_s:.0f} s of audio) in {wall_s:.0f} s, {rate}; "
         f"{books.finished_before} finished before; {books.dead_letters} failed",
     ]
@@ -88,6 +86,13 @@ def closing_lines(plan: Plan, books: Books, measured: Measurements, *, wall_s: f
     return text
 
 
+def table_text(lines: list[dict[str, Any]]) -> str:
+    """The lines of a summary as a table; whatever a dataset is called is text in it."""
+    console = Console(file=io.StringIO(), width=100, record=True, markup=False, emoji=False)
+    console.print(_table(lines))
+    return console.export_text().rstrip()
+
+
 def _table(lines: list[dict[str, Any]]) -> Table:
     table = Table(
         "dataset", "query", "n", "SDRi dB", "CLAPScore", box=None, pad_edge=False, expand=False
@@ -97,7 +102,7 @@ def _table(lines: list[dict[str, Any]]) -> Table:
         key = (entry["dataset"] or "-", f"{entry['query_type']} {entry['polarity']}")
         groups.setdefault(key, {}).setdefault(entry["metric"], []).append(entry)
     for key in sorted(groups)[:_MAX_GROUPS]:
-        table.add_row(*key, *_cells(groups[key]))
+        table.add_row(*map(printable, key), *_cells(groups[key]))
     if len(groups) != 1:
         everything: dict[str, list[dict[str, Any]]] = {}
         for entry in lines:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from transforms.redaction import redact, secrets_of
 from transforms.storage import Storage, join
 from transforms.tables import TableRow, WriteTable
 
-_MAX_EXAMPLE_CHARS = 200
+_MAX_SHOWN_CHARS = 200
 _SHOWN_FILES = 1
 """Of how many files the rows are looked through for examples; they can be millions."""
 
@@ -71,11 +70,14 @@ def reasons(books: Books, storage: Storage, output: str) -> list[str]:
         for stage, error_type, message in zip(*table.to_pydict().values(), strict=True):
             examples.setdefault(f"{stage}/{error_type}", message)
     return [
-        f"  {count} of {reason}" + (f": {_example(examples[reason])}" if reason in examples else "")
+        f"  {count} of {reason}"
+        + (f": {printable(examples[reason])}" if reason in examples else "")
         for reason, count in books.by_reason.items()
     ]
 
 
-def _example(message: str) -> str:
-    plain = "".join(c if c.isprintable() or c.isspace() else "�" for c in message)
-    return textwrap.shorten(plain, _MAX_EXAMPLE_CHARS, placeholder=" …")
+def printable(text: str) -> str:
+    """``text`` on one line of a terminal, which it can neither steer nor fill."""
+    words = "".join(c if c.isprintable() or c.isspace() else "�" for c in text).split()
+    plain = " ".join(words)
+    return plain if len(plain) <= _MAX_SHOWN_CHARS else plain[: _MAX_SHOWN_CHARS - 2] + " …"

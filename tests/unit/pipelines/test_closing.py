@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from pipelines.closing import Pooled, pooled
+from pipelines.closing import Pooled, pooled, table_text
 
 
 def _group(values: np.ndarray) -> dict[str, object]:
@@ -37,3 +39,32 @@ def test_what_is_not_known_is_not_shown(found: Pooled, text: str) -> None:
 def test_one_clip_has_no_deviation() -> None:
     assert pooled([_group(np.array([3.0]))]) == Pooled(n=1, mean=3.0, std=None)
     assert pooled([]) == Pooled(n=0, mean=None, std=None)
+
+
+def _line(dataset: str | None, metric: str = "sdri_db") -> dict[str, Any]:
+    numbers = {"n": 1, "n_undefined": 0, "mean": 2.0, "std": None}
+    return {
+        "dataset": dataset,
+        "query_type": "text",
+        "polarity": "P",
+        "metric": metric,
+        **numbers,
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["[/]", "[red]x[/red]", "[link=http://a]b[/link]", ":dog:", "\\[/]", "[", "{x}", "=1+1"]
+)
+def test_a_dataset_is_shown_as_it_is_called(name: str) -> None:
+    assert table_text([_line(name)]).splitlines()[1].startswith(f"{name} ")
+
+
+def test_a_dataset_cannot_steer_the_terminal() -> None:
+    shown = table_text([_line("a\x1b[2Jb\r\nc\u202ed\x9bK")])
+    assert shown.splitlines()[1].startswith("a�[2Jb c�d�K ")
+
+
+def test_datasets_that_look_alike_are_not_put_together() -> None:
+    shown = table_text([_line("a b"), _line("a\nb"), _line(None)])
+    assert [line.split()[-3] for line in shown.splitlines()[1:4]] == ["1", "1", "1"]
+    assert shown.splitlines()[4].startswith("all ")
