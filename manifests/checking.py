@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from manifests.codec import RowError, RowResult, Split, expand, iter_split
+from manifests.codec import RowError, RowResult, Split, files_of, iter_split
 from manifests.errors import quoted
 from manifests.files import StorageOptions
 from manifests.row import MANIFEST_COLUMNS, ManifestRow
@@ -63,7 +63,7 @@ def check(uri: str, storage_options: StorageOptions = None, *, max_errors: int =
     Raises:
         ManifestError: a file cannot be read.
     """
-    files = expand(uri, storage_options)
+    files = files_of(uri, storage_options)
     tally = _Tally(max_errors)
     for result in _results(files, storage_options):
         tally.add(result)

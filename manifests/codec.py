@@ -6,6 +6,8 @@ value (:class:`~manifests.errors.RowError`) in its place; what is wrong with a f
 
 from __future__ import annotations
 
+import io
+import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -45,6 +47,7 @@ __all__ = [
     "RowError",
     "RowResult",
     "Split",
+    "columns_of",
     "expand",
     "extra_names",
     "iter_rows",
@@ -84,8 +87,66 @@ def iter_rows(uri: str, storage_options: StorageOptions = None) -> Iterator[RowR
     Raises:
         ManifestError: a file that is not there or cannot be read.
     """
-    for file in expand(uri, storage_options):
+    for file in files_of(uri, storage_options):
         yield from iter_split(Split(uri=file), storage_options)
+
+
+def files_of(uri: str, storage_options: StorageOptions = None) -> tuple[str, ...]:
+    """The files that ``uri`` stands for, as :func:`expand`; a single one is not empty.
+
+    Raises:
+        ManifestError: a file is not there or cannot be read, or the one that ``uri`` names is
+            empty.
+    """
+    files = expand(uri, storage_options)
+    if len(files) == 1:
+        columns_of(files[0], storage_options, named_by=uri)
+    return files
+
+
+def columns_of(
+    file: str, storage_options: StorageOptions = None, *, named_by: str
+) -> tuple[str, ...]:
+    """The columns of one manifest file, from its head or Parquet footer: no row is checked.
+
+    To be called before anything is written: what is wrong with the file as a whole is found here.
+
+    Args:
+        file: one of the files that :func:`expand` gives.
+        storage_options: keyword arguments of the file system.
+        named_by: what :func:`expand` was asked for. An empty CSV or Parquet file is a part without
+            rows where that is a folder or a pattern (Spark writes such parts), and refused where
+            it is the file. An empty JSONL file has no rows: there is no other way to say so.
+
+    Returns:
+        CSV and Parquet: the column names of the header. JSONL: the keys of the first row, none
+        where that row is no object. Empty for a file without content.
+
+    Raises:
+        ManifestError: the file is not there, cannot be read or is not a manifest.
+    """
+    with reading(file), open_bytes(file, storage_options) as stream:
+        columns = _columns(stream, file)
+    if columns is None and _base_name(file) == _base_name(named_by):
+        raise ManifestError(f"{file}: the file is empty: no header; expected column names")
+    return columns or ()
+
+
+def _columns(stream: io.BufferedReader, uri: str) -> tuple[str, ...] | None:
+    """Names of the columns; None where a file that should have a header is empty."""
+    form = format_of(uri)
+    if form == "parquet":
+        file = _open_parquet(stream, uri)
+        return None if file is None else tuple(file.schema_arrow.names)
+    lines = read_start(stream, uri)
+    if form == "csv":
+        return read_header(lines, uri) or None
+    first = next(jsonl_records(lines, uri), None)
+    return () if first is None else tuple(first.values or ())
+
+
+def _base_name(uri: str) -> str:
+    return posixpath.basename(uri.rstrip("/"))
 
 
 def iter_split(split: Split, storage_options: StorageOptions = None) -> Iterator[RowResult]:
@@ -170,15 +231,12 @@ def extra_names(uri: str, storage_options: StorageOptions = None) -> list[str]:
 
 def _column_sets(uri: str, storage_options: StorageOptions) -> Iterator[set[str]]:
     with reading(uri), open_bytes(uri, storage_options) as stream:
-        form = format_of(uri)
-        if form == "parquet":
-            yield set(_open_parquet(stream, uri).schema_arrow.names)
-        elif form == "csv":
-            yield set(read_header(read_start(stream, uri), uri))
-        else:
-            for record in jsonl_records(read_start(stream, uri), uri):
-                if record.values is not None:
-                    yield set(record.values)
+        if format_of(uri) != "jsonl":
+            yield set(_columns(stream, uri) or ())
+            return
+        for record in jsonl_records(read_start(stream, uri), uri):
+            if record.values is not None:
+                yield set(record.values)
 
 
 def _result(record: Record, uri: str, folder: str) -> RowResult:
@@ -215,7 +273,10 @@ def _records(split: Split, storage_options: StorageOptions) -> Iterator[Record]:
         yield from csv_records(lines, columns, uri) if form == "csv" else jsonl_records(lines, uri)
 
 
-def _open_parquet(stream: Any, uri: str) -> pq.ParquetFile:
+def _open_parquet(stream: io.BufferedReader, uri: str) -> pq.ParquetFile | None:
+    """The file; None where it has no bytes at all."""
+    if not stream.peek(1):
+        return None
     try:
         file = pq.ParquetFile(stream)
     except (pa.ArrowException, OSError) as err:
@@ -226,16 +287,18 @@ def _open_parquet(stream: Any, uri: str) -> pq.ParquetFile:
 
 def _parquet_splits(uri: str, storage_options: StorageOptions) -> list[Split]:
     with reading(uri), open_bytes(uri, storage_options) as stream:
-        metadata = _open_parquet(stream, uri).metadata
+        file = _open_parquet(stream, uri)
         splits, rows = [], 0
-        for group in range(metadata.num_row_groups):
+        for group in range(0 if file is None else file.metadata.num_row_groups):
             splits.append(Split(uri=uri, start=group, stop=group + 1, rows_before=rows))
-            rows += metadata.row_group(group).num_rows
+            rows += file.metadata.row_group(group).num_rows
     return splits
 
 
-def _parquet_records(stream: Any, split: Split) -> Iterator[Record]:
+def _parquet_records(stream: io.BufferedReader, split: Split) -> Iterator[Record]:
     file = _open_parquet(stream, split.uri)
+    if file is None:
+        return
     stop = file.metadata.num_row_groups if split.stop is None else split.stop
     row = split.rows_before
     try:

@@ -85,15 +85,27 @@ def expand(uri: str, storage_options: StorageOptions = None) -> tuple[str, ...]:
         elif files.isdir(path):
             found = _manifests({entry["name"]: entry for entry in files.ls(path, detail=True)})
         elif _PATTERN.search(path):
-            found = _manifests(files.glob(path, detail=True))
+            found = _manifests(_matches(files, path))
         else:
             raise ManifestError(f"{uri}: no such file or folder")
-    except OSError as err:
+    except (OSError, ValueError) as err:
         raise ManifestError(f"{uri}: {_reason(err)}") from err
     if not found:
         raise ManifestError(f"{uri}: no file here ends in {', '.join(FORMATS)} (or .gz)")
     local = isinstance(files, LocalFileSystem)
     return tuple(sorted(p if local else files.unstrip_protocol(p) for p in found))
+
+
+def _matches(files: Any, pattern: str) -> Mapping[str, Mapping[str, Any]]:
+    """What a pattern matches, by path.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if any("**" in part and part != "**" for part in pattern.split("/")):
+        raise ValueError("** stands alone between slashes, as in folder/**/*.csv")
+    found: Mapping[str, Mapping[str, Any]] = files.glob(pattern, detail=True)
+    return found
 
 
 def _manifests(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:

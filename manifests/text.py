@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
@@ -17,12 +18,18 @@ _FIELD = csv.field_size_limit()
 _MAX_COLUMNS = 1_000
 _BOM = b"\xef\xbb\xbf"
 _OTHER_FORMATS: Final[Mapping[bytes, str]] = {
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
+    b"\xff\xfe": "UTF-16 (in Excel choose CSV UTF-8)",
+    b"\xfe\xff": "UTF-16 (in Excel choose CSV UTF-8)",
     b"PAR1": "Parquet",
     b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet of Excel",
 }
+_OTHER_SEPARATORS: Final[Mapping[str, str]] = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_EXCEL_COMMA = "sep=,"
+"""A first line by which Excel is told the separator."""
+_OPENED_OBJECT = re.compile(rb"\s*\{\s*[\r\n]")
+_ONE_A_LINE = "expected one object on each line (jq -c '.[]'; in pandas: to_json(…, lines=True))"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +110,8 @@ def read_start(stream: io.BufferedReader, uri: str) -> LineReader:
     """A reader at the first line, past a byte order mark.
 
     Raises:
-        ManifestError: the first bytes are not UTF-8 text, or its lines end in CR alone.
+        ManifestError: the first bytes are not UTF-8 text, its lines end in CR alone, or it is JSON
+            in another form than an object a line.
     """
     head = stream.peek(4096)[:4096]
     for magic, name in _OTHER_FORMATS.items():
@@ -113,31 +121,51 @@ def read_start(stream: io.BufferedReader, uri: str) -> LineReader:
         raise ManifestError(f"{uri}: these are binary data; expected UTF-8 text")
     if b"\r" in head.rstrip(b"\r") and b"\n" not in head:
         raise ManifestError(f"{uri}: lines end in CR alone; expected LF or CR LF")
+    if head.removeprefix(_BOM).lstrip().startswith(b"["):
+        raise ManifestError(f"{uri}: this is a JSON array; {_ONE_A_LINE}")
+    if _OPENED_OBJECT.match(head.removeprefix(_BOM)):
+        raise ManifestError(f"{uri}: its first line only opens a JSON object; {_ONE_A_LINE}")
     start = len(stream.read(len(_BOM))) if head.startswith(_BOM) else 0
     return LineReader(stream, start=start)
 
 
 def read_header(lines: LineReader, uri: str) -> tuple[str, ...]:
-    """Column names of a CSV manifest, past ``#`` comments and blank lines.
+    """Column names of a CSV manifest, past ``#`` comments and blank lines; none in an empty file.
 
     Raises:
-        ManifestError: no header, not UTF-8, a name twice, no column ``id``, or not a manifest's.
+        ManifestError: not UTF-8, other separators than commas, a name twice, or no column ``id``.
     """
     for line in lines:
         text = line.strip()
-        if text and not text.startswith(("#", '"#')):
+        if text and not text.startswith(("#", '"#')) and text != _EXCEL_COMMA:
             break
     else:
-        raise ManifestError(f"{uri}: no header; expected a line of column names")
+        return ()
     if any("\udc80" <= char <= "\udcff" for char in line):
         raise ManifestError(f"{uri}: row {lines.row} is not UTF-8 text")
     try:
         cells = next(csv.reader([line], strict=True))
     except csv.Error as err:
+        _check_separator(line, uri)
         raise ManifestError(f"{uri}: row {lines.row}: the header is not CSV ({err})") from err
     names = [cell.strip() or f"column_{i}" for i, cell in enumerate(cells, 1)]
+    if "id" not in names:
+        _check_separator(line, uri)
     check_columns(names, uri)
     return tuple(names)
+
+
+def _check_separator(header: str, uri: str) -> None:
+    """Raises ManifestError for a header whose columns something else than commas separates."""
+    for separator, name in _OTHER_SEPARATORS.items():
+        names = [cell.strip().strip('"') for cell in header.split(separator)]
+        if "id" in names[1:] or (names[0] == "id" and len(names) > 1) or names[0] == "sep=":
+            raise ManifestError(
+                f"{uri}: the columns are separated by {name}; expected commas. Save the table "
+                "again with commas (Excel takes the separator from the system's list separator; "
+                "LibreOffice asks for it; in pandas: "
+                f"read_csv(…, sep={separator!r}).to_csv(…, index=False)), or as Parquet or JSONL"
+            )
 
 
 def check_columns(names: Sequence[str], uri: str) -> None:
@@ -154,8 +182,7 @@ def check_columns(names: Sequence[str], uri: str) -> None:
     if "id" not in names:
         found = quoted(", ".join(names))
         known = ", ".join(MANIFEST_COLUMNS)
-        hint = " separated by commas" if len(names) == 1 else ""
-        raise ManifestError(f"{uri}: no column id in {found}; expected some of {known}{hint}")
+        raise ManifestError(f"{uri}: no column id in {found}; expected some of {known}")
 
 
 def csv_records(lines: LineReader, columns: Sequence[str], uri: str) -> Iterator[Record]:
@@ -194,11 +221,7 @@ def csv_records(lines: LineReader, columns: Sequence[str], uri: str) -> Iterator
 
 
 def jsonl_records(lines: LineReader, uri: str) -> Iterator[Record]:
-    """Rows of JSONL from where ``lines`` stands; blank lines are passed over.
-
-    Raises:
-        ManifestError: the file begins with a line that only opens a JSON array.
-    """
+    """Rows of JSONL from where ``lines`` stands; blank lines are passed over."""
     while True:
         start = lines.position
         lines.begin_row()
@@ -209,8 +232,6 @@ def jsonl_records(lines: LineReader, uri: str) -> Iterator[Record]:
         text = line.strip()
         if not text:
             continue
-        if row == 1 and text in ("[", "[{"):
-            raise ManifestError(f"{uri}: this is a JSON array; expected one object on each line")
         place = {"uri": uri, "row": row}
         if lines.was_cut:
             error = malformed(place, f"a row of more than {MAX_LINE_BYTES} bytes", "a shorter row")

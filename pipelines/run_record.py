@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from manifests.codec import expand
+from manifests.codec import columns_of, expand
 from manifests.files import format_of, is_gzip, reading
 from manifests.schema import SCHEMA_VERSION
 from pipelines.preflight import DISTRIBUTION
@@ -44,17 +44,19 @@ class ManifestFacts:
 
 
 def manifest_facts(uris: Sequence[str], storage: Storage) -> list[ManifestFacts]:
-    """Digests of all files that manifests consist of, read once.
+    """Digests of all files that manifests consist of, after a look at the header of each.
 
     Raises:
-        ManifestError: a file is not there or cannot be read.
+        ManifestError: a file is not there, cannot be read or is not a manifest.
     """
-    found = []
+    files = []
     for uri in uris:
         options = storage.options_for(uri)
         for file in storage.retrying(uri, functools.partial(expand, uri, options)):
-            found.append(storage.retrying(file, functools.partial(_facts, file, storage)))
-    return found
+            look = functools.partial(columns_of, file, options, named_by=uri)
+            storage.retrying(file, look)
+            files.append(file)
+    return [storage.retrying(file, functools.partial(_facts, file, storage)) for file in files]
 
 
 def _facts(uri: str, storage: Storage) -> ManifestFacts:

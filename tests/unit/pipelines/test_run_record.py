@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import hashlib
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def test_a_folder_of_manifests_has_facts_of_each(tmp_path: Path) -> None:
 
 
 def test_a_compressed_manifest_does_not_say_its_rows(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl.gz").write_bytes(b"anything")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"id": "a"}'))
     (facts,) = run_record.manifest_facts([str(tmp_path / "a.jsonl.gz")], Storage())
     assert facts.rows is None
 
@@ -55,3 +56,11 @@ def test_versions_name_what_computes() -> None:
     versions = run_record.versions()
     assert versions["torch"][0].isdigit()
     assert {"python", "apache-beam", "numpy"} <= versions.keys()
+
+
+def test_a_manifest_is_looked_at_before_anything_is_written(tmp_path: Path) -> None:
+    good = tone_runs.write_manifest(tmp_path / "good.csv", ROWS)
+    bad = tmp_path / "bad.csv"
+    bad.write_text("id;mixture_uri;positive_text\na;b;c\n")
+    with pytest.raises(ManifestError, match=r"bad\.csv: the columns are separated by semicolons"):
+        run_record.manifest_facts([str(good), str(bad)], Storage())
