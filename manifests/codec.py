@@ -288,8 +288,11 @@ def _open_parquet(stream: io.BufferedReader, uri: str) -> pq.ParquetFile | None:
 def _parquet_splits(uri: str, storage_options: StorageOptions) -> list[Split]:
     with reading(uri), open_bytes(uri, storage_options) as stream:
         file = _open_parquet(stream, uri)
-        splits, rows = [], 0
-        for group in range(0 if file is None else file.metadata.num_row_groups):
+        splits: list[Split] = []
+        rows = 0
+        if file is None:
+            return splits
+        for group in range(file.metadata.num_row_groups):
             splits.append(Split(uri=uri, start=group, stop=group + 1, rows_before=rows))
             rows += file.metadata.row_group(group).num_rows
     return splits
