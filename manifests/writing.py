@@ -74,7 +74,7 @@ class RowWriter:
         self._binary = binary
         self._text = io.TextIOWrapper(binary, encoding="utf-8", newline="", write_through=False)
         if self._format == "csv":
-            self._text.write(",".join(_cell(name) for name in self._columns) + "\n")
+            self._text.write(",".join(csv_cell(name) for name in self._columns) + "\n")
         return self
 
     def write(self, row: ManifestRow) -> None:
@@ -90,7 +90,7 @@ class RowWriter:
             raise ValueError(f"row {row.id!r} has {unknown}; expected only {', '.join(columns)}")
         self.num_rows += 1
         if self._format == "csv":
-            cells = (_cell(_as_text(record.get(name))) for name in columns)
+            cells = (csv_cell(_as_text(record.get(name))) for name in columns)
             self._text.write(",".join(cells) + "\n")
         elif self._format == "jsonl":
             self._text.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -162,7 +162,7 @@ def _as_text(value: Any) -> str:
     return ";".join(items)
 
 
-def _cell(text: str) -> str:
+def csv_cell(text: str) -> str:
     """A CSV cell. The csv module leaves a lone CR unquoted, which its reader then refuses."""
     if any(char in text for char in ',"\r\n') or text.startswith("#"):
         return '"' + text.replace('"', '""') + '"'

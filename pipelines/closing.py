@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from model import registry
-from pipelines.dead_letters import printable, reasons
+from model import plain_text, registry
+from pipelines.dead_letters import reasons
 from pipelines.measurements import Measurements
 from pipelines.plan import DEAD_LETTERS, METRICS, SUMMARY, Plan
 from pipelines.run_record import FILE
@@ -102,7 +102,7 @@ def _table(lines: list[dict[str, Any]]) -> Table:
         key = (entry["dataset"] or "-", f"{entry['query_type']} {entry['polarity']}")
         groups.setdefault(key, {}).setdefault(entry["metric"], []).append(entry)
     for key in sorted(groups)[:_MAX_GROUPS]:
-        table.add_row(*map(printable, key), *_cells(groups[key]))
+        table.add_row(*map(plain_text.one_line, key), *_cells(groups[key]))
     if len(groups) != 1:
         everything: dict[str, list[dict[str, Any]]] = {}
         for entry in lines:

@@ -11,6 +11,7 @@ import apache_beam as beam
 import pyarrow.parquet as pq
 
 from manifests.schema import DEAD_LETTER_SCHEMA
+from model import plain_text
 from pipelines.plan import DEAD_LETTERS
 from transforms import failures
 from transforms.books import Books
@@ -19,7 +20,6 @@ from transforms.redaction import redact, secrets_of
 from transforms.storage import Storage, join
 from transforms.tables import TableRow, WriteTable
 
-_MAX_SHOWN_CHARS = 200
 _SHOWN_FILES = 1
 """Of how many files the rows are looked through for examples; they can be millions."""
 
@@ -71,13 +71,6 @@ def reasons(books: Books, storage: Storage, output: str) -> list[str]:
             examples.setdefault(f"{stage}/{error_type}", message)
     return [
         f"  {count} of {reason}"
-        + (f": {printable(examples[reason])}" if reason in examples else "")
+        + (f": {plain_text.one_line(examples[reason])}" if reason in examples else "")
         for reason, count in books.by_reason.items()
     ]
-
-
-def printable(text: str) -> str:
-    """``text`` on one line of a terminal, which it can neither steer nor fill."""
-    words = "".join(c if c.isprintable() or c.isspace() else "�" for c in text).split()
-    plain = " ".join(words)
-    return plain if len(plain) <= _MAX_SHOWN_CHARS else plain[: _MAX_SHOWN_CHARS - 2] + " …"

@@ -14,6 +14,16 @@ import pyarrow.parquet as pq
 
 from manifests.schema import DEAD_LETTER_SCHEMA, METRIC_COLUMNS, METRICS_SCHEMA, with_extra
 
+NASTY = (
+    *("[/]", "[red]x[/red]", ":dog:", "[a](http://b.c)", "![a](b)", "<http://b.c>", "www.b.c"),
+    *("</script><script>alert(1)</script>", "<img src=x onerror=alert(2)>", "&lt;&amp;", "a|b"),
+    *("`a`", "**a** __b__ ~~c~~", "# a", "- a", "1. a", "{{7*7}} ${7*7} {% x %}", "$\\frac{1}{2$"),
+    *("\\input{x}", "\\", "100 % & #1_2^3~4", "*", "[1ex]", "_a", "#1c2128", "日本 🐕 e\u0301"),
+    *("=1+1", "+1", "-1", "@a", "\t=1", "\r=1", "a\r=1+1", "a\n=1+1", "a\r\n@b", "a;=1", "a; -1"),
+    *('"', '",=1', "a,b", "\uff1d1+1", "'", "''=1", "a\u2028=1", "a\x85=1"),
+    *("a\x1b[2Jb", "a\x9bKb", "a\u202eb"),
+)
+"""Names that are markup, formulas or commands to something that a report or a screen is made of."""
 MODEL_SHA, SCORER_SHA, MANIFEST_SHA = "a1" * 32, "b2" * 32, "c3" * 32
 
 

@@ -7,8 +7,6 @@ of ``python -m manifests.benchmarks`` make every table of the paper from them.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import posixpath
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +18,7 @@ from manifests.benchmarks.lists import Pair, filled, read_table
 from manifests.errors import ManifestError
 from manifests.files import filesystem, reading
 from manifests.ids import stable_seed
+from manifests.writing import csv_cell
 
 _EXAMPLES = """\
 example:
@@ -142,11 +141,8 @@ def write_lists(lists: OwnLists, folder: str) -> None:
 
 
 def _as_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    lines = (",".join(csv_cell(cell) for cell in cells) + "\n" for cells in (header, *rows))
+    return "".join(lines).encode()
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from model import plain_text
 from model.evaluation.results import (
     METRICS,
     Cost,
@@ -67,8 +68,14 @@ def to_csv(results: Results) -> str:
     writer.writeheader()
     for score in results.scores:
         values = {name: _rounded(getattr(score, name)) for name in names}
-        writer.writerow({name: "" if value is None else value for name, value in values.items()})
+        writer.writerow({name: _cell(value) for name, value in values.items()})
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return plain_text.spreadsheet(value)
+    return "" if value is None else value
 
 
 def to_markdown(results: Results) -> str:
@@ -116,7 +123,9 @@ def _phrases(phrases: dict[str, list[Score]]) -> str:
     rows = []
     for phrase, scores in phrases.items():
         summary = summarise_scores(scores)
-        rows.append([phrase, _spread(summary), _fixed(summary.median), str(summary.n)])
+        rows.append(
+            [plain_text.markdown(phrase), _spread(summary), _fixed(summary.median), str(summary.n)]
+        )
     return _table(["positive query", "SDRi", "median", "n"], rows)
 
 
@@ -127,7 +136,9 @@ def _per_class(results: Results) -> str:
     rows = []
     for label in labels:
         cells = [_spread(summarise_scores(by_label[name].get(label, []))) for name in datasets]
-        rows.append([label, *cells, str(len(by_label[datasets[0]].get(label, [])))])
+        rows.append(
+            [plain_text.markdown(label), *cells, str(len(by_label[datasets[0]].get(label, [])))]
+        )
     return _table(["class", *(f"`{name}`" for name in datasets), "n"], rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from model import plain_text
 from pipelines.reporting.chart_types import Bar, Chart, Curve
 
 INK, MUTED, LINE = "#1c2128", "#59636e", "#d1d9e0"
@@ -51,6 +53,7 @@ _STYLE: Any = {
 }
 _WIDTH_IN, _HEIGHT_IN = 5.6, 3.3
 _CAPTION_CHARS = 105
+_MAX_CAPTION_CHARS = 1_000
 _MAX_LABEL_CHARS = 40
 _MAX_FILLED = 3
 
@@ -69,9 +72,10 @@ def draw(chart: Chart) -> Drawing:
         with _figure(chart) as figure:
             svg = _svg(figure)
         with _figure(chart) as figure:
-            figure.suptitle(chart.title, fontsize=10, color=INK)
+            title = plain_text.one_line(chart.title, _CAPTION_CHARS)
+            figure.suptitle(title, fontsize=10, color=INK)
             # Below the title: constrained layout would put a footer over the legend.
-            figure.axes[0].set_title(_wrapped(chart.caption), fontsize=5.5, color=MUTED, loc="left")
+            figure.axes[0].set_title(_wrapped(chart), fontsize=5.5, color=MUTED, loc="left")
             png = _png(figure)
     return Drawing(png=png, svg=svg)
 
@@ -173,17 +177,13 @@ def _bars(axes: Any, bars: Sequence[Bar]) -> None:
 
 
 def _cut(text: str) -> str:
-    plain = "".join(c if c.isprintable() else "�" for c in text)
-    return plain if len(plain) <= _MAX_LABEL_CHARS else plain[: _MAX_LABEL_CHARS - 1] + "…"
+    plain = plain_text.one_line(text, _MAX_LABEL_CHARS)
+    return f" {plain}" if plain.startswith("_") else plain  # a legend leaves out "_…"
 
 
-def _wrapped(text: str) -> str:
-    words, lines = text.split(" "), [""]
-    for word in words:
-        if len(lines[-1]) + len(word) > _CAPTION_CHARS:
-            lines.append("")
-        lines[-1] += word + " "
-    return "\n".join(line.rstrip() for line in lines)
+def _wrapped(chart: Chart) -> str:
+    caption = plain_text.one_line(chart.caption, _MAX_CAPTION_CHARS)
+    return "\n".join(textwrap.wrap(caption, _CAPTION_CHARS, break_on_hyphens=False))
 
 
 def _png(figure: Figure) -> bytes:
@@ -199,6 +199,12 @@ def _svg(figure: Figure) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
+    return re.sub(r"<[^>]*>", _themed, text)
+
+
+def _themed(tag: re.Match[str]) -> str:
+    """A tag with the page's colours; text beside tags may name a colour too."""
+    text = tag[0]
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
     return text

@@ -14,6 +14,8 @@ from matplotlib import image
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from model import plain_text
+
 _N_FFT = 1024
 _MAX_COLUMNS = 500
 _ROWS = 128
@@ -95,7 +97,7 @@ def grid(rows: Sequence[Sequence[Picture]], caption: str) -> bytes:
                 place.set_title(shown.title, fontsize=8)
                 place.set_xlabel("s")
                 place.set_ylabel("kHz")
-        figure.supxlabel(caption, fontsize=5.5, x=0.01, ha="left")
+        figure.supxlabel(plain_text.one_line(caption), fontsize=5.5, x=0.01, ha="left")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=130, facecolor="white", metadata=_NO_SOFTWARE)
     return buffer.getvalue()

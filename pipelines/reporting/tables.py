@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from manifests.published.results import PublishedResult
+from model import plain_text
 from pipelines.reporting.measured import (
     SHOWN_METRICS,
     TITLES,
@@ -26,20 +26,6 @@ CSV_COLUMNS = (
     *("n", "n_undefined", "n_failed", "model", "scorer", "protocol"),
 )
 _OURS = "CLAPSep"
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~>$-])")
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "\u2013": "--",
-    "\u2212": r"$-$",
-    "·": r"\textperiodcentered{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,22 +115,17 @@ def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
     parts = []
     for table in tables:
         lines = [table.header, ("---",) * len(table.header), *table.rows]
-        escaped = [[_markdown(cell) if number != 1 else cell for cell in line]
+        escaped = [[plain_text.markdown(cell) if number != 1 else cell for cell in line]
                    for number, line in enumerate(lines)]  # fmt: skip
         body = "\n".join("| " + " | ".join(line) + " |" for line in escaped)
-        parts.append(f"## {_markdown(table.title)}\n\n{body}\n")
-    parts.append("\n".join(f"- {_markdown(note)}" for note in notes) + "\n")
+        parts.append(f"## {plain_text.markdown(table.title)}\n\n{body}\n")
+    parts.append("\n".join(f"- {plain_text.markdown(note)}" for note in notes) + "\n")
     return "\n".join(parts)
-
-
-def _markdown(text: str) -> str:
-    plain = _CONTROL.sub(" ", text).replace("&", "&amp;").replace("<", "&lt;")
-    return _MARKDOWN.sub(r"\\\1", plain)
 
 
 def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
     """Tables for booktabs, notes as comments."""
-    parts = [f"% {_CONTROL.sub(' ', note)}" for note in notes]
+    parts = [f"% {plain_text.comment(note)}" for note in notes]
     for table in tables:
         columns = "l" * len(table.header)
         body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _tex_line(table.header)]
@@ -154,11 +135,7 @@ def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
 
 
 def _tex_line(cells: Sequence[str]) -> str:
-    return " & ".join(_tex(cell) for cell in cells) + r" \\"
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in _CONTROL.sub(" ", text))
+    return " & ".join(plain_text.latex(cell) for cell in cells) + r" \\"
 
 
 def comma_separated(lines: Sequence[Line]) -> str:
@@ -168,22 +145,22 @@ def comma_separated(lines: Sequence[Line]) -> str:
     writer.writerow(CSV_COLUMNS)
     for line in lines:
         for cell in line.cells:
-            writer.writerow(_measured_record(line, cell))
+            writer.writerow(_as_text(_measured_record(line, cell)))
     published = {result: None for line in lines for result in line.published}
     for result in published:
-        writer.writerow(_published_record(result))
+        writer.writerow(_as_text(_published_record(result)))
     return text.getvalue()
 
 
 def _measured_record(line: Line, cell: Cell) -> list[object]:
     setting, summary, provenance = line.setting, cell.summary, cell.provenance
     return [
-        *("measured", plain(line.run), plain(setting.dataset), setting.query_type),
+        *("measured", line.run, setting.dataset, setting.query_type),
         *(setting.polarity, setting.n_shots, setting.n_sources, setting.n_targets),
         *(setting.input_snr_db, cell.metric, summary.mean, summary.std, summary.median),
         *(summary.ci_low, summary.ci_high, summary.n, summary.n_undefined, provenance.n_failed),
-        *(plain(", ".join(provenance.models)), ", ".join(provenance.scorers)),
-        plain(", ".join(provenance.protocols)),
+        *(", ".join(each) for each in (provenance.models, provenance.scorers)),
+        ", ".join(provenance.protocols),
     ]
 
 
@@ -195,9 +172,9 @@ def _published_record(result: PublishedResult) -> list[object]:
     ]
 
 
-def plain(text: str | None) -> str | None:
-    """Text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text and text[0] in "=+-@\t\r" else text
+def _as_text(record: Sequence[object]) -> list[object]:
+    """A line in which no name is taken for a formula; numbers stay numbers."""
+    return [plain_text.spreadsheet(item) if isinstance(item, str) else item for item in record]
 
 
 FORMATS: dict[str, Callable[[Sequence[Table], Sequence[str]], str]] = {

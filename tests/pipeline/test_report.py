@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import html.parser
 import json
 import subprocess
 import sys
@@ -12,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from markdown_it import MarkdownIt
 
 import browser
 import report_runs
 from pipelines import report
+from pipelines.reporting.measured import SHOWN_METRICS
 
 RATE_HZ = 32_000
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&$\\frac{${{7*7}}"
@@ -109,6 +113,72 @@ def test_what_a_manifest_says_is_text_everywhere(tmp_path: Path) -> None:
     assert "<img src=x" not in page
     assert page.count("<script") == 2
     assert json_of(page)["columns"][0]["values"][0] == f"{HOSTILE}0"
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser sees of a page: the elements, and the text in them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def nasty_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report in which every name is one that would be markup or a formula."""
+    folder = tmp_path_factory.mktemp("nasty")
+    clips = [
+        report_runs.clip(
+            number, **dict.fromkeys(("id", "label", "model", "extra_protocol"), name), dataset="[/]"
+        )
+        for number, name in enumerate(report_runs.NASTY)
+    ]
+    letters = [
+        {"stage": "read", "error_type": f"e{number}", "message": name, "id": name}
+        for number, name in enumerate(report_runs.NASTY)
+    ]
+    record = {"settings": dict.fromkeys(report_runs.NASTY, report_runs.NASTY[0])}
+    run = report_runs.write_run(folder / "[1] %41 #run", clips, letters, record)
+    assert report.run([str(run), "--output", str(folder / "out"), "--listen", "0"]) == 0
+    return folder / "out"
+
+
+def test_a_page_has_the_elements_of_its_template_only(nasty_report: Path) -> None:
+    page = Page(nasty_report / "report.html")
+    assert [tag for tag, _ in page.elements].count("script") == 2
+    assert not [attributes for tag, attributes in page.elements if tag == "img"]
+    assert not [a for _, attributes in page.elements for a in attributes if a.startswith("on")]
+    shown = {" ".join(text.split()) for text in page.texts}
+    assert {" ".join(name.split()) for name in report_runs.NASTY} <= shown
+
+
+def test_a_csv_has_no_formula_and_a_row_a_figure(nasty_report: Path) -> None:
+    text = (nasty_report / "tables.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines(), strict=True))
+    assert len(rows) == len(report_runs.NASTY) * len(SHOWN_METRICS)
+    assert all(None not in row and None not in row.values() for row in rows)
+    for column in ("system", "dataset", "model", "protocol"):
+        assert not [row for row in rows if row[column].lstrip()[0] in "=+-@\uff1d"]
+
+
+def test_markdown_and_latex_have_a_line_a_setting(nasty_report: Path) -> None:
+    markdown = (nasty_report / "tables.md").read_text(encoding="utf-8")
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown)
+    kinds = [token.type for token in tokens]
+    assert kinds.count("tr_open") == 1 + len(report_runs.NASTY)
+    assert kinds.count("td_open") == kinds.count("th_open") * len(report_runs.NASTY)
+    inline = [child for token in tokens for child in token.children or ()]
+    assert {child.type for child in inline} <= {"text", "text_special"}
+    latex = (nasty_report / "tables.tex").read_text(encoding="utf-8")
+    assert sum(line.endswith(r" \\") for line in latex.splitlines()) == 1 + len(report_runs.NASTY)
 
 
 @pytest.mark.parametrize(

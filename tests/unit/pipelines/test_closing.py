@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import report_runs
+from model.plain_text import one_line
 from pipelines.closing import Pooled, pooled, table_text
 
 
@@ -52,11 +54,11 @@ def _line(dataset: str | None, metric: str = "sdri_db") -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["[/]", "[red]x[/red]", "[link=http://a]b[/link]", ":dog:", "\\[/]", "[", "{x}", "=1+1"]
-)
+@pytest.mark.parametrize("name", report_runs.NASTY)
 def test_a_dataset_is_shown_as_it_is_called(name: str) -> None:
-    assert table_text([_line(name)]).splitlines()[1].startswith(f"{name} ")
+    line = table_text([_line(name)]).splitlines()[1]
+    assert line.split("  ")[0] == one_line(name)
+    assert line.isprintable()
 
 
 def test_a_dataset_cannot_steer_the_terminal() -> None:

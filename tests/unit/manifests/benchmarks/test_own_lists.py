@@ -103,3 +103,19 @@ def test_a_list_without_splits_is_refused(tmp_path: Path, capsys):
     assert run(["--clips", str(path), "--output", str(tmp_path / "lists")]) == 2
     assert "no column split" in capsys.readouterr().err
     assert not (tmp_path / "lists").exists()
+
+
+def test_names_stay_whole_in_the_lists(tmp_path: Path):
+    clips = tmp_path / "clips.csv"
+    lines = [
+        f'"{name}","{name}",{split}'
+        for name in ("a\rb", "a\nb", "=1", '""', "a,b", "#a")
+        for split in ("train", "test")
+    ]
+    clips.write_text("\n".join(["path,caption,split", *lines]) + "\n", encoding="utf-8")
+    given = ["--clips", str(clips), "--output", str(tmp_path / "lists"), "--shots", "1"]
+    assert run(given) == 0
+    pairs = list(read_pairs(str(tmp_path / "lists" / "pairs.csv")))
+    assert {pair.positive_caption for pair in pairs} == {
+        *("a\rb", "a\nb", "=1", '"', "a,b", "#a"),
+    }

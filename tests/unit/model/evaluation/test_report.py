@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import csv
+import dataclasses
 import json
 import math
 
+import pytest
+
+import report_runs
 from model.evaluation import report
 from model.evaluation.results import Cost, Results, Score, ZeroShot, summarise_scores
+from model.plain_text import markdown
 
 
 def _score(number: int, dataset: str, sdri_db: float, label: str, phrase: str = "") -> Score:
@@ -101,3 +107,11 @@ def test_parts_that_were_not_run_have_no_table() -> None:
     )
     assert "###" not in text
     assert "first" not in text
+
+
+@pytest.mark.parametrize("name", report_runs.NASTY)
+def test_a_label_is_text(name: str) -> None:
+    found = dataclasses.replace(_results(), scores=(_score(0, "text_pn", 4.0, name),))
+    assert f"| {markdown(name)} | 4.00 | 1 |" in report.to_markdown(found).splitlines()
+    (row,) = csv.DictReader(report.to_csv(found).splitlines(), strict=True)
+    assert row["label"].lstrip()[0] not in "=+-@\uff1d"

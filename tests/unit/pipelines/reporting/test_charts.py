@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import report_runs
+from model import plain_text
 from pipelines.reporting.chart_data import MAX_BARS, charts_of
 from pipelines.reporting.chart_types import Bar, Chart, Cloud, Curve, Histogram, Point
 from pipelines.reporting.charts import draw
@@ -40,6 +41,16 @@ def test_text_in_a_drawing_is_text(content: dict[str, object]) -> None:
     assert HOSTILE in {element.text for element in root.iter()}
     assert "var(--ink)" in drawing.svg
     assert drawing.png.startswith(b"\x89PNG")
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_every_series_is_named_in_its_legend() -> None:
+    named = {"title": "a\x1b\nb", "x_label": "x", "y_label": "y", "caption": "a\x1b\nb " * 200}
+    series = tuple(Histogram(name=name, values=VALUES) for name in report_runs.NASTY)
+    svg = draw(Chart(name="one", **named, histograms=series)).svg
+    root = ElementTree.fromstring(svg)  # noqa: S314 - made here
+    texts = [(element.text or "").strip() for element in root.iter()]
+    assert {plain_text.one_line(name) for name in report_runs.NASTY} <= set(texts)
 
 
 def test_many_kinds_of_clips_give_every_plot(tmp_path: Path) -> None:
