@@ -7,7 +7,12 @@ import re
 import unicodedata
 from urllib.parse import quote
 
-_MAX_STEM_CHARS = 80
+_MAX_PLAIN_BYTES = 200
+_PLAIN = re.compile(r"[A-Za-z0-9._/-]+")
+_STEM_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus")
+"""Of every format that stems have or may come to have: names do not change when one is added."""
+_RESIDUAL_ENDING = ".residual"
+_MAX_READABLE_CHARS = 80
 _HASH_CHARS = 20
 _MAX_PARTITION_CHARS = 120
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -15,21 +20,47 @@ NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
 def output_name(row_id: str) -> str:
-    """File name, without a suffix, of everything that is written for a row.
+    """Path, without a suffix, of everything that is written for a row, below the output folder.
 
-    A readable part of the id in ``[A-Za-z0-9_-]``, then 80 bits of its SHA-256 in hexadecimal, at
-    most 101 bytes. The hash keeps ids apart that differ only in case, in Unicode form or after the
-    80th character; without dots and separators the name cannot leave its folder, nor be hidden,
-    nor be a reserved device name of Windows.
+    A plain id is the path as it is, and its slashes make folders: at most 200 bytes of
+    ``[A-Za-z0-9._/-]``, no part of which is empty, begins with a dot or ends like a stem (the stem
+    of ``a`` and the folder of ``a.flac/b`` would be one), and which does not end in ``.residual``.
+    Any other id becomes a readable part in ``[A-Za-z0-9_-]``, ``~`` and 80 bits of its SHA-256: no
+    plain id has a ``~``, so two ids never share a path, whatever else the manifest holds. A path
+    never leaves its folder. Case distinguishes, as it does on object stores and on Linux.
 
     Raises:
         ValueError: the id is empty.
     """
     if not row_id:
         raise ValueError("id is empty; expected a non-empty id")
+    return row_id if _is_plain(row_id) else f"{_readable(row_id)}~{_id_hash(row_id)}"
+
+
+def version_1_name(row_id: str) -> str:
+    """The file name, without a suffix, that runs of schema version 1 gave a row."""
+    return f"{_readable(row_id)}-{_id_hash(row_id)}"
+
+
+def _is_plain(row_id: str) -> bool:
+    return (
+        len(row_id) <= _MAX_PLAIN_BYTES
+        and _PLAIN.fullmatch(row_id) is not None
+        and not row_id.endswith(_RESIDUAL_ENDING)
+        and all(
+            part and not part.startswith(".") and not part.lower().endswith(_STEM_ENDINGS)
+            for part in row_id.split("/")
+        )
+    )
+
+
+def _readable(row_id: str) -> str:
     plain = unicodedata.normalize("NFKD", row_id).encode("ascii", "ignore").decode("ascii")
-    readable = re.sub(r"[^A-Za-z0-9-]+", "_", plain)[:_MAX_STEM_CHARS].strip("_-") or "clip"
-    return f"{readable}-{_digest(row_id.encode('utf-8', 'surrogatepass'))[:_HASH_CHARS]}"
+    return re.sub(r"[^A-Za-z0-9-]+", "_", plain)[:_MAX_READABLE_CHARS].strip("_-") or "clip"
+
+
+def _id_hash(row_id: str) -> str:
+    return _digest(row_id.encode("utf-8", "surrogatepass"))[:_HASH_CHARS]
 
 
 def partition_value(value: str | None) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,8 @@ MAX_TEXT_CHARS = 32_768
 MAX_LIST_ITEMS = 1_000
 MAX_NAME_CHARS = 100
 MAX_LEVEL_DB = 100.0
+DEFAULT_TEXT_WEIGHT = 0.5
+"""Of the words of a query that has example clips too."""
 
 
 def _column(description: str, default: Any = None, **rules: Any) -> Any:
@@ -28,8 +32,9 @@ class ManifestRow:
 
     Built by :func:`manifests.validation.parse_record`, which checks it; URIs are absolute by then.
     ``extra`` holds the columns that this type does not know, without their ``extra_`` prefix and as
-    text. ``manifest_uri`` and ``manifest_row`` say where the row was read; they are not columns of
-    a manifest and do not take part in comparisons.
+    text. ``manifest_uri`` and ``manifest_row`` say where the row was read, and ``manifest_sha256``
+    the digest of the row there, where this one was made from it by changing its query; the three
+    are not columns of a manifest and do not take part in comparisons.
     """
 
     id: str = _column(
@@ -83,6 +88,10 @@ class ManifestRow:
         "Carried to the metrics and partitions them.", maxLength=MAX_NAME_CHARS
     )
     label: str | None = _column("Class of the target; carried to the metrics.")
+    group: str | None = _column(
+        "The recording that the clip was cut from; carried to the metrics. Intervals draw "
+        "recordings where it is given, since clips of one recording are alike."
+    )
     n_sources: int | None = _column(
         "Number of sources in mixture_uri, where it is known; counted where the mixture is made.",
         minimum=1,
@@ -92,6 +101,7 @@ class ManifestRow:
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     manifest_uri: str | None = dataclasses.field(default=None, compare=False)
     manifest_row: int | None = dataclasses.field(default=None, compare=False)
+    manifest_sha256: str | None = dataclasses.field(default=None, compare=False)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -136,6 +146,36 @@ class ManifestRow:
         negative = self.negative_text is not None or bool(self.negative_audio_uris)
         return "+".join([*(["P"] if positive else []), *(["N"] if negative else [])])
 
+    @property
+    def sha256(self) -> str:
+        """Digest of all that the row says, with defaults filled in, in hexadecimal.
+
+        Two rows that ask for the same have the same digest, however they spell it; a column that
+        is absent does not take part, so that columns which later releases add change no digest.
+        """
+        if self.manifest_sha256 is not None:
+            return self.manifest_sha256
+        record = self.to_record()
+        del record["target_uri"]
+        record["target_uris"] = list(self.targets)
+        record["snr_db"] = list(self.levels_db if self.interferer_uris else self.snr_db)
+        record["offset_s"] = self.offset_s or 0.0
+        record["text_weight"] = self.weight_of_text
+        record["n_sources"] = self.num_sources
+        given = {name: value for name, value in record.items() if value not in (None, [])}
+        text = json.dumps(given, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    @property
+    def weight_of_text(self) -> float | None:
+        """Of the words of a query that has example clips too; None where there is no such query."""
+        both = (self.positive_text is not None and bool(self.positive_audio_uris)) or (
+            self.negative_text is not None and bool(self.negative_audio_uris)
+        )
+        if not both:
+            return None
+        return DEFAULT_TEXT_WEIGHT if self.text_weight is None else self.text_weight
+
     def to_record(self) -> dict[str, Any]:
         """The row as columns: tuples are lists, what is absent is None, the rest ``extra_…``."""
         record: dict[str, Any] = {}
@@ -146,7 +186,7 @@ class ManifestRow:
         return record
 
 
-_NOT_COLUMNS = frozenset({"extra", "manifest_uri", "manifest_row"})
+_NOT_COLUMNS = frozenset({"extra", "manifest_uri", "manifest_row", "manifest_sha256"})
 MANIFEST_COLUMNS: tuple[str, ...] = tuple(
     field.name for field in dataclasses.fields(ManifestRow) if field.name not in _NOT_COLUMNS
 )

@@ -42,7 +42,7 @@ __all__ = [
     "with_extra",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever a column of any schema below is added, removed or changes its meaning."""
 
 JSON_SCHEMA_FILE = "manifest.schema.json"
@@ -161,23 +161,38 @@ METRICS_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         *_table(
-            **_each(pa.string(), "dataset split label query_type polarity"),
+            **_each(pa.string(), "dataset split label group query_type polarity"),
             **_each(pa.int32(), "n_shots n_sources"),
             **_each(pa.float64(), "input_snr_db"),
+            **_each(pa.string(), "row_sha256 mixture_uri"),
+            **_each(pa.list_(pa.string()), "target_uris interferer_uris"),
+            **_each(pa.string(), "reference_uri"),
+            **_each(pa.float64(), "offset_s"),
+            **_each(pa.string(), "positive_text negative_text"),
+            **_each(pa.list_(pa.string()), "positive_audio_uris negative_audio_uris"),
+            **_each(pa.float64(), "text_weight"),
+            **_each(pa.int64(), "seed"),
             **dict.fromkeys(METRIC_COLUMNS, pa.float64()),
             **_each(pa.string(), "undefined_reason"),
+            **_each(pa.bool_(), "target_absent"),
+            **_each(pa.float64(), "suppression_db stem_to_mixture_db presence active_s"),
+            **_each(pa.int32(), "n_segments"),
             **_each(pa.float64(), "duration_s"),
             **_each(pa.int32(), "sample_rate_hz n_channels n_windows"),
-            **_each(pa.float64(), "peak inference_s"),
+            **_each(pa.float64(), "peak input_gain_db inference_s"),
             **_each(pa.string(), "device precision model model_sha256 clap_sha256 scorer_sha256"),
             **_each(pa.string(), "code_version"),
             **_each(pa.int32(), "schema_version"),
-            **_each(pa.string(), "stem_uri residual_uri"),
+            **_each(pa.string(), "stem_uri residual_uri stem_format stem_note"),
         ),
     ],
     metadata=_METADATA,
 )
-"""One row a clip. ``undefined_reason`` is ``metric=reason`` joined by ``; ``; null without one."""
+"""One row a clip. ``undefined_reason`` is ``metric=reason`` joined by ``; ``; null without one.
+
+What was asked of what is that of the manifest's row, whose digest is ``row_sha256``; credentials in
+its URIs are hidden. Columns that nothing computes yet are null.
+"""
 
 SUMMARY_SCHEMA = pa.schema(
     _table(

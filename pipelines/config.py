@@ -16,7 +16,7 @@ from manifests.validation import parse_record
 from pipelines.engines import Execution, execution_of
 from pipelines.options import InputOptions, ModelOptions, OutputOptions, UsageError
 from transforms.access import UriAccess
-from transforms.redaction import secrets_of
+from transforms.redaction import redacted_command, secrets_of
 
 _MAX_CLIP_S = 1e6
 
@@ -49,6 +49,7 @@ class SeparateConfig:
         max_failure_rate: above it the exit code is 1.
         shards: files of metrics a partition; 0: by size.
         execution: where it runs.
+        command: the command line, without credentials.
     """
 
     manifests: tuple[str, ...]
@@ -74,6 +75,7 @@ class SeparateConfig:
     max_failure_rate: float
     shards: int
     execution: Execution
+    command: tuple[str, ...] = ()
 
     def settings(self) -> dict[str, Any]:
         """What decides the results: a run may only be resumed with the same."""
@@ -93,7 +95,7 @@ class SeparateConfig:
         record = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("rows", "storage_options", "execution")
+            if field.name not in ("rows", "storage_options", "execution", "command")
         }
         record["rows"] = [row.to_record() for row in self.rows]
         record["storage_options"] = {protocol: "not recorded" for protocol in self.storage_options}
@@ -101,8 +103,12 @@ class SeparateConfig:
         return record
 
 
-def separate_config(options: PipelineOptions) -> SeparateConfig:
+def separate_config(options: PipelineOptions, command: Sequence[str] = ()) -> SeparateConfig:
     """The configuration that the flags ask for.
+
+    Args:
+        options: the flags.
+        command: the command line that they were read from, for the record of the run.
 
     Raises:
         UsageError: flags that do not go together, or a value out of range.
@@ -125,10 +131,11 @@ def separate_config(options: PipelineOptions) -> SeparateConfig:
             f"up to {_MAX_CLIP_S:g}"
         )
     rows = _rows(given)
+    storage_options = _storage_options(given.storage_options)
     return SeparateConfig(
         manifests=tuple(_absolute(uri) for uri in given.manifest or ()),
         rows=rows,
-        storage_options=_storage_options(given.storage_options),
+        storage_options=storage_options,
         allowed_uri_prefix=_prefixes(given.allowed_uri_prefix or ()),
         max_clip_in_memory_s=given.max_clip_in_memory_s,
         model=model.model,
@@ -149,6 +156,7 @@ def separate_config(options: PipelineOptions) -> SeparateConfig:
         max_failure_rate=output.max_failure_rate,
         shards=output.shards,
         execution=execution_of(options),
+        command=tuple(redacted_command(command, secrets_of(storage_options))),
     )
 
 

@@ -108,7 +108,7 @@ def main(
     secrets: tuple[str, ...] = ()
     try:
         options = command_line.parse(command.parser(), given)
-        config = separate_config(options)
+        config = separate_config(options, ("python", "-m", command.name, *given))
         secrets = config.secrets
         flags.forget_secrets(options)
         return _run_and_report(build(options, config), options)
@@ -149,6 +149,7 @@ def _run(job: Job, options: PipelineOptions) -> int:
     storage = outputs.storage_of(config)
     outputs.examine(config, storage)
     record = run_record.new_record(
+        command=config.command,
         config=config.to_json(),
         settings=job.settings,
         manifests=run_record.manifest_facts(config.manifests, storage),

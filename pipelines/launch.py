@@ -101,6 +101,7 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
     settings = redacted({**config.settings(), **facts.digests})
     require_same_settings(earlier, settings)
     record = new_record(
+        command=config.command,
         config=config.to_json(),
         settings=settings,
         manifests=manifests,

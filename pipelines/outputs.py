@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from manifests.schema import SCHEMA_VERSION
 from pipelines.config import SeparateConfig
 from pipelines.options import UsageError
 from pipelines.plan import DEAD_LETTERS, JOURNAL, METRICS, STAGING, SUMMARY, WORK
@@ -95,6 +96,13 @@ def require_same_settings(earlier: Earlier, settings: Mapping[str, Any]) -> None
     """
     if earlier.record is None:
         return
+    version = earlier.record.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise UsageError(
+            f"--resume: the tables in --output have schema version {version}, and this release "
+            f"writes version {SCHEMA_VERSION}, which has other columns and file names; take "
+            "another --output, or --overwrite to begin again"
+        )
     different = differences(earlier.record.get("settings", {}), settings)
     if different:
         raise UsageError(

@@ -8,7 +8,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,6 +115,7 @@ def write_record(storage: Storage, uri: str, record: Mapping[str, Any]) -> None:
 
 def new_record(
     *,
+    command: Sequence[str],
     config: Mapping[str, Any],
     settings: Mapping[str, Any],
     manifests: Sequence[ManifestFacts],
@@ -127,18 +127,13 @@ def new_record(
         "status": "running",
         "schema_version": SCHEMA_VERSION,
         "attempt": attempt,
-        "command": [program_name()],
+        "command": list(command),
         "started_at": started_at,
         "settings": redacted(settings),
         "config": redacted(config),
         "manifests": redacted([dataclasses.asdict(facts) for facts in manifests]),
         "versions": versions(),
     }
-
-
-def program_name() -> str:
-    """What was started, without its arguments: those may hold secrets, and ``config`` has them."""
-    return sys.argv[0] if sys.argv else ""
 
 
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         given = sys.argv[1:] if argv is None else argv
         options = command_line.parse(command_line.separate_parser(), given)
-        config = configuration.separate_config(options)
+        command = ("python", "-m", "pipelines.separate", *given)
+        config = configuration.separate_config(options, command)
         secrets = config.secrets
         flags.forget_secrets(options)
         from pipelines import launch  # torch, which --help and a wrong flag do without

@@ -53,7 +53,16 @@ def realistic(count: int) -> Iterator[MetricsRow]:
         uri = f"gs://a-bucket/runs/first/stems/dataset=d/{name}.flac"
         values = {column: float(rng.normal()) for column in METRIC_COLUMNS}
         yield metrics_row(
-            tone_clips.row(name, dataset="d", split="test", label=f"label {number % 50}"),
+            tone_clips.row(
+                name,
+                mixture_uri=f"gs://a-bucket/{name}.wav",
+                reference_uri=f"gs://a-bucket/references/{name}.wav",
+                positive_text=f"the sound of label {number % 50}",
+                negative_text=f"the sound of label {number % 49}",
+                dataset="d",
+                split="test",
+                label=f"label {number % 50}",
+            ),
             dataclasses.replace(FACTS, stem_uri=uri, inference_s=float(rng.random())),
             Scores(values=values, reasons={}),
             PROVENANCE,

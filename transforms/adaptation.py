@@ -59,6 +59,7 @@ def adapted(row: ManifestRow, capabilities: Capabilities, policy: Policy) -> Man
         return failed(row, "embed_queries", UNSUPPORTED, message)
     return dataclasses.replace(
         row,
+        manifest_sha256=row.sha256,
         positive_text=nearest.positive_text,
         negative_text=nearest.negative_text,
         positive_audio_uris=row.positive_audio_uris if nearest.positive_audio else (),

@@ -9,7 +9,7 @@ import apache_beam as beam
 import numpy as np
 import torch
 
-from manifests.row import ManifestRow
+from manifests.row import DEFAULT_TEXT_WEIGHT, ManifestRow
 from model.conditioning import fuse
 from transforms import failures
 from transforms.elements import (
@@ -88,7 +88,7 @@ def _fused(
     found: Mapping[Query, EmbeddedQuery],
     text_weight: float | None,
 ) -> Samples | None:
-    weight = 0.5 if text_weight is None else text_weight
+    weight = DEFAULT_TEXT_WEIGHT if text_weight is None else text_weight
     parts = [None if query is None else _tensor(found[query]) for query in (text, audio)]
     vector = fuse(*parts, text_weight=weight)
     return None if vector is None else vector.numpy()

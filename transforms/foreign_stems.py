@@ -10,7 +10,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from manifests.ids import output_name, partition_value
+from manifests.ids import output_name, partition_value, version_1_name
 from manifests.row import ManifestRow
 from model import audio as waveforms
 from transforms import failures, tally
@@ -81,13 +81,15 @@ class StemPlaces:
             return [row.extra[STEM_COLUMN]]
         if "{" in self.where:
             return [self.where.format_map(_Fields(row))]
-        name = output_name(row.id)
-        beneath = [row.id, name]
+        names = [output_name(row.id), version_1_name(row.id)]
         if row.dataset is not None:
-            beneath.append(f"dataset={partition_value(row.dataset)}/{name}")
+            folder = f"dataset={partition_value(row.dataset)}"
+            names = [path for name in names for path in (name, join(folder, name))]
+        beneath = [row.id, *names]
         if ".." in row.id.split("/") or row.id.startswith("/") or "://" in row.id:
             del beneath[0]  # an id must not lead out of the folder
-        return [join(self.where, f"{path}.{end}") for path in beneath for end in _SUFFIXES]
+        paths = dict.fromkeys(beneath)
+        return [join(self.where, f"{path}.{end}") for path in paths for end in _SUFFIXES]
 
 
 def _fixed(where: str) -> str:
@@ -231,6 +233,7 @@ class MetricsOf:
     def __call__(self, scored: ScoredClip) -> Iterator[MetricsRow]:
         """A row for each stem."""
         for stem, scores in zip(scored.separated.stems, scored.scores, strict=True):
+            row = stem.query.row
             part = AudioPart(
                 sample_rate_hz=self.rate_hz,
                 num_channels=len(stem.audio),
@@ -244,11 +247,12 @@ class MetricsOf:
                 n_windows=0,
                 peak=float(np.abs(stem.audio).max(initial=0.0)),
                 inference_s=None,
-                stem_uri=stem.query.row.extra[STEM_COLUMN],
+                stem_uri=row.extra[STEM_COLUMN],
                 residual_uri=None,
             )
-            row = metrics_row(
-                stem.query.row,
+            extra = {name: text for name, text in row.extra.items() if name != STEM_COLUMN}
+            scored_row = metrics_row(
+                dataclasses.replace(row, extra=extra),
                 facts,
                 scores,
                 None,
@@ -256,5 +260,6 @@ class MetricsOf:
                 code_version=self.code_version,
             )
             tally.add(done=1, audio_s=part.duration_s)
-            extra = {name: text for name, text in row.extra.items() if name != STEM_COLUMN}
-            yield dataclasses.replace(row, values={**row.values, "model": self.system}, extra=extra)
+            yield dataclasses.replace(
+                scored_row, values={**scored_row.values, "model": self.system}
+            )

@@ -132,6 +132,7 @@ class _Run:
             inference_s=float(self._inference_s[index]),
             stem_uri=uris[0],
             residual_uri=uris[1] if len(uris) > 1 else None,
+            stem_format=job.writing.stem_format,
         )
         provenance = job.separation.provenance
         return row_of(query.row, facts, scores, provenance, job.scoring.digest, job.writing)

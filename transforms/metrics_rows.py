@@ -11,6 +11,7 @@ from manifests.ids import partition_value
 from manifests.row import EXTRA_PREFIX, ManifestRow
 from manifests.schema import METRIC_COLUMNS, METRICS_SCHEMA, SCHEMA_VERSION
 from transforms.elements import MetricsRow, Provenance, Scores
+from transforms.redaction import redacted
 from transforms.tables import TableRow
 
 _KEYS = ("id", "dataset", "split")
@@ -29,6 +30,8 @@ class StemFacts:
         inference_s: its share of the time in the network.
         stem_uri: the file.
         residual_uri: the mixture minus the stem, where it was asked for.
+        stem_format: of the file, where this run wrote it.
+        stem_note: why that is not the format that was asked for.
     """
 
     duration_s: float
@@ -39,6 +42,8 @@ class StemFacts:
     inference_s: float | None
     stem_uri: str | None
     residual_uri: str | None
+    stem_format: str | None = None
+    stem_note: str | None = None
 
 
 def metrics_row(
@@ -54,11 +59,13 @@ def metrics_row(
     values: dict[str, Any] = dict.fromkeys(METRICS_SCHEMA.names)
     values.update(
         label=row.label,
+        group=row.group,
         query_type=row.query_type,
         polarity=row.polarity,
         n_shots=row.num_shots,
         n_sources=row.num_sources,
         input_snr_db=row.input_snr_db,
+        **_asked(row),
         **{name: _finite(scores.values.get(name)) for name in METRIC_COLUMNS},
         undefined_reason=_reasons(scores),
         **dataclasses.asdict(facts),
@@ -72,6 +79,27 @@ def metrics_row(
     return MetricsRow(
         id=row.id, dataset=row.dataset, split=row.split, values=values, extra=dict(row.extra)
     )
+
+
+def _asked(row: ManifestRow) -> dict[str, Any]:
+    """What was asked of what, without credentials."""
+    uris = {
+        "mixture_uri": row.mixture_uri,
+        "target_uris": row.targets or None,
+        "interferer_uris": row.interferer_uris or None,
+        "reference_uri": row.reference_uri,
+        "positive_audio_uris": row.positive_audio_uris or None,
+        "negative_audio_uris": row.negative_audio_uris or None,
+    }
+    return {
+        "row_sha256": row.sha256,
+        **{name: redacted(value) for name, value in uris.items()},
+        "offset_s": row.offset_s or 0.0,
+        "positive_text": row.positive_text,
+        "negative_text": row.negative_text,
+        "text_weight": row.weight_of_text,
+        "seed": row.seed,
+    }
 
 
 def _finite(value: float | None) -> float | None:

@@ -39,6 +39,24 @@ def redacted(value: Any) -> Any:
     return value
 
 
+def redacted_command(command: Sequence[str], secrets: Sequence[str] = ()) -> list[str]:
+    """Returns a command line without users, passwords, ``secrets`` and values of secret flags.
+
+    The value of a flag whose name says that it is confidential is hidden, and with it everything
+    that ``--storage_options`` says.
+    """
+    shown, hidden = [], False
+    for word in command:
+        flag = word.split("=", 1)[0]
+        if flag.startswith("-"):
+            hidden = flag == "--storage_options" or _CONFIDENTIAL.search(flag) is not None
+            word = f"{flag}={HIDDEN}" if hidden and word != flag else word
+        elif hidden:
+            word = HIDDEN
+        shown.append(redact(word, secrets))
+    return shown
+
+
 def secrets_of(storage_options: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     """What of storage options nobody may read, in the spellings in which it could appear."""
     found = {

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from manifests.schema import METRIC_COLUMNS, SCHEMA_VERSION, SUMMARY_SCHEMA
 from transforms.elements import MetricsRow
-from transforms.spread import Summary, summarise
+from transforms.spread import Summary, design_effect, summarise
 from transforms.storage import Storage
 from transforms.tables import TableRow, WriteTable
 
 MAX_KEPT = 20_000
 """Up to so many clips of a group, everything is computed from all values; beyond, mean and standard
-deviation are, and the median and the interval from a sample that depends on the ids alone."""
+deviation are, the median comes from a sample that depends on the names of recordings and on ids
+alone, and the interval is as wide as the recordings of that sample say."""
 _NORMAL_95 = 1.959964
 Values = NDArray[np.float64]
 
@@ -62,17 +63,16 @@ class _Moments:
         self.count = np.zeros(len(METRIC_COLUMNS))
         self.sum = np.zeros(len(METRIC_COLUMNS))
         self.sum_squared = np.zeros(len(METRIC_COLUMNS))
-        self.kept: list[tuple[bytes, Values]] = []
+        self.kept: list[_Kept] = []
 
-    def add(self, row_id: str, values: Values) -> None:
+    def add(self, clip: _Kept) -> None:
         self.total += 1
-        defined = np.isfinite(values)
-        known = np.where(defined, values, 0.0)
+        defined = np.isfinite(clip.values)
+        known = np.where(defined, clip.values, 0.0)
         self.count += defined
         self.sum += known
         self.sum_squared += known**2
-        digest = hashlib.sha256(row_id.encode("utf-8", "surrogatepass")).digest()[:12]
-        self.kept.append((digest, values))
+        self.kept.append(clip)
         self._cut(2 * MAX_KEPT)
 
     def merge(self, other: _Moments) -> None:
@@ -83,28 +83,37 @@ class _Moments:
         self.kept.extend(other.kept)
         self._cut(2 * MAX_KEPT)
 
-    def sample(self) -> Values:
-        """float64[n, metrics] in an order that follows from the ids."""
+    def sample(self) -> list[_Kept]:
+        """Clips in an order that follows from the names of their recordings and from their ids."""
         self._cut(MAX_KEPT)
-        self.kept.sort(key=_digest)
-        return np.stack([values for _, values in self.kept])
+        self.kept.sort(key=_order)
+        return self.kept
 
     def _cut(self, limit: int) -> None:
         if len(self.kept) > limit:
-            self.kept.sort(key=_digest)
+            self.kept.sort(key=_order)
             del self.kept[MAX_KEPT:]
 
 
-def _digest(kept: tuple[bytes, Values]) -> bytes:
-    return kept[0]
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Kept:
+    """A clip: ``order`` puts the clips of a recording together; ``values`` float64[metrics]."""
+
+    order: bytes
+    recording: str | None
+    values: Values
+
+
+def _order(kept: _Kept) -> bytes:
+    return kept.order
 
 
 class _SummariseFn(beam.CombineFn):
     def create_accumulator(self) -> _Moments:
         return _Moments()
 
-    def add_input(self, moments: _Moments, element: tuple[str, Values]) -> _Moments:
-        moments.add(*element)
+    def add_input(self, moments: _Moments, clip: _Kept) -> _Moments:
+        moments.add(clip)
         return moments
 
     def merge_accumulators(self, accumulators: Iterable[_Moments]) -> _Moments:
@@ -122,14 +131,18 @@ def statistics(moments: _Moments) -> list[Summary]:
     if moments.total == 0:
         return []
     sample = moments.sample()
-    found = [summarise(sample[:, index]) for index in range(len(METRIC_COLUMNS))]
+    values = np.stack([clip.values for clip in sample])
+    recordings = [clip.recording for clip in sample]
+    columns = range(len(METRIC_COLUMNS))
+    found = [summarise(values[:, index], recordings) for index in columns]
     if moments.total <= MAX_KEPT:
         return found
-    return [_of_many(moments, index, found[index]) for index in range(len(METRIC_COLUMNS))]
+    effects = [design_effect(values[:, index], recordings) for index in columns]
+    return [_of_many(moments, index, found[index], effects[index]) for index in columns]
 
 
-def _of_many(moments: _Moments, index: int, sample: Summary) -> Summary:
-    """Mean and deviation of all values; interval from the normal law, median from a sample."""
+def _of_many(moments: _Moments, index: int, sample: Summary, design_effect: float) -> Summary:
+    """Mean and deviation of all values; interval from the normal law, the rest from a sample."""
     n = int(moments.count[index])
     n_undefined = moments.total - n
     if n < 2:
@@ -137,7 +150,7 @@ def _of_many(moments: _Moments, index: int, sample: Summary) -> Summary:
     mean = float(moments.sum[index] / n)
     variance = float(moments.sum_squared[index] - moments.sum[index] ** 2 / n) / (n - 1)
     std = math.sqrt(max(0.0, variance))
-    half_width = _NORMAL_95 * std / math.sqrt(n)
+    half_width = _NORMAL_95 * std * math.sqrt(design_effect / n)
     return Summary(
         n=n,
         n_undefined=n_undefined,
@@ -167,7 +180,7 @@ class SummariseMetrics(beam.PTransform[Any, Any]):
         """Wires the steps."""
         return (
             rows
-            | "ByGroup" >> beam.Map(_keyed).with_output_types(tuple[str, tuple[str, Any]])
+            | "ByGroup" >> beam.Map(_keyed).with_output_types(tuple[str, _Kept])
             | "Summarise" >> beam.CombinePerKey(_SummariseFn())  # type: ignore[no-untyped-call]
             | "Lines" >> beam.FlatMap(_lines).with_output_types(TableRow)
             | "WriteTable"
@@ -181,10 +194,16 @@ class SummariseMetrics(beam.PTransform[Any, Any]):
         )
 
 
-def _keyed(row: MetricsRow) -> tuple[str, tuple[str, Values]]:
+def _keyed(row: MetricsRow) -> tuple[str, _Kept]:
     values = [row.values[name] for name in METRIC_COLUMNS]
     array = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    return group_of(row).key, (row.id, array)
+    recording = row.values["group"]
+    order = _digest(row.id if recording is None else recording) + _digest(row.id)
+    return group_of(row).key, _Kept(order=order, recording=recording, values=array)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:12]
 
 
 def _lines(summary: tuple[str, list[Summary]]) -> Iterator[TableRow]:

@@ -17,8 +17,8 @@ from manifests.row import EXTRA_PREFIX
 from manifests.schema import with_extra
 from transforms.storage import Storage, join
 
-ROWS_PER_FILE = 700_000
-"""A row of metrics takes 165 to 200 bytes in Parquet: files land near 128 MB."""
+ROWS_PER_FILE = 550_000
+"""A row of metrics takes 200 to 250 bytes in Parquet: files land near 128 MB."""
 _ROWS_PER_BATCH = 4_096
 
 

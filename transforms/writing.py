@@ -170,6 +170,7 @@ def write_stem(clip: Clip, stem: Stem, settings: WriteSettings) -> StemFacts:
         inference_s=stem.inference_s,
         stem_uri=stem_uri,
         residual_uri=residual_uri,
+        stem_format=settings.stem_format,
     )
 
 

@@ -17,9 +17,8 @@ from pipelines.reporting.chart_types import (
     left_out,
     series_name,
 )
-from pipelines.reporting.measured import TITLES, by_setting, values_of
+from pipelines.reporting.measured import TITLES, by_setting, summary_of, values_of
 from pipelines.reporting.runs import ReportClip, Run, Setting
-from transforms.spread import summarise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +116,7 @@ def _setting_name(setting: Setting) -> str:
 def _points(at: dict[float, list[ReportClip]], metric: str) -> tuple[Point, ...]:
     points = []
     for x, clips in sorted(at.items()):
-        found = summarise(values_of(clips, metric))
+        found = summary_of(clips, metric)
         if found.mean is not None:
             low = found.mean if found.ci_low is None else found.ci_low
             high = found.mean if found.ci_high is None else found.ci_high

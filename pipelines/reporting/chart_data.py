@@ -18,9 +18,8 @@ from pipelines.reporting.chart_types import (
     left_out,
     series_name,
 )
-from pipelines.reporting.measured import TITLES, by_setting, values_of
+from pipelines.reporting.measured import TITLES, by_setting, summary_of, values_of
 from pipelines.reporting.runs import ReportClip, Run
-from transforms.spread import summarise
 
 MAX_BARS = 40
 MAX_CLOUD = 4_000
@@ -98,7 +97,7 @@ def _class_charts(runs: Sequence[Run], run: Run, metric: str) -> list[Chart]:
 
 
 def _bar(label: str, clips: Sequence[ReportClip], metric: str) -> Bar:
-    found = summarise(values_of(clips, metric))
+    found = summary_of(clips, metric)
     mean = found.mean or 0.0
     low = mean if found.ci_low is None else found.ci_low
     high = mean if found.ci_high is None else found.ci_high

@@ -89,6 +89,11 @@ def values_of(clips: Sequence[ReportClip], metric: str) -> NDArray[np.float64]:
     return np.array([clip.value(metric) for clip in clips], dtype=np.float64)
 
 
+def summary_of(clips: Sequence[ReportClip], metric: str) -> Summary:
+    """Summarises a metric of some clips; its interval draws recordings."""
+    return summarise(values_of(clips, metric), [clip.group for clip in clips])
+
+
 def provenance_of(clips: Sequence[ReportClip], metric: str, n_failed: int) -> Provenance:
     """What is to be said of a figure that is made of ``clips``."""
     defined = sum(math.isfinite(clip.value(metric)) for clip in clips)
@@ -128,7 +133,7 @@ def lines_of(run: Run) -> list[Line]:
         cells = [
             Cell(
                 metric=metric,
-                summary=summarise(values_of(clips, metric)),
+                summary=summary_of(clips, metric),
                 provenance=provenance_of(clips, metric, n_failed),
             )
             for metric in SHOWN_METRICS

@@ -76,7 +76,7 @@ def _compare(
         other=run_b.name,
         dataset=scope,
         metric=metric,
-        difference=summarise(gain),
+        difference=summarise(gain, [first[key].group for key in shared]),
         win_rate=float(wins / len(defined)) if len(defined) else None,
         num_only_one=len(in_a ^ in_b),
         provenance=(

@@ -94,6 +94,7 @@ class ReportClip:
     id: str
     split: str | None
     label: str | None
+    group: str | None
     setting: Setting
     values: tuple[float, ...]
     undefined_reason: str | None
@@ -225,7 +226,7 @@ def _rows(file: str, storage: Storage, wanted: Sequence[str]) -> Iterator[dict[s
 
 
 def _clips(file: str, storage: Storage, protocol: str) -> Iterator[ReportClip]:
-    for row in _rows(file, storage, (*_COLUMNS, PROTOCOL_COLUMN)):
+    for row in _rows(file, storage, (*_COLUMNS, "group", PROTOCOL_COLUMN)):
         missing = [name for name in _COLUMNS if name not in row]
         if missing:
             raise RunError(f"{file}: has no column {missing[0]}; expected {METRICS_SCHEMA.names}")
@@ -233,6 +234,7 @@ def _clips(file: str, storage: Storage, protocol: str) -> Iterator[ReportClip]:
             id=row["id"],
             split=row["split"],
             label=row["label"],
+            group=row.get("group"),  # version 1 has none
             setting=_setting(row, protocol),
             values=tuple(_number(row[name]) for name in METRIC_COLUMNS),
             undefined_reason=row["undefined_reason"],

@@ -58,3 +58,67 @@ def test_record_has_every_column_and_the_extra_ones():
     assert record["interferer_uris"] == ["x"]
     assert record["target_uris"] is None
     assert record["extra_note"] == "n"
+
+
+ROW = ManifestRow(id="a", target_uri="t", interferer_uris=("x", "y"), positive_text="rain")
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        {"snr_db": (0.0,)},
+        {"snr_db": (0.0, 0.0)},
+        {"target_uri": None, "target_uris": ("t",)},
+        {"offset_s": 0.0},
+        {"text_weight": 0.7},
+        {"n_sources": 3},
+        {"manifest_uri": "m.csv", "manifest_row": 7},
+    ],
+)
+def test_rows_that_ask_for_the_same_have_one_digest(same):
+    assert dataclasses.replace(ROW, **same).sha256 == ROW.sha256
+
+
+def test_a_weight_of_text_counts_where_a_query_has_both():
+    both = dataclasses.replace(ROW, positive_audio_uris=("e",))
+    assert both.weight_of_text == 0.5
+    assert dataclasses.replace(both, text_weight=0.5).sha256 == both.sha256
+    assert dataclasses.replace(both, text_weight=0.7).sha256 != both.sha256
+    apart = dataclasses.replace(ROW, negative_audio_uris=("e",), text_weight=0.7)
+    assert apart.weight_of_text is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"id": "b"},
+        {"snr_db": (1.0,)},
+        {"target_uri": "u"},
+        {"interferer_uris": ("y", "x")},
+        {"positive_text": "Rain"},
+        {"negative_text": "rain"},
+        {"offset_s": 1e-9},
+        {"duration_s": 1.0},
+        {"dataset": "d"},
+        {"split": "s"},
+        {"label": "l"},
+        {"group": "g"},
+        {"seed": 0},
+        {"extra": {"colour": "red"}},
+    ],
+)
+def test_rows_that_differ_have_other_digests(other):
+    assert dataclasses.replace(ROW, **other).sha256 != ROW.sha256
+
+
+def test_digests_are_stable_across_releases():
+    """Tables keep them: a release that computes others makes --resume do everything again."""
+    row = ManifestRow(id="a\ud800", mixture_uri="é.wav", positive_text="dog", extra={"n": "1"})
+    assert row.sha256 == "12bde0a741ae00f713826b58956298487d5155a88f9b3c9f76129007b38d1a81"
+    assert ROW.sha256 == "074f593b7d6ecb9208cd41505321726167dad9e6ffc8ac1782010be493b46b06"
+
+
+def test_a_row_with_another_query_keeps_the_digest_of_the_manifest():
+    nearest = dataclasses.replace(ROW, negative_text=None, manifest_sha256="0" * 64)
+    assert nearest.sha256 == "0" * 64
+    assert "manifest_sha256" not in nearest.to_record()

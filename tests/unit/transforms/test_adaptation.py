@@ -8,7 +8,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from manifests.row import ManifestRow
 from model.adaptation import Policy
 from model.separator import Capabilities
-from transforms.adaptation import AdaptQueries
+from transforms.adaptation import AdaptQueries, adapted
 from transforms.elements import Failure
 
 TEXT_P = Capabilities(audio=False, negative=False)
@@ -86,6 +86,13 @@ def test_an_oracle_needs_a_reference_or_a_mixture_made_on_the_fly() -> None:
         assert_that(ids, equal_to(["known", "made"]), "CheckGood")
         dead = failed | "Dead" >> beam.Map(lambda each: each.row.id)
         assert_that(dead, equal_to(["unknown"]), "CheckDead")
+
+
+def test_a_row_that_was_changed_keeps_the_digest_of_the_manifest() -> None:
+    asked = row("a", positive_text="bell", negative_text="rain")
+    nearest = adapted(asked, TEXT_P, "nearest")
+    assert nearest.negative_text is None
+    assert nearest.sha256 == asked.sha256
 
 
 def test_an_unknown_policy_is_refused() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from manifests.ids import output_name
+from manifests.ids import output_name, version_1_name
 from manifests.row import ManifestRow
 from transforms.foreign_stems import StemPlaces
 
@@ -12,14 +12,16 @@ def row(row_id: str = "a/b", **given: object) -> ManifestRow:
 
 
 def test_a_folder_is_searched_by_id_and_by_our_names() -> None:
-    name = output_name("a/b")
+    old = version_1_name("a/b")
     assert StemPlaces(where="/stems").candidates(row(dataset="x y")) == [
         "/stems/a/b.flac",
         "/stems/a/b.wav",
-        f"/stems/{name}.flac",
-        f"/stems/{name}.wav",
-        f"/stems/dataset=x%20y/{name}.flac",
-        f"/stems/dataset=x%20y/{name}.wav",
+        "/stems/dataset=x%20y/a/b.flac",
+        "/stems/dataset=x%20y/a/b.wav",
+        f"/stems/{old}.flac",
+        f"/stems/{old}.wav",
+        f"/stems/dataset=x%20y/{old}.flac",
+        f"/stems/dataset=x%20y/{old}.wav",
     ]
 
 

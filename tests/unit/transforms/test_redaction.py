@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from transforms.redaction import redact, redacted, secrets_of
+from transforms.redaction import redact, redacted, redacted_command, secrets_of
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,24 @@ def test_records_keep_their_form() -> None:
         "rows": [{"n": 1.5, "uri": None}],
         "ok": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        (["--output", "s3://u:p@b/x"], ["--output", "s3://***@b/x"]),
+        (["--output=http://h/x?sig=abc"], ["--output=http://h/x?sig=***"]),
+        (["--storage_options", '{"s3": {"key": "k"}}'], ["--storage_options", "***"]),
+        (['--storage_options={"s3": {"key": "k"}}'], ["--storage_options=***"]),
+        (
+            ["--s3_secret_access_key", "hush", "--resume"],
+            ["--s3_secret_access_key", "***", "--resume"],
+        ),
+        (["--s3_session_token=hush"], ["--s3_session_token=***"]),
+        (["--positive", "a key, turning"], ["--positive", "a key, turning"]),
+        (["--mix_level_range_db", "-5", "5"], ["--mix_level_range_db", "-5", "5"]),
+        (["--labels", "longsecret"], ["--labels", "***"]),
+    ],
+)
+def test_a_command_line_shows_no_credentials(word: list[str], shown: list[str]) -> None:
+    assert redacted_command(word, secrets=("longsecret",)) == shown

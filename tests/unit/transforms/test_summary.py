@@ -11,7 +11,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from manifests.schema import METRIC_COLUMNS, SUMMARY_SCHEMA
 from metric_rows import metrics
 from transforms import summary
-from transforms.spread import summarise
+from transforms.spread import design_effect, summarise
 from transforms.storage import Storage
 from transforms.summary import SummariseMetrics, group_of
 
@@ -35,6 +35,52 @@ def test_the_interval_is_that_of_the_normal_law_for_many_values() -> None:
     half_width = 1.96 * values.std() / np.sqrt(len(values))
     assert found.ci_low == pytest.approx(values.mean() - half_width, abs=0.01)
     assert found.ci_high == pytest.approx(values.mean() + half_width, abs=0.01)
+
+
+def _alike(count: int, clips: int) -> tuple[np.ndarray, list[str]]:
+    """Values of ``count`` recordings of ``clips`` clips each that differ little in a recording."""
+    means = RNG.normal(5.0, 2.0, count)
+    values = np.repeat(means, clips) + RNG.normal(0.0, 0.1, count * clips)
+    return values, [f"recording {number // clips}" for number in range(count * clips)]
+
+
+def test_the_interval_draws_recordings_where_they_are_known() -> None:
+    values, groups = _alike(60, 9)
+    of_recordings = summarise(values.reshape(60, 9).mean(axis=1))
+    found = summarise(values, groups)
+    assert found.ci_low == pytest.approx(of_recordings.ci_low, abs=0.1)
+    assert found.ci_high == pytest.approx(of_recordings.ci_high, abs=0.1)
+    alone = summarise(values)
+    assert found.ci_high - found.ci_low > 2 * (alone.ci_high - alone.ci_low)
+    assert (found.mean, found.std, found.median) == (alone.mean, alone.std, alone.median)
+
+
+def test_the_order_of_clips_and_names_of_recordings_do_not_matter() -> None:
+    values, groups = _alike(20, 3)
+    order = RNG.permutation(len(values))
+    assert summarise(values[order], [groups[index] for index in order]) == summarise(values, groups)
+
+
+def test_clips_without_a_recording_are_recordings_of_their_own() -> None:
+    values = RNG.normal(size=50)
+    assert summarise(values, [None] * 50) == summarise(values)
+    assert summarise(values, [str(number) for number in range(50)]).ci_low == pytest.approx(
+        summarise(values).ci_low, abs=0.1
+    )
+
+
+def test_one_recording_gives_no_interval() -> None:
+    found = summarise(np.array([1.0, 2.0, 3.0]), ["a", "a", "a"])
+    assert found.std == 1.0
+    assert found.ci_low is None
+
+
+def test_the_design_effect_is_that_of_the_variance_of_the_mean() -> None:
+    values, groups = _alike(4_000, 5)
+    of_means = values.reshape(-1, 5).mean(axis=1)
+    expected = (of_means.var(ddof=1) / 4_000) / (values.var(ddof=1) / 20_000)
+    assert design_effect(values, groups) == pytest.approx(expected, rel=1e-3)
+    assert design_effect(values, [None] * len(values)) == 1.0
 
 
 @pytest.mark.parametrize("values", [[], [np.nan], [4.0]])

@@ -112,7 +112,7 @@ def test_files_number_at_most_the_shards_of_each_partition(shards: int, tmp_path
     assert sorted(written) == list(range(500))
 
 
-@pytest.mark.parametrize(("rows", "files"), [(1, 1), (700_000, 1), (700_001, 2), (10_000_000, 15)])
+@pytest.mark.parametrize(("rows", "files"), [(1, 1), (550_000, 1), (550_001, 2), (10_000_000, 19)])
 def test_without_shards_the_number_of_files_follows_from_the_rows(rows: int, files: int) -> None:
     found = {
         tables._sharded(TableRow(partition="p", key=str(key), record={}, extra={}), {"p": rows}, 0)[

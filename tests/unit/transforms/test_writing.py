@@ -49,11 +49,12 @@ def _scored(name: str, labels: tuple[str, ...] = ("bell",), **row: object) -> Sc
 def test_names_follow_from_ids_and_datasets(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
     plain = settings.stem_uri(tone_clips.row("../../etc/x"))
-    assert plain.startswith(f"{tmp_path}/stems/etc_x-")
+    assert plain.startswith(f"{tmp_path}/stems/etc_x~")
     assert plain.endswith(".flac")
     named = settings.stem_uri(tone_clips.row("../../etc/x", dataset="../up"), ".residual")
-    assert named.startswith(f"{tmp_path}/stems/dataset=%2E%2E%2Fup/etc_x-")
+    assert named.startswith(f"{tmp_path}/stems/dataset=%2E%2E%2Fup/etc_x~")
     assert named.endswith(".residual.flac")
+    assert settings.stem_uri(tone_clips.row("a/b")) == f"{tmp_path}/stems/a/b.flac"
 
 
 def test_a_stem_and_its_row_say_the_same(tmp_path: Path) -> None:
@@ -64,7 +65,13 @@ def test_a_stem_and_its_row_say_the_same(tmp_path: Path) -> None:
     assert (info.samplerate, info.channels, info.frames) == (8_000, 1, 8_000)
     expected = {"duration_s": 1.0, "n_channels": 1, "n_windows": 3, "inference_s": 0.5}
     expected |= {"sdr_db": 1.0, "snr_db": None, "undefined_reason": "snr_db=why"}
-    expected |= {"model": "tones", "scorer_sha256": "s", "code_version": "1"}
+    expected |= {
+        "stem_format": "flac",
+        "stem_note": None,
+        "model": "tones",
+        "scorer_sha256": "s",
+        "code_version": "1",
+    }
     assert {name: row.values[name] for name in expected} == expected
     assert row.values["peak"] == pytest.approx(0.3, abs=0.01)
     assert row.extra == {"colour": "red"}
