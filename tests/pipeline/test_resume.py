@@ -214,3 +214,29 @@ def test_a_run_that_was_stopped_leaves_whole_files_and_is_completed(
     assert 0 < books["finished_before"] <= len(left)
     assert books["finished_before"] + books["stems"] == 12
     assert list(output.rglob("*.tmp")) == []
+
+
+def test_tables_of_an_older_schema_are_not_gone_on_with(
+    tmp_path: Path,
+    rows: list[dict[str, object]],
+    undisturbed: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    record = tone_runs.record(undisturbed)
+    (undisturbed / "run.json").write_text(json.dumps({**record, "schema_version": 1}))
+    given = ("--manifest", tmp_path / "rows.jsonl", "--output", undisturbed, "--resume")
+    assert tone_runs.run(*given) == flags.EXIT_USAGE
+    assert "schema version 1, and this release writes version 2" in capfd.readouterr().err
+
+
+def test_the_record_holds_the_command_line_without_credentials(
+    tmp_path: Path, rows: list[dict[str, object]]
+) -> None:
+    hidden = '{"s3": {"secret": "hush-hush"}}'
+    given = ("--manifest", tmp_path / "rows.jsonl", "--output", tmp_path / "out", "--batch_size=3")
+    assert tone_runs.run(*given, "--storage_options", hidden) == 0
+    command = tone_runs.record(tmp_path / "out")["command"]
+    assert command[:3] == ["python", "-m", "pipelines.separate"]
+    assert command[3:8] == [*map(str, given)]
+    assert command[command.index("--storage_options") + 1] == "***"
+    assert "hush-hush" not in (tmp_path / "out" / "run.json").read_text()

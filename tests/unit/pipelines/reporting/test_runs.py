@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 import report_runs
@@ -51,6 +53,26 @@ def test_the_split_of_a_multi_source_set_says_how_many_targets(tmp_path: Path) -
     run = read_run(str(report_runs.write_run(tmp_path, [clip])), "mine", Storage())
     assert run.clips[0].setting.n_targets == 3
     assert run.clips[0].setting.mixture == "4 sources, 3 of them targets, 0 dB"
+
+
+VERSION_2 = (
+    *("group", "row_sha256", "mixture_uri", "target_uris", "interferer_uris", "reference_uri"),
+    *("offset_s", "positive_text", "negative_text", "positive_audio_uris", "negative_audio_uris"),
+    *("text_weight", "seed", "target_absent", "suppression_db", "stem_to_mixture_db", "presence"),
+    *("active_s", "n_segments", "input_gain_db", "stem_format", "stem_note"),
+)
+
+
+def test_runs_of_schema_version_1_are_read(tmp_path: Path) -> None:
+    report_runs.write_run(tmp_path, [report_runs.clip(1, group="tape"), report_runs.clip(2)])
+    (file,) = tmp_path.rglob("a.parquet")
+    new = read_run(str(tmp_path), "mine", Storage()).clips
+    pq.write_table(pq.read_table(file).drop_columns(VERSION_2), file)
+
+    old = read_run(str(tmp_path), "mine", Storage()).clips
+
+    assert [clip.group for clip in new] == ["tape", None]
+    assert repr(old) == repr((dataclasses.replace(new[0], group=None), new[1]))  # NaN == NaN
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
