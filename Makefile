@@ -60,7 +60,9 @@ RUNS ?= runs
 PROCESSES ?= 2
 TRAIN = $(BIN)/torchrun --nproc_per_node $(PROCESSES) -m model.training
 
-model: $(ENVIRONMENT) ## train clapsep-mini from CORPUS, on CPUs, and write it to model/weights
+# The shipped weights were not made by this: see model/weights/README.md. It writes beside them, to
+# RUNS, never over them.
+model: $(ENVIRONMENT) ## train a model of clapsep-mini's size from CORPUS, on CPUs, into RUNS
 	$(TRAIN) contrastive --corpus $(CORPUS) --output $(RUNS)/clap --cpu --num_threads 1 \
 	  --optimiser muon --steps 2000 --batch_size 32 --learning_rate 2e-3 --warmup_steps 50 \
 	  --schedule constant --decay_steps 1600 --weight_decay 0.05 --ema_decay 0.99 --validate_every 200
@@ -74,7 +76,7 @@ model: $(ENVIRONMENT) ## train clapsep-mini from CORPUS, on CPUs, and write it t
 	  --pure_text_share 0.4 --pure_audio_share 0.25 --positive_only_share 0.2 \
 	  --negative_only_share 0.2 --own_audio_share 0.3 --snr_ceiling_db 30
 	$(PYTHON) -m model.training bundle --clap $(RUNS)/wording/best.pt \
-	  --separation $(RUNS)/separation/best.pt --output model/weights/clapsep-mini.safetensors
+	  --separation $(RUNS)/separation/best.pt --output $(RUNS)/bundle/clapsep-mini.safetensors
 
 model-results: $(ENVIRONMENT) ## recompute the bundled model's test results from CORPUS and compare
 	$(PYTHON) -m model.evaluation --corpus $(CORPUS) --model clapsep-mini --workers 2 \

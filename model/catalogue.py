@@ -61,6 +61,12 @@ class Entry:
     files: tuple[WeightsFile, ...] = ()
     verified: str = ""
     """What was checked of it here, and what was not."""
+    input_level_dbfs: float | None = None
+    """The level that a recording is brought to before the system hears it (:mod:`model.levels`).
+
+    None: it is heard as it is. So are all published systems: they are run here as their authors ran
+    them, whose figures and code are of recordings as they are.
+    """
     scorer: str = "own"
     """What gives CLAPScores unless a run says otherwise: a model whose CLAP does, or the model's
     own."""
@@ -105,10 +111,11 @@ ENTRIES: tuple[Entry, ...] = (
         files=(
             WeightsFile(
                 role="converted",
-                uri=f"{BUNDLED}clapsep-mini-1-of-2.safetensors",
-                sha256="72cb627cbb81b18abe596c5d71edbf5dc03d37f48541c65017a054880c9870c2",
+                uri=f"{BUNDLED}clapsep-mini-1-of-3.safetensors",
+                sha256="9bd7dde73c3f5338dd67867e4a0673538aad00be99a5dfe4e7a8b9400246de9d",
             ),
         ),
+        input_level_dbfs=-24.0,
         verified="results recomputed from the bundled file; see its model card",
     ),
     Entry(

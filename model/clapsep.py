@@ -76,6 +76,7 @@ class ClapSep(nn.Module):
         self.window_samples = config.signal.window_samples
         self.embedding_dim = config.clap.embedding_dim
         self.capabilities = Capabilities()
+        self.input_level_dbfs = config.signal.input_level_dbfs
         self.encoder = Encoder(config.clap.audio)
         self.decoder = Decoder(config)
         self.register_buffer("hann", laion.torch_hann(config.signal.n_fft), persistent=False)

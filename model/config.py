@@ -14,6 +14,9 @@ class SignalConfig:
     hop_samples: int = 320
     window_samples: int = 320_000
     """The longest waveform one forward takes; longer audio is cut into windows."""
+    input_level_dbfs: float | None = None
+    """The level that mixtures are brought to in training and in inference, see
+    :mod:`model.levels`; None: they are heard as they are."""
 
     @property
     def num_bins(self) -> int:
@@ -186,7 +189,9 @@ PUBLISHED = ClapSepConfig()
 """The released CLAPSep on ``music_audioset_epoch_15_esc_90.14``."""
 
 MINI = ClapSepConfig(
-    signal=SignalConfig(n_fft=1024, hop_samples=512, window_samples=160_000),
+    signal=SignalConfig(
+        n_fft=1024, hop_samples=512, window_samples=160_000, input_level_dbfs=-24.0
+    ),
     clap=ClapConfig(
         audio=EncoderConfig(
             sample_rate_hz=32_000,
@@ -195,7 +200,7 @@ MINI = ClapSepConfig(
             mel_bins=80,
             spec_size=160,
             patch_size=8,
-            embed_dim=64,
+            embed_dim=80,
             depths=(2, 2, 6),
             num_heads=(2, 4, 8),
             window_size=10,
@@ -209,12 +214,12 @@ MINI = ClapSepConfig(
         embedding_dim=256,
     ),
     decoder=DecoderConfig(
-        embed_dim=64,
-        depths=(1, 1, 1),
+        embed_dim=80,
+        depths=(2, 2, 2),
         num_heads=(2, 4, 8),
-        d_attn=256,
-        num_masker_layers=2,
-        masker_heads=4,
+        d_attn=320,
+        num_masker_layers=3,
+        masker_heads=5,
     ),
     lora=None,
 )

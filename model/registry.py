@@ -169,6 +169,7 @@ def _load_uri(uri: str, options: LoadOptions) -> LoadedModel:
         source="; ".join(f"{each.role}: {each.uri}" for each in networks.sources) or "not stated",
         sample_rate_hz=networks.config.signal.sample_rate_hz,
         files=(catalogue.WeightsFile(role="converted", uri=uri, sha256=networks.model_sha256),),
+        input_level_dbfs=networks.config.signal.input_level_dbfs,
     )
     return _prepared(networks, card, options)
 
@@ -181,6 +182,7 @@ def _prepared(networks: Networks, card: Entry, options: LoadOptions) -> LoadedMo
         raise ValueError(f"precision={options.precision!r}: expected one of {PRECISIONS}")
     separator = networks.separator
     separator.name = card.name
+    separator.input_level_dbfs = card.input_level_dbfs
     separator.precision = options.precision
     separator.to(options.device).prepare()
     if options.compile:
@@ -258,6 +260,8 @@ def _facts(card: Entry) -> dict[str, str]:
     """A card as lines of text."""
     names = ("name", "kind", "summary", "licence", "source", "sample_rate_hz", "verified")
     facts = {name: str(getattr(card, name)) for name in names}
+    level = card.input_level_dbfs
+    facts["input level"] = "as it is" if level is None else f"{level:g} dBFS"
     for file in card.files:
         size = "" if file.num_bytes is None else f", {file.num_bytes:,} bytes"
         digest = file.sha256 or "not published"

@@ -32,6 +32,9 @@ class Separator(Protocol):
     window_samples: int
     embedding_dim: int
     capabilities: Capabilities
+    input_level_dbfs: float | None
+    """The level that a recording is brought to before it is heard (:mod:`model.levels`); None: it
+    is heard as it is. Whoever runs the separator scales, and scales back: ``encode`` does not."""
 
     def encode(self, mixture: Tensor) -> Any:
         """Hears float32[B, T ≤ window_samples]; the result serves any number of queries.

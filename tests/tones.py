@@ -84,6 +84,7 @@ class ToneSeparator:
     sample_rate_hz = RATE_HZ
     embedding_dim = len(LABELS)
     capabilities = Capabilities()
+    input_level_dbfs: float | None = None
 
     def __init__(self, window_samples: int = 4_000) -> None:
         self.window_samples = window_samples

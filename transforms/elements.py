@@ -181,6 +181,8 @@ class Stem:
         audio: float32[C', T'] at the model's rate.
         num_windows: forward passes of the decoder, over all channels.
         inference_s: this query's share of the time in the network.
+        input_gain_db: what the network heard the clip multiplied by, the mean in dB over its
+            windows; None where this run did not separate.
     """
 
     query: RowQuery
@@ -188,6 +190,7 @@ class Stem:
     audio: Samples
     num_windows: int
     inference_s: float
+    input_gain_db: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

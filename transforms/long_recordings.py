@@ -85,6 +85,7 @@ class _Run:
         self._queries, self._mixture, self._job = queries, mixture, job
         self._num_windows = 0
         self._inference_s = np.zeros(len(queries))
+        self._gains: list[float] = []
         self._peak = 0.0
         self._heard: list[Samples | None] = []
 
@@ -92,11 +93,17 @@ class _Run:
         """Pieces of the stems, float32[C', n ≥ 0] at the model's rate for each query."""
         separation, num_channels = self._job.separation, self._mixture.num_channels
         adders = [OverlapAdder(separation.plan, num_channels) for _ in self._queries]
+        gain = separation.gain_of(self._mixture.at_model_rate())
         windows = iter_windows(self._watched(), separation.plan)
         at_once = max(1, separation.network.batch_size // num_channels)
         while group := list(itertools.islice(windows, at_once)):
+            gains = [gain.at(window.start, window.samples.shape[1]) for window in group]
+            self._gains += gains
             results = separation.network.answer(
-                [window_queries(window.samples, self._queries) for window in group]
+                [
+                    window_queries(window.samples, self._queries, gain=factor)
+                    for window, factor in zip(group, gains, strict=True)
+                ]
             )
             for window, result in zip(group, results, strict=True):
                 self._num_windows += num_channels

@@ -63,13 +63,15 @@ class NetworkSettings:
 class WindowQueries:
     """A window float32[C, n] and what is asked of it: positive and negative float32[Q, D].
 
-    ``references`` are the targets themselves, float32[Q, n], for oracles only.
+    ``references`` are the targets themselves, float32[Q, n], for oracles only. ``gain`` is what the
+    network hears the window multiplied by; its answers are divided by it again.
     """
 
     samples: Samples
     positive: Samples
     negative: Samples
     references: Samples | None = None
+    gain: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -131,7 +133,7 @@ class Network:
         self._batch = Metrics.distribution("SeparateClips", "batch_windows")
 
     def answer(self, windows: Sequence[WindowQueries]) -> list[WindowAnswers]:
-        """Answers every query of every window; each channel is encoded once.
+        """Answers every query of every window, at its level; each channel is encoded once.
 
         On a GPU a pass is launched before the answers of the one before are fetched. Forward passes
         are counted here, on the thread of the bundle.
@@ -153,7 +155,8 @@ class Network:
                 passes.append(_Pass(num_windows=len(launched.rows), took_s=took_s))
                 for (index, query), samples in zip(launched.pairs, answers, strict=True):
                     row = launched.rows[index]
-                    outputs[row.window][query, row.channel] = samples
+                    gain = np.float32(windows[row.window].gain)
+                    outputs[row.window][query, row.channel] = samples / gain
                     seconds[row.window][query] += took_s / len(answers)
 
         batches = list(self._batches(windows))
@@ -238,7 +241,8 @@ class Network:
         first = windows[rows[0].window].samples
         mixture = np.zeros((size, first.shape[1]), dtype=np.float32)
         for place, row in enumerate(rows):
-            mixture[place] = windows[row.window].samples[row.channel]
+            window = windows[row.window]
+            mixture[place] = window.samples[row.channel] * np.float32(window.gain)
         found: list[Arriving] = []
         with torch.inference_mode():
             encoded = self.separator.encode(self._transfers.up(mixture))

@@ -10,6 +10,7 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
+from model.levels import InputGain, input_gain
 from model.windowing import OverlapAdder, WindowPlan
 from transforms import failures, models
 from transforms.elements import (
@@ -74,6 +75,11 @@ class Separation:
             window_samples=loaded.separator.window_samples, overlap=settings.overlap
         )
 
+    def gain_of(self, pieces: Iterable[Samples]) -> InputGain:
+        """What the model hears a recording multiplied by: float32[C, n] pieces at its rate."""
+        separator = self.network.separator
+        return input_gain(pieces, separator.sample_rate_hz, separator.input_level_dbfs)
+
     def separate(self, clips: Sequence[Clip]) -> list[SeparatedClip]:
         """Separates clips together; one that fails is tried alone, then query by query."""
         try:
@@ -95,18 +101,27 @@ class Separation:
         ]
 
     def _together(self, clips: Sequence[Clip]) -> list[SeparatedClip]:
-        starts = [self.plan.starts(clip.model_audio.shape[1]) for clip in clips]
-        windows = [
-            window_queries(
-                self.plan.cut(clip.model_audio, start), clip.queries, self._targets(clip, start)
-            )
-            for clip, clip_starts in zip(clips, starts, strict=True)
-            for start in clip_starts
-        ]
-        answers = iter(self.network.answer(windows))
+        cut = [self._windows(clip) for clip in clips]
+        answers = iter(self.network.answer([window for windows in cut for window in windows]))
         return [
-            self._assemble(clip, clip_starts, [next(answers) for _ in clip_starts])
-            for clip, clip_starts in zip(clips, starts, strict=True)
+            self._assemble(clip, windows, [next(answers) for _ in windows])
+            for clip, windows in zip(clips, cut, strict=True)
+        ]
+
+    def _windows(self, clip: Clip) -> list[WindowQueries]:
+        gain = self.gain_of([clip.model_audio])
+        cut = [
+            (start, self.plan.cut(clip.model_audio, start))
+            for start in self.plan.starts(clip.model_audio.shape[1])
+        ]
+        return [
+            window_queries(
+                samples,
+                clip.queries,
+                self._targets(clip, start),
+                gain=gain.at(start, samples.shape[1]),
+            )
+            for start, samples in cut
         ]
 
     def _targets(self, clip: Clip, start: int) -> Samples | None:
@@ -119,8 +134,9 @@ class Separation:
         return self.plan.cut(np.stack(known), start)
 
     def _assemble(
-        self, clip: Clip, starts: Sequence[int], answers: Sequence[WindowAnswers]
+        self, clip: Clip, windows: Sequence[WindowQueries], answers: Sequence[WindowAnswers]
     ) -> SeparatedClip:
+        starts = self.plan.starts(clip.model_audio.shape[1])
         stems: list[Stem] = []
         failed_rows: list[Failure] = []
         for index, query in enumerate(clip.queries):
@@ -136,6 +152,7 @@ class Separation:
                     audio=audio,
                     num_windows=len(starts) * len(clip.model_audio),
                     inference_s=sum(a.inference_s[index] for a in answers),
+                    input_gain_db=mean_gain_db([window.gain for window in windows]),
                 )
             )
         return self._result(clip, stems, failed_rows)
@@ -172,15 +189,25 @@ def provenance_of(loaded: Any, choice: models.ModelChoice) -> Provenance:
 
 
 def window_queries(
-    samples: Samples, queries: Sequence[RowQuery], references: Samples | None = None
+    samples: Samples,
+    queries: Sequence[RowQuery],
+    references: Samples | None = None,
+    *,
+    gain: float = 1.0,
 ) -> WindowQueries:
-    """A window float32[C, n] with the conditions of all that is asked of it."""
+    """A window float32[C, n] with its gain and the conditions of all that is asked of it."""
     return WindowQueries(
         samples=samples,
         positive=np.stack([query.positive for query in queries]),
         negative=np.stack([query.negative for query in queries]),
         references=references,
+        gain=gain,
     )
+
+
+def mean_gain_db(gains: Sequence[float]) -> float:
+    """The gain of a recording as one number: the mean in dB of its windows' gains."""
+    return float(np.mean(20.0 * np.log10(gains)))
 
 
 def _only(clip: Clip, index: int) -> Clip:

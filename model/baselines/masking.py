@@ -31,6 +31,7 @@ class MaskingSeparator(nn.Module):
     """
 
     sample_rate_hz = 32_000
+    input_level_dbfs: float | None = None
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class MixtureSeparator:
         self.window_samples = signal.window_samples
         self.embedding_dim = AnyQuery.embedding_dim
         self.capabilities = Capabilities()
+        self.input_level_dbfs: float | None = None
 
     def encode(self, mixture: Tensor) -> Waveforms:
         """float32[B, T], kept as it is."""
@@ -84,6 +85,7 @@ class OracleIrm:
         self.window_samples = signal.window_samples
         self.embedding_dim = AnyQuery.embedding_dim
         self.capabilities = Capabilities(needs_reference=True)
+        self.input_level_dbfs: float | None = None
         self._exponent = exponent
         self._transform = Transform(n_fft=signal.n_fft, hop_samples=signal.hop_samples)
 

@@ -81,6 +81,7 @@ class Waveformer(nn.Module):
         self.window_samples = WINDOW_SAMPLES
         self.embedding_dim = config.num_labels
         self.capabilities = CAPABILITIES
+        self.input_level_dbfs: float | None = None
         width, stride = config.encoder_dim, config.frame_samples
         self.in_conv = nn.Sequential(
             nn.Conv1d(1, width, 3 * stride, stride=stride, bias=False), nn.ReLU()

@@ -13,6 +13,7 @@ import torch
 from model.audio import fit_length, resample
 from model.evaluation.queries import EmbeddedQueries
 from model.evaluation.rows import EvaluationRow, Query, Sources
+from model.levels import input_gain
 from model.mixing import mix
 from model.separator import Separator
 from model.training.corpus import Corpus
@@ -43,11 +44,12 @@ class _Mixed:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Piece:
-    """A window of the mixture of that number in its batch."""
+    """A window of the mixture of that number in its batch, and the gain it is heard with."""
 
     number: int
     start: int
     samples: FloatArray
+    gain: np.float32
 
 
 class Runner:
@@ -123,7 +125,9 @@ class Runner:
     def _separate(self, mixed: Sequence[_Mixed]) -> list[dict[Query, FloatArray]]:
         """The stem of each mixture's every query."""
         plan = WindowPlan(window_samples=self._separator.window_samples)
-        pieces = list(_pieces(mixed, plan))
+        pieces = [
+            piece for number, item in enumerate(mixed) for piece in self._pieces(number, item, plan)
+        ]
         answers = self._answer_pieces(pieces, mixed)
         stems = []
         for number, item in enumerate(mixed):
@@ -137,6 +141,14 @@ class Runner:
                 }
             )
         return stems
+
+    def _pieces(self, number: int, item: _Mixed, plan: WindowPlan) -> Iterator[_Piece]:
+        mixture, separator = item.mixture[None], self._separator
+        gain = input_gain([mixture], separator.sample_rate_hz, separator.input_level_dbfs)
+        for start in plan.starts(mixture.shape[1]):
+            window = plan.cut(mixture, start)[0]
+            factor = np.float32(gain.at(start, len(window)))
+            yield _Piece(number=number, start=start, samples=window, gain=factor)
 
     def _answer_pieces(
         self, pieces: Sequence[_Piece], mixed: Sequence[_Mixed]
@@ -153,7 +165,7 @@ class Runner:
             for row, index in enumerate(sounding)
             for query in mixed[pieces[index].number].queries
         ]
-        batch = np.stack([pieces[index].samples for index in sounding])
+        batch = np.stack([pieces[index].samples * pieces[index].gain for index in sounding])
         encoded = self._separator.encode(torch.from_numpy(batch).to(self._device))
         for start in range(0, len(asked), self._answers_at_once):
             chunk = asked[start : start + self._answers_at_once]
@@ -161,16 +173,12 @@ class Runner:
             condition = self._queries.condition([query for _, _, query in chunk])
             stems = self._separator.answer(encoded.index(rows), condition).float().cpu().numpy()
             answers.update(
-                {(index, query): stem for (_, index, query), stem in zip(chunk, stems, strict=True)}
+                {
+                    (index, query): stem / pieces[index].gain
+                    for (_, index, query), stem in zip(chunk, stems, strict=True)
+                }
             )
         return answers
-
-
-def _pieces(mixed: Sequence[_Mixed], plan: WindowPlan) -> Iterator[_Piece]:
-    for number, item in enumerate(mixed):
-        for start in plan.starts(len(item.mixture)):
-            window = plan.cut(item.mixture[None], start)[0]
-            yield _Piece(number=number, start=start, samples=window)
 
 
 def _joined(plan: WindowPlan, windows: Iterable[tuple[int, FloatArray]]) -> FloatArray:

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from model.levels import input_gain
 from model.training.augment import at_rms, change_speed, place, shift
 from model.training.captions import CaptionBook
 from model.training.corpus import Corpus
@@ -46,12 +47,19 @@ class MixtureSampler:
     """Draws examples from a corpus; every draw comes from the generator it is given."""
 
     def __init__(
-        self, corpus: Corpus, book: CaptionBook, settings: MixingSettings, num_samples: int
+        self,
+        corpus: Corpus,
+        book: CaptionBook,
+        settings: MixingSettings,
+        num_samples: int,
+        input_level_dbfs: float | None = None,
     ) -> None:
+        """Draws mixtures of ``num_samples``, at the level that the network is to hear them at."""
         self._corpus = corpus
         self._book = book
         self._settings = settings
         self._num_samples = num_samples
+        self._level_dbfs = input_level_dbfs
         self._members: list[list[int]] = [[] for _ in book.names]
         for index, name in enumerate(book.class_of):
             self._members[name].append(index)
@@ -66,8 +74,7 @@ class MixtureSampler:
         sources = [self._source(clip, rng) for clip in clips]
         gain = 10 ** (-rng.uniform(0.0, settings.gain_range_db) / 20)
         mixture = np.sum(sources, axis=0, dtype=np.float32)
-        highest = float(np.abs(mixture).max())
-        gain *= 0.9 / highest if highest > 1.0 else 1.0
+        gain *= self._input_gain(mixture)
         split = int(rng.integers(1, count)) if count > 1 else 1
         order = rng.permutation(count).tolist()
         sides = (order[:split], order[split:])
@@ -82,6 +89,14 @@ class MixtureSampler:
             positives=tuple(pair[0] for pair in pairs),
             negatives=tuple(pair[1] for pair in pairs),
         )
+
+    def _input_gain(self, mixture: Audio) -> float:
+        """To the level of the network, or without one under full scale, as files are."""
+        if self._level_dbfs is not None:
+            gain = input_gain([mixture[None]], self._corpus.sample_rate_hz, self._level_dbfs)
+            return gain.at(0, len(mixture))
+        highest = float(np.abs(mixture).max())
+        return 0.9 / highest if highest > 1.0 else 1.0
 
     def _source(self, clip: int, rng: np.random.Generator) -> Audio:
         audio = self._corpus.audio(clip)

@@ -163,7 +163,8 @@ class SeparationTask:
         self._estimate = step.estimate
         self._settings = settings
         samples = separator.window_samples
-        self._sampler = MixtureSampler(train, book, settings.mixing, samples)
+        level_dbfs = separator.input_level_dbfs
+        self._sampler = MixtureSampler(train, book, settings.mixing, samples, level_dbfs)
         self._queries = QueryEmbedder(clap, train, settings.optimiser)
         self._held_out = held_out
         pairs = MixingSettings(
@@ -172,7 +173,9 @@ class SeparationTask:
             positive_only_share=0.0,
             negative_only_share=0.0,
         )
-        self._validation = MixtureSampler(held_out, CaptionBook(held_out, {}), pairs, samples)
+        self._validation = MixtureSampler(
+            held_out, CaptionBook(held_out, {}), pairs, samples, level_dbfs
+        )
         self._validation_queries = QueryEmbedder(clap, held_out, None)
 
     def draw(self, rng: np.random.Generator, batch_size: int) -> SeparationBatch:

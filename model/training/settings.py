@@ -51,7 +51,8 @@ class MixingSettings:
     level_range_db: float = 10.0
     """Two sources differ by up to this much, either way; 0 is the paper's 0 dB."""
     gain_range_db: float = 0.0
-    """The mixture's level is lowered by up to this much."""
+    """The mixture's level is lowered by up to this much, from the level that the network hears
+    recordings at where it has one."""
     shifted_share: float = 0.0
     """Share of sources that are moved by up to half a window: they begin or end within it."""
     pure_text_share: float = 0.0

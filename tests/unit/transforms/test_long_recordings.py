@@ -164,3 +164,69 @@ def test_windows_for_the_scorer_cover_a_recording_as_they_cover_a_clip(duration_
     assert starts[0] == 7.0
     if duration_s > 10.0:
         assert starts[-1] + 10.0 == pytest.approx(7.0 + duration_s)
+
+
+class Levelled(tones.ToneSeparator):
+    """Hears at a level, and answers loud sounds otherwise than quiet ones."""
+
+    input_level_dbfs = -24.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels_dbfs: list[float] = []
+
+    def encode(self, mixture: torch.Tensor) -> tones.ToneEncoded:
+        self.levels_dbfs += (10 * mixture.square().mean(dim=1).log10()).tolist()
+        return super().encode(torch.tanh(10 * mixture) / 10)
+
+
+def _storm(path: Path, rate_hz: int = tones.RATE_HZ) -> np.ndarray:
+    """Half a minute of a loud sound, and two minutes that are 45 dB quieter, without a pause."""
+    recording = _recording(path, 150.0, rate_hz)
+    recording[30 * rate_hz :] *= 10 ** (-45 / 20)
+    soundfile.write(path, recording, rate_hz, "FLOAT")
+    return recording
+
+
+def test_a_quiet_sound_after_a_loud_one_is_heard_and_no_gain_is_left_behind(
+    tmp_path: Path, loaded: tone_runs.Loaded
+) -> None:
+    separator = Levelled()
+    loaded.model = dataclasses.replace(loaded.model, separator=separator)
+    stereo = _storm(tmp_path / "m.wav")
+    queries = [_query(tmp_path / "m.wav", label) for label in ("bell", "rain")]
+    first, _ = separate_long(queries, _job(tmp_path, residual=True))
+    heard = separator.levels_dbfs[::2]
+    assert heard[0] == pytest.approx(-24.0, abs=0.1)
+    assert min(heard) > -24.0 - 45.0
+    assert heard[-1] == pytest.approx(-24.0 - 5.0, abs=1.5)  # the floor is at 40 of the 45 dB
+    stem, _ = soundfile.read(first.values["stem_uri"])
+    residual, _ = soundfile.read(first.values["residual_uri"])
+    np.testing.assert_allclose(stem + residual, stereo, atol=1e-7)
+    ratio = np.abs(stem[-8_000:, 0]).max() / np.abs(stem[2_000:10_000, 0]).max()
+    assert 20 * np.log10(ratio) == pytest.approx(-45.0, abs=6.0)
+    tone_db = 20 * np.log10(np.abs(stem[-8_000:, 0]).max() / np.abs(stereo[-8_000:, 0]).max())
+    assert tone_db == pytest.approx(0.0, abs=1.5)
+
+
+@pytest.mark.parametrize("gain_db", [0.0, -40.0])
+def test_a_streamed_recording_is_heard_as_in_memory(
+    tmp_path: Path, loaded: tone_runs.Loaded, gain_db: float
+) -> None:
+    loaded.model = dataclasses.replace(loaded.model, separator=Levelled())
+    stereo = (_storm(tmp_path / "m.wav") * 10 ** (gain_db / 20)).astype(np.float32)
+    soundfile.write(tmp_path / "m.wav", stereo, tones.RATE_HZ, "FLOAT")
+    job = _job(tmp_path)
+    query = _query(tmp_path / "m.wav", "bell")
+    (row,) = separate_long([query], job)
+    streamed, _ = soundfile.read(row.values["stem_uri"], dtype="float32", always_2d=True)
+    clip = dataclasses.replace(
+        tone_clips.clip("m"),
+        queries=(query,),
+        references=(None,),
+        audio=stereo.T,
+        model_audio=np.ascontiguousarray(stereo.T),
+    )
+    (result,) = job.separation.separate([clip])
+    peak = np.abs(stereo).max()
+    np.testing.assert_allclose(streamed.T, result.stems[0].audio, atol=1e-6 * peak)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,10 @@ def _window(num_samples: int, channels: int, labels: tuple[str, ...], seed: int)
         positive=positive.astype(np.float32),
         negative=np.zeros_like(positive, dtype=np.float32),
     )
+
+
+def _at(gain: float) -> list[WindowQueries]:
+    return [dataclasses.replace(window, gain=gain * (1 + n)) for n, window in enumerate(_windows())]
 
 
 def _windows() -> list[WindowQueries]:
@@ -64,6 +70,39 @@ def test_each_channel_of_a_window_is_encoded_once_for_all_queries() -> None:
     separator = tones.ToneSeparator()
     _answers(separator, batch_size=3)
     assert separator.heard == 2 + 1 + 3 + 2
+
+
+def test_a_window_is_heard_with_its_gain_and_answered_without_it() -> None:
+    class Listening(tones.ToneSeparator):
+        def encode(self, mixture: torch.Tensor) -> tones.ToneEncoded:
+            heard.append(mixture.numpy().copy())
+            return super().encode(mixture)
+
+    heard: list[np.ndarray] = []
+    network = Network(Listening(), "cpu", NetworkSettings(batch_size=1))
+    scaled = network.answer(_at(50.0))
+    rows = [
+        window.samples[channel] * window.gain
+        for length in (4_000, 17)
+        for window in _at(50.0)
+        if window.samples.shape[1] == length
+        for channel in range(len(window.samples))
+    ]
+    for found, row in zip(heard, rows, strict=True):
+        np.testing.assert_allclose(found[0], row, rtol=1e-6)
+    for answer, plain in zip(scaled, network.answer(_windows()), strict=True):
+        np.testing.assert_allclose(answer.samples, plain.samples, atol=1e-6)
+
+
+def test_a_gain_of_one_changes_no_bit() -> None:
+    separator = tones.ToneSeparator()
+    (window, *_) = _windows()
+    (answer,) = Network(separator, "cpu", NetworkSettings()).answer([window])
+    rows = torch.from_numpy(np.repeat(window.samples, 2, axis=0))
+    positive = torch.from_numpy(np.tile(window.positive, (2, 1)))
+    condition = tones.Condition(positive=positive, negative=torch.zeros_like(positive))
+    alone = separator.separate(rows, condition).numpy().reshape(2, 2, -1).transpose(1, 0, 2)
+    np.testing.assert_array_equal(answer.samples, alone)
 
 
 def test_the_time_is_shared_among_queries() -> None:

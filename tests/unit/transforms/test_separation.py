@@ -121,3 +121,73 @@ def test_provenance_names_the_model() -> None:
     provenance = Separation(_settings()).provenance
     assert (provenance.model, provenance.model_sha256) == ("tones", "m" * 64)
     assert (provenance.device, provenance.precision) == ("cpu", "fp32")
+
+
+LEVEL_DBFS = -24.0
+
+
+class Levelled(tones.ToneSeparator):
+    """Hears at a level, keeps what it heard, and answers loud sounds otherwise than quiet ones."""
+
+    input_level_dbfs = LEVEL_DBFS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels_dbfs: list[float] = []
+
+    def encode(self, mixture: torch.Tensor) -> tones.ToneEncoded:
+        power = mixture.square().mean(dim=1)
+        self.levels_dbfs += (10 * power.log10()).tolist()
+        return super().encode(torch.tanh(10 * mixture) / 10)
+
+
+def _scaled(clip: tone_clips.Clip, gain_db: float) -> tone_clips.Clip:
+    samples = (clip.model_audio * 10 ** (gain_db / 20)).astype(np.float32)
+    return dataclasses.replace(clip, audio=samples, model_audio=samples)
+
+
+@pytest.mark.parametrize("gain_db", [-60.0, -40.0, -7.0, 12.0])
+@pytest.mark.parametrize("batch_size", [1, 100])
+def test_a_quiet_recording_gives_the_same_stems(
+    loaded: tone_runs.Loaded, gain_db: float, batch_size: int
+) -> None:
+    loaded.model = dataclasses.replace(loaded.model, separator=Levelled())
+    labels = ("bell", "rain", "frog", "singing")
+    clips = [tone_clips.clip("a", labels, 1.3), tone_clips.clip("b", ("rain",), 0.2)]
+    separation = Separation(_settings(batch_size))
+    as_loud = separation.separate(clips)
+    quiet = separation.separate([_scaled(clip, gain_db) for clip in clips])
+    loaded_level = loaded.model.separator.levels_dbfs
+    np.testing.assert_allclose(loaded_level, LEVEL_DBFS, atol=0.5)
+    for one, other in zip(as_loud, quiet, strict=True):
+        for stem, same in zip(one.stems, other.stems, strict=True):
+            np.testing.assert_allclose(same.audio * 10 ** (-gain_db / 20), stem.audio, atol=1e-6)
+            assert same.input_gain_db == pytest.approx(stem.input_gain_db - gain_db, abs=1e-4)
+
+
+def test_silence_beside_a_sound_stays_silence(loaded: tone_runs.Loaded) -> None:
+    loaded.model = dataclasses.replace(loaded.model, separator=Levelled())
+    clip = _scaled(tone_clips.clip("a", ("bell",), 3.0), -60.0)
+    samples = clip.model_audio.copy()
+    samples[:, 8_000:] = 0.0
+    silent = dataclasses.replace(clip, audio=0 * samples, model_audio=0 * samples)
+    found = Separation(_settings()).separate(
+        [dataclasses.replace(clip, audio=samples, model_audio=samples), silent]
+    )
+    assert not found[0].stems[0].audio[:, 12_000:].any()
+    assert not found[1].stems[0].audio.any()
+    assert found[1].stems[0].input_gain_db == 0.0
+
+
+def test_a_system_without_a_level_hears_recordings_as_they_are() -> None:
+    clip = _scaled(tone_clips.clip("a", ("bell",), 0.5), -40.0)
+    (result,) = Separation(_settings()).separate([clip])
+    assert result.stems[0].input_gain_db == 0.0
+    alone = Moody().separate(
+        torch.from_numpy(clip.model_audio),
+        tones.Condition(
+            positive=torch.from_numpy(clip.queries[0].positive)[None],
+            negative=torch.zeros(1, len(tones.LABELS)),
+        ),
+    )
+    np.testing.assert_array_equal(result.stems[0].audio, alone.numpy())

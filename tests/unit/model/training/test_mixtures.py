@@ -27,6 +27,21 @@ def test_the_two_targets_of_a_mixture_add_up_to_it(corpus_folder: Path) -> None:
         np.testing.assert_allclose(sum(example.targets), example.mixture, atol=1e-6)
 
 
+def test_mixtures_are_drawn_at_the_level_that_the_network_hears_at(corpus_folder: Path) -> None:
+    corpus = Corpus.load(corpus_folder)
+    for gain_range_db in (0.0, 6.0):
+        settings = MixingSettings(source_shares=(0.3, 0.7), gain_range_db=gain_range_db)
+        sampler = MixtureSampler(corpus, CaptionBook(corpus, {}), settings, NUM_SAMPLES, -24.0)
+        levels = []
+        for seed in range(20):
+            example = sampler.draw(np.random.default_rng(seed))
+            np.testing.assert_allclose(sum(example.targets), example.mixture, atol=1e-6)
+            levels.append(10 * np.log10(np.mean(np.square(example.mixture))))
+        assert max(levels) <= -24.0 + 1e-3
+        assert min(levels) >= -24.0 - gain_range_db - 1e-3
+        assert max(levels) - min(levels) >= gain_range_db / 2
+
+
 def test_levels_stay_within_the_range(corpus_folder: Path) -> None:
     sampler = _sampler(corpus_folder, level_range_db=6.0)
     levels = []

@@ -1,0 +1,73 @@
+"""The bundled model on recordings of any level: what is asked for does not depend on the gain."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import tone_runs
+from model.audio import fit_length
+from model.mixing import mix
+from transforms import models
+
+EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
+GAINS_DB = (0, 12, -20, -40, -60)
+NUM_CLIPS = 2
+
+
+@pytest.fixture(autouse=True)
+def _models() -> Iterator[None]:
+    models.forget()
+    yield
+    models.forget()
+
+
+def _demo() -> list[dict[str, str]]:
+    lines = (EXAMPLES / "demo.csv").read_text(encoding="utf-8").splitlines()
+    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+    return list(rows)[:NUM_CLIPS]
+
+
+def _source(uri: str) -> tuple[np.ndarray, int]:
+    samples, rate_hz = soundfile.read(EXAMPLES / uri, dtype="float32", always_2d=True)
+    return fit_length(samples.mean(axis=1, dtype=np.float32), 5 * rate_hz), rate_hz
+
+
+def test_a_recording_gives_the_same_stem_at_any_level(tmp_path: Path) -> None:
+    rows = []
+    for index, row in enumerate(_demo()):
+        target, rate_hz = _source(row["target_uri"])
+        mixed = mix(target, [_source(row["interferer_uris"])[0]], [0.0])
+        for gain_db in GAINS_DB:
+            gain = np.float32(10 ** (gain_db / 20))
+            paths = [tmp_path / f"{index} {gain_db} {part}.wav" for part in ("m", "r")]
+            for path, samples in zip(paths, (mixed.mixture, mixed.target), strict=True):
+                soundfile.write(path, samples * gain, rate_hz, "FLOAT")
+            rows.append(
+                {
+                    "id": f"{index} {gain_db}",
+                    "mixture_uri": str(paths[0]),
+                    "reference_uri": str(paths[1]),
+                    "positive_text": row["positive_text"],
+                    "negative_text": row["negative_text"],
+                }
+            )
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    output = tmp_path / "out"
+    arguments = ("--scorer", "none", "--stem_format", "wav")
+    assert tone_runs.run("--manifest", manifest, "--output", output, *arguments) == 0
+    table = {row["id"]: row for row in tone_runs.table(output, "metrics")}
+    for index in range(NUM_CLIPS):
+        whole, _ = soundfile.read(table[f"{index} 0"]["stem_uri"], dtype="float32")
+        for gain_db in GAINS_DB[1:]:
+            found = table[f"{index} {gain_db}"]
+            stem, _ = soundfile.read(found["stem_uri"], dtype="float32")
+            scaled = stem * np.float32(10 ** (-gain_db / 20))
+            np.testing.assert_allclose(scaled, whole, atol=1e-4 * np.abs(whole).max())
+            for column in ("sdri_db", "snri_db"):
+                assert found[column] == pytest.approx(table[f"{index} 0"][column], abs=0.02)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import catalogue
+from model.config import MINI
+from model.levels import AS_IT_IS, FLOOR_DB, QUIETEST_DBFS, InputGain, LevelMeter, input_gain
+from model.loading import load_converted
+
+RATE_HZ = 1_000
+WINDOW = 5 * RATE_HZ
+LEVEL_DBFS = -24.0
+
+
+def noise(*levels_dbfs: float, seconds: float = 5.0, seed: int = 0) -> np.ndarray:
+    """Stretches of noise at given levels, one after another, float32[1, T]."""
+    rng = np.random.default_rng(seed)
+    stretches = []
+    for level in levels_dbfs:
+        stretch = rng.standard_normal(round(seconds * RATE_HZ))
+        stretches.append(stretch * 10 ** (level / 20) / np.sqrt(np.mean(stretch**2)))
+    return np.concatenate(stretches)[None].astype(np.float32)
+
+
+def gain_of(recording: np.ndarray) -> InputGain:
+    return input_gain([recording], RATE_HZ, LEVEL_DBFS)
+
+
+def along(recording: np.ndarray, hop: int = WINDOW) -> list[float]:
+    gain = gain_of(recording)
+    return [gain.at_db(start, WINDOW) for start in range(0, recording.shape[1] - WINDOW + 1, hop)]
+
+
+def test_a_clip_is_brought_to_the_level() -> None:
+    clip = noise(-50.0, seconds=3.0)
+    gain = gain_of(clip)
+    assert gain.at_db(0, clip.shape[1]) == pytest.approx(26.0, abs=1e-3)
+    heard = clip * np.float32(gain.at(0, clip.shape[1]))
+    assert 10 * np.log10(np.mean(heard**2)) == pytest.approx(LEVEL_DBFS, abs=1e-3)
+
+
+def test_a_clip_has_one_gain_which_its_loudest_block_decides() -> None:
+    assert along(noise(-70.0, -30.0, -60.0)) == pytest.approx([6.0] * 3, abs=1e-3)
+    padded = np.concatenate([noise(-30.0), np.zeros((1, 2 * WINDOW), np.float32)], axis=1)
+    assert along(padded) == pytest.approx([6.0] * 3, abs=1e-3)
+
+
+def test_channels_share_a_gain() -> None:
+    left = noise(-30.0)
+    stereo = np.concatenate([left, 0 * left])
+    assert gain_of(stereo).at_db(0, WINDOW) == pytest.approx(6.0 + 3.01, abs=1e-2)
+
+
+@pytest.mark.parametrize("level_dbfs", [20.0, 0.0, -20.0, -40.0, -60.0])
+@pytest.mark.parametrize("seconds", [5.0, 120.0])
+def test_the_gain_makes_up_for_any_other(level_dbfs: float, seconds: float) -> None:
+    recording = noise(*np.linspace(-20.0, -28.0, 6), seconds=seconds / 6)
+    scaled = (recording * 10 ** (level_dbfs / 20)).astype(np.float32)
+    assert along(scaled) == pytest.approx([g - level_dbfs for g in along(recording)], abs=1e-3)
+
+
+def test_a_quiet_sound_away_from_a_loud_one_is_heard_at_its_level() -> None:
+    thunder, dog = [-10.0] * 12, [-50.0] * 36
+    gains = along(noise(*thunder, *dog))
+    assert gains[0] == pytest.approx(-14.0, abs=1e-3)
+    minute_later = gains[len(thunder) + 12]
+    assert minute_later == pytest.approx(26.0, abs=40 * np.exp(-2))
+    assert gains[-1] == pytest.approx(26.0, abs=0.2)
+
+
+@given(st.lists(st.floats(-120.0, 0.0), min_size=7, max_size=40), st.integers(0, 100))
+def test_the_gain_moves_with_a_time_constant_of_half_a_minute(
+    levels: list[float], seed: int
+) -> None:
+    recording = noise(*levels, seed=seed)
+    hop = WINDOW // 4
+    gains = along(recording, hop)
+    most = FLOOR_DB * (1 - np.exp(-WINDOW / RATE_HZ / 30.0)) / 4
+    assert all(abs(b - a) <= most + 1e-6 for a, b in itertools.pairwise(gains))
+    assert max(gains) - min(gains) <= FLOOR_DB + 1e-6
+    assert max(gains) <= LEVEL_DBFS - QUIETEST_DBFS + 1e-6
+
+
+@given(st.lists(st.integers(1, 20_000), min_size=1, max_size=12))
+def test_the_gain_does_not_depend_on_how_a_recording_arrives(lengths: list[int]) -> None:
+    recording = noise(*[-20.0, -60.0, -35.0] * 5)
+    cuts = [cut for cut in np.cumsum(lengths) if cut < recording.shape[1]]
+    pieces = np.split(recording, cuts, axis=1)
+    found = input_gain(pieces, RATE_HZ, LEVEL_DBFS)
+    np.testing.assert_allclose(found.gains_db, gain_of(recording).gains_db, rtol=0, atol=1e-9)
+
+
+def test_silence_and_noise_of_16_bits_are_not_blown_up() -> None:
+    silence = np.zeros((2, 3 * WINDOW), np.float32)
+    assert gain_of(silence) is AS_IT_IS
+    assert gain_of(np.zeros((1, 0), np.float32)) is AS_IT_IS
+    assert along(noise(-130.0)) == pytest.approx([LEVEL_DBFS - QUIETEST_DBFS])
+    gains = along(np.concatenate([noise(*[-30.0] * 6), np.zeros((1, 60 * WINDOW), np.float32)], 1))
+    assert np.isfinite(gains).all()
+    assert gains[-1] == pytest.approx(6.0 + FLOOR_DB, abs=0.1)
+
+
+@pytest.mark.parametrize("peak", [1e-38, 1e-20, 1e5, 1e30])
+def test_no_level_overflows(peak: float) -> None:
+    factor = gain_of(np.full((1, WINDOW), peak, np.float32)).at(0, WINDOW)
+    assert np.isfinite(np.float32(factor))
+    assert np.float32(factor) > 0
+
+
+def test_a_system_without_a_level_hears_what_there_is() -> None:
+    def unread() -> np.ndarray:
+        raise AssertionError("read for nothing")
+        yield
+
+    assert input_gain(unread(), RATE_HZ, None) is AS_IT_IS
+    assert AS_IT_IS.at(0, 5) == 1.0
+    assert LevelMeter(RATE_HZ).gain(None) is AS_IT_IS
+
+
+def test_the_catalogue_and_the_bundled_file_say_the_same_level() -> None:
+    by_name = {entry.name: entry for entry in catalogue.ENTRIES}
+    entry = by_name.pop("clapsep-mini")
+    bundled = load_converted(entry.file("converted").location())
+    assert bundled.config == MINI
+    assert entry.input_level_dbfs == MINI.signal.input_level_dbfs == LEVEL_DBFS
+    assert {other.input_level_dbfs for other in by_name.values()} == {None}
