@@ -223,6 +223,6 @@ def _bad_companions(hostile: Hostile) -> None:
     hostile.add("example silent", "silent", mixture_uri=plain, negative_audio_uris=[plain, silent])
     hostile.add("example too long", "too_long", mixture_uri=plain,
                 positive_audio_uris=[hostile.path("long.flac")])  # fmt: skip
-    hostile.add("interferer silent", "silent", **{**mixed, "interferer_uris": [plain, silent]})
+    hostile.add("interferer silent", "cannot_mix", **{**mixed, "interferer_uris": [plain, silent]})
     hostile.add("target too long", "too_long", **{**mixed, "target_uri": hostile.path("long.flac")})
     hostile.add("mixed", GOOD, **mixed, snr_db=-100)

@@ -50,12 +50,16 @@ class AdaptQueries(beam.PTransform[Any, Any]):
 
 def adapted(row: ManifestRow, capabilities: Capabilities, policy: Policy) -> ManifestRow | Failure:
     """The row as it can be run, or why it cannot."""
-    adaptation = adapt(capabilities, setting_of(row))
+    setting = setting_of(row)
+    adaptation = adapt(capabilities, setting)
     if adaptation.supported:
         return row
-    nearest = adaptation.nearest
+    reasons, nearest = "; ".join(adaptation.reasons), adaptation.nearest
+    if capabilities.needs_reference and not setting.reference:
+        message = f"the model cannot run this row: {reasons}; give reference_uri, or sources to mix"
+        return failed(row, "separate", "no_reference", message)
     if policy == "dead_letter" or nearest is None:
-        message = "the model cannot use this query: " + "; ".join(adaptation.reasons)
+        message = f"the model cannot use this query: {reasons}"
         return failed(row, "embed_queries", UNSUPPORTED, message)
     return dataclasses.replace(
         row,

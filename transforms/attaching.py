@@ -71,7 +71,7 @@ def attach(row: ManifestRow, embedded: Embedded, scorer: Embedded | None) -> Row
     )
     present = positive if positive is not None else negative
     if present is None:
-        return failed(row, "embed_queries", "no_query", "the row has no query")
+        raise ValueError(f"{row.id}: has no query; expected a row that was validated")
     absent = np.zeros_like(present)
     return RowQuery(
         row=row,

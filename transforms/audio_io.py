@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import numpy as np
@@ -70,15 +70,28 @@ def open_audio(
 
     Raises:
         AudioError: the file is empty or not audio, its header is unusable, or the part is outside.
-        OSError: the file cannot be reached.
+        OSError: the file cannot be reached; an AudioError where that does not name the file.
     """
-    with storage.open(uri) as raw:
-        if not raw.read(1):
-            raise AudioError("empty_file", f"{uri}: the file is empty")
-        raw.seek(0)
-        decode = isolation.decoded if storage.isolate_decoder else decoding.decoded
-        with decode(raw, uri, offset_s, duration_s) as reader:
-            yield reader
+    decode = isolation.decoded if storage.isolate_decoder else decoding.decoded
+    with ExitStack() as stack:
+        with _naming(uri):
+            raw = stack.enter_context(storage.open(uri))
+            if not raw.read(1):
+                raise AudioError("empty_file", f"{uri}: the file is empty")
+            raw.seek(0)
+            reader = stack.enter_context(decode(raw, uri, offset_s, duration_s))
+        yield reader
+
+
+@contextmanager
+def _naming(uri: str) -> Iterator[None]:
+    """Has every error name the file: a row has several, and what a store says may name none."""
+    try:
+        yield
+    except READ_ERRORS as err:
+        if uri in str(err):
+            raise
+        raise AudioError(error_code(err), describe(err, uri)) from err
 
 
 def require_sound(samples: Samples, uri: str) -> None:

@@ -162,12 +162,13 @@ class _TakeFn(beam.DoFn):
     def _taken(self, clip: Clip) -> Iterator[Any]:
         queries, stems = [], []
         for query, reference in zip(clip.queries, clip.references, strict=True):
+            uri = self._places.where or ""
             try:
                 uri = self._found(query.row)
                 samples = self._stem(uri, clip.model_audio.shape[1])
             except READ_ERRORS as err:
-                message = describe(err, self._places.where or "")
-                yield failures.dead(failed(query.row, "read", f"stem_{error_code(err)}", message))
+                code, message = f"stem_{error_code(err)}", describe(err, uri)
+                yield failures.dead(failed(query.row, "read", code, message))
                 continue
             found = dataclasses.replace(query, row=_with_stem(query.row, uri))
             queries.append((found, reference))

@@ -186,7 +186,6 @@ def _read_sources(row: ManifestRow, storage: Storage, settings: ReadSettings) ->
     sources = []
     for uri in uris:
         source = read_mono(uri, storage, rate_hz, max_values, part=row)
-        require_sound(source, uri)
         length = len(source) if length is None else length
         if length > max_values or length * len(uris) > MAX_SOURCES_IN_MEMORY * max_values:
             raise AudioError(
@@ -194,7 +193,14 @@ def _read_sources(row: ManifestRow, storage: Storage, settings: ReadSettings) ->
                 f"{uri}: {len(uris)} sources of {length / rate_hz:g} s each do not fit into memory "
                 "(--max_clip_in_memory_s)",
             )
-        sources.append(waveforms.fit_length(source, length))
+        used = waveforms.fit_length(source, length)
+        if not used.any():
+            raise AudioError(
+                "cannot_mix",
+                f"{uri}: is silent in the {length / rate_hz:g} s that are used, so that no level "
+                "relative to it can be set",
+            )
+        sources.append(used)
     return sources
 
 
@@ -204,18 +210,12 @@ def mix_sources(
     """Mixes by the paper's rule; further targets are brought to the power of the first.
 
     Args:
-        sources: float32[T] each, targets first.
+        sources: float32[T] each, targets first; none of them silent.
         num_targets: how many of them are targets.
         levels_db: of the first target above each interferer.
-
-    Raises:
-        AudioError: a source is silent within the part that is used.
     """
     levels = [0.0] * (num_targets - 1) + list(levels_db)
-    try:
-        mixed = mixing.mix(sources[0], list(sources[1:]), levels)
-    except ValueError as err:
-        raise AudioError("cannot_mix", str(err)) from err
+    mixed = mixing.mix(sources[0], list(sources[1:]), levels)
     targets = [mixed.target, *mixed.interferers[: num_targets - 1]]
     return MixedSources(
         mixture=mixed.mixture,

@@ -18,6 +18,7 @@ import tenacity
 
 from manifests.errors import ManifestError
 from model.transience import RetryPolicy, is_transient, status_of
+from transforms.access import ARCHIVES
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -123,14 +124,15 @@ def attempt(
 def as_os_error(err: Exception, uri: str) -> Exception:
     """An error of a store as what Python calls it, whatever libraries the store is made of.
 
-    An archive says KeyError for a member that it lacks, a web client has errors of its own, and a
-    URI that a file system cannot make sense of is a TypeError of its constructor.
+    An archive says KeyError for a member that leads to one that it lacks, a web client has errors
+    of its own, and a URI that a file system cannot make sense of is a TypeError of its constructor.
     """
     status = status_of(err)
     text = f"{uri}: {' '.join(str(err).split())[:300] or type(err).__name__}"
     if status in (401, 403):
         return PermissionError(text)
-    if status in (404, 410):
+    in_archive = uri.partition("://")[0] in ARCHIVES
+    if status in (404, 410) or (in_archive and isinstance(err, KeyError)):
         return FileNotFoundError(text)
     if isinstance(err, OSError | ImportError | MemoryError | ManifestError):
         return err

@@ -44,7 +44,7 @@ def test_an_oracle_without_a_reference_is_a_dead_letter(tmp_path: Path) -> None:
     manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
     assert run(manifest, tmp_path / "out", "--model", "oracle-irm") == 1
     (letter,) = tone_runs.table(tmp_path / "out", "dead_letters")
-    assert letter["error_type"] == "unsupported_query"
+    assert (letter["stage"], letter["error_type"]) == ("separate", "no_reference")
     assert "needs the reference" in letter["message"]
     assert len(tone_runs.table(tmp_path / "out", "metrics")) == 1
 

@@ -110,9 +110,17 @@ def test_a_reference_is_cut_or_padded_by_a_tenth_of_a_second_at_most(tmp_path: P
     assert read_reference(_row(mixture_uri="m.wav"), 8_000, STORAGE, SETTINGS) is None
 
 
-def test_sources_that_cannot_be_mixed_are_said(tmp_path: Path) -> None:
-    with pytest.raises(AudioError, match="silent") as caught:
-        mix_sources([tones.tone("bell", 1.0), np.zeros(8_000, np.float32)], 1, [0.0])
+@pytest.mark.parametrize("silence_s", [1.0, 3.0])
+def test_a_source_that_is_silent_where_it_is_used_cannot_be_mixed(
+    tmp_path: Path, silence_s: float
+) -> None:
+    bell = tones.tone("bell", 1.0)
+    late = np.concatenate([np.zeros(round(silence_s * tones.RATE_HZ), np.float32), bell])
+    target = _write(tmp_path / "bell.wav", bell)
+    interferer = _write(tmp_path / "late.wav", late)
+    row = _row(target_uri=target, interferer_uris=(interferer,))
+    with pytest.raises(AudioError, match=r"late\.wav: is silent in the 1 s that") as caught:
+        read_mixture(row, STORAGE, SETTINGS)
     assert caught.value.code == "cannot_mix"
 
 
