@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import io
 import os
@@ -68,7 +69,8 @@ def expand(uri: str, storage_options: StorageOptions = None) -> tuple[str, ...]:
 
     Args:
         uri: one file; a folder (the manifests directly in it, without names that begin with ``.``
-            or ``_``); or a pattern (``*``, ``?``, ``[…]``, ``**``).
+            or ``_``); or a pattern (``*``, ``?``, ``[…]``, ``**``). What is there under the very
+            name is meant, file or folder, also where a pattern begins with such a folder.
         storage_options: keyword arguments of the file system.
 
     Raises:
@@ -78,6 +80,7 @@ def expand(uri: str, storage_options: StorageOptions = None) -> tuple[str, ...]:
     if "::" in uri:
         format_of(uri)
         return (uri,)
+    files.invalidate_cache()
     try:
         if files.isfile(path):
             format_of(uri)
@@ -85,7 +88,7 @@ def expand(uri: str, storage_options: StorageOptions = None) -> tuple[str, ...]:
         elif files.isdir(path):
             found = _manifests({entry["name"]: entry for entry in files.ls(path, detail=True)})
         elif _PATTERN.search(path):
-            found = _manifests(_matches(files, path))
+            found = _manifests(_matches(files, _pattern(files, path)))
         else:
             raise ManifestError(f"{uri}: no such file or folder")
     except (OSError, ValueError) as err:
@@ -106,6 +109,16 @@ def _matches(files: Any, pattern: str) -> Mapping[str, Mapping[str, Any]]:
         raise ValueError("** stands alone between slashes, as in folder/**/*.csv")
     found: Mapping[str, Mapping[str, Any]] = files.glob(pattern, detail=True)
     return found
+
+
+def _pattern(files: Any, path: str) -> str:
+    """``path`` as a pattern, in which the folders that are there are not taken for patterns."""
+    parts = path.split("/")
+    for number in range(len(parts) - 1, 0, -1):
+        folder = "/".join(parts[:number])
+        if _PATTERN.search(folder) and files.isdir(folder):
+            return "/".join([glob.escape(folder), *parts[number:]])
+    return path
 
 
 def _manifests(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
-import posixpath
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.files import StorageOptions, filesystem, format_of, is_gzip
+from manifests.publishing import written
 from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS, ManifestRow
 from manifests.schema import MANIFEST_SCHEMA, with_extra
 
@@ -57,25 +58,29 @@ class RowWriter:
         self._schema = with_extra(MANIFEST_SCHEMA, self._extra)
         self._gzip = is_gzip(uri)
         self._files, self._path = filesystem(uri, storage_options)
-        folder, name = posixpath.split(self._path)
-        self._part = posixpath.join(folder, f".{name}.part")
+        self._stack = contextlib.ExitStack()
         self._batch: list[dict[str, Any]] = []
         self.num_rows = 0
 
     def __enter__(self) -> Self:
-        """Opens a hidden file beside the one to be written."""
-        self._files.makedirs(posixpath.dirname(self._path), exist_ok=True)
-        self._raw = self._files.open(self._part, "wb")
+        """Opens a hidden file, beside the one to be written where that is local."""
+        with contextlib.ExitStack() as stack:
+            unfinished = stack.enter_context(written(self._files, self._path))
+            self._raw = stack.enter_context(open(unfinished, "wb"))
+            self._begin()
+            self._stack = stack.pop_all()
+        return self
+
+    def _begin(self) -> None:
         if self._format == "parquet":
             self._parquet = pq.ParquetWriter(self._raw, self._schema)
-            return self
+            return
         # No name and no time in the gzip header: the same rows give the same bytes.
         binary = gzip.GzipFile("", "wb", fileobj=self._raw, mtime=0) if self._gzip else self._raw
         self._binary = binary
         self._text = io.TextIOWrapper(binary, encoding="utf-8", newline="", write_through=False)
         if self._format == "csv":
             self._text.write(",".join(csv_cell(name) for name in self._columns) + "\n")
-        return self
 
     def write(self, row: ManifestRow) -> None:
         """Appends a row.
@@ -112,22 +117,24 @@ class RowWriter:
         traceback: TracebackType | None,
     ) -> None:
         """Puts the file in its place, or removes what was written of it."""
-        try:
-            if self._format == "parquet":
-                if kind is None:
-                    self._flush()
-                self._parquet.close()
-            else:
-                self._text.flush()
-                self._text.detach()
-                if self._gzip:
-                    self._binary.close()
-        finally:
-            self._raw.close()
         if kind is None:
-            self._files.mv(self._part, self._path)
-        else:
-            self._files.rm(self._part)
+            with self._stack:
+                self._end()
+            return
+        self._batch.clear()
+        with contextlib.suppress(OSError):  # what went wrong first is what is said
+            self._end()
+        self._stack.__exit__(kind, error, traceback)
+
+    def _end(self) -> None:
+        if self._format == "parquet":
+            self._flush()
+            self._parquet.close()
+            return
+        self._text.flush()
+        self._text.detach()
+        if self._gzip:
+            self._binary.close()
 
 
 def write_rows(

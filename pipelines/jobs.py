@@ -182,6 +182,7 @@ def _run(job: Job, options: PipelineOptions) -> int:
         "wall_s": round(time.monotonic() - started_s, 3),
     }
     run_record.write_record(storage, run_uri, {**record, **end})
+    storage.discard_unfinished(config.output)
     storage.remove(join(config.output, WORK))  # last: files are staged in there
     return _say(job, books, dead_letters.reasons(books, storage, config.output))
 

@@ -9,7 +9,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -276,9 +275,7 @@ def run_separate(config: SeparateConfig, options: PipelineOptions) -> int:
         sys.stderr.write(f"no longer waiting: {err}; --resume closes the run when it has ended\n")
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        staging = storage_of(config).staging
-        for file in Path(staging).glob(".writing-*") if staging is not None else ():
-            file.unlink(missing_ok=True)
+        storage_of(config).discard_unfinished(config.output)
         sys.stderr.write("interrupted; only complete files are left, --resume goes on from here\n")
         return EXIT_INTERRUPTED
     except PackageCollisionError as err:

@@ -115,6 +115,7 @@ def tidy(config: SeparateConfig, storage: Storage, earlier: Earlier) -> None:
     if _same_rows(config, earlier):
         for uri in earlier.dead_letter_uris:
             storage.remove(uri)
+    storage.discard_unfinished(config.output)
     storage.remove(join(config.output, WORK))
 
 

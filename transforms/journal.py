@@ -80,7 +80,9 @@ class _JournalFn(beam.DoFn):
 
 
 def write_piece(storage: Storage, uri: str, rows: list[MetricsRow]) -> None:
-    """Writes one file of the journal."""
+    """Writes one file of the journal, once the files that its rows name will last."""
+    files = (row.values[name] for row in rows for name in ("stem_uri", "residual_uri"))
+    storage.settle(uri for uri in files if uri is not None)
     schema = with_extra(METRICS_SCHEMA, {name for row in rows for name in row.extra})
     ids = sorted(row.id for row in rows)
     name = hashlib.sha256("\x00".join(ids).encode("utf-8", "surrogatepass")).hexdigest()[:32]

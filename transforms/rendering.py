@@ -133,6 +133,7 @@ def _write(row: ManifestRow, signals: MixedSources, settings: RenderSettings) ->
     _require_room(files, ending)
     for path, samples in files:
         _write_file(join(settings.uri, path), samples, settings)
+    settings.storage.settle(join(settings.uri, path) for path, _ in files)
     return [path for path, _ in files]
 
 

@@ -17,6 +17,7 @@ from typing import TypeVar
 import tenacity
 
 from manifests.errors import ManifestError
+from manifests.publishing import ShortTransferError
 from model.transience import RetryPolicy, is_transient, status_of
 from transforms.access import ARCHIVES
 
@@ -33,10 +34,6 @@ _REPEATED = {
     "botocore.retryhandler": "Retry needed, action of",
 }
 _SAID_ELSEWHERE = ("out of retries", "non-retriable exception")
-
-
-class ShortReadError(OSError):
-    """Fewer bytes arrived than there are."""
 
 
 class _Uncounted:
@@ -141,7 +138,7 @@ def as_os_error(err: Exception, uri: str) -> Exception:
 
 def _passes(err: BaseException, client_repeats: bool) -> bool:
     cause = _cause(err)
-    return isinstance(cause, ShortReadError) or (not client_repeats and is_transient(cause))
+    return isinstance(cause, ShortTransferError) or (not client_repeats and is_transient(cause))
 
 
 def _cause(err: BaseException) -> BaseException:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import os
 import posixpath
+import shutil
 import stat
 import tempfile
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from glob import has_magic
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -20,10 +24,18 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from manifests.publishing import (
+    UNFINISHED,
+    ShortTransferError,
+    put_in_place,
+    send,
+    sync_folder,
+    unfinished_file,
+    upload,
+)
 from model.transience import RetryPolicy
 from transforms.retries import (
     REPEATING_CLIENTS,
-    ShortReadError,
     attempt,
     attempts,
     listen_to_clients,
@@ -33,6 +45,7 @@ from transforms.retries import (
 T = TypeVar("T")
 LARGE_OBJECT_BYTES = 64 * 2**20
 _BLOCK_BYTES = 4 * 2**20
+_REMOVERS = 16
 
 
 def join(base: str, *parts: str) -> str:
@@ -46,8 +59,9 @@ class Storage:
 
     Attributes:
         options: fsspec options by protocol, such as ``{"gs": {"token": "anon"}}``.
-        staging: local folder for files being written, on the same file system as the output. What
-            a killed process leaves behind is in there and nowhere else. None: beside the file.
+        staging: local folder for files being written, so that what a killed process leaves behind
+            is in there; a file that goes to another file system is written beside its place. None:
+            each is.
         retry: how often what fails in a way that passes is tried again.
         isolate_decoder: decode audio in other processes, which a file may crash.
     """
@@ -116,8 +130,13 @@ class Storage:
         Raises:
             OSError: the store does not say.
         """
+
+        def look(fs: fsspec.AbstractFileSystem, path: str) -> None:
+            fs.invalidate_cache(path)
+            fs.info(path)
+
         try:
-            self._ask(uri, lambda fs, path: fs.info(path))
+            self._ask(uri, look)
         except FileNotFoundError:
             return False
         return True
@@ -151,6 +170,8 @@ class Storage:
 
     def read_range(self, uri: str, start: int, stop: int) -> bytes:
         """Bytes ``start`` to ``stop``, exclusive, of a file that has as many."""
+        if stop <= start:  # S3 would send the whole object
+            return b""
 
         def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
             return _whole(fs.cat_file(path, start=start, end=stop), stop - start)
@@ -159,57 +180,82 @@ class Storage:
 
     def list_files(self, uri: str, suffix: str) -> list[str]:
         """Files below a folder whose names end in ``suffix``, sorted; none if it is missing."""
+        path = self.local_path(uri)
+        if path is not None:
+            return sorted(name for name in _local_files(path) if name.endswith(suffix))
 
         def find(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
-            fs.invalidate_cache()
-            return [fs.unstrip_protocol(name) for name in fs.find(path) if name.endswith(suffix)]
+            return [fs.unstrip_protocol(name) for name in _below(fs, path) if name.endswith(suffix)]
 
-        try:
-            return sorted(self._ask(uri, find))
-        except FileNotFoundError:
-            return []
+        return sorted(self._ask(uri, find))
 
     def write_bytes(self, uri: str, data: bytes) -> None:
         """Publishes a file: at any moment it is absent, or old, or whole."""
-        target = self.local_path(uri)
-        if target is None:
-            self._ask(uri, lambda fs, path: fs.pipe_file(path, data))
+        if self.local_path(uri) is None:
+            self._ask(uri, lambda fs, path: send(fs, path, data))
             return
         with self.temporary(uri) as temporary:
             Path(temporary).write_bytes(data)
-            _replace(temporary, target)
+            self.publish(uri, temporary)
+        self.settle([uri])
 
     def publish(self, uri: str, temporary: str) -> None:
-        """Moves or uploads a finished local file to ``uri``."""
+        """Moves or uploads a finished local file to ``uri``.
+
+        A loss of power may take a local one away until :meth:`settle` is called, but no part of it.
+        """
         target = self.local_path(uri)
         if target is None:
-            self._ask(uri, lambda fs, path: fs.put_file(temporary, path))
+            self._ask(uri, lambda fs, path: upload(fs, temporary, path))
             return
-        _replace(temporary, target)
+        put_in_place(temporary, target)
+
+    def settle(self, uris: Iterable[str]) -> None:
+        """Makes published files last; for many files of one folder that is one wait."""
+        paths = [path for uri in uris if (path := self.local_path(uri)) is not None]
+        for folder in sorted({os.path.dirname(path) for path in paths}):
+            sync_folder(folder)
 
     @contextmanager
     def temporary(self, uri: str) -> Iterator[str]:
         """Path of a local file to be filled and published as ``uri``; removed if it was not."""
         target = self.local_path(uri)
-        beside = os.path.dirname(target) if target is not None else tempfile.gettempdir()
-        folder = self.staging or beside
-        os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, f".writing-{os.getpid()}-{uuid.uuid4().hex}.tmp")
-        Path(path).touch(exist_ok=False)
-        try:
+        folder = self.staging or tempfile.gettempdir()
+        if target is not None and (self.staging is None or _device(target) != _device(folder)):
+            folder = os.path.dirname(target)
+        with unfinished_file(folder) as path:
             yield path
-        finally:
-            Path(path).unlink(missing_ok=True)
+
+    def discard_unfinished(self, output: str) -> None:
+        """Removes what processes that were ended left of the files that they wrote.
+
+        It is in the staging folder; or, of folders below the output folder that are on another
+        disk, in those.
+        """
+        if self.staging is None:
+            return
+        folders = [self.staging]
+        if os.path.isdir(output):
+            below = [entry.path for entry in os.scandir(output) if entry.is_dir()]
+            folders += [path for path in below if _device(path) != _device(self.staging)]
+        for path in itertools.chain.from_iterable(map(_local_files, folders)):
+            if os.path.basename(path).startswith(UNFINISHED):
+                Path(path).unlink(missing_ok=True)
 
     def remove(self, uri: str) -> None:
-        """Removes a file or a folder with all that is in it; nothing happens if it is missing."""
+        """Removes a file, or a folder with all that is in it; nothing happens if it is missing.
 
-        def remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
-            fs.invalidate_cache()
-            fs.rm(path, recursive=True)
+        The name is taken as it is, whatever brackets, question marks and asterisks are in it. A
+        local folder that is a link or a mount point is emptied and stays.
 
-        with contextlib.suppress(FileNotFoundError):
-            self._ask(uri, remove)
+        Raises:
+            OSError: something could not be removed.
+        """
+        path = self.local_path(uri)
+        if path is not None:
+            _remove_local(path)
+            return
+        self._ask(uri, _remove_remote)
 
 
 class _Blocks(io.RawIOBase):
@@ -243,26 +289,96 @@ class _Blocks(io.RawIOBase):
 
 def _content_or_size(fs: fsspec.AbstractFileSystem, path: str) -> bytes | int:
     """A small file, or the size of a large one."""
+    fs.invalidate_cache(path)  # a listing may tell the size of an older version
     size: int | None = fs.size(path)
     if size is not None and size > LARGE_OBJECT_BYTES:
         return size
-    try:
-        return _whole(fs.cat_file(path), size)
-    except ShortReadError:
-        fs.invalidate_cache()  # the size may be that of an older version
-        raise
+    return _whole(fs.cat_file(path), size)
 
 
 def _whole(data: bytes, size: int | None) -> bytes:
     if size is not None and len(data) < size:
-        raise ShortReadError(f"{len(data)} bytes arrived of {size}")
+        raise ShortTransferError(f"{len(data)} bytes arrived of {size}")
     return data
+
+
+def _below(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    """The files of a remote folder as they are now, or the file; none if nothing is there."""
+    fs.invalidate_cache()
+    try:
+        found = fs.find(path)
+    except FileNotFoundError:
+        return []
+    folder = path.rstrip("/") + "/"
+    return [name for name in found if name == path or name.startswith(folder)]
+
+
+def _remove_remote(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Removes each object by its literal name: stores take most other names for patterns."""
+    names = _below(fs, path)
+    plain = [name for name in names if not has_magic(name)]
+    with contextlib.suppress(FileNotFoundError):
+        if plain:
+            fs.rm(plain)  # many with one request, where the store can
+    with ThreadPoolExecutor(_REMOVERS) as pool:
+        literal = (name for name in names if has_magic(name))
+        deque(pool.map(functools.partial(_remove_object, fs), literal), maxlen=0)
+    if "/" in path.strip("/"):  # no bucket
+        _remove_object(fs, path)  # it may be called like a folder
+    _remove_folders(fs, path)
+    left = _below(fs, path)
+    if left:  # S3 tells nobody that it kept some of many
+        raise OSError(f"{len(left)} files could not be removed, such as {left[0]}")
+
+
+def _remove_object(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+        fs.rm_file(path)
+
+
+def _remove_folders(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Removes what is left where folders are more than a part of their files' names."""
+    fs.invalidate_cache()
+    if not fs.isdir(path):
+        return
+    inside = path.rstrip("/") + "/"
+    below = [name for name in fs.find(path, withdirs=True) if name.startswith(inside)]
+    for folder in [*sorted(below, reverse=True), path]:
+        with contextlib.suppress(OSError):  # whoever fills it again wants it
+            fs.rmdir(folder)
+
+
+def _local_files(folder: str) -> Iterator[str]:
+    """The files below a local folder, also through links to folders, or the file itself."""
+    if os.path.isfile(folder):
+        yield folder
+    seen = {os.path.realpath(folder)}
+    for place, names, files in os.walk(folder, followlinks=True):
+        yield from (os.path.join(place, name) for name in files)
+        real = {name: os.path.realpath(os.path.join(place, name)) for name in names}
+        names[:] = [name for name in names if real[name] not in seen]
+        seen.update(real.values())
+
+
+def _remove_local(path: str) -> None:
+    if not os.path.isdir(path):
+        Path(path).unlink(missing_ok=True)
+    elif os.path.islink(path) or os.path.ismount(path):
+        for entry in list(os.scandir(path)):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
+    else:
+        shutil.rmtree(path)
 
 
 def _client_repeats(uri: str) -> bool:
     return uri.split("://", 1)[0] in REPEATING_CLIENTS
 
 
-def _replace(temporary: str, target: str) -> None:
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    os.replace(temporary, target)
+def _device(path: str) -> int:
+    """The file system that a path is on, or would be on."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return os.stat(path).st_dev

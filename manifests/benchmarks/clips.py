@@ -41,6 +41,7 @@ def listing(root: str, storage_options: StorageOptions = None) -> frozenset[str]
         ManifestError: the folder is not there or cannot be listed.
     """
     files, path = filesystem(root, storage_options)
+    files.invalidate_cache()
     with reading(root):
         if not files.isdir(path):
             raise ManifestError(f"{root}: no such folder")

@@ -11,6 +11,7 @@ import posixpath
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from manifests.benchmarks.lists import Pair, filled, read_table
 from manifests.errors import ManifestError
 from manifests.files import filesystem, reading
 from manifests.ids import stable_seed
+from manifests.publishing import written
 from manifests.writing import csv_cell
 
 _EXAMPLES = """\
@@ -135,9 +137,12 @@ def write_lists(lists: OwnLists, folder: str) -> None:
     pairs = [[getattr(pair, name) for name in names] for pair in lists.pairs]
     samples = [[name, repr(list(paths))] for name, paths in lists.samples.items()]
     with reading(folder):
-        files.makedirs(path, exist_ok=True)
-        files.pipe_file(posixpath.join(path, "pairs.csv"), _as_csv(names, pairs))
-        files.pipe_file(posixpath.join(path, "samples.csv"), _as_csv(("class", "file"), samples))
+        for name, data in (
+            ("pairs.csv", _as_csv(names, pairs)),
+            ("samples.csv", _as_csv(("class", "file"), samples)),
+        ):
+            with written(files, posixpath.join(path, name)) as unfinished:
+                Path(unfinished).write_bytes(data)
 
 
 def _as_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:

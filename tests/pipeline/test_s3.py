@@ -7,31 +7,19 @@ from pathlib import Path
 
 import pytest
 
+import s3_emulator
 import tone_runs
 from storage_front import Fault, StorageFront
 
 s3fs = pytest.importorskip("s3fs", reason="the extra s3 is not installed")
-moto_server = pytest.importorskip("moto.server", reason="the extra test is not installed")
 
 NUM_ROWS = 6
 
 
 @pytest.fixture
-def front(monkeypatch: pytest.MonkeyPatch) -> Iterator[StorageFront]:
-    """The emulator behind a front, as the environment says."""
-    server = moto_server.ThreadedMotoServer("127.0.0.1", port=0)
-    server.start()
-    try:
-        with StorageFront(server.get_host_and_port()) as found:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", found.url)
-            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-                monkeypatch.setenv(name, "made-up")
-            monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-            s3fs.S3FileSystem.clear_instance_cache()
-            yield found
-            s3fs.S3FileSystem.clear_instance_cache()
-    finally:
-        server.stop()
+def front() -> Iterator[StorageFront]:
+    with s3_emulator.running() as found:
+        yield found
 
 
 def test_everything_in_s3_is_read_and_written_and_failures_are_told_apart(

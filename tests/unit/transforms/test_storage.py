@@ -11,6 +11,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from manifests.errors import ManifestError
+from manifests.publishing import ShortTransferError
 from model.transience import RetryPolicy
 from pipelines.measurements import measurements_of
 from transforms import retries
@@ -205,7 +206,7 @@ def test_clients_that_repeat_requests_are_left_to_it(protocol: str, calls: int) 
     with pytest.raises(OSError, match="503"):
         NO_WAIT.retrying(f"{protocol}://b/x", operation)
     assert operation.calls == calls
-    short = _Flaky(retries.ShortReadError("1 byte arrived of 2"))
+    short = _Flaky(ShortTransferError("1 byte arrived of 2"))
     assert NO_WAIT.retrying(f"{protocol}://b/x", short) == b"whole"
 
 

@@ -1,0 +1,34 @@
+"""Every kind of store that the project's tests can reach, each with an empty place in it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+
+import gcs_emulator
+import s3_emulator
+
+KINDS = ("local", "memory", "s3", "gs")
+
+
+@contextmanager
+def place(kind: str, folder: Path) -> Iterator[str]:
+    """URI of an empty place in a store of this kind, while the store is there."""
+    if kind == "local":
+        (folder / "place").mkdir()
+        yield str(folder / "place")
+    elif kind == "memory":
+        uri = f"memory://{uuid.uuid4().hex}"
+        yield uri
+        fsspec.filesystem("memory").rm(uri, recursive=True)
+    elif kind == "s3":
+        with s3_emulator.running():
+            fsspec.filesystem("s3").mkdir("place")
+            yield "s3://place"
+    else:
+        with gcs_emulator.running(folder) as front:
+            yield front.bucket("place")
