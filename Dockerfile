@@ -49,6 +49,7 @@ RUN python setup.py --quiet egg_info \
 FROM cpu AS wheel
 WORKDIR /src
 COPY setup.py MANIFEST.in README.md CHANGELOG.md LICENSE NOTICE constraints.txt ./
+COPY terminal terminal
 COPY model model
 COPY manifests manifests
 COPY transforms transforms

@@ -1,4 +1,4 @@
-"""Build script of clapsep-beam, an application: its four packages have generic names.
+"""Build script of clapsep-beam, an application: its five packages have generic names.
 
 A script and not metadata in ``pyproject.toml``, because Dataflow's ``--setup_file`` takes one.
 Lower bounds are loose here; ``constraints.txt`` holds the exact versions that were tested.
@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-PACKAGES = ("model", "manifests", "transforms", "pipelines")
+PACKAGES = ("terminal", "model", "manifests", "transforms", "pipelines")
 
 INSTALL_REQUIRES = [
     "aiohttp>=3.9",

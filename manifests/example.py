@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 import textwrap
@@ -11,6 +10,7 @@ from typing import Final
 
 from manifests.row import MANIFEST_COLUMNS, ManifestRow
 from manifests.schema import column_type
+from terminal import flags
 
 _INTRODUCTION: Final = """\
 A manifest: each row asks for one extraction. Lines before the header that begin with # are notes.
@@ -48,7 +48,7 @@ def example_csv() -> str:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Writes the example to standard output; returns 0."""
-    argparse.ArgumentParser(
+    flags.Parser(
         prog="python -m manifests.example",
         description="Writes a commented CSV manifest to start from. "
         "Example: python -m manifests.example > my.csv",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 
 from manifests.checking import as_dict, as_text, check
 from manifests.errors import ManifestError
+from terminal import flags
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 if every row can be used, 1 if a row cannot or repeats an id, 2 if a file cannot be read.
     """
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="python -m manifests.validate",
         description="Says what a manifest holds and what is wrong with it, row by row.",
         epilog="Exit code: 0 valid, 1 rows that cannot be used, 2 a file that cannot be read. "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.options import InputOptions, ModelOptions, OutputOptions, RunOptions, UsageError
+from terminal import flags
 
 _EXIT_CODES = """exit codes:
   0    every row is done, or failed within --max_failure_rate
@@ -31,6 +31,8 @@ SEPARATE_OPTIONS: tuple[type[PipelineOptions], ...] = (
 _SEPARATE_EXAMPLES = """examples:
   python -m pipelines.separate --mixture talk.wav --positive "a dog barking" --negative "rain" \\
       --output out/
+  python -m pipelines.separate --mixture talk.wav --positive "a dog" --positive speech \\
+      --negative others --output out/
   python -m pipelines.separate --manifest rows.csv --output out/ --num_workers 4
   python -m pipelines.separate --manifest rows.csv --output out/ --resume
   python -m pipelines.separate --manifest out/dead_letters --output out2/
@@ -38,25 +40,30 @@ _SEPARATE_EXAMPLES = """examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises instead of exiting; knows no abbreviations."""
+class JobParser(flags.Parser):
+    """Raises instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
+        """Raises ``UsageError``."""
         raise UsageError(message)
 
 
-def separate_parser() -> argparse.ArgumentParser:
+def separate_parser() -> JobParser:
     """The flags of ``pipelines.separate`` that are its own."""
-    parser = _Parser(
+    parser = JobParser(
         prog="python -m pipelines.separate",
         usage="%(prog)s (--manifest URI | --mixture URI --positive TEXT) --output URI [flags]",
         description="Separates recordings: manifest rows → stems, metrics and dead letters.",
         epilog=_SEPARATE_EXAMPLES + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     for options in SEPARATE_OPTIONS:
         _declare(options, parser)
+    parser.confidential = frozenset({"--storage_options"})
+    parser.instead_of_several = {
+        "--mixture": "several recordings are the rows of a manifest, which "
+        "python -m manifests.example begins for you"
+    }
     return parser
 
 
@@ -65,31 +72,37 @@ def _declare(options: type[PipelineOptions], parser: argparse.ArgumentParser) ->
     declare(parser)
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> PipelineOptions:
+def parse(parser: JobParser, argv: Sequence[str]) -> PipelineOptions:
     """Checks the command line and gives Beam's view of it.
 
     Raises:
-        UsageError: an unknown flag, a missing or an unusable value.
+        UsageError: a word that belongs to no flag, an unknown flag, a missing or an unusable value.
         SystemExit: ``--help``, after it was printed.
     """
-    _, rest = parser.parse_known_args(list(argv))
-    known = beam_flags()
-    own = {flag for action in parser._actions for flag in action.option_strings}
-    for argument in rest:
-        flag = argument.split("=", 1)[0]
-        if flag.startswith("--") and flag not in known:
-            close = difflib.get_close_matches(flag, sorted(own | known), n=1)
-            raise UsageError(f"unknown flag {flag}" + (f"; is it {close[0]}?" if close else ""))
+    beam = _beam_parser()
+    parser.others = tuple(beam._actions)
+    parser.parse_known_args(argv)
+    beam.parse_known_args(list(argv))
     return PipelineOptions(list(argv))
 
 
 def beam_flags() -> set[str]:
     """The flags of Beam and its runners."""
-    parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
+    return {flag for action in _beam_parser()._actions for flag in action.option_strings}
+
+
+class _BeamParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _beam_parser() -> argparse.ArgumentParser:
+    """Beam's flags and those of its runners, with its own checks of their values."""
+    parser = _BeamParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
     for options in _all_subclasses(PipelineOptions):
         if options.__module__.startswith("apache_beam."):
             _declare(options, parser)
-    return {flag for action in parser._actions for flag in action.option_strings}
+    return parser
 
 
 def _all_subclasses(cls: type[PipelineOptions]) -> list[type[PipelineOptions]]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -18,7 +23,10 @@ from pipelines.options import InputOptions, ModelOptions, OutputOptions, UsageEr
 from transforms.access import UriAccess
 from transforms.redaction import redacted_command, secrets_of
 
+OTHERS = "others"
+"""As --negative: the texts of the other queries."""
 _MAX_CLIP_S = 1e6
+_MAX_SLUG_CHARS = 80
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +124,7 @@ def separate_config(options: PipelineOptions, command: Sequence[str] = ()) -> Se
     given = options.view_as(InputOptions)
     model = options.view_as(ModelOptions)
     output = options.view_as(OutputOptions)
-    if not output.output:
+    if not (output.output or "").strip():
         raise UsageError("--output is required")
     if output.resume and output.overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
@@ -178,21 +186,75 @@ def _rows(given: InputOptions) -> tuple[ManifestRow, ...]:
         return ()
     if not given.mixture:
         raise UsageError("expected --manifest URI, or --mixture URI with --positive or --negative")
-    name = given.mixture.rstrip("/").rsplit("/", 1)[-1]
-    record = {
-        "id": name.rsplit(".", 1)[0] or name,
-        "mixture_uri": given.mixture,
-        "reference_uri": given.reference,
-        "positive_text": given.positive,
-        "negative_text": given.negative,
-        "positive_audio_uris": given.positive_audio,
-        "negative_audio_uris": given.negative_audio,
-        "text_weight": given.text_weight,
-    }
+    return tuple(_row(record) for record in _records(given))
+
+
+def _records(given: InputOptions) -> Iterator[dict[str, Any]]:
+    """A record for each query of the command line, over the one recording."""
+    texts = [text.strip() for text in given.positive or ()]
+    if "" in texts:
+        raise UsageError("--positive: found an empty text; expected what to extract")
+    if repeated := [text for text, count in Counter(texts).items() if count > 1]:
+        raise UsageError(f"--positive: {repeated[0]!r} is given twice; give each text once")
+    negative = given.negative.strip() if given.negative is not None else None
+    others = negative is not None and negative.lower() == OTHERS
+    if others and len(texts) < 2:
+        raise UsageError(
+            f"--negative {negative} stands for the other --positive texts of the command, and it "
+            "has no others; give several --positive, or say what to suppress"
+        )
+    if given.reference is not None and len(texts) > 1:
+        raise UsageError(
+            "--reference goes with one --positive: it is the target of that one; with several "
+            "queries, a manifest's rows say their own"
+        )
+    name = _name_of(given.mixture)
+    parts = dict(zip(texts, slugs(texts), strict=True))
+    for text in texts or [None]:
+        yield {
+            "id": name if text is None or len(texts) == 1 else f"{name}/{parts[text]}",
+            "mixture_uri": given.mixture,
+            "reference_uri": given.reference,
+            "positive_text": text,
+            "negative_text": " and ".join(t for t in texts if t != text) if others else negative,
+            "positive_audio_uris": given.positive_audio,
+            "negative_audio_uris": given.negative_audio,
+            "text_weight": given.text_weight,
+        }
+
+
+def _name_of(uri: str) -> str:
+    """What a recording is called: the last part of its path without what follows the last dot."""
+    path = urlsplit(uri).path if uri.startswith(("http://", "https://")) else uri
+    name = path.rstrip("/").rsplit("/", 1)[-1]
+    return name.rsplit(".", 1)[0] or name or "recording"
+
+
+def slugs(texts: Sequence[str]) -> list[str]:
+    """A short name for each text in ``[a-z0-9_]``; where two are the same, with a digest each."""
+    plain = [_slug(text) for text in texts]
+    count = Counter(plain)
+    return [
+        slug if slug and count[slug] == 1 else f"{slug or 'query'}_{_short_digest(text)}"
+        for slug, text in zip(plain, texts, strict=True)
+    ]
+
+
+def _slug(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", text.lower()).encode("ascii", "ignore").decode("ascii")
+    slug = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")
+    return slug[:_MAX_SLUG_CHARS].strip("_")
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def _row(record: Mapping[str, Any]) -> ManifestRow:
     row = parse_record(record, uri="command line", row=1, folder=os.getcwd())
     if isinstance(row, RowError):
         raise UsageError(f"{row.field}: found {row.value}; expected {row.expected}")
-    return (row,)
+    return row
 
 
 def _prefixes(given: Sequence[str]) -> tuple[str, ...]:

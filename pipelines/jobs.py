@@ -8,7 +8,7 @@ import datetime
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -53,30 +53,26 @@ class Command:
     shared: tuple[str, ...]
     own: type[PipelineOptions]
 
-    def parser(self) -> argparse.ArgumentParser:
+    def parser(self) -> command_line.JobParser:
         """The flags; shared ones are those of the main job, declared there."""
-        found = _Parser(
+        found = command_line.JobParser(
             prog=f"python -m {self.name}",
             usage=f"%(prog)s {self.usage}",
             description=self.description,
             epilog=f"examples:\n{self.examples}\n{_EXIT_CODES}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
         )
         declare: Any = self.own._add_argparse_args  # Beam annotates its own parser class
         declare(found)
         group = found.add_argument_group(
             "shared with pipelines.separate", "Flags of Beam and its runners work too."
         )
-        for action in command_line.separate_parser()._actions:
+        main = command_line.separate_parser()
+        found.confidential = main.confidential
+        for action in main._actions:
             if action.dest in (*self.shared, *_RUN_FLAGS):
                 group._add_action(action)
         return found
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise flags.UsageError(message)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

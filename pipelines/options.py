@@ -31,9 +31,10 @@ class InputOptions(PipelineOptions):
         group.add_argument(
             "--manifest",
             nargs="+",
+            action="extend",
             metavar="URI",
-            help="CSV, JSONL or Parquet: files, folders or patterns, local or remote. "
-            "Example: --manifest gs://bucket/rows/*.parquet",
+            help="CSV, JSONL or Parquet: files, folders or patterns, local or remote; to be given "
+            "once or several times. Example: --manifest gs://bucket/rows/*.parquet",
         )
         group.add_argument(
             "--mixture",
@@ -41,9 +42,19 @@ class InputOptions(PipelineOptions):
             help="One recording, instead of a manifest. Example: --mixture talk.wav",
         )
         group.add_argument(
-            "--positive", metavar="TEXT", help='What to extract. Example: "a dog barking"'
+            "--positive",
+            action="append",
+            metavar="TEXT",
+            help="What to extract. Given several times, each is extracted into a stem of its own. "
+            'Example: --positive "a dog barking" --positive speech',
         )
-        group.add_argument("--negative", metavar="TEXT", help='What to suppress. Example: "rain"')
+        group.add_argument(
+            "--negative",
+            metavar="TEXT",
+            help="What to suppress, with every --positive. The word 'others' stands for the texts "
+            "of the other --positive of the command; to suppress the text 'others' itself, write "
+            'a manifest. Example: "rain"',
+        )
         group.add_argument(
             "--positive_audio", nargs="+", metavar="URI", help="Example clips of what to extract."
         )
@@ -58,7 +69,9 @@ class InputOptions(PipelineOptions):
             "Default 0.5 where a query has both.",
         )
         group.add_argument(
-            "--reference", metavar="URI", help="With --mixture: the target alone, to score against."
+            "--reference",
+            metavar="URI",
+            help="With --mixture and one query: the target alone, to score against.",
         )
         group.add_argument(
             "--max_clip_in_memory_s",

@@ -1,6 +1,6 @@
 """Checks made before a job is built: is the code that would run the code of this project?
 
-The four packages have generic names, and Python takes the first match on its path without a word
+The five packages have generic names, and Python takes the first match on its path without a word
 about the others (see ``docs/adr/0001-an-application-with-generic-package-names.md``).
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 DISTRIBUTION = "clapsep-beam"
-PACKAGES = ("model", "manifests", "transforms", "pipelines")
+PACKAGES = ("terminal", "model", "manifests", "transforms", "pipelines")
 
 _ADVICE = f"Run {DISTRIBUTION} from an environment of its own, without what shadows it."
 

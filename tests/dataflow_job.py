@@ -86,7 +86,7 @@ def source_tree(folder: Path) -> Path:
     names = ("setup.py", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "NOTICE")
     for name in (*names, "constraints.txt"):
         shutil.copy(ROOT / name, folder / name)
-    for name in ("model", "manifests", "transforms", "pipelines"):
+    for name in ("terminal", "model", "manifests", "transforms", "pipelines"):
         skip = shutil.ignore_patterns("__pycache__", "*.safetensors", "*.flac", "*.png")
         shutil.copytree(ROOT / name, folder / name, ignore=skip)
     return folder / "setup.py"

@@ -8,6 +8,7 @@ from manifests.benchmarks.clips import ON_MISSING
 from manifests.benchmarks.multisource import DATASET as MULTISOURCE
 from manifests.benchmarks.pairs import BENCHMARKS, DURATION_S, SWEEP_LEVELS_DB
 from manifests.benchmarks.queries import MODALITIES, POLARITIES
+from terminal import flags
 
 _EXAMPLES = """\
 examples:
@@ -20,9 +21,9 @@ exit code: 0 written, 1 clips are missing, 2 a list or folder cannot be used
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> flags.Parser:
     """Every subcommand and its flags."""
-    top = argparse.ArgumentParser(
+    top = flags.Parser(
         prog="python -m manifests.benchmarks",
         description="Builds the manifest of a benchmark from its lists, wherever those are.",
         epilog=_EXAMPLES,
@@ -62,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_importers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_importers(commands: argparse._SubParsersAction[flags.Parser]) -> None:
     command = commands.add_parser("audiosep", help="one of AudioSep's lists, mixtures on disk")
     command.add_argument("--list", required=True, help="evaluation/metadata/…_eval.csv")
     command.add_argument(

@@ -21,6 +21,7 @@ from manifests.files import filesystem, reading
 from manifests.ids import stable_seed
 from manifests.publishing import written
 from manifests.writing import csv_cell
+from terminal import flags
 
 _EXAMPLES = """\
 example:
@@ -172,7 +173,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="python -m manifests.benchmarks.own_lists",
         description="A benchmark's lists from labelled clips: pairs.csv and samples.csv.",
         epilog=_EXAMPLES,

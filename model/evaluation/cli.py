@@ -29,6 +29,7 @@ from model.evaluation.suite import (
     load_phrasings,
 )
 from model.training.corpus import Corpus
+from terminal import flags
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     cores = len(os.sched_getaffinity(0))
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="python -m model.evaluation",
         description="Results of a model on a corpus of labelled clips, as JSON, CSV and Markdown.",
         epilog=_EXAMPLES,

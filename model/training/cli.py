@@ -25,6 +25,7 @@ from model.training.loop import BEST, Task, Trainer
 from model.training.separation import SeparationTask, build_separator
 from model.training.settings import MixingSettings, OptimiserSettings, SeparationSettings
 from model.training.wording import WordingSettings, refit
+from terminal import flags
 
 PRESETS = {"mini": configs.MINI, "tiny": configs.TINY, "published": configs.PUBLISHED}
 _DRY_STEPS = 3
@@ -140,7 +141,7 @@ class _Corpora:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="python -m model.training",
         description="Train a CLAP, then a separator, from a folder of labelled clips.",
         epilog=_EXAMPLES,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifests.schema import METRIC_COLUMNS
+from terminal import flags
 
 _EXAMPLES = """writes:
   report.html            a page that opens from disk; nothing is fetched from a network
@@ -45,16 +46,16 @@ class ReportConfig:
     storage_options: Mapping[str, Mapping[str, Any]]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> flags.Parser:
     """The flags."""
-    found = argparse.ArgumentParser(
+    found = flags.Parser(
         prog="python -m pipelines.report",
         description="Metrics of one or more runs → tables, plots and a page to look at and listen "
         "to. With several runs, each is compared with the first on the ids that both have.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
+    found.confidential = frozenset({"--storage_options"})
     found.add_argument(
         "runs", nargs="+", metavar="RUN", help="Folder that pipelines.separate or score wrote."
     )

@@ -34,7 +34,7 @@ def entry_modules() -> list[str]:
 
 
 def package_files(root: Path) -> set[str]:
-    """The files of the four packages below ``root``, compiled ones left out."""
+    """The files of the packages below ``root``, compiled ones left out."""
     return {
         path.relative_to(root).as_posix()
         for name in PACKAGES

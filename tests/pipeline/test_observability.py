@@ -13,7 +13,7 @@ import tone_runs
 from pipelines import separate
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("model", "manifests", "transforms", "pipelines")
+PACKAGES = ("terminal", "model", "manifests", "transforms", "pipelines")
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import soundfile
 
 import tone_runs
 import tones
+from manifests.row import ManifestRow
+from transforms import reading
 
 pytestmark = pytest.mark.usefixtures("loaded")
 
@@ -28,6 +31,33 @@ def test_one_recording_without_a_manifest(clips: Path, tmp_path: Path, capsys) -
     said = capsys.readouterr().out
     for path in (output / "stems", output / "metrics", output / "run.json"):
         assert str(path) in said
+
+
+def test_several_queries_of_one_recording_without_a_manifest(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    read_mixture = reading.read_mixture
+
+    def counting(row: ManifestRow, *rest: Any, **more: Any) -> Any:
+        read.append(row.id)
+        return read_mixture(row, *rest, **more)
+
+    monkeypatch.setattr(reading, "read_mixture", counting)
+    output = tmp_path / "out"
+    code = tone_runs.run(
+        *("--mixture", clips / "m0.wav", "--positive", "bell", "--positive", "Dog_bark"),
+        *("--negative", "others", "--output", output),
+    )
+    assert code == 0
+    rows = tone_runs.table(output, "metrics")
+    assert [row["id"] for row in rows] == ["m0/bell", "m0/dog_bark"]
+    assert {row["polarity"] for row in rows} == {"P+N"}
+    stems = {row["id"]: soundfile.read(row["stem_uri"])[0] for row in rows}
+    bell, dog = stems["m0/bell"], stems["m0/dog_bark"]
+    mixture = soundfile.read(clips / "m0.wav")[0]
+    np.testing.assert_allclose(bell + dog, mixture, atol=1e-2)
+    assert len(read) == 1
 
 
 def test_example_clips_are_queries_too(clips: Path, tmp_path: Path) -> None:

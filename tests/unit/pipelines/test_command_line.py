@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import score, synthesize
 from pipelines.command_line import SEPARATE_OPTIONS, beam_flags, parse, separate_parser
 from pipelines.options import InputOptions, OutputOptions, UsageError
 
@@ -41,6 +42,66 @@ def test_our_flags_and_beams_are_both_read() -> None:
 def test_an_unknown_flag_is_refused_with_the_closest_known_one(flag: str, close: str) -> None:
     with pytest.raises(UsageError, match=f"unknown flag {flag}; is it {close}"):
         parse(separate_parser(), [flag, "x"])
+
+
+ONE = ("--mixture", "a.wav", "--positive", "dog", "--output", "o")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--mixture", "a.wav", "--positive", "a", "dog", "barking", "--output", "o"],
+         r'unexpected argument "dog" .*; did you mean --positive "a dog barking"\?'),
+        (["--mixture", "a.wav", "b.wav", "--positive", "dog", "--output", "o"],
+         r'unexpected argument "b.wav" .* python -m manifests.example'),
+        (["--mixture", "a.wav", "--positive", "dog", "--output", "my", "folder"],
+         r'unexpected argument "folder" .*; did you mean --output "my folder"\?'),
+        ([*ONE, "-negative", "rain"], "unknown flag -negative; is it --negative"),
+        ([*ONE, "\u2013negative", "rain"], r"is it --negative\? .*\(en dash\)"),
+        ([*ONE, "\u2014negative", "rain"], r"is it --negative\? .*\(em dash\)"),
+        ([*ONE, "--resume", "false"], '"false" after --resume, which is a switch'),
+        ([*ONE, "--batch_size=8", "16"], '"16" after --batch_size=8: --batch_size takes one value'),
+        ([*ONE, "--num_workers", "2", "3"], '"3" after --num_workers 2: --num_workers takes one'),
+        ([*ONE, "-j4"], "unknown flag -j4"),
+        ([*ONE, "-o", "x"], "unknown flag -o; is it .*--output or"),
+        (["a.wav", *ONE], '"a.wav" before the first flag'),
+        ([*ONE, "extra"], 'unexpected argument "extra" after --output o'),
+        ([*ONE, "--mixture", "b.wav"], "--mixture is given twice"),
+        ([*ONE, "--output=o"], "--output is given twice"),
+        ([*ONE, "--num_workers", "2", "--num_workers", "2"], "--num_workers is given twice"),
+        ([*ONE, "--positive_audio", "x.wav", "--positive_audio", "y.wav"],
+         "--positive_audio is given twice: .* at once: --positive_audio x.wav y.wav"),
+        ([*ONE, "--num_workers", "many"], "--num_workers: invalid int value: 'many'"),
+    ],
+)  # fmt: skip
+def test_no_word_of_the_command_line_is_lost(line: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse(separate_parser(), line)
+
+
+def test_what_beam_lets_repeat_passes_with_its_values() -> None:
+    options = parse(
+        separate_parser(),
+        [*ONE, "--experiments", "a", "--experiments", "b", "--labels", "c=d", "--labels=e=f",
+         "--sdk_location", "container", "--save_main_session"],
+    ).get_all_options()  # fmt: skip
+    assert options["experiments"] == ["a", "b"]
+    assert options["labels"] == ["c=d", "e=f"]
+    assert (options["sdk_location"], options["save_main_session"]) == ("container", True)
+
+
+def test_the_smaller_jobs_lose_no_word_either() -> None:
+    with pytest.raises(UsageError, match='did you mean --system "My System"'):
+        parse(score.COMMAND.parser(), ["--system", "My", "System", "--output", "o"])
+    with pytest.raises(UsageError, match="--mix_seed is given twice"):
+        parse(synthesize.COMMAND.parser(), ["--mix_seed", "1", "--mix_seed=2"])
+
+
+def test_storage_options_are_in_no_message() -> None:
+    for line in (["{s3:", "{key:", "hunter2}}"], ["hunter2", "--storage_options=hunter2"]):
+        with pytest.raises(UsageError) as refused:
+            parse(separate_parser(), ["--storage_options", *line])
+        assert "hunter2" not in str(refused.value)
 
 
 def test_a_value_that_cannot_be_is_refused() -> None:

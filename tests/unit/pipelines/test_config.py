@@ -3,12 +3,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from pipelines.command_line import parse, separate_parser
-from pipelines.config import SeparateConfig, separate_config
+from pipelines.config import SeparateConfig, separate_config, slugs
 from pipelines.engines import DASK, IN_PROCESS
 from pipelines.options import UsageError
 
@@ -31,6 +32,96 @@ def test_one_recording_becomes_a_row(monkeypatch, tmp_path: Path) -> None:
     assert (row.id, row.mixture_uri) == ("a.b", str(tmp_path / "talks" / "a.b.wav"))
     assert row.negative_audio_uris == (str(tmp_path / "n.wav"),)
     assert config.manifests == ()
+
+
+def _of_one(*arguments: str) -> SeparateConfig:
+    return _config("--mixture", "talks/talk.wav", *arguments)
+
+
+def _queries(config: SeparateConfig) -> list[tuple[str, str | None, str | None]]:
+    return [(row.id, row.positive_text, row.negative_text) for row in config.rows]
+
+
+def test_manifests_add_up() -> None:
+    config = _config("--manifest", "/a.csv", "/b.csv", "--manifest", "/c.csv", "--manifest=/d.csv")
+    assert config.manifests == ("/a.csv", "/b.csv", "/c.csv", "/d.csv")
+
+
+def test_prefixes_add_up() -> None:
+    prefixes = ("--allowed_uri_prefix", "gs://b/x", "--allowed_uri_prefix=gs://c")
+    assert _config("--manifest", "a.csv", *prefixes).allowed_uri_prefix == ("gs://b/x", "gs://c")
+
+
+def test_several_queries_of_one_recording_are_a_row_each() -> None:
+    both = _of_one("--positive", "A dog, barking", "--positive", "Café 2", "--negative", "rain")
+    assert _queries(both) == [
+        ("talk/a_dog_barking", "A dog, barking", "rain"),
+        ("talk/cafe_2", "Café 2", "rain"),
+    ]
+    assert len({row.mixture_uri for row in both.rows}) == 1
+    alone = _of_one("--positive", "A dog, barking")
+    assert _queries(alone) == [("talk", "A dog, barking", None)]
+
+
+def test_example_clips_go_with_every_query() -> None:
+    config = _of_one("--positive", "a", "--positive", "b", "--positive_audio", "/x.wav", "/y.wav",
+                     "--text_weight", "0.25")  # fmt: skip
+    for row in config.rows:
+        assert (row.positive_audio_uris, row.text_weight) == (("/x.wav", "/y.wav"), 0.25)
+
+
+def test_the_other_queries_can_be_what_is_suppressed() -> None:
+    three = ("--positive", "dog", "--positive", "cat", "--positive", "rain")
+    assert _queries(_of_one(*three, "--negative", "others")) == [
+        ("talk/dog", "dog", "cat and rain"),
+        ("talk/cat", "cat", "dog and rain"),
+        ("talk/rain", "rain", "dog and cat"),
+    ]
+    with pytest.raises(UsageError, match=r"--negative others stands for .* has no others"):
+        _of_one("--positive", "dog", "--negative", "others")
+    with pytest.raises(UsageError, match="has no others"):
+        _of_one("--positive_audio", "x.wav", "--negative", "Others ")
+
+
+def test_texts_that_look_alike_are_told_apart_whatever_their_order() -> None:
+    texts = ["a dog!", "A Dog", "狗", "猫", "x" * 200, "x" * 201, "dog"]
+    found = dict(zip(texts, slugs(texts), strict=True))
+    assert len(set(found.values())) == len(texts)
+    assert found["dog"] == "dog"
+    assert dict(zip(reversed(texts), slugs(texts[::-1]), strict=True)) == found
+    for slug in found.values():
+        assert re.fullmatch(r"[a-z0-9_]{1,100}", slug)
+    assert found["a dog!"].startswith("a_dog_")
+    assert found["狗"].startswith("query_")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--positive", "dog", "--positive", "dog "), "'dog' is given twice"),
+        (("--positive", "dog", "--positive", " "), "--positive: found an empty text"),
+        (("--positive", "a", "--positive", "b", "--reference", "r.wav"), "--reference goes with"),
+    ],
+)
+def test_queries_that_cannot_be_told_apart_are_refused(
+    arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        _of_one(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("http://h/a/talk.wav?signature=1/2.x", "talk"),
+        ("s3://b/what?.wav", "what?"),
+        ("dir/", "dir"),
+        (".wav", ".wav"),
+    ],
+)
+def test_a_recording_is_called_what_its_file_is(uri: str, expected: str) -> None:
+    (row,) = _config("--mixture", uri, "--positive", "x").rows
+    assert row.id == expected
 
 
 def test_a_local_run_stays_in_this_process_unless_workers_are_wanted() -> None:

@@ -1,0 +1,1 @@
+"""What people type and read: command lines without lost words, a screen that cannot stop a run."""
