@@ -10,7 +10,7 @@ from typing import Final
 
 from manifests.row import MANIFEST_COLUMNS, ManifestRow
 from manifests.schema import column_type
-from terminal import flags
+from terminal import flags, screen
 
 _INTRODUCTION: Final = """\
 A manifest: each row asks for one extraction. Lines before the header that begin with # are notes.
@@ -48,6 +48,7 @@ def example_csv() -> str:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Writes the example to standard output; returns 0."""
+    screen.steady()
     flags.Parser(
         prog="python -m manifests.example",
         description="Writes a commented CSV manifest to start from. "

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from manifests.checking import as_dict, as_text, check
 from manifests.errors import ManifestError
-from terminal import flags
+from terminal import flags, screen
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +20,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 if every row can be used, 1 if a row cannot or repeats an id, 2 if a file cannot be read.
     """
+    screen.steady()
     parser = flags.Parser(
         prog="python -m manifests.validate",
         description="Says what a manifest holds and what is wrong with it, row by row.",

@@ -21,7 +21,7 @@ from model.config_json import from_json, to_json
 from model.converted import SourceFile
 from model.fetch import CheckpointError, fetch
 from model.loading import Adapters, Networks, load_clap, load_published
-from terminal import flags
+from terminal import flags, screen
 
 # Computed when a network is built; the mel filters are kept, since librosa's may change.
 _RECOMPUTED = re.compile("|".join(pattern for pattern in layouts.DERIVED if "melW" not in pattern))
@@ -163,6 +163,7 @@ def describe(uri: str) -> dict[str, str]:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Converts or describes weight files; returns the exit code."""
+    screen.steady()
     parser = flags.Parser(prog="python -m model.checkpoints", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert", help="published checkpoints → one safetensors file")

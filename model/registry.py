@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from model import catalogue
 from model.catalogue import Entry
-from terminal import flags
+from terminal import flags, screen
 
 if TYPE_CHECKING:
     from model.clap import Clap, QueryEncoder
@@ -220,6 +220,7 @@ def _is_uri(name_or_uri: str) -> bool:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Prints the models as a table, or one model's card; returns the exit code."""
+    screen.steady()
     parser = flags.Parser(prog="python -m model.registry", description=__doc__)
     parser.add_argument("name", nargs="?", help="print this model's card")
     options = parser.parse_args(argv)

@@ -19,6 +19,7 @@ from pipelines import command_line
 from pipelines import options as flags
 from pipelines.config import SeparateConfig, separate_config
 from pipelines.engines import DATAFLOW
+from terminal import screen
 from transforms.redaction import redact
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def main(
     argv: Sequence[str] | None,
 ) -> int:
     """Parses, builds, runs; gives the exit code."""
+    screen.steady()
     given = list(sys.argv[1:] if argv is None else argv)
     secrets: tuple[str, ...] = ()
     try:

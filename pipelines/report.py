@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from pipelines.logs import configure_logging
+from terminal import screen
 from transforms.redaction import redact, secrets_of
 
 EXIT_USAGE = 2
@@ -13,6 +14,7 @@ EXIT_USAGE = 2
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Writes the report that the command line asks for; gives the exit code."""
+    screen.steady()
     from pipelines.reporting import command
 
     secrets: tuple[str, ...] = ()

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pipelines import command_line
 from pipelines import config as configuration
 from pipelines import options as flags
+from terminal import screen
 from transforms.redaction import redact
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the job that the command line asks for; gives the exit code."""
+    screen.steady()
     secrets: tuple[str, ...] = ()
     try:
         given = sys.argv[1:] if argv is None else argv

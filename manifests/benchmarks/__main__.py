@@ -9,6 +9,7 @@ from manifests.benchmarks.options import parser
 from manifests.benchmarks.pairs import BENCHMARKS
 from manifests.benchmarks.recipes import MissingClipsError, build
 from manifests.errors import ManifestError
+from terminal import screen
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +21,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 if it was written, 1 if clips are missing, 2 if a list or folder cannot be used.
     """
+    screen.steady()
     options = parser().parse_args(argv)
     try:
         outcome = build(options)

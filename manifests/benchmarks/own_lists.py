@@ -21,7 +21,7 @@ from manifests.files import filesystem, reading
 from manifests.ids import stable_seed
 from manifests.publishing import written
 from manifests.writing import csv_cell
-from terminal import flags
+from terminal import flags, screen
 
 _EXAMPLES = """\
 example:
@@ -153,6 +153,7 @@ def _as_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Writes the lists and says how long they are; 0, or 2 where that is not possible."""
+    screen.steady()
     options = _parser().parse_args(argv)
     try:
         lists = draw_lists(

@@ -29,7 +29,7 @@ from model.evaluation.suite import (
     load_phrasings,
 )
 from model.training.corpus import Corpus
-from terminal import flags
+from terminal import flags, screen
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 1 where the results differ from the expected ones.
     """
+    screen.steady()
     parser = _parser()
     arguments = parser.parse_args(argv)
     if not (arguments.output or arguments.write_manifest):

@@ -25,7 +25,7 @@ from model.training.loop import BEST, Task, Trainer
 from model.training.separation import SeparationTask, build_separator
 from model.training.settings import MixingSettings, OptimiserSettings, SeparationSettings
 from model.training.wording import WordingSettings, refit
-from terminal import flags
+from terminal import flags, screen
 
 PRESETS = {"mini": configs.MINI, "tiny": configs.TINY, "published": configs.PUBLISHED}
 _DRY_STEPS = 3
@@ -46,6 +46,7 @@ A run that was stopped goes on from its newest checkpoint when the same command 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line; trains, or bundles what was trained."""
+    screen.steady()
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = _config(arguments.config)

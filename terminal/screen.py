@@ -1,0 +1,95 @@
+"""A screen that cannot decide a run: what becomes of text on its way to people changes nothing.
+
+Standard output may be a pipe whose reader has left (``| head -1``), a full disk, closed, or a
+terminal without the letters of a message. A command that has done its work then has done its work.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import os
+import select
+import sys
+import unicodedata
+from typing import Any, TextIO
+
+_FALLBACK = "clapsep_screen"
+_NEAR = {"±": "+-", "→": "->", "…": "...", "·": ".", "\u2013": "-", "\u2014": "-", "\u00d7": "x"}
+
+
+def steady() -> None:
+    r"""Makes standard output and error streams that take every text and never raise.
+
+    Letters that the terminal's encoding lacks are written as near ones or as ``\x…`` codes. What
+    cannot be written at all is lost, and nothing else is. To be called by every command before it
+    prints; calling it again does nothing. A stream that a program has put in the place of the
+    process's own stays as it is.
+    """
+    codecs.register_error(_FALLBACK, _in_other_letters)
+    _occupy_closed_descriptors()
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _steady(sys.stdout, 1)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _steady(sys.stderr, 2)
+
+
+def _occupy_closed_descriptors() -> None:
+    """Opens the null device in the place of closed standard streams.
+
+    The next file that is opened would take the number of a closed one, and receive what native code
+    prints.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+
+
+def _steady(stream: Any, number: int) -> TextIO:
+    if stream is None:  # closed when the process began
+        return open(os.devnull, "w", encoding="utf-8")
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream  # type: ignore[no-any-return]
+    with contextlib.suppress(OSError):
+        stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Lossy(number, "wb", closefd=False)),
+        encoding=stream.encoding,
+        errors=_FALLBACK,
+        line_buffering=stream.line_buffering or stream.write_through,
+    )
+
+
+class _Lossy(io.FileIO):
+    """A file that claims to have written what it could not write."""
+
+    def write(self, data: Any) -> int:
+        while True:
+            try:
+                written = super().write(data)
+            except OSError:
+                return len(data)
+            if written is not None:
+                return written
+            select.select((), (self,), ())  # it does not wait by itself, and its reader is slow
+
+
+def _in_other_letters(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = "".join(map(_nearest, error.object[error.start : error.end]))
+    return text, error.end
+
+
+def _nearest(letter: str) -> str:
+    if letter in _NEAR:
+        return _NEAR[letter]
+    near = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode("ascii")
+    return near or letter.encode("ascii", "backslashreplace").decode("ascii")
