@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import glob
 import gzip
+import importlib
 import io
 import os
 import posixpath
 import re
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ FORMATS: Final[Mapping[str, str]] = {
 }
 _BUFFER_BYTES = 1 << 20
 _ABSOLUTE = re.compile(r"^(/|\\|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]*://|[^/]*::)")
+_GCS_BY_GRPC = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
 _PATTERN = re.compile(r"[*?\[]")
 
 StorageOptions = Mapping[str, Any] | None
@@ -51,12 +54,30 @@ def is_gzip(uri: str) -> bool:
     return uri.lower().endswith(".gz")
 
 
+def prefer_gcs_over_http() -> None:
+    """Lets gcsfs reach buckets with the JSON API alone, unless its user wants otherwise.
+
+    By itself gcsfs 2026.3 and later asks by gRPC what type a bucket is, before most operations and
+    again after each answer that did not come: half a minute a call behind an emulator, behind a
+    proxy, or without the right to ask. What is lost are zonal (Rapid Storage) buckets, which speak
+    gRPC only, and that empty folders of hierarchical buckets are listed and removed. For these,
+    set ``GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT=true``.
+    """
+    if os.environ.setdefault(_GCS_BY_GRPC, "false").lower() in ("true", "1"):
+        return
+    if "gcsfs" in sys.modules:  # imported before the variable was set, and decided already
+        core = importlib.import_module("gcsfs.core")
+        for scheme in ("gs", "gcs"):
+            fsspec.register_implementation(scheme, core.GCSFileSystem, clobber=True)
+
+
 def filesystem(uri: str, storage_options: StorageOptions = None) -> tuple[Any, str]:
     """The fsspec file system of ``uri`` and the path on it.
 
     Raises:
         ManifestError: an unknown scheme, or one whose package is not installed.
     """
+    prefer_gcs_over_http()
     try:
         files, path = fsspec.core.url_to_fs(uri, **dict(storage_options or {}))
     except (ImportError, ValueError) as err:

@@ -16,14 +16,13 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-import fsspec
 import safetensors.torch
 import torch
 from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from model import tensorfiles
-from model.fetch import CheckpointError, DigestMismatchError, fetch
+from model.fetch import CheckpointError, DigestMismatchError, fetch, open_filesystem
 
 FORMAT = "clapsep-beam"
 FORMAT_VERSION = 1
@@ -188,7 +187,7 @@ def _split(tensors: Mapping[str, Tensor], max_bytes: int | None) -> list[dict[st
 
 
 def _write_one(uri: str, tensors: Mapping[str, Tensor], header: Header) -> str:
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    filesystem, path = open_filesystem(uri)
     local = isinstance(filesystem, LocalFileSystem)
     if local:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

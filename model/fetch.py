@@ -118,7 +118,7 @@ def fetch(
         raise ValueError(f"sha256={sha256!r}: expected 64 hexadecimal digits")
     expected = None if sha256 is None else sha256.lower()
     folder = cache_dir() if cache is None else cache
-    filesystem, path = _open_filesystem(uri)
+    filesystem, path = open_filesystem(uri)
     if isinstance(filesystem, LocalFileSystem):
         found = _local(uri, Path(path), folder)
     else:
@@ -155,7 +155,13 @@ class _Remote:
     path: str
 
 
-def _open_filesystem(uri: str) -> tuple[Any, str]:
+def open_filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec file system of a URI and the path on it.
+
+    Raises:
+        FetchError: there is none for its scheme, or it is not installed.
+    """
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # why: manifests/files.py
     options = _OPTIONS.get().get(uri.split("://", 1)[0], {})
     try:
         filesystem, path = fsspec.core.url_to_fs(uri, **options)

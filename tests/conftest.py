@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,10 +11,6 @@ import pytest
 if TYPE_CHECKING:
     import tone_runs
 
-# gcsfs looks when it is imported. With it, a bucket is first asked for its type by gRPC, which no
-# emulator answers: a minute a bucket.
-os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
-
 # A deadline asserts a time, and machines differ.
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")
@@ -24,7 +19,7 @@ hypothesis.settings.load_profile("project")
 @pytest.fixture
 def loaded() -> Iterator[tone_runs.Loaded]:
     """The tone separator in the place of every model."""
-    import tone_runs  # after the variable above is set, and for those who ask only
+    import tone_runs  # for those who ask only
 
     with tone_runs.tones_as_models() as found:
         yield found

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import gcsfs.core
 import gcsfs.retry
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -56,9 +57,9 @@ def running(folder: Path) -> Iterator[StorageFront]:
         account = write_credentials(folder / "account.json", front.url)
         patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
         threading.Thread(target=_drain, args=(server,), daemon=True).start()
-        gcsfs.GCSFileSystem.clear_instance_cache()  # clients are kept by options: not by emulator
+        gcsfs.core.GCSFileSystem.clear_instance_cache()  # kept by options, not by emulator
         yield front
-        gcsfs.GCSFileSystem.clear_instance_cache()
+        gcsfs.core.GCSFileSystem.clear_instance_cache()
 
 
 def _drain(server: FakeGCSServer) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from manifests.files import prefer_gcs_over_http
 from model import fetch, registry
 from model.clap import QueryEncoder
 from model.fetch import OptionsByProtocol
@@ -97,6 +98,7 @@ def load_scorer(choice: ScorerChoice) -> QueryEncoder:
 def _once(key: Hashable, load: Callable[[], T], device: str) -> T:
     if device == "cpu":
         torch.set_num_threads(1)
+    prefer_gcs_over_http()  # weights may be in a bucket
     with _LOCK:
         if key not in _LOADED:
             _LOADED[key] = load()

@@ -24,6 +24,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from manifests.files import prefer_gcs_over_http
 from manifests.publishing import (
     UNFINISHED,
     ShortTransferError,
@@ -84,6 +85,7 @@ class Storage:
             return LocalFileSystem(**self.options_for(uri)), os.path.abspath(uri)
         if _client_repeats(uri):
             listen_to_clients()
+        prefer_gcs_over_http()
         fs, path = url_to_fs(uri, **self.options_for(uri))
         return fs, str(path)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gcsfs
+import gcsfs.core
 import pytest
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -46,10 +46,10 @@ def dataflow(server: cloud.Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[c
     server.objects[f"{dataflow_job.BUCKET}/rows.jsonl"] = json.dumps(dataflow_job.ROW).encode()
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
-    gcsfs.GCSFileSystem.clear_instance_cache()
+    gcsfs.core.GCSFileSystem.clear_instance_cache()
     with tone_runs.tones_as_models():
         yield server
-    gcsfs.GCSFileSystem.clear_instance_cache()
+    gcsfs.core.GCSFileSystem.clear_instance_cache()
     root.setLevel(level)
     root.handlers[:] = handlers
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gcsfs
+import gcsfs.core
 import pytest
 
 import gcs_emulator
@@ -66,7 +66,7 @@ def undisturbed(rows: list[dict[str, Any]]) -> Path:
 @pytest.fixture(scope="module")
 def bucket(front: StorageFront, rows: list[dict[str, Any]]) -> str:
     uri = front.bucket("recordings")
-    gcsfs.GCSFileSystem().put(f"{rows[0]['folder']}/", f"{uri}/in/", recursive=True)
+    gcsfs.core.GCSFileSystem().put(f"{rows[0]['folder']}/", f"{uri}/in/", recursive=True)
     return uri
 
 
@@ -77,7 +77,7 @@ def _run(bucket: str, output: str, *arguments: str) -> int:
 
 def _fetched(bucket: str, output: str, folder: Path) -> Path:
     """A copy of a run's output."""
-    gcsfs.GCSFileSystem(use_listings_cache=False).get(
+    gcsfs.core.GCSFileSystem(use_listings_cache=False).get(
         f"{bucket}/{output}/", f"{folder}/{output}/", recursive=True
     )
     return folder / output
@@ -202,7 +202,7 @@ def test_weights_come_from_a_bucket_in_any_process(
 ) -> None:
     """The command itself, with worker processes, and what it knows by its environment only."""
     local = tiny_model.write_tiny_model(tmp_path / "tiny.safetensors")
-    gcsfs.GCSFileSystem().put(local, f"{bucket}/tiny.safetensors")
+    gcsfs.core.GCSFileSystem().put(local, f"{bucket}/tiny.safetensors")
     environment = {**os.environ, "CLAPSEP_CACHE": str(tmp_path / "cache")}
     arguments = ["--num_workers", "2"]
     if by_options:

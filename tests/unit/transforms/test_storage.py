@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from transforms import retries
 from transforms import storage as storage_module
 from transforms.lookahead import LookAhead, Overlap
 from transforms.storage import LARGE_OBJECT_BYTES, Storage, join
+
+GCS_VARIABLE = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
 
 
 def test_join_puts_one_slash_between_parts() -> None:
@@ -260,3 +264,41 @@ class _AheadFn(beam.DoFn):
         ahead = LookAhead(self._function, Overlap(num_threads=2, max_pending=2), "Test", "t")
         yield from ahead.map([element])
         ahead.close()
+
+
+@pytest.mark.parametrize(
+    "imported", ["", "import gcsfs, fsspec; fsspec.get_filesystem_class('gs')"]
+)
+@pytest.mark.parametrize(
+    ("chosen", "module"),
+    [
+        (None, "gcsfs.core"),
+        ("false", "gcsfs.core"),
+        ("0", "gcsfs.core"),
+        ("true", "gcsfs.extended_gcsfs"),
+    ],
+)
+def test_a_bucket_is_not_asked_by_grpc_unless_its_user_says_so(
+    imported: str, chosen: str | None, module: str
+) -> None:
+    script = f"""{imported}
+from manifests.files import filesystem
+from model.fetch import open_filesystem, storage_options
+from transforms.storage import Storage
+
+options = {{"token": "anon"}}
+by_protocol = {{"gs": options, "gcs": options}}
+with storage_options(by_protocol):
+    found = [] if {bool(imported)} else [open_filesystem("gs://b/a")[0]]
+found += [Storage(options=by_protocol).resolve("gs://b/a")[0], filesystem("gcs://b/a", options)[0]]
+print({{type(each).__module__ for each in found}})
+"""
+    environment = {name: text for name, text in os.environ.items() if name != GCS_VARIABLE}
+    said = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment | ({} if chosen is None else {GCS_VARIABLE: chosen}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() == str({module})
