@@ -191,7 +191,8 @@ METRICS_SCHEMA = pa.schema(
 """One row a clip. ``undefined_reason`` is ``metric=reason`` joined by ``; ``; null without one.
 
 What was asked of what is that of the manifest's row, whose digest is ``row_sha256``; credentials in
-its URIs are hidden. Columns that nothing computes yet are null.
+its URIs are hidden. ``input_gain_db`` is the gain with which the network heard a recording, the
+mean over its windows. Columns that nothing computes yet are null.
 """
 
 SUMMARY_SCHEMA = pa.schema(

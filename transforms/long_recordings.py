@@ -22,7 +22,12 @@ from transforms.long_stems import ERRORS, LongMixture, LongStem, embed_file, req
 from transforms.metrics_rows import StemFacts
 from transforms.mixtures import ReadSettings
 from transforms.scoring import Scoring, ScoringSettings, joined
-from transforms.separation import Separation, SeparationSettings, window_queries
+from transforms.separation import (
+    Separation,
+    SeparationSettings,
+    mean_gain_db,
+    window_queries,
+)
 from transforms.similarity import Embeddings
 from transforms.writing import WriteSettings, count_result, row_of
 
@@ -140,6 +145,7 @@ class _Run:
             stem_uri=uris[0],
             residual_uri=uris[1] if len(uris) > 1 else None,
             stem_format=job.writing.stem_format,
+            input_gain_db=mean_gain_db(self._gains),
         )
         provenance = job.separation.provenance
         return row_of(query.row, facts, scores, provenance, job.scoring.digest, job.writing)

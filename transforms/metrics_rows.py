@@ -32,6 +32,8 @@ class StemFacts:
         residual_uri: the mixture minus the stem, where it was asked for.
         stem_format: of the file, where this run wrote it.
         stem_note: why that is not the format that was asked for.
+        input_gain_db: what the network heard the recording multiplied by, the mean in dB over its
+            windows; 0 for a system that hears recordings as they are.
     """
 
     duration_s: float
@@ -44,6 +46,7 @@ class StemFacts:
     residual_uri: str | None
     stem_format: str | None = None
     stem_note: str | None = None
+    input_gain_db: float | None = None
 
 
 def metrics_row(

@@ -171,6 +171,7 @@ def write_stem(clip: Clip, stem: Stem, settings: WriteSettings) -> StemFacts:
         stem_uri=stem_uri,
         residual_uri=residual_uri,
         stem_format=settings.stem_format,
+        input_gain_db=stem.input_gain_db,
     )
 
 

@@ -148,7 +148,7 @@ def test_a_weight_file_cannot_have_a_module_imported(tmp_path: Path, name: str) 
     text["clap"]["text"]["tokenizer"] = f"package:{name}"
     config = from_json(ClapSepConfig, json.dumps(text))
     before = set(sys.modules)
-    with pytest.raises((CheckpointError, ModuleNotFoundError), match=r"is not (a|installed)"):
+    with pytest.raises(CheckpointError, match=r"is not (a|installed)"):
         load_tokenizer(config.clap.text)
     assert not {name for name in set(sys.modules) - before if name.startswith(("this", "anti"))}
 

@@ -69,5 +69,7 @@ def test_a_recording_gives_the_same_stem_at_any_level(tmp_path: Path) -> None:
             stem, _ = soundfile.read(found["stem_uri"], dtype="float32")
             scaled = stem * np.float32(10 ** (-gain_db / 20))
             np.testing.assert_allclose(scaled, whole, atol=1e-4 * np.abs(whole).max())
+            gain = table[f"{index} 0"]["input_gain_db"] - gain_db
+            assert found["input_gain_db"] == pytest.approx(gain, abs=1e-3)
             for column in ("sdri_db", "snri_db"):
                 assert found[column] == pytest.approx(table[f"{index} 0"][column], abs=0.02)

