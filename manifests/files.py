@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import gzip
+import http.client
 import importlib
 import io
+import itertools
 import os
 import posixpath
 import re
+import socket
+import ssl
 import sys
+import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from ipaddress import IPv6Address
 from typing import Any, Final
+from urllib.parse import unquote
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -29,11 +37,152 @@ FORMATS: Final[Mapping[str, str]] = {
     ".pq": "parquet",
 }
 _BUFFER_BYTES = 1 << 20
-_ABSOLUTE = re.compile(r"^(/|\\|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]*://|[^/]*::)")
 _GCS_BY_GRPC = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*"
+_URL = re.compile(rf"({_SCHEME}::)*{_SCHEME}://|file:/", re.IGNORECASE)
+_LOCAL = re.compile(r"(?:file|local):/(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
+_OTHER_PATH = re.compile(r"\\|[A-Za-z]:[\\/]")
 _PATTERN = re.compile(r"[*?\[]")
+_NUMERIC_HOST = re.compile(rf"((?:^|::){_SCHEME}://)\[([0-9A-Fa-f:.]+)\]")
+_HOSTS_HERE = ("", "localhost")
+_FORMS: Final = ("NFC", "NFD")
+_MAX_FORMS = 64
+NUL = "\x00"
+
+_NO_WAY = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 
 StorageOptions = Mapping[str, Any] | None
+
+
+def is_url(uri: str) -> bool:
+    """Whether ``uri`` has a scheme; otherwise it is a local path, whatever characters it has.
+
+    A chain begins with a scheme too: ``zip://a.wav::gs://b/c.zip``, ``simplecache::gs://b/a.wav``.
+    ``a::b.wav`` is a path.
+    """
+    return _URL.match(uri) is not None
+
+
+def local_path(uri: str) -> str | None:
+    """The absolute path of a local file; None for a file elsewhere. Nothing is opened.
+
+    A path is taken as it is; ``file:/…``, ``file:///…`` and ``file://localhost/…`` are decoded.
+
+    Raises:
+        ValueError: ``file://`` names another machine.
+    """
+    if not is_url(uri):
+        return os.path.abspath(uri)
+    found = _LOCAL.fullmatch(uri)
+    if found is None or len(links_of(uri)) > 1:
+        return None
+    path = found["rest"]
+    if path.startswith("/"):
+        host, _, path = path[1:].partition("/")
+        if host.lower() not in _HOSTS_HERE:
+            raise ValueError(
+                f"{uri}: file:// names the machine {host!r}; expected file:///folder/name, or the "
+                "path under which that machine's files are mounted here"
+            )
+    return os.path.abspath("/" + unquote(path.lstrip("/"), errors="surrogateescape"))
+
+
+def absolute(uri: str) -> str:
+    """What a person gave as a flag: an absolute path, with ``~`` resolved, or a URL.
+
+    Shells leave ``~`` alone in ``--output=~/x``. A slash at the end does not count.
+
+    Raises:
+        ValueError: ``file://`` names another machine.
+    """
+    path = local_path(os.path.expanduser(uri))
+    if path is not None:
+        return path
+    return uri if uri.endswith("://") else uri.rstrip("/")
+
+
+def links_of(uri: str) -> list[str]:
+    """The links of a chain of file systems, outermost last; a plain URI is the only one.
+
+    The colons of a numeric address, ``http://[::1]/a.wav``, do not part links.
+    """
+    if not is_url(uri):
+        return [uri]
+    masked = _NUMERIC_HOST.sub(lambda found: f"{found[1]}[{found[2].replace(':', NUL)}]", uri)
+    return [link.replace(NUL, ":") for link in masked.split("::")]
+
+
+def _place_in_chain(uri: str) -> tuple[str, str, str]:
+    """A URI in three: the links before the one that has the file's path, that one, and the rest."""
+    links = links_of(uri)
+    index = next((i for i, link in enumerate(links) if is_url(link)), 0)
+    before = "".join(f"{link}::" for link in links[:index])
+    return before, links[index], "".join(f"::{link}" for link in links[index + 1 :])
+
+
+def other_spellings(path: str) -> Iterator[str]:
+    """Other Unicode forms of a path: macOS decomposes the names that others compose.
+
+    The folder and the name may differ in form.
+    """
+    folder, separator, name = path.rpartition("/")
+    seen = {path}
+    for parts in itertools.product(_forms(folder), _forms(name)):
+        other = separator.join(parts)
+        if other not in seen:
+            seen.add(other)
+            yield other
+
+
+def _forms(text: str) -> list[str]:
+    return list(dict.fromkeys([text, *(unicodedata.normalize(form, text) for form in _FORMS)]))
+
+
+def existing_path(path: str) -> str:
+    """``path``, or where nothing is there the one path that differs from it in Unicode forms only.
+
+    Raises:
+        FileNotFoundError: several paths do.
+    """
+    if path.isascii() or os.path.lexists(path):
+        return path
+    found = [""]
+    for part in path.split("/")[1:]:
+        tried = (f"{above}/{form}" for above in found[:_MAX_FORMS] for form in _forms(part))
+        found = [each for each in tried if os.path.lexists(each)]
+    if len(found) > 1:
+        names = " and ".join(ascii(each) for each in found)
+        raise FileNotFoundError(
+            f"{path}: no such file, but several of the same name in other Unicode forms: {names}"
+        )
+    return found[0] if found else path
+
+
+def connect(uri: str, storage_options: StorageOptions = None) -> tuple[Any, str]:
+    """The fsspec file system of ``uri`` and the path on it; all readers of URIs ask here.
+
+    Raises:
+        ValueError: an unknown scheme, or ``file://`` with another machine.
+        ImportError: the package of the scheme is not installed.
+    """
+    options = dict(storage_options or {})
+    path = local_path(uri)
+    if path is not None:
+        return LocalFileSystem(**options), path
+    prefer_gcs_over_http()
+    links = [_link_for_fsspec(link) for link in links_of(uri)]
+    files, path = fsspec.core.url_to_fs("::".join(links), **options)
+    return files, str(path)
+
+
+def _link_for_fsspec(link: str) -> str:
+    """A link as fsspec expects it: local paths are not encoded, and ``::`` only parts links."""
+    if not _LOCAL.fullmatch(link):
+        return _NUMERIC_HOST.sub(lambda host: f"{host[1]}[{IPv6Address(host[2]).exploded}]", link)
+    path = local_path(link) or ""
+    if "::" in path:  # it would lead on to another address than the one that was checked
+        raise ValueError(f"{link}: a name with :: cannot be a link of a chain")
+    return f"file://{path}"
 
 
 def format_of(uri: str) -> str:
@@ -42,7 +191,7 @@ def format_of(uri: str) -> str:
     Raises:
         ManifestError: another suffix.
     """
-    name = uri.lower().removesuffix(".gz")
+    name = _place_in_chain(uri)[1].lower().removesuffix(".gz")
     form = FORMATS.get(posixpath.splitext(name)[1])
     if form is None or (form == "parquet" and is_gzip(uri)):
         raise ManifestError(f"{uri}: expected a name that ends in {', '.join(FORMATS)} (or .gz)")
@@ -51,7 +200,7 @@ def format_of(uri: str) -> str:
 
 def is_gzip(uri: str) -> bool:
     """Whether the name says that the file is compressed."""
-    return uri.lower().endswith(".gz")
+    return _place_in_chain(uri)[1].lower().endswith(".gz")
 
 
 def prefer_gcs_over_http() -> None:
@@ -72,17 +221,16 @@ def prefer_gcs_over_http() -> None:
 
 
 def filesystem(uri: str, storage_options: StorageOptions = None) -> tuple[Any, str]:
-    """The fsspec file system of ``uri`` and the path on it.
+    """As :func:`connect`, for what a person named: manifests, lists, and where they are written.
 
     Raises:
         ManifestError: an unknown scheme, or one whose package is not installed.
     """
-    prefer_gcs_over_http()
     try:
-        files, path = fsspec.core.url_to_fs(uri, **dict(storage_options or {}))
+        return connect(os.path.expanduser(uri), storage_options)
     except (ImportError, ValueError) as err:
-        raise ManifestError(f"{uri}: {err}") from err
-    return files, path
+        text = str(err)
+        raise ManifestError(text if uri in text else f"{uri}: {text}") from err
 
 
 def expand(uri: str, storage_options: StorageOptions = None) -> tuple[str, ...]:
@@ -97,26 +245,28 @@ def expand(uri: str, storage_options: StorageOptions = None) -> tuple[str, ...]:
     Raises:
         ManifestError: nothing there, no permission, or a file of another format.
     """
-    files, path = filesystem(uri, storage_options)
-    if "::" in uri:
+    if len(links_of(uri)) > 1:
         format_of(uri)
         return (uri,)
+    files, path = filesystem(uri, storage_options)
+    local = isinstance(files, LocalFileSystem)
     files.invalidate_cache()
     try:
+        path = existing_path(path) if local else path
         if files.isfile(path):
             format_of(uri)
             found = [path]
         elif files.isdir(path):
             found = _manifests({entry["name"]: entry for entry in files.ls(path, detail=True)})
-        elif _PATTERN.search(path):
-            found = _manifests(_matches(files, _pattern(files, path)))
+        elif _PATTERN.search(_NUMERIC_HOST.sub(r"\1", path)):
+            found = _manifests(_matches(files, path))
         else:
+            files.info(path)  # says what is the matter, which isfile and isdir do not
             raise ManifestError(f"{uri}: no such file or folder")
     except (OSError, ValueError) as err:
-        raise ManifestError(f"{uri}: {_reason(err)}") from err
+        raise ManifestError(f"{uri}: {reason_of(err)}") from err
     if not found:
         raise ManifestError(f"{uri}: no file here ends in {', '.join(FORMATS)} (or .gz)")
-    local = isinstance(files, LocalFileSystem)
     return tuple(sorted(p if local else files.unstrip_protocol(p) for p in found))
 
 
@@ -128,7 +278,9 @@ def _matches(files: Any, pattern: str) -> Mapping[str, Mapping[str, Any]]:
     """
     if any("**" in part and part != "**" for part in pattern.split("/")):
         raise ValueError("** stands alone between slashes, as in folder/**/*.csv")
-    found: Mapping[str, Mapping[str, Any]] = files.glob(pattern, detail=True)
+    if _NUMERIC_HOST.search(pattern):
+        raise ValueError("no patterns at a numeric address; expected the files' own names")
+    found: Mapping[str, Mapping[str, Any]] = files.glob(_pattern(files, pattern), detail=True)
     return found
 
 
@@ -174,15 +326,51 @@ def reading(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as err:
-        raise ManifestError(f"{uri}: {_reason(err)}") from err
+        raise ManifestError(f"{uri}: {reason_of(err)}") from err
 
 
-def _reason(err: Exception) -> str:
+def reason_of(err: BaseException) -> str:
+    """Why a file could not be read, in words."""
+    network = network_reason(err)
+    if network is not None:
+        return network
     if isinstance(err, FileNotFoundError):
         return "no such file or folder"
     if isinstance(err, PermissionError):
         return "no permission to read it"
     return str(getattr(err, "strerror", None) or str(err) or type(err).__name__)
+
+
+def network_reason(err: BaseException | None) -> str | None:
+    """What a failed connection or a web server's answer says; None for any other error.
+
+    fsspec says FileNotFoundError of whatever a web server did: the reason is the error's cause.
+    """
+    known = None
+    while err is not None:
+        known = _known_reason(err) or known
+        err = err.__cause__
+    return known
+
+
+def _known_reason(err: BaseException) -> str | None:
+    status = getattr(err, "status", None)
+    if isinstance(status, int):
+        return f"the server answers {status} {http.client.responses.get(status, '')}".rstrip()
+    if isinstance(err, socket.gaierror):
+        return f"the host's name is not resolved ({err.strerror or err})"
+    if isinstance(err, ssl.SSLError):
+        said = getattr(err, "verify_message", None) or getattr(err, "reason", None) or err
+        return f"no TLS connection ({said})"
+    if isinstance(err, ConnectionRefusedError):
+        return "connection refused: nothing listens there"
+    if isinstance(err, TimeoutError):
+        return "timed out"
+    if type(err).__name__ == "ServerDisconnectedError" or isinstance(err, ConnectionError):
+        return f"the connection was lost ({getattr(err, 'strerror', None) or err})"
+    if isinstance(err, OSError) and err.errno in _NO_WAY:
+        return f"no connection ({os.strerror(err.errno)})"
+    return None
 
 
 @contextmanager
@@ -196,22 +384,37 @@ def open_bytes(uri: str, storage_options: StorageOptions = None) -> Iterator[io.
 
 def folder_of(uri: str) -> str:
     """The folder in which relative URIs of the manifest ``uri`` begin."""
-    if "://" in uri:
-        return uri.rsplit("/", 1)[0]
-    return os.path.dirname(os.path.abspath(uri))
+    path = local_path(uri)
+    if path is not None:
+        return os.path.dirname(path)
+    before, place, after = _place_in_chain(uri)
+    scheme, separator, path = place.partition("://")
+    return f"{before}{scheme}{separator}{posixpath.dirname(path)}{after}"
 
 
 def resolve(folder: str, uri: str) -> str:
     """``uri`` seen from ``folder``: unchanged if it is absolute, else a path below or beside it.
 
     Raises:
-        ValueError: ``uri`` climbs out of the bucket of ``folder``.
+        ValueError: ``uri`` climbs out of the bucket of ``folder``, or is a ``file://`` URI of
+            another machine.
     """
-    if _ABSOLUTE.match(uri):
+    if is_url(uri):
+        local_path(uri)
         return uri
-    scheme, separator, root = folder.rpartition("://")
+    if uri.startswith("/") or _OTHER_PATH.match(uri):
+        return uri
+    if not is_url(folder):
+        return posixpath.normpath(f"{folder}/{uri}")
+    before, place, after = _place_in_chain(folder)
+    scheme, separator, root = place.partition("://")
+    if after:  # the root of an archive
+        path = posixpath.normpath(f"{root}/{uri}".lstrip("/"))
+        if path.startswith("../"):
+            raise ValueError(f"{uri} leaves {folder}")
+        return f"{before}{scheme}{separator}{path}{after}"
     path = posixpath.normpath(f"{root}/{uri}")
     bucket = "" if root.startswith("/") else root.split("/", 1)[0]
-    if separator and bucket and not path.startswith(f"{bucket}/"):
+    if bucket and not path.startswith(f"{bucket}/"):
         raise ValueError(f"{uri} leaves {scheme}://{bucket}")
-    return scheme + separator + path
+    return before + scheme + separator + path

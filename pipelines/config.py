@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.errors import RowError
+from manifests.files import absolute, is_url
 from manifests.row import ManifestRow
 from manifests.validation import parse_record
 from pipelines.engines import Execution, execution_of
@@ -141,13 +142,13 @@ def separate_config(options: PipelineOptions, command: Sequence[str] = ()) -> Se
     rows = _rows(given)
     storage_options = _storage_options(given.storage_options)
     return SeparateConfig(
-        manifests=tuple(_absolute(uri) for uri in given.manifest or ()),
+        manifests=tuple(_absolutes("--manifest", given.manifest)),
         rows=rows,
         storage_options=storage_options,
         allowed_uri_prefix=_prefixes(given.allowed_uri_prefix or ()),
         max_clip_in_memory_s=given.max_clip_in_memory_s,
-        model=model.model,
-        scorer=model.scorer,
+        model=_name_or_uri("--model", model.model),
+        scorer=_name_or_uri("--scorer", model.scorer),
         device=model.device,
         precision=model.precision,
         compile=model.compile,
@@ -156,7 +157,7 @@ def separate_config(options: PipelineOptions, command: Sequence[str] = ()) -> Se
         channels=model.channels,
         condition_norm=model.condition_norm,
         on_unsupported_query=model.on_unsupported_query,
-        output=_absolute(output.output),
+        output=_absolute("--output", output.output),
         stem_format=output.stem_format,
         residual=output.residual,
         resume=output.resume,
@@ -208,17 +209,18 @@ def _records(given: InputOptions) -> Iterator[dict[str, Any]]:
             "--reference goes with one --positive: it is the target of that one; with several "
             "queries, a manifest's rows say their own"
         )
-    name = _name_of(given.mixture)
+    mixture = _absolute("--mixture", given.mixture)
+    name = _name_of(mixture)
     parts = dict(zip(texts, slugs(texts), strict=True))
     for text in texts or [None]:
         yield {
             "id": name if text is None or len(texts) == 1 else f"{name}/{parts[text]}",
-            "mixture_uri": given.mixture,
-            "reference_uri": given.reference,
+            "mixture_uri": mixture,
+            "reference_uri": given.reference and _absolute("--reference", given.reference),
             "positive_text": text,
             "negative_text": " and ".join(t for t in texts if t != text) if others else negative,
-            "positive_audio_uris": given.positive_audio,
-            "negative_audio_uris": given.negative_audio,
+            "positive_audio_uris": _absolutes("--positive_audio", given.positive_audio),
+            "negative_audio_uris": _absolutes("--negative_audio", given.negative_audio),
             "text_weight": given.text_weight,
         }
 
@@ -258,7 +260,7 @@ def _row(record: Mapping[str, Any]) -> ManifestRow:
 
 
 def _prefixes(given: Sequence[str]) -> tuple[str, ...]:
-    prefixes = tuple(uri if "://" in uri else os.path.abspath(uri) for uri in given)
+    prefixes = tuple(_absolutes("--allowed_uri_prefix", given))
     try:
         UriAccess(prefixes=prefixes)
     except ValueError as err:
@@ -276,8 +278,20 @@ def _storage_options(text: str) -> Mapping[str, Mapping[str, Any]]:
     return options
 
 
-def _absolute(uri: str) -> str:
-    return uri.rstrip("/") if "://" in uri else os.path.abspath(uri)
+def _absolute(flag: str, uri: str) -> str:
+    try:
+        return absolute(uri)
+    except ValueError as err:
+        raise UsageError(f"{flag}: {err}") from err
+
+
+def _absolutes(flag: str, uris: Sequence[str] | None) -> list[str]:
+    return [_absolute(flag, uri) for uri in uris or ()]
+
+
+def _name_or_uri(flag: str, given: str) -> str:
+    """A name as it is; a URI, which a name never looks like, as an absolute one."""
+    return _absolute(flag, given) if given.startswith("~") or is_url(given) else given
 
 
 def _check_range(

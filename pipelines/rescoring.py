@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from manifests.files import absolute
 from manifests.schema import METRICS_SCHEMA
 from model.fetch import CheckpointError
 from model.registry import UnknownModelError
@@ -48,7 +48,7 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
         raise UsageError(f"--score_rate_hz={own.score_rate_hz}: {expected}")
     try:
         access = UriAccess(prefixes=config.allowed_uri_prefix)
-        places = StemPlaces(where=own.stems, access=access)
+        places = StemPlaces(where=absolute(own.stems) if own.stems else None, access=access)
     except ValueError as err:
         raise UsageError(f"--stems: {err}") from err
     if config.overwrite and own.stems and _lies_in(own.stems, config.output):
@@ -79,8 +79,7 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
 
 
 def _lies_in(uri: str, folder: str) -> bool:
-    absolute = uri if "://" in uri else os.path.abspath(uri)
-    return f"{absolute}/".startswith(f"{folder}/")
+    return f"{absolute(uri)}/".startswith(f"{folder}/")
 
 
 def _digest(scorer: models.ScorerChoice | None, config: SeparateConfig) -> str | None:

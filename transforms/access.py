@@ -8,6 +8,7 @@ first, and what cannot be resolved without doubt is refused.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -16,8 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urljoin
 
-from fsspec.implementations.local import LocalFileSystem
-
+from manifests.files import existing_path, is_url, links_of, local_path
 from manifests.row import MANIFEST_COLUMNS, ManifestRow
 from transforms.decoding import AudioError
 
@@ -30,7 +30,7 @@ LEADING_ON = frozenset(
     }
 )
 """Schemes whose file systems read other addresses than the URI's own, or keep copies of files."""
-_ALIASES = {"local": "file", "gcs": "gs", "s3a": "s3", "abfss": "abfs", "az": "abfs"}
+_ALIASES = {"gcs": "gs", "s3a": "s3", "abfss": "abfs", "az": "abfs"}
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d+)?")
 _ODD = re.compile(r"[\x00-\x1f\x7f\\]")
@@ -117,9 +117,9 @@ def _address(uri: str) -> str:
     Raises:
         ValueError: the chain has something else than an archive before an address.
     """
-    if "://" not in uri:
+    if not is_url(uri):
         return uri
-    *links, address = uri.split("::")
+    *links, address = links_of(uri)
     for link in links:
         scheme = link.partition("://")[0]
         if scheme not in ARCHIVES:
@@ -136,13 +136,15 @@ def place_of(uri: str) -> Place:
     Raises:
         ValueError: that cannot be said without doubt.
     """
-    scheme, separator, rest = uri.partition("://")
-    scheme = _ALIASES.get(scheme, scheme) if separator else "file"
-    if scheme == "file":
-        path = LocalFileSystem._strip_protocol(uri) if separator else os.path.abspath(uri)
+    path = local_path(uri)
+    if path is not None:
         if "\x00" in path:
             raise ValueError("the path has a zero byte")
+        with contextlib.suppress(FileNotFoundError):  # ambiguous: nothing will be opened
+            path = existing_path(path)
         return ("file", *(part for part in os.path.realpath(path).split("/") if part))
+    scheme, _, rest = uri.partition("://")
+    scheme = _ALIASES.get(scheme, scheme)
     if _ODD.search(rest):
         raise ValueError("has control characters or backslashes")
     if scheme in _DEFAULT_PORTS:

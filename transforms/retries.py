@@ -17,6 +17,7 @@ from typing import TypeVar
 import tenacity
 
 from manifests.errors import ManifestError
+from manifests.files import network_reason
 from manifests.publishing import ShortTransferError
 from model.transience import RetryPolicy, is_transient, status_of
 from transforms.access import ARCHIVES
@@ -124,16 +125,25 @@ def as_os_error(err: Exception, uri: str) -> Exception:
     An archive says KeyError for a member that leads to one that it lacks, a web client has errors
     of its own, and a URI that a file system cannot make sense of is a TypeError of its constructor.
     """
-    status = status_of(err)
-    text = f"{uri}: {' '.join(str(err).split())[:300] or type(err).__name__}"
+    cause: BaseException = err
+    if isinstance(err, FileNotFoundError) and err.__cause__ is not None:
+        cause = err.__cause__  # fsspec's HTTP says FileNotFoundError of every failure
+    status = status_of(cause)
+    said = network_reason(cause) if status is None or cause is not err else None
+    words = " ".join(str(err).split())[:300]
+    text = f"{uri}: {said or words or type(err).__name__}"
     if status in (401, 403):
         return PermissionError(text)
     in_archive = uri.partition("://")[0] in ARCHIVES
     if status in (404, 410) or (in_archive and isinstance(err, KeyError)):
         return FileNotFoundError(text)
-    if isinstance(err, OSError | ImportError | MemoryError | ManifestError):
+    if isinstance(err, FileNotFoundError):
+        return FileNotFoundError(text if said else f"{uri}: no such file or object")
+    if isinstance(err, ImportError | MemoryError | ManifestError):
         return err
-    return OSError(f"{uri}: {type(err).__name__}: {' '.join(str(err).split())[:300]}")
+    if said:
+        return OSError(text)
+    return err if isinstance(err, OSError) else OSError(f"{uri}: {type(err).__name__}: {words}")
 
 
 def _passes(err: BaseException, client_repeats: bool) -> bool:

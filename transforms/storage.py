@@ -21,10 +21,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 
-from manifests.files import prefer_gcs_over_http
+from manifests.files import connect, existing_path, is_url, links_of, local_path, other_spellings
 from manifests.publishing import (
     UNFINISHED,
     ShortTransferError,
@@ -34,7 +32,7 @@ from manifests.publishing import (
     unfinished_file,
     upload,
 )
-from model.transience import RetryPolicy
+from model.transience import RetryPolicy, is_transient
 from transforms.retries import (
     REPEATING_CLIENTS,
     attempt,
@@ -74,28 +72,24 @@ class Storage:
 
     def options_for(self, uri: str) -> dict[str, Any]:
         """The options of a URI's protocol; of a chain, those of each, by protocol."""
-        if "://" in uri and "::" in uri:
+        if len(links_of(uri)) > 1:
             return {protocol: dict(options) for protocol, options in self.options.items()}
-        protocol = uri.split("://", 1)[0] if "://" in uri else "file"
+        protocol = uri.split(":", 1)[0].lower() if is_url(uri) else "file"
         return dict(self.options.get(protocol, {}))
 
     def resolve(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         """The file system of a URI and the path on it."""
-        if "://" not in uri:  # a path, whatever "::" in it may look like
-            return LocalFileSystem(**self.options_for(uri)), os.path.abspath(uri)
         if _client_repeats(uri):
             listen_to_clients()
-        prefer_gcs_over_http()
-        fs, path = url_to_fs(uri, **self.options_for(uri))
-        return fs, str(path)
+        return connect(uri, self.options_for(uri))
 
     def local_path(self, uri: str) -> str | None:
-        """Path of a local URI; None for any other. Nothing is opened."""
-        if "://" not in uri:
-            return os.path.abspath(uri)
-        if uri.startswith(("file://", "local://")):
-            return self.resolve(uri)[1]
-        return None
+        """Path of a local URI; None for any other. Nothing is opened.
+
+        Raises:
+            ValueError: a ``file://`` URI of another machine.
+        """
+        return local_path(uri)
 
     def retrying(self, uri: str, operation: Callable[[], T]) -> T:
         """What ``operation`` gives; one that failed in a way that passes is tried again.
@@ -152,23 +146,36 @@ class Storage:
     def open(self, uri: str) -> Iterator[BinaryIO]:
         """A seekable file open for reading; what is remote and small is fetched with one request.
 
+        Where the name is not there, it is looked for in its other Unicode forms.
+
         Raises:
             OSError: the file is missing, may not be read, or is a folder or a device.
         """
         path = self.local_path(uri)
         if path is not None:
+            path = existing_path(path)
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise IsADirectoryError(f"{uri} is not a regular file")
             with open(path, "rb") as file:
                 yield file
             return
-        found = self._ask(uri, _content_or_size)
+        uri, found = self._content_or_size(uri)
         if isinstance(found, bytes):
             yield io.BytesIO(found)
             return
         blocks: Any = _Blocks(self, uri, found)
         with io.BufferedReader(blocks, _BLOCK_BYTES) as file:
             yield file
+
+    def _content_or_size(self, uri: str) -> tuple[str, bytes | int]:
+        """A remote file, or its size, and the URI under which it is there."""
+        try:
+            return uri, self._ask(uri, _content_or_size)
+        except FileNotFoundError as err:
+            for other in () if is_transient(err) else other_spellings(uri):
+                with contextlib.suppress(FileNotFoundError):
+                    return other, self._ask(other, _content_or_size)
+            raise
 
     def read_range(self, uri: str, start: int, stop: int) -> bytes:
         """Bytes ``start`` to ``stop``, exclusive, of a file that has as many."""

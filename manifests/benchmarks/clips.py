@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -12,14 +11,6 @@ from manifests.row import ManifestRow
 
 ON_MISSING = ("error", "skip", "ignore")
 _MAX_NAMED = 20
-
-
-def absolute(root: str) -> str:
-    """``root`` as the absolute URI of a folder, without a slash at its end.
-
-    Says nothing to a remote storage: that is left to those who list it.
-    """
-    return root.rstrip("/") if "://" in root else os.path.abspath(root)
 
 
 def clip_uri(root: str, name: str) -> str:

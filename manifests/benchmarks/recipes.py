@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from manifests.benchmarks import importers, multisource, pairs, zeroshot
-from manifests.benchmarks.clips import PresenceFilter, absolute, listing
+from manifests.benchmarks.clips import PresenceFilter, listing
 from manifests.benchmarks.lists import read_pairs, read_samples, read_table
 from manifests.benchmarks.queries import QuerySetting
 from manifests.errors import ManifestError, RowError
+from manifests.files import absolute
 from manifests.row import ManifestRow
 from manifests.validation import parse_record
 from manifests.writing import write_rows

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from manifests.files import absolute
 from manifests.schema import METRIC_COLUMNS
 from terminal import flags
 
@@ -98,7 +98,7 @@ def config_of(argv: Sequence[str]) -> ReportConfig:
     from pipelines.reporting.runs import run_names
 
     options = parser().parse_args(list(argv))
-    runs = tuple(_absolute(uri) for uri in options.runs)
+    runs = tuple(absolute(uri) for uri in options.runs)
     names = options.names or run_names(runs)
     if len(names) != len(runs) or len(set(names)) != len(names):
         raise ValueError(f"--names: expected {len(runs)} different names, found {names}")
@@ -107,7 +107,7 @@ def config_of(argv: Sequence[str]) -> ReportConfig:
     return ReportConfig(
         runs=runs,
         names=tuple(names),
-        output=_absolute(options.output),
+        output=absolute(options.output),
         title=options.title,
         metric=options.metric,
         listen=options.listen,
@@ -123,7 +123,3 @@ def _storage_options(text: str) -> Mapping[str, Mapping[str, Any]]:
     if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
         raise ValueError('--storage_options: expected {"protocol": {"option": value}}')
     return found
-
-
-def _absolute(uri: str) -> str:
-    return uri.rstrip("/") if "://" in uri else os.path.abspath(uri)

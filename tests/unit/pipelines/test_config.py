@@ -15,7 +15,11 @@ from pipelines.options import UsageError
 
 
 def _config(*arguments: str) -> SeparateConfig:
-    return separate_config(parse(separate_parser(), ["--output", "o", *arguments]))
+    return _config_of("--output", "o", *arguments)
+
+
+def _config_of(*arguments: str) -> SeparateConfig:
+    return separate_config(parse(separate_parser(), list(arguments)))
 
 
 def test_paths_become_absolute_and_uris_stay(monkeypatch, tmp_path: Path) -> None:
@@ -208,3 +212,28 @@ def test_the_record_holds_no_secrets() -> None:
     recorded = json.dumps(_config("--manifest", "a", "--storage_options", options).to_json())
     assert secret not in recorded
     assert "s3" in recorded
+
+
+def test_a_home_is_resolved_in_every_flag_that_names_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = ["--manifest=~/m.csv", "--output=~/out/", "--model=~/w.safetensors"]
+    config = _config_of(*arguments, "--allowed_uri_prefix=~/clips")
+    assert config.manifests == (f"{tmp_path}/m.csv",)
+    assert (config.output, config.model) == (f"{tmp_path}/out", f"{tmp_path}/w.safetensors")
+    assert (config.allowed_uri_prefix, config.scorer) == ((f"{tmp_path}/clips",), "own")
+    (row,) = _config("--mixture=~/a.wav", "--reference=~/r.wav", "--positive_audio=~/p.wav").rows
+    assert (row.id, row.mixture_uri, row.reference_uri, row.positive_audio_uris) == (
+        "a", f"{tmp_path}/a.wav", f"{tmp_path}/r.wav", (f"{tmp_path}/p.wav",),
+    )  # fmt: skip
+
+
+def test_a_file_uri_in_a_flag_is_its_path(tmp_path: Path) -> None:
+    folder = tmp_path / "my clips"
+    uri = folder.as_uri()
+    config = _config_of("--mixture", f"{uri}/a%20b.wav", "--positive", "x", "--output", uri)
+    assert (config.output, config.rows[0].id) == (str(folder), "a b")
+    assert config.rows[0].mixture_uri == f"{folder}/a b.wav"
+    with pytest.raises(UsageError, match="--output: file://server/x: file:// names the machine"):
+        _config_of("--mixture", "a.wav", "--positive", "x", "--output", "file://server/x")

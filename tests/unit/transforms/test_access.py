@@ -104,7 +104,7 @@ def test_paths_are_compared_where_they_lead(tmp_path: Path) -> None:
     access = UriAccess(prefixes=(str(inside),))
     for allowed in ("x.wav", "a/../x.wav", "a::b.wav", "%2e%2e"):
         assert access.refusal(f"{inside}/{allowed}") is None
-        if "::" not in allowed:
+        if allowed not in ("a::b.wav", "%2e%2e"):
             assert access.refusal(f"file://{inside}/{allowed}") is None
     assert access.refusal(f"{tmp_path}/also/x.wav") is None
     assert access.refusal(os.path.relpath(inside / "x.wav")) is None

@@ -3,8 +3,9 @@ from __future__ import annotations
 import fsspec
 import pytest
 
-from manifests.benchmarks.clips import PresenceFilter, absolute, clip_uri, listing
+from manifests.benchmarks.clips import PresenceFilter, clip_uri, listing
 from manifests.errors import ManifestError
+from manifests.files import absolute
 from manifests.row import ManifestRow
 
 
