@@ -19,9 +19,10 @@ from pipelines.plan import DEAD_LETTERS, METRICS, SUMMARY, Plan
 from pipelines.run_record import FILE
 from transforms import retries
 from transforms.books import Books
-from transforms.storage import Storage
+from transforms.storage import Storage, join
 from transforms.writing import STEMS_FOLDER
 
+NOTHING_TO_DO = "nothing to do: the manifest has no rows"
 _SHOWN = ("sdri_db", "clap_score")
 _MAX_GROUPS = 12
 
@@ -65,25 +66,37 @@ def read_summary(storage: Storage, uri: str) -> list[dict[str, Any]]:
 def closing_lines(plan: Plan, books: Books, measured: Measurements, *, wall_s: float) -> list[str]:
     """The table of a run and the paths to open next."""
     audio_s, on_average = measured.audio_s, measured.line()
-    rate = f"{audio_s / wall_s:.1f} times real time" if wall_s > 0 else ""
-    text = [
-        table_text(read_summary(plan.storage, plan.uri(SUMMARY))),
-        f"{books.stems} clips ({audio_s:.0f} s of audio) in {wall_s:.0f} s, {rate}; "
-        f"{books.finished_before} finished before; {books.dead_letters} failed",
-    ]
+    rate = f", {audio_s / wall_s:.1f} times real time" if wall_s > 0 and books.stems else ""
+    summary = read_summary(plan.storage, plan.uri(SUMMARY))
+    text = [table_text(summary)] if summary else []
+    text.append(
+        NOTHING_TO_DO
+        if books.rows == 0
+        else f"{books.stems} clips ({audio_s:.0f} s of audio) in {wall_s:.0f} s{rate}; "
+        f"{books.finished_before} finished before; {books.dead_letters} failed"
+    )
     text += reasons(books, plan.storage, plan.config.output)
     if on_average:
         text.append(on_average)
     if repeated := retries.repeated(measured.counters):
         text.append(f"{repeated} requests to storage failed and were repeated; see run.json")
-    if registry.default_scorer(plan.config.model) == plan.config.scorer == "own":
+    if summary and registry.default_scorer(plan.config.model) == plan.config.scorer == "own":
         text.append("CLAPScore is by the model's own CLAP, which is circular; see --scorer.")
-    text.append(f"listen: {plan.uri(STEMS_FOLDER)}")
-    text.append(f"numbers: {plan.uri(METRICS)}")
-    text.append(
-        f"failures: {plan.uri(DEAD_LETTERS)}" if books.dead_letters else f"run: {plan.uri(FILE)}"
-    )
-    return text
+    last = {"failures": DEAD_LETTERS} if books.dead_letters else {"run": FILE}
+    named = {"listen": STEMS_FOLDER, "numbers": METRICS, **last}
+    return text + places(plan.storage, plan.config.output, named)
+
+
+def places(storage: Storage, output: str, named: Mapping[str, str]) -> list[str]:
+    """A line for each of the files and folders in the output folder that is there.
+
+    Args:
+        storage: how files are reached.
+        output: the folder.
+        named: names in it, by what they are called.
+    """
+    uris = {label: join(output, name) for label, name in named.items()}
+    return [f"{label}: {uri}" for label, uri in uris.items() if storage.exists(uri)]
 
 
 def table_text(lines: list[dict[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from manifests.errors import RowError
 from manifests.files import absolute, is_url
 from manifests.row import ManifestRow
 from manifests.validation import parse_record
+from model import devices
 from pipelines.engines import Execution, execution_of
 from pipelines.options import InputOptions, ModelOptions, OutputOptions, UsageError
 from transforms.access import UriAccess
@@ -129,6 +130,10 @@ def separate_config(options: PipelineOptions, command: Sequence[str] = ()) -> Se
         raise UsageError("--output is required")
     if output.resume and output.overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
+    try:
+        devices.require_name(model.device)
+    except ValueError as err:
+        raise UsageError(str(err)) from err
     _check_range("--overlap", model.overlap, 0.0, 1.0, top_included=False)
     _check_range("--max_failure_rate", output.max_failure_rate, 0.0, 1.0)
     _check_least("--batch_size", model.batch_size, 1)

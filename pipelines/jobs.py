@@ -85,14 +85,14 @@ class Job:
         graph: reads the manifests; writes everything, and the books.
         settings: what decides the results, for ``run.json``.
         folders: in the output folder, that are removed with ``--overwrite``.
-        closing: lines to be said at the end.
+        closing: what in the output folder is named at the end, by what it is called.
     """
 
     config: SeparateConfig
     graph: beam.PTransform[Any, Any]
     settings: Mapping[str, Any]
     folders: tuple[str, ...]
-    closing: tuple[str, ...] = ()
+    closing: Mapping[str, str]
 
 
 def main(
@@ -134,8 +134,8 @@ def _run_and_report(job: Job, options: PipelineOptions) -> int:
 
 
 def _run(job: Job, options: PipelineOptions) -> int:
-    from pipelines import dead_letters, execution, logs, measurements, outputs, run_record
-    from pipelines.plan import BOOKS, WORK
+    from pipelines import closing, dead_letters, execution, logs, measurements, outputs, run_record
+    from pipelines.plan import BOOKS, DEAD_LETTERS, WORK
     from pipelines.preflight import check_packages
     from transforms.books import read_books
     from transforms.storage import join
@@ -182,7 +182,12 @@ def _run(job: Job, options: PipelineOptions) -> int:
     run_record.write_record(storage, run_uri, {**record, **end})
     storage.discard_unfinished(config.output)
     storage.remove(join(config.output, WORK))  # last: files are staged in there
-    return _say(job, books, dead_letters.reasons(books, storage, config.output))
+    named = {**job.closing, **({"failures": DEAD_LETTERS} if books.dead_letters else {})}
+    said = [
+        *dead_letters.reasons(books, storage, config.output),
+        *closing.places(storage, config.output, named),
+    ]
+    return _say(job, books, said)
 
 
 def _runner_of(config: SeparateConfig, options: PipelineOptions) -> PipelineRunner | None:
@@ -195,8 +200,10 @@ def _runner_of(config: SeparateConfig, options: PipelineOptions) -> PipelineRunn
     return dataflow.runner_for(config.execution)
 
 
-def _say(job: Job, books: Books, reasons: Sequence[str]) -> int:
-    said = [f"{books.stems} of {books.rows} rows done, {books.dead_letters} failed"]
-    sys.stdout.write(redact("\n".join([*said, *reasons, *job.closing])) + "\n")
+def _say(job: Job, books: Books, lines: Sequence[str]) -> int:
+    from pipelines.closing import NOTHING_TO_DO
+
+    done = f"{books.stems} of {books.rows} rows done, {books.dead_letters} failed"
+    sys.stdout.write(redact("\n".join([done if books.rows else NOTHING_TO_DO, *lines])) + "\n")
     over = books.failure_rate > job.config.max_failure_rate
     return flags.EXIT_FAILURE_RATE if over else flags.EXIT_OK

@@ -10,6 +10,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.files import absolute
 from manifests.schema import METRICS_SCHEMA
+from model import devices
 from model.fetch import CheckpointError
 from model.registry import UnknownModelError
 from pipelines.config import SeparateConfig
@@ -53,6 +54,11 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
         raise UsageError(f"--stems: {err}") from err
     if config.overwrite and own.stems and _lies_in(own.stems, config.output):
         raise UsageError("--overwrite would delete the stems: they lie in --output")
+    if config.execution.is_local:
+        try:
+            devices.resolved(config.device)
+        except ValueError as err:
+            raise UsageError(str(err)) from err
     storage = storage_of(config)
     scoring = ScoringSettings(
         scorer=scorer_choice(config),
@@ -71,10 +77,10 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
             "stems": own.stems,
             "score_rate_hz": own.score_rate_hz,
             "scorer": config.scorer,
-            "scorer_sha256": _digest(scoring.scorer, config),
+            "scorer_sha256": _digest(config),
         },
         folders=(),
-        closing=(f"numbers: {join(config.output, METRICS)}",),
+        closing={"numbers": METRICS},
     )
 
 
@@ -82,7 +88,11 @@ def _lies_in(uri: str, folder: str) -> bool:
     return f"{absolute(uri)}/".startswith(f"{folder}/")
 
 
-def _digest(scorer: models.ScorerChoice | None, config: SeparateConfig) -> str | None:
+def _digest(config: SeparateConfig) -> str | None:
+    """The scorer's, which is loaded for that; elsewhere than here it needs none of its devices."""
+    if not config.execution.is_local:
+        config = dataclasses.replace(config, device="cpu")
+    scorer = scorer_choice(config)
     if scorer is None:
         return None
     try:

@@ -74,7 +74,7 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
             "stem_format": config.stem_format,
         },
         folders=(MIXTURES, REFERENCES, INTERFERERS, MANIFEST),
-        closing=(f"manifest: {join(config.output, MANIFEST)}",),
+        closing={"manifest": MANIFEST},
     )
 
 

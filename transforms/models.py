@@ -10,25 +10,15 @@ from typing import Any, TypeVar
 import torch
 
 from manifests.files import prefer_gcs_over_http
-from model import fetch, registry
+from model import devices, fetch, registry
 from model.clap import QueryEncoder
 from model.fetch import OptionsByProtocol
 from model.registry import LoadedModel
 
 T = TypeVar("T")
-AUTO = "auto"
 OWN = "own"
 _LOCK = threading.Lock()
 _LOADED: dict[Hashable, Any] = {}
-
-
-def resolved(device: str) -> str:
-    """A torch device; for ``auto`` the GPU of this worker, where it has one."""
-    if device != AUTO:
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +34,7 @@ class ModelChoice:
     """
 
     name: str
-    device: str = AUTO
+    device: str = devices.AUTO
     precision: str = "fp32"
     compile: bool = False
     storage_options: OptionsByProtocol = dataclasses.field(
@@ -52,8 +42,12 @@ class ModelChoice:
     )
 
     def resolved_device(self) -> str:
-        """The device of this worker."""
-        return resolved(self.device)
+        """The device of this worker.
+
+        Raises:
+            ValueError: this machine does not have it.
+        """
+        return devices.resolved(self.device)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

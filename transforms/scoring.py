@@ -15,6 +15,7 @@ from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from manifests.schema import METRIC_COLUMNS
 from model import audio as waveforms
+from model import devices
 from model.clap import QueryEncoder
 from model.metrics import ClipScore, score_pair
 from transforms import models
@@ -53,7 +54,7 @@ class Scoring:
         self._settings = settings
         self.model_rate_hz = settings.model_rate_hz
         self.encoder: QueryEncoder | None = None
-        device = models.resolved(settings.device)
+        device = devices.resolved(settings.device)
         if settings.scorer is not None:
             self.encoder = models.load_scorer(settings.scorer)
             device = settings.scorer.model.resolved_device()

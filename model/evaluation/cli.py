@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from model import registry
+from model import devices, registry
 from model.evaluation import report
 from model.evaluation.comparison import DECIBEL_TOLERANCE, differences
 from model.evaluation.cost import bundle_files, measure
@@ -52,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not (arguments.output or arguments.write_manifest):
         parser.error("nothing to do: give --output or --write_manifest")
+    try:
+        arguments.device = devices.resolved(arguments.device)
+    except ValueError as err:
+        parser.error(str(err))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = EvaluationSettings(
         split=arguments.split,
@@ -92,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of every draw (default: %(default)s)")
     add("--quick", type=int, metavar="N", help="only the first N mixtures of each set")
     add("--duration_s", type=float, default=10.0, help="of a mixture (default: %(default)s)")
-    add("--device", default="cpu", help="torch device (default: %(default)s)")
+    add("--device", default="cpu", help=f"{devices.EXPECTED} (default: %(default)s)")
     add("--workers", type=int, default=cores, help="threads (default: %(default)s, the cores)")
     add("--expect", type=Path, help="results.json that the new results must match")
     add("--tolerance_db", type=float, default=DECIBEL_TOLERANCE,

@@ -1,0 +1,52 @@
+"""Names of devices: which there are, and whether this machine has the one that is asked for."""
+
+from __future__ import annotations
+
+import re
+
+AUTO = "auto"
+EXPECTED = "auto, cpu, cuda or cuda:N"
+_NAME = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
+_MEANT = re.compile(r"(gpu|cuda|nvidia)?[:_ -]?(\d{1,4})?", re.IGNORECASE)
+
+
+def require_name(device: str) -> None:
+    """Looks at a name, not at the machine; torch is not imported.
+
+    Raises:
+        ValueError: no device is called so; the message says which one is near.
+    """
+    if _NAME.fullmatch(device):
+        return
+    found = _MEANT.fullmatch(device.strip())
+    meant = ""
+    if device.strip().lower() in (AUTO, "cpu"):
+        meant = f"; did you mean {device.strip().lower()}?"
+    elif found is not None and device.strip():
+        number = f":{found[2]}" if found[2] else ""
+        meant = f"; did you mean cuda{number}?"
+    raise ValueError(f"--device {device}: expected {EXPECTED}{meant}")
+
+
+def resolved(device: str) -> str:
+    """A torch device of this machine; for ``auto`` the GPU, where there is one.
+
+    Raises:
+        ValueError: no device is called so, or this machine does not have it.
+    """
+    require_name(device)
+    if device == "cpu":
+        return device
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == AUTO:
+        return "cuda" if count else "cpu"
+    if count == 0:
+        built = torch.version.cuda is not None or torch.version.hip is not None
+        reason = "torch finds no GPU on this machine" if built else "torch is built without CUDA"
+        raise ValueError(f"--device {device}: {reason}; take --device auto or --device cpu")
+    if int(device.partition(":")[2] or 0) >= count:
+        has = "one GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
+        raise ValueError(f"--device {device}: this machine has {has}")
+    return device

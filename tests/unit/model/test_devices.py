@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import devices
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:15"])
+def test_a_device_is_called_as_torch_calls_it(device: str) -> None:
+    devices.require_name(device)
+
+
+@pytest.mark.parametrize(
+    ("device", "meant"),
+    [
+        ("gpu", "; did you mean cuda?"),
+        ("GPU:1", "; did you mean cuda:1?"),
+        ("CUDA", "; did you mean cuda?"),
+        ("cuda0", "; did you mean cuda:0?"),
+        ("cuda:", "; did you mean cuda?"),
+        ("1", "; did you mean cuda:1?"),
+        ("CPU", "; did you mean cpu?"),
+        (" auto", "; did you mean auto?"),
+        ("mps", ""),
+        ("tpu", ""),
+        ("", ""),
+        ("cuda:one", ""),
+        ("cuda:99999999999", ""),
+    ],
+)
+def test_another_name_is_refused_with_the_near_one(device: str, meant: str) -> None:
+    with pytest.raises(ValueError, match="--device") as refused:
+        devices.require_name(device)
+    assert str(refused.value) == (f"--device {device}: expected auto, cpu, cuda or cuda:N{meant}")
+
+
+def test_a_machine_without_a_gpu_computes_on_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (devices.resolved("auto"), devices.resolved("cpu")) == ("cpu", "cpu")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    with pytest.raises(ValueError, match="--device cuda:1: torch is built without CUDA; take"):
+        devices.resolved("cuda:1")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(ValueError, match="--device cuda: torch finds no GPU on this machine"):
+        devices.resolved("cuda")
+
+
+def test_a_gpu_that_the_machine_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [devices.resolved(name) for name in ("auto", "cuda", "cuda:1", "cpu")] == [
+        *("cuda", "cuda", "cuda:1", "cpu")
+    ]
+    with pytest.raises(ValueError, match=r"--device cuda:2: .* has 2 GPUs, cuda:0 to cuda:1"):
+        devices.resolved("cuda:2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="--device cuda:9: this machine has one GPU, cuda:0"):
+        devices.resolved("cuda:9")
+
+
+def test_a_name_is_looked_at_without_torch() -> None:
+    code = (
+        "import sys; from model import devices; devices.require_name('cpu'); "
+        "devices.resolved('cpu'); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
