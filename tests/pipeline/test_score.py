@@ -157,7 +157,8 @@ def test_wrong_flags_are_said(
 ) -> None:
     rows = tone_runs.write_mixtures(tmp_path / "in", count=1)
     manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
-    assert run(manifest, tmp_path / "out", *more) == 2
+    given = ("--manifest", str(manifest), "--output", str(tmp_path / "out"))
+    assert score.run([*given, *QUIET, *more]) == 2
     assert said in capsys.readouterr().err
 
 

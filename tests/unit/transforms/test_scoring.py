@@ -89,6 +89,7 @@ def test_on_a_device_ratios_are_those_of_each_clip_alone(monkeypatch: pytest.Mon
         shapes.append({tuple(signal.shape) for signal in signals})
         return measured(*signals)
 
+    monkeypatch.setattr(scoring.devices, "resolved", lambda device: device)
     monkeypatch.setattr(scoring, "transfers_for", lambda _: InPlace())
     monkeypatch.setattr(scoring, "score_pair", noted)
     found = _scoring(scorer=None, device="cuda").score(clips)
