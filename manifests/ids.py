@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import unicodedata
 from urllib.parse import quote
@@ -67,19 +68,26 @@ def partition_value(value: str | None) -> str:
     """``value`` as the directory part of a Hive partition (``dataset=…``).
 
     Bytes outside ``[A-Za-z0-9_.-]``, and dots of a value that begins or ends with one, are
-    percent-encoded, as pyarrow and Hive read it. A value whose code would be longer than 120 bytes
-    is cut and ends in a hash.
+    percent-encoded, as pyarrow and Hive read it. A value that is called like the directory of null
+    has its first character encoded too. A value whose code would be longer than 120 bytes is cut,
+    between two characters, and ends in a hash.
     """
     if value is None:
         return NULL_PARTITION
-    data = value.encode("utf-8", "surrogatepass")
-    code = quote(data, safe="").replace("~", "%7E")
-    if code.startswith(".") or code.endswith("."):
-        code = code.replace(".", "%2E")
-    if len(code) <= _MAX_PARTITION_CHARS:
-        return code
-    head = re.sub(r"%.?$", "", code[: _MAX_PARTITION_CHARS - _HASH_CHARS - 1])
-    return f"{head}-{_digest(data)[:_HASH_CHARS]}"
+    dots = "%2E" if value.startswith(".") or value.endswith(".") else "."
+    codes = [_percent_encoded(character).replace(".", dots) for character in value]
+    if value == NULL_PARTITION:
+        codes[0] = f"%{ord(value[0]):02X}"
+    if sum(map(len, codes)) <= _MAX_PARTITION_CHARS:
+        return "".join(codes)
+    lengths = itertools.accumulate(map(len, codes))
+    fitting = sum(length < _MAX_PARTITION_CHARS - _HASH_CHARS for length in lengths)
+    digest = _digest(value.encode("utf-8", "surrogatepass"))[:_HASH_CHARS]
+    return f"{''.join(codes[:fitting])}-{digest}"
+
+
+def _percent_encoded(character: str) -> str:
+    return quote(character.encode("utf-8", "surrogatepass"), safe="").replace("~", "%7E")
 
 
 def stable_seed(run_seed: int, row_id: str) -> int:

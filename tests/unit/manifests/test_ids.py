@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote_to_bytes
 
 import pytest
 from hypothesis import given
@@ -116,6 +117,28 @@ def test_partition_values_stay_in_their_folder(value):
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_two_values_never_share_a_partition(first, second):
     assert (partition_value(first) == partition_value(second)) == (first == second)
+
+
+@given(value=st.text(st.characters(exclude_categories=["Cs"]), min_size=20, max_size=200))
+def test_a_long_value_is_cut_between_two_characters(value):
+    code = partition_value(value)
+    assert len(code) <= 120
+    found = unquote_to_bytes(code).decode("utf-8")  # raises where a character was cut
+    if found != value:
+        head, _, digest = found.rpartition("-")
+        assert value.startswith(head)
+        assert re.fullmatch(r"[0-9a-f]{20}", digest)
+
+
+@pytest.mark.parametrize("character", ["é", "日", "🐕", "x", "~", "%", "."])
+def test_a_cut_value_keeps_all_characters_that_fit(character):
+    code = partition_value(character * 200)
+    assert 120 - len(partition_value(character)) < len(code) <= 120
+
+
+def test_a_value_called_like_null_is_no_null():
+    assert partition_value("__HIVE_DEFAULT_PARTITION__") == "%5F_HIVE_DEFAULT_PARTITION__"
+    assert partition_value("__hive_default_partition__") == "__hive_default_partition__"
 
 
 def test_partition_values_of_ordinary_names_are_those_names():
