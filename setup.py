@@ -54,6 +54,7 @@ EXTRAS_REQUIRE = {
         "moto[server]>=5.0",
         "mypy>=1.10",
         "pandas-stubs>=2.1",
+        "polars>=1.20",
         "psutil>=5.9",
         "pytest>=8.2",
         "pytest-timeout>=2.3",

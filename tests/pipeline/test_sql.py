@@ -1,12 +1,17 @@
-"""Every example of docs/sql.md, executed on the output of a run."""
+"""Every example of docs/sql.md, executed on runs whose datasets look like other types."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import tone_runs
@@ -15,14 +20,50 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "sql.md"
 BLOCKS = re.findall(r"^```([a-z ]+)\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.M | re.S)
 DUCKDB = [code for kind, code in BLOCKS if kind == "sql"]
 BIGQUERY = [code for kind, code in BLOCKS if kind == "sql bigquery"]
-PANDAS = "".join(code for kind, code in BLOCKS if kind == "python")
+PYTHON = "".join(code for kind, code in BLOCKS if kind == "python")
+NAMES = (
+    ("even", "odd"),
+    ("2024", "2023"),
+    ("2024-01-01", "2024-12-31"),
+    ("007", "08"),
+    ("Zoë's 日本 🐕 100 %", "a/b=c d+e"),
+    ("__HIVE_DEFAULT_PARTITION__", "nan"),
+)
+"""Of two datasets each; a third has no name."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where ``out/`` is."""
+def titled(code: str) -> str:
+    return code.splitlines()[0].strip("- ")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Runs:
+    """A folder with the runs ``out`` and ``other``, and what their datasets are called."""
+
+    folder: Path
+    first: str
+    second: str
+
+    @property
+    def datasets(self) -> set[str | None]:
+        return {self.first, self.second, None}
+
+    def query(self, code: str) -> duckdb.DuckDBPyRelation:
+        """What DuckDB makes of an example, which names the dataset ``even``."""
+        return duckdb.connect().sql(
+            code.replace("'even'", "'" + self.first.replace("'", "''") + "'")
+        )
+
+
+@pytest.fixture(scope="module", params=NAMES, ids=lambda names: names[0])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Two runs over one manifest, but for a row."""
+    first, second = request.param
     folder = tmp_path_factory.mktemp("sql")
     rows = tone_runs.write_mixtures(folder / "in", count=8)
+    for row in rows:
+        row["dataset"] = {"even": first, "odd": second}[row["dataset"]]
+        row["label"] = row["positive_text"].removesuffix(" one")
     rows[1]["snr_db"] = 3.0
     rows.append({**rows[0], "id": "unscored", "reference_uri": None})
     rows.append({**rows[0], "id": "nowhere", "dataset": None, "split": None})
@@ -30,62 +71,141 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = tone_runs.write_manifest(folder / "rows.jsonl", rows)
     with tone_runs.tones_as_models():
         assert tone_runs.run("--manifest", manifest, "--output", folder / "out") == 1
-    return folder
+    rows[0]["offset_s"] = 0.25
+    manifest = tone_runs.write_manifest(folder / "rows.jsonl", rows)
+    with tone_runs.tones_as_models() as loaded:
+        loaded.model = dataclasses.replace(loaded.model, name="other tones")
+        assert tone_runs.run("--manifest", manifest, "--output", folder / "other") == 1
+    return Runs(folder=folder, first=first, second=second)
 
 
 @pytest.fixture
-def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def _query(code: str) -> pd.DataFrame:
-    return duckdb.connect().execute(code).df()
+def here(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    monkeypatch.chdir(runs.folder)
+    return runs
 
 
 def test_the_page_has_examples_of_all_three() -> None:
-    assert len(DUCKDB) >= 6
-    assert len(BIGQUERY) >= 3
-    assert "pd.read_parquet" in PANDAS
+    assert len(DUCKDB) >= 15
+    assert len(BIGQUERY) >= 4
+    assert "read_table" in PYTHON
+    assert "pl.scan_parquet" in PYTHON
 
 
-@pytest.mark.parametrize("code", DUCKDB, ids=lambda code: code.splitlines()[0].strip("- "))
-def test_a_duckdb_example_gives_rows(here: Path, code: str) -> None:
-    assert len(_query(code)) >= 1
+def test_every_query_leaves_names_text_and_takes_all_columns() -> None:
+    for code in DUCKDB:
+        reads = code.count("read_parquet(")
+        assert code.count("union_by_name = true") == reads >= 1
+        partitioned = code.count("hive_partitioning = true")
+        assert code.count("hive_types_autocast = false") == partitioned
+        assert partitioned == code.count("/metrics/")
 
 
-def test_duckdb_sees_the_partitions_and_the_nulls(here: Path) -> None:
-    found = _query(DUCKDB[0]).set_index(["dataset"])
-    assert found.loc["even", "clips"] == 5
-    assert found.loc["even", "defined"] == 4
-    assert found.loc["odd", "sdri_db"] > 30
-    assert found.index.isna().sum() == 1
+@pytest.mark.parametrize("code", DUCKDB, ids=titled)
+def test_a_duckdb_example_gives_rows_and_names_as_text(here: Runs, code: str) -> None:
+    found = here.query(code)
+    types = dict(zip(found.columns, map(str, found.types), strict=True))
+    assert types.get("dataset", "VARCHAR") == "VARCHAR"
+    rows = [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
+    assert rows
+    assert {row["dataset"] for row in rows if "dataset" in row} <= here.datasets
 
 
-def test_duckdb_and_the_summary_agree(here: Path) -> None:
-    found = _query(DUCKDB[0]).set_index("dataset")
-    lines = [row for row in tone_runs.table(here / "out", "summary") if row["metric"] == "sdri_db"]
-    odd = [line for line in lines if line["dataset"] == "odd"]
-    mean = sum(line["n"] * line["mean"] for line in odd) / sum(line["n"] for line in odd)
-    assert found.loc["odd", "sdri_db"] == pytest.approx(mean, abs=0.006)
+def example(words: str) -> str:
+    """The one query whose first line has these words."""
+    (code,) = (code for code in DUCKDB if words in titled(code))
+    return code
 
 
-def test_the_pandas_examples_run_and_agree(here: Path) -> None:
-    names: dict[str, pd.DataFrame] = {}
-    exec(PANDAS, names)  # noqa: S102 - our own document
+def records(found: duckdb.DuckDBPyRelation) -> list[dict[str, Any]]:
+    return [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
+
+
+def test_duckdb_sees_the_partitions_and_the_nulls(here: Runs) -> None:
+    found = {row["dataset"]: row for row in records(here.query(DUCKDB[0]))}
+    assert found.keys() == here.datasets
+    assert (found[here.first]["clips"], found[here.first]["defined"]) == (5, 4)
+    assert found[here.second]["sdri_db"] > 30
+    assert found[None]["clips"] == 1
+
+
+def test_a_dataset_is_found_by_its_name(here: Runs) -> None:
+    found = records(here.query(example("Of other datasets")))
+    assert {row["id"] for row in found} == {*(f"clip/{n}" for n in (0, 2, 4, 6)), "unscored"}
+
+
+def test_duckdb_and_the_summary_agree(here: Runs) -> None:
+    found = {row["dataset"]: row for row in records(here.query(DUCKDB[0]))}
+    lines = [
+        row for row in tone_runs.table(here.folder / "out", "summary") if row["metric"] == "sdri_db"
+    ]
+    some = [line for line in lines if line["dataset"] == here.second]
+    mean = sum(line["n"] * line["mean"] for line in some) / sum(line["n"] for line in some)
+    assert found[here.second]["sdri_db"] == pytest.approx(mean, abs=0.006)
+
+
+def test_recordings_with_a_dog_are_found_by_label_and_by_what_was_asked(here: Runs) -> None:
+    dogs = {str(here.folder / "in" / f"m{number}.wav") for number in (1, 7)}
+    by_label = records(here.query(example("by the manifest's label")))
+    assert {row["recording"] for row in by_label} == dogs
+    assert [row["clips"] for row in by_label] == [1, 1]
+    heard = records(here.query(example("by what was heard")))
+    assert {row["recording"] for row in heard} == dogs
+    assert all(Path(row["stem_uri"]).is_file() for row in heard)
+
+
+def test_text_finds_what_was_asked_for_and_against(here: Runs) -> None:
+    found = records(here.query(example("asked for with a dog, or against")))
+    texts = {row["id"]: (row["positive_text"], row["negative_text"]) for row in found}
+    assert texts["clip/1"] == ("dog_bark one", "frog two")
+    assert texts["clip/0"] == ("bell one", "dog_bark two")
+    assert texts.keys() == {"clip/0", "clip/1", "clip/7", "nowhere", "unscored"}
+
+
+def test_two_runs_are_joined_where_their_rows_are_the_same(here: Runs) -> None:
+    found = records(here.query(example("The same row under two models")))
+    assert {row["id"] for row in found} == {*(f"clip/{n}" for n in range(1, 8))} | {
+        *("unscored", "nowhere"),
+    }
+    assert {(row["model"], row["other_model"]) for row in found} == {("tones", "other tones")}
+    assert {row["difference_db"] for row in found} == {0.0, None}
+    (changed,) = records(here.query(example("Rows that have the same id")))
+    assert (changed["id"], changed["offset_s"], changed["other_offset_s"]) == ("clip/0", 0.0, 0.25)
+    pairs = {row["dataset"]: row["pairs"] for row in records(here.query(example("By dataset:")))}
+    assert pairs == {here.first: 3, here.second: 4, None: 1}
+
+
+def test_the_python_examples_run_and_agree(here: Runs) -> None:
+    names: dict[str, Any] = {}
+    exec(PYTHON, names)  # noqa: S102 - our own document
     assert len(names["metrics"]) == 10
-    assert names["table"].loc[("odd", "text", "P+N"), "count"] == 4
-    assert names["wide"].loc["even", "clap_score"] == pytest.approx(1.0)
+    assert names["table"].loc[(here.second, "text", "P+N"), "count"] == 4
+    assert names["wide"].loc[here.first, "clap_score"] == pytest.approx(1.0)
     assert list(names["retry"]["id"]) == ["gone"]
-    output = here / "again"
+    assert len(names["both"]) == 9
+    assert set(names["difference_db"].dropna()) == {0.0}
+    assert sorted(names["with_dog"]["id"]) == ["clip/1", "clip/7"]
+    assert set(names["frame"]["dataset"].to_list()) == here.datasets
+    assert sorted(names["frame"].columns) == sorted(names["metrics"].columns)
+    assert {row["dataset"]: row["len"] for row in names["by_dataset"].to_dicts()} == {
+        here.first: 5,
+        here.second: 4,
+        None: 1,
+    }
+
+
+def test_dead_letters_that_were_chosen_in_pandas_are_a_manifest(here: Runs) -> None:
+    exec(PYTHON, {})  # noqa: S102 - our own document
+    output = here.folder / "again"
     with tone_runs.tones_as_models():
-        code = tone_runs.run("--manifest", here / "retry.parquet", "--output", output)
+        code = tone_runs.run("--manifest", here.folder / "retry.parquet", "--output", output)
     assert code == 1
     assert [row["id"] for row in tone_runs.table(output, "dead_letters")] == ["gone"]
+    shutil.rmtree(output)
 
 
 @pytest.mark.parametrize("code", BIGQUERY, ids=range(len(BIGQUERY)))
-def test_a_bigquery_example_runs_in_standard_sql(here: Path, code: str) -> None:
+def test_a_bigquery_example_runs_in_standard_sql(here: Runs, code: str) -> None:
     database = duckdb.connect()
     database.execute("CREATE SCHEMA results")
     for name in ("metrics", "dead_letters"):
@@ -96,11 +216,30 @@ def test_a_bigquery_example_runs_in_standard_sql(here: Path, code: str) -> None:
     assert len(database.execute(code).df()) >= 2
 
 
-def test_files_can_be_read_without_their_folders(here: Path) -> None:
-    for file in (here / "out" / "metrics").rglob("*.parquet"):
+def test_files_can_be_read_without_their_folders(here: Runs) -> None:
+    found = set()
+    for file in (here.folder / "out" / "metrics").rglob("*.parquet"):
         table = pd.read_parquet(file, partitioning=None)
-        folder = file.parent.parent.name.removeprefix("dataset=")
-        expected = None if folder.startswith("__") else folder
-        assert set(table["dataset"].astype(object).where(table["dataset"].notna(), None)) == {
-            expected
-        }
+        (name,) = set(table["dataset"].astype(object).where(table["dataset"].notna(), None))
+        found.add(name)
+    assert found == here.datasets
+
+
+def test_columns_that_only_one_file_has_are_read(
+    here: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("out", "other"):
+        shutil.copytree(here.folder / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    last = max((tmp_path / "out" / "metrics").rglob("*.parquet"))
+    table = pq.ParquetFile(last).read()
+    late = table.append_column("extra_late", pa.array(["x"] * len(table)))
+    pq.write_table(late, last.with_name("part-999.parquet"))
+
+    (read, *_) = re.findall(r"read_parquet\(.*?\)", DUCKDB[0], re.DOTALL)
+    counted = here.query(f"SELECT count(extra_late) FROM {read}")  # noqa: S608 - our own document
+    names: dict[str, Any] = {}
+    exec(PYTHON, names)  # noqa: S102 - our own document
+    assert counted.fetchall() == [(len(table),)]
+    assert names["metrics"]["extra_late"].count() == len(table)
+    assert names["frame"]["extra_late"].count() == len(table)
