@@ -47,10 +47,10 @@ def test_every_row_has_a_stem_a_row_of_metrics_and_its_place(
         stem, rate_hz = soundfile.read(row["stem_uri"])
         assert (rate_hz, len(stem)) == (8_000, 8_000)
         assert soundfile.info(row["stem_uri"]).subtype == "PCM_24"
-    assert {p.parent.name for p in (plain / "stems").rglob("*.flac")} == {
-        "dataset=even",
-        "dataset=odd",
-    }
+    folder = plain / "stems"
+    places = {path.relative_to(folder).as_posix() for path in folder.rglob("*.flac")}
+    names = {f"dataset={row['dataset']}/{row['id']}" for row in rows}
+    assert places == {f"{name}{end}.flac" for name in names for end in ("", ".residual")}
     assert not (plain / "_work").exists()
     assert not (plain / "dead_letters").exists()
 
