@@ -129,7 +129,12 @@ def stems(output: Path) -> dict[str, np.ndarray]:
     }
 
 
-VOLATILE = {"inference_s", "stem_uri", "residual_uri"}
+VOLATILE = {
+    *("inference_s", "stem_uri", "residual_uri"),
+    *("mixture_uri", "reference_uri", "target_uris", "interferer_uris", "row_sha256"),
+    *("positive_audio_uris", "negative_audio_uris"),
+}
+"""What differs between runs over copies of the same inputs in other places."""
 
 
 def comparable(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

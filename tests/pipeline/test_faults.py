@@ -119,7 +119,7 @@ def test_each_row_that_storage_keeps_failing_is_a_dead_letter_that_says_so(
         FaultyFileSystem.faults.append(
             Fault(pattern=rf"/in/m{number}\.wav", kind=kind, status=status)
         )
-    FaultyFileSystem.faults.append(Fault(pattern=r"/stems/.*clip_5", kind="full", mode="w"))
+    FaultyFileSystem.faults.append(Fault(pattern=r"/stems/.*clip/5", kind="full", mode="w"))
     cut = FaultyFileSystem.store["/in/m6.wav"].getvalue()[:20_000]
     FaultyFileSystem().pipe_file("/in/m6.wav", cut)
     assert _run(source, "faulty://out") == flags.EXIT_FAILURE_RATE
