@@ -199,9 +199,9 @@ ENTRIES: tuple[Entry, ...] = (
             _MUSIC_SPEECH_AUDIOSET,
         ),
         verified=(
-            "never downloaded here: its name, size and digest are those that its hub lists, and that "
-            "it is AudioSep's network in AudioSep's layout is taken from its card's name for it; a "
-            "file of another layout is refused. The network: as audiosep"
+            "never downloaded here: its name, size and digest are those that its hub lists; that "
+            "it has AudioSep's network and layout is taken from what its card calls it, and a file "
+            "of another layout is refused. The network: as audiosep"
         ),
     ),
     Entry(
