@@ -26,6 +26,10 @@ class QueryEncoder(Protocol):
     sample_rate_hz: int
     clip_samples: int
     digest: str
+    input_level_dbfs: float | None
+    """The level that example clips are brought to before they are embedded (:mod:`model.levels`);
+    None: they are embedded as they are. Whoever has an example clip scales it: ``embed_audio`` does
+    not, so that stems are scored at their own level."""
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """float32[N, D] of unit norm."""
@@ -42,6 +46,7 @@ class Clap(nn.Module):
         super().__init__()
         self.config = config
         self.digest = digest
+        self.input_level_dbfs: float | None = None
         self.embedding_dim = config.embedding_dim
         self.sample_rate_hz = config.audio.sample_rate_hz
         self.clip_samples = config.audio.clip_samples

@@ -122,6 +122,18 @@ def input_gain(
     return meter.gain(level_dbfs)
 
 
+def at_level(clip: FloatArray, sample_rate_hz: int, level_dbfs: float | None) -> FloatArray:
+    """A clip as a network hears it that has one gain for it, whatever its length: an example clip.
+
+    Args:
+        clip: float32[T]; left untouched.
+        sample_rate_hz: its rate.
+        level_dbfs: of its loudest 5 s; None: as it is.
+    """
+    gain = input_gain([clip[None]], sample_rate_hz, level_dbfs)
+    return clip if gain is AS_IT_IS else clip * np.float32(10.0 ** (gain.gains_db.min() / 20.0))
+
+
 def _decibels(power: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     decibels: npt.NDArray[np.float64] = 10.0 * np.log10(np.maximum(power, 1e-300))
     return decibels

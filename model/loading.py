@@ -137,6 +137,7 @@ def load_converted(
         raise CheckpointError(f"{uri}: holds a {header.kind}, expected a clapsep")
     config = _config(ClapSepConfig, header, uri)
     clap = build(lambda: Clap(config.clap, digest=header.clap_sha256))
+    clap.input_level_dbfs = config.signal.input_level_dbfs
     separator = build(lambda: ClapSep(config))
     branch = separator.encoder.state_dict()
     if header.lora == "adapters" and config.lora is not None:
@@ -179,11 +180,14 @@ def load_clap(uri: str, *, config: ClapConfig = PUBLISHED.clap, sha256: str | No
         return _clap_from(file, config)
     content = converted.read(uri, sha256=sha256)
     header = content.header
+    level_dbfs = None
     if header.kind == "clapsep":
-        config = _config(ClapSepConfig, header, uri).clap
+        whole = _config(ClapSepConfig, header, uri)
+        config, level_dbfs = whole.clap, whole.signal.input_level_dbfs
     else:
         config = _config(ClapConfig, header, uri)
     clap = build(lambda: Clap(config, digest=header.clap_sha256))
+    clap.input_level_dbfs = level_dbfs
     expected = converted.joined({"clap": clap.state_dict()})
     rest = (r"encoder\.", r"decoder\.")
     found = own(layouts.match(content.tensors, expected, where=uri, ignored=rest))

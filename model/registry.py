@@ -182,7 +182,7 @@ def _prepared(networks: Networks, card: Entry, options: LoadOptions) -> LoadedMo
         raise ValueError(f"precision={options.precision!r}: expected one of {PRECISIONS}")
     separator = networks.separator
     separator.name = card.name
-    separator.input_level_dbfs = card.input_level_dbfs
+    separator.input_level_dbfs = networks.clap.input_level_dbfs = card.input_level_dbfs
     separator.precision = options.precision
     separator.to(options.device).prepare()
     if options.compile:

@@ -55,6 +55,7 @@ class ToneClap:
     sample_rate_hz = RATE_HZ
     clip_samples = RATE_HZ
     digest = "tones"
+    input_level_dbfs: float | None = None
 
     def __init__(self) -> None:
         self.embedded: list[str] = []

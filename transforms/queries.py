@@ -17,6 +17,7 @@ from apache_beam.metrics.metric import Metrics
 from manifests.row import ManifestRow
 from model.clap import QueryEncoder
 from model.conditioning import pool_shots
+from model.levels import at_level
 from transforms import models
 from transforms.audio_io import READ_ERRORS, describe, error_code, require_sound
 from transforms.cores import cores
@@ -201,13 +202,19 @@ def embed_examples(
         for shot in itertools.islice(shots, _SHOTS_AT_ONCE):
             if isinstance(shot, EmbeddedQuery):
                 return shot
-            clips.append(shot)
+            clips.append(_heard(shot, encoder))
         try:
             with torch.inference_mode():
                 found.extend(encoder.embed_audio(clips))
         except _EMBED_ERRORS as err:
             return EmbeddedQuery(error_type="model_error", message=f"{uris[begin]}: {err}")
     return _embedded(pool_shots(torch.stack(found)))
+
+
+def _heard(shot: torch.Tensor, encoder: QueryEncoder) -> torch.Tensor:
+    """An example clip at the encoder's level: a query does not depend on how loud it is."""
+    level_dbfs = encoder.input_level_dbfs
+    return torch.from_numpy(at_level(shot.numpy(), encoder.sample_rate_hz, level_dbfs))
 
 
 def _embedded(vector: torch.Tensor) -> EmbeddedQuery:

@@ -28,6 +28,7 @@ class LabelQueries:
     sample_rate_hz = SAMPLE_RATE_HZ
     clip_samples = WINDOW_SAMPLES
     digest = ""
+    input_level_dbfs: float | None = None
 
     def __init__(self, labels: Sequence[str] = LABELS) -> None:
         self.labels = tuple(labels)

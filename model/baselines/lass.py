@@ -158,6 +158,7 @@ class BertQueries(nn.Module):
     embedding_dim = EMBEDDING_DIM
     sample_rate_hz = 32_000
     clip_samples = WINDOW_SAMPLES
+    input_level_dbfs: float | None = None
 
     def __init__(self, tokenizer_uri: str, digest: str = "") -> None:
         super().__init__()

@@ -121,6 +121,7 @@ class AnyQuery:
     """The query encoder of systems that do not listen to queries: every embedding is the same."""
 
     embedding_dim = 1
+    input_level_dbfs: float | None = None
 
     def __init__(self, signal: SignalConfig) -> None:
         self.sample_rate_hz = signal.sample_rate_hz

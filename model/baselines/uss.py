@@ -48,6 +48,8 @@ _SEGMENTS_AT_ONCE = 8
 class TaggerQueries(nn.Module):
     """Example clips → class probabilities; implements ``model.clap.QueryEncoder`` but for text."""
 
+    input_level_dbfs: float | None = None
+
     def __init__(
         self, config: Cnn14Config, clip_samples: int = SEGMENT_SAMPLES, digest: str = ""
     ) -> None:

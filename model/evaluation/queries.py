@@ -11,6 +11,7 @@ from model.audio import resample
 from model.clap import QueryEncoder
 from model.conditioning import Condition, stack
 from model.evaluation.rows import Query
+from model.levels import at_level
 from model.training.corpus import Corpus
 
 _TEXTS_AT_ONCE = 256
@@ -66,9 +67,12 @@ def embed_clips(paths: Sequence[str], clap: QueryEncoder, corpus: Corpus) -> Map
     known: dict[str, Tensor] = {}
     for start in range(0, len(paths), _CLIPS_AT_ONCE):
         chunk = paths[start : start + _CLIPS_AT_ONCE]
-        waveforms = [
+        resampled = [
             resample(corpus.audio(index_of[path]), corpus.sample_rate_hz, clap.sample_rate_hz)
             for path in chunk
+        ]
+        waveforms = [
+            at_level(clip, clap.sample_rate_hz, clap.input_level_dbfs) for clip in resampled
         ]
         embedded = clap.embed_audio([torch.from_numpy(waveform) for waveform in waveforms])
         known.update(zip(chunk, embedded.cpu(), strict=True))

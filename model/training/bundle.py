@@ -29,6 +29,7 @@ def part(checkpoint: Path, prefix: str) -> dict[str, torch.Tensor]:
 def load_networks(config: ClapSepConfig, clap_path: Path, separation_path: Path) -> Networks:
     """The CLAP of one checkpoint and the separator of the other, adapters merged."""
     clap = Clap(config.clap)
+    clap.input_level_dbfs = config.signal.input_level_dbfs
     clap.load_state_dict(part(clap_path, "clap."))
     separator = ClapSep(config)
     state = part(separation_path, "separator.")

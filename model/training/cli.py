@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _refit_wording(arguments: argparse.Namespace, config: configs.ClapSepConfig) -> int:
     clap = Clap(config.clap)
+    clap.input_level_dbfs = config.signal.input_level_dbfs
     clap.load_state_dict(part(arguments.clap, "clap."))
     clap.prepare()
     corpus = Corpus.load(arguments.corpus, sample_rate_hz=config.signal.sample_rate_hz)
@@ -88,6 +89,7 @@ def _train(arguments: argparse.Namespace, config: configs.ClapSepConfig) -> int:
     torch.manual_seed(optimiser.seed)  # of the weights that the run begins with
     corpora = _Corpora.load(arguments, config.signal.sample_rate_hz)
     clap = Clap(config.clap)
+    clap.input_level_dbfs = config.signal.input_level_dbfs
     task: Task
     if arguments.stage == "contrastive":
         clap.to(accelerator.device)

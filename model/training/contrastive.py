@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.clap import Clap, cover
+from model.levels import at_level
 from model.training.augment import Audio, SpecAugment, at_rms, change_speed, place
 from model.training.captions import CaptionBook, LatentCache
 from model.training.corpus import Corpus
@@ -147,7 +148,9 @@ def embed_clips(
 
     with torch.no_grad():
         for index in range(len(corpus.clips)):
-            clip = torch.from_numpy(change_speed(corpus.audio(index), speed))
+            audio = change_speed(corpus.audio(index), speed)
+            audio = at_level(audio, corpus.sample_rate_hz, clap.input_level_dbfs)
+            clip = torch.from_numpy(audio)
             pieces = cover(clip, clap.clip_samples)
             windows.extend(pieces)
             counts.append(len(pieces))

@@ -73,3 +73,25 @@ def test_a_recording_gives_the_same_stem_at_any_level(tmp_path: Path) -> None:
             assert found["input_gain_db"] == pytest.approx(gain, abs=1e-3)
             for column in ("sdri_db", "snri_db"):
                 assert found[column] == pytest.approx(table[f"{index} 0"][column], abs=0.02)
+
+
+def test_an_example_clip_asks_for_the_same_at_any_level(tmp_path: Path) -> None:
+    row = _demo()[0]
+    target, rate_hz = _source(row["target_uri"])
+    rows = []
+    for gain_db in (0, -40):
+        path = tmp_path / f"example {gain_db}.wav"
+        soundfile.write(path, target * np.float32(10 ** (gain_db / 20)), rate_hz, "FLOAT")
+        rows.append(
+            {
+                "id": f"by {gain_db}",
+                "mixture_uri": str(EXAMPLES / row["interferer_uris"]),
+                "positive_audio_uris": [str(path)],
+            }
+        )
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    output = tmp_path / "out"
+    arguments = ("--scorer", "none", "--stem_format", "wav")
+    assert tone_runs.run("--manifest", manifest, "--output", output, *arguments) == 0
+    loud, quiet = (soundfile.read(path)[0] for path in sorted(output.rglob("*.wav"), reverse=True))
+    np.testing.assert_allclose(quiet, loud, atol=1e-4 * np.abs(loud).max())

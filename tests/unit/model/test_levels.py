@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from model import catalogue
 from model.config import MINI
-from model.levels import AS_IT_IS, FLOOR_DB, QUIETEST_DBFS, InputGain, LevelMeter, input_gain
+from model.levels import (
+    AS_IT_IS,
+    FLOOR_DB,
+    QUIETEST_DBFS,
+    InputGain,
+    LevelMeter,
+    at_level,
+    input_gain,
+)
 from model.loading import load_converted
 
 RATE_HZ = 1_000
@@ -120,6 +128,18 @@ def test_a_system_without_a_level_hears_what_there_is() -> None:
     assert input_gain(unread(), RATE_HZ, None) is AS_IT_IS
     assert AS_IT_IS.at(0, 5) == 1.0
     assert LevelMeter(RATE_HZ).gain(None) is AS_IT_IS
+
+
+@pytest.mark.parametrize("seconds", [2.0, 40.0])
+def test_an_example_clip_has_one_gain(seconds: float) -> None:
+    clip = noise(-60.0, -50.0, seconds=seconds / 2)[0]
+    heard = at_level(clip, RATE_HZ, LEVEL_DBFS)
+    ratio = heard / clip
+    assert ratio.min() == pytest.approx(ratio.max(), rel=1e-6)
+    loudest = heard[-min(len(heard), WINDOW) :]
+    assert 10 * np.log10(np.mean(loudest**2)) == pytest.approx(LEVEL_DBFS, abs=0.1)
+    assert at_level(clip, RATE_HZ, None) is clip
+    assert not at_level(0 * clip, RATE_HZ, LEVEL_DBFS).any()
 
 
 def test_the_catalogue_and_the_bundled_file_say_the_same_level() -> None:
