@@ -11,11 +11,13 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from uuid import UUID
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests.errors import ManifestError, RowError
+from manifests.errors import ManifestError, RowError, is_nothing
 from manifests.files import (
     StorageOptions,
     expand,
@@ -59,6 +61,9 @@ RowResult = ManifestRow | RowError
 SPLIT_BYTES: Final = 4 << 20
 _PARQUET_BATCH_ROWS = 1_024
 _READABLE: Final = "text in UTF-8, and dates and times between the years 1 and 9999"
+_SIXTEEN_BYTES: Final = pa.binary(16)
+_ZEROS: Final = ((r"\.0+([^0-9]|$)", r"\1"), (r"(\.[0-9]*[1-9])0+([^0-9]|$)", r"\1\2"))
+"""What ends a fraction of a second in vain, and what is left of it."""
 _DEAD_LETTER: Final = frozenset(DEAD_LETTER_COLUMNS)
 
 
@@ -150,14 +155,15 @@ def _base_name(uri: str) -> str:
 
 
 def iter_split(split: Split, storage_options: StorageOptions = None) -> Iterator[RowResult]:
-    """Rows of one part of a file.
+    """Rows of one part of a file; a row without any value is none.
 
     Raises:
         ManifestError: the file is not there or cannot be read.
     """
     folder = folder_of(split.uri)
     for record in _records(split, storage_options):
-        yield _result(record, split.uri, folder)
+        if record.values is None or not all(map(is_nothing, record.values.values())):
+            yield _result(record, split.uri, folder)
 
 
 def plan_splits(
@@ -319,14 +325,41 @@ def _parquet_records(stream: io.BufferedReader, split: Split) -> Iterator[Record
 def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | None]:
     """Rows as Python values; None for one that has a value which Python cannot represent."""
     try:
-        yield from batch.to_pylist()
+        yield from _as_csv_says(batch).to_pylist()
     except (ValueError, OverflowError):  # a date before the year 1, text that is not UTF-8
         for number in range(batch.num_rows):
             try:
-                (values,) = batch.slice(number, 1).to_pylist()
+                (values,) = _as_csv_says(batch.slice(number, 1)).to_pylist()
             except (ValueError, OverflowError):
                 values = None
             yield values
+
+
+def _as_csv_says(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Columns whose Python values would not be what the same table says in CSV, as such ones.
+
+    A float32 of 0.1 is 0.1; 16 bytes are a UUID unless they are plain text; what is exact to the
+    nanosecond is text, as Python's times are not.
+    """
+    for number, field in enumerate(batch.schema):
+        kind, column = field.type, batch.column(number)
+        if pa.types.is_float32(kind):
+            column = column.cast(pa.string()).cast(pa.float64())
+        elif kind == _SIXTEEN_BYTES:
+            values = column.to_pylist()
+            column = pa.array([None if value is None else _sixteen(value) for value in values])
+        elif (pa.types.is_timestamp(kind) or pa.types.is_time64(kind)) and kind.unit == "ns":
+            column = column.cast(pa.string())
+            for zeros, rest in _ZEROS:
+                column = pc.replace_substring_regex(column, zeros, rest)
+        else:
+            continue
+        batch = batch.set_column(number, field.name, column)
+    return batch
+
+
+def _sixteen(value: bytes) -> str:
+    return value.decode("ascii") if value.isascii() else str(UUID(bytes=value))
 
 
 def _one_line(err: Exception) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from manifests.row import MAX_TEXT_CHARS
 
 MAX_QUOTED_CHARS = 200
+_UUID_BYTES = 16
 _MAX_ROW_JSON_CHARS = 1 << 20
 
 
@@ -70,12 +74,37 @@ def as_json(values: Any) -> str:
     JSON is read again.
     """
     try:
-        text = json.dumps(_cut(values), default=str)
+        text = json.dumps(_cut(values), default=as_text)
     except (RecursionError, ValueError):
         return json.dumps("a row that is nested too deeply to be kept")
     if len(text) > _MAX_ROW_JSON_CHARS:
         return json.dumps(f"a row of {len(text)} characters, which is too long to be kept")
     return text
+
+
+def as_text(value: Any) -> str:
+    """A value that is no text, as the same table says it in CSV.
+
+    A float that is whole was an integer before a gap in its column made it one, and is said as one.
+    Bytes are the text that they encode, otherwise the UUID that 16 of them are, or hexadecimal.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return str(UUID(bytes=value)) if len(value) == _UUID_BYTES else value.hex()
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a value stands for no value in every format: null, NaN, and empty text."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _cut(values: Any) -> Any:

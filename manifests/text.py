@@ -28,6 +28,15 @@ _OTHER_FORMATS: Final[Mapping[bytes, str]] = {
 _OTHER_SEPARATORS: Final[Mapping[str, str]] = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _EXCEL_COMMA = "sep=,"
 """A first line by which Excel is told the separator."""
+_ESCAPED_QUOTE = re.compile(r'\\+"')
+NOTHING_IN_CSV: Final = frozenset(
+    (
+        *("NA", "N/A", "n/a", "#N/A", "#NA", "#N/A N/A", "<NA>", "NULL", "null", "None"),
+        *("NaN", "nan", "-NaN", "-nan", "NaT", "\\N"),
+    )
+)
+"""What R, Excel, pandas, Spark and databases write where a table has no value."""
+_OPTIONAL: Final = frozenset(MANIFEST_COLUMNS) - {"id"}
 _OPENED_OBJECT = re.compile(rb"\s*\{\s*[\r\n]")
 _ONE_A_LINE = "expected one object on each line (jq -c '.[]'; in pandas: to_json(…, lines=True))"
 
@@ -186,7 +195,10 @@ def check_columns(names: Sequence[str], uri: str) -> None:
 
 
 def csv_records(lines: LineReader, columns: Sequence[str], uri: str) -> Iterator[Record]:
-    """Rows of CSV from where ``lines`` stands.
+    """Rows of CSV from where ``lines`` stands; rows of blank cells are passed over.
+
+    Blanks around a cell do not count, and what stands for nothing in a column of manifests that may
+    lack is no value.
 
     After a row that is not CSV, such as one with a quote that is never closed, it goes on at the
     line after the one where that row began: no row behind it is lost.
@@ -203,7 +215,10 @@ def csv_records(lines: LineReader, columns: Sequence[str], uri: str) -> Iterator
             return
         except csv.Error:
             broken_line = lines.give_up_row()
-        if broken_line is None and not cells:
+        if broken_line is not None and _ESCAPED_QUOTE.search(broken_line):
+            cells = _with_escaped_quotes(broken_line)
+            broken_line = None if cells else broken_line
+        if broken_line is None and not lines.was_cut and not any(map(str.strip, cells)):
             continue
         place = {"uri": uri, "row": row}
         if lines.was_cut:
@@ -215,9 +230,32 @@ def csv_records(lines: LineReader, columns: Sequence[str], uri: str) -> Iterator
         elif len(cells) != len(columns):
             error = malformed(place, cells, f"{len(columns)} cells, not {len(cells)}")
         else:
-            yield Record(row=row, start=start, values=dict(zip(columns, cells, strict=True)))
+            values = {
+                name: read_cell(name, cell) for name, cell in zip(columns, cells, strict=True)
+            }
+            yield Record(row=row, start=start, values=values)
             continue
         yield Record(row=row, start=start, error=error)
+
+
+def read_cell(name: str, cell: str) -> str | None:
+    """The text of a cell; None where an optional column of manifests says that there is nothing."""
+    text = cell.strip()
+    return None if text in NOTHING_IN_CSV and name in _OPTIONAL else text
+
+
+def _with_escaped_quotes(line: str) -> list[str]:
+    r"""The cells of a line in which ``\"`` is a quote, as Spark writes it; none if that fails."""
+    try:
+        return next(csv.reader([_ESCAPED_QUOTE.sub(_doubled_quote, line)], strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _doubled_quote(found: re.Match[str]) -> str:
+    """Half of the backslashes; the quote is doubled after an odd number of them."""
+    pairs, odd = divmod(len(found[0]) - 1, 2)
+    return "\\" * pairs + ('""' if odd else '"')
 
 
 def jsonl_records(lines: LineReader, uri: str) -> Iterator[Record]:

@@ -6,9 +6,10 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Final
 
-from manifests.errors import RowError, as_json, quoted
+from manifests.errors import RowError, as_json, as_text, is_nothing, quoted
 from manifests.files import resolve
 from manifests.row import (
     EXTRA_PREFIX,
@@ -22,6 +23,7 @@ from manifests.schema import column_rules, column_type
 MAX_EXTRA_COLUMNS = 100
 _MAX_COLUMN_NAME_CHARS = 200
 _TEXT = f"UTF-8 text without NUL, at most {MAX_TEXT_CHARS} characters"
+_URI_COLUMNS: Final = tuple(name for name in MANIFEST_COLUMNS if name.endswith(("_uri", "_uris")))
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -39,7 +41,8 @@ def parse_record(
     """Checks one row.
 
     Text is accepted for every type, as CSV has nothing else: numbers in decimal notation, lists
-    separated by ``;`` or as a JSON array of strings. Blank text is an absent value.
+    separated by ``;`` or as a JSON array of strings. Where text is expected, numbers, dates and the
+    like are taken as CSV would say them. Blank text and NaN are absent values.
 
     Args:
         values: the columns by name; those that no manifest has are carried in ``extra``.
@@ -54,7 +57,7 @@ def parse_record(
         fields = _ABSENT | {
             name: _PARSERS[name](name, value)
             for name, value in values.items()
-            if name in _PARSERS and value is not None and value != ""
+            if name in _PARSERS and not is_nothing(value)
         }
         if fields["id"] is None:
             raise _InvalidError("id", values.get("id"), "a non-empty id")
@@ -65,7 +68,6 @@ def parse_record(
             if fields[name]:
                 fields[name] = _resolved(name, fields[name], folder)
     except _InvalidError as err:
-        row_id = values.get("id")
         return RowError(
             uri=uri,
             row=row,
@@ -73,9 +75,17 @@ def parse_record(
             value=quoted(err.value),
             expected=err.expected,
             row_json=as_json(dict(values)),
-            row_id=row_id if isinstance(row_id, str) and _is_text(row_id) else None,
+            row_id=_row_id(values),
         )
     return ManifestRow(**fields, extra=extra, manifest_uri=uri, manifest_row=row)
+
+
+def _row_id(values: Mapping[str, Any]) -> str | None:
+    """The id of a row that something is wrong with; None where that is its id."""
+    try:
+        return _string("id", values.get("id"))
+    except _InvalidError:
+        return None
 
 
 def _is_text(value: str) -> bool:
@@ -90,18 +100,21 @@ def is_column_name(name: str) -> bool:
 
 
 def _string(name: str, value: Any) -> str | None:
-    if value is None:
+    if is_nothing(value):
         return None
-    if not isinstance(value, str):
+    if isinstance(value, list | tuple | dict) or (
+        name in _URI_COLUMNS and not isinstance(value, str | bytes)
+    ):
         raise _InvalidError(name, value, "a string")
-    if not value or value.isspace():
+    text = value if isinstance(value, str) else as_text(value)
+    if not text or text.isspace():
         return None
-    if not _is_text(value):
-        raise _InvalidError(name, value, _TEXT)
+    if not _is_text(text):
+        raise _InvalidError(name, text, _TEXT)
     limit = column_rules(name)["maxLength"]
-    if len(value) > limit:
-        raise _InvalidError(name, value, f"at most {limit} characters")
-    return value
+    if len(text) > limit:
+        raise _InvalidError(name, text, f"at most {limit} characters")
+    return text
 
 
 def _number(name: str, value: Any) -> float | None:
@@ -112,7 +125,7 @@ def _number(name: str, value: Any) -> float | None:
         value = float(text) if len(text) < 400 and _NUMBER.fullmatch(text) else value
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise _InvalidError(name, value, "a number")
     rules = column_rules(name)
     low, high = rules.get("minimum", -math.inf), rules["maximum"]
@@ -130,7 +143,7 @@ def _integer(name: str, value: Any) -> int | None:
         value = int(digits[1]) if digits else text or None
     if value is None:
         return None
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
         value = int(value)
     rules = column_rules(name)
     low, high = rules["minimum"], rules["maximum"]
@@ -154,7 +167,7 @@ def _items(name: str, value: Any) -> Sequence[Any]:
             value = [item.strip() for item in text.split(";")] if text else []
         if value and value[-1] == "":
             value = value[:-1]
-    elif isinstance(value, int | float) and column_type(name)[0] is float:
+    elif isinstance(value, int | float | Decimal) and column_type(name)[0] is float:
         value = [value]
     if not isinstance(value, list | tuple):
         raise _InvalidError(name, value, "a list")
@@ -181,7 +194,6 @@ def _parser_of(name: str) -> Callable[[str, Any], Any]:
 
 _PARSERS: Final = {name: _parser_of(name) for name in MANIFEST_COLUMNS}
 _ABSENT: Final = {name: () if column_type(name)[1] else None for name in MANIFEST_COLUMNS}
-_URI_COLUMNS: Final = tuple(name for name in MANIFEST_COLUMNS if name.endswith(("_uri", "_uris")))
 
 
 def _check_sources(fields: Mapping[str, Any]) -> None:
@@ -233,7 +245,7 @@ def _extra(values: Mapping[str, Any]) -> dict[str, str]:
     """The columns that are not a manifest's, as text."""
     extra: dict[str, str] = {}
     for column, value in values.items():
-        if column in _PARSERS or value is None:
+        if column in _PARSERS or is_nothing(value):
             continue
         name = column.removeprefix(EXTRA_PREFIX)
         if not is_column_name(name):
@@ -254,13 +266,13 @@ def _extra(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _extra_text(column: str, value: Any) -> str | None:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if not isinstance(value, str):
+    if isinstance(value, list | tuple | dict):
         try:
-            value = json.dumps(value, ensure_ascii=False, default=str)
+            value = json.dumps(value, ensure_ascii=False, default=as_text)
         except (ValueError, RecursionError) as err:
             raise _InvalidError(column, "…", "a value that is not nested this deeply") from err
+    elif not isinstance(value, str):
+        value = repr(value) if isinstance(value, float) else as_text(value)
     if not value or value.isspace():
         return None
     if not _is_text(value):

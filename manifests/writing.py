@@ -13,10 +13,12 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manifests.errors import quoted
 from manifests.files import StorageOptions, filesystem, format_of, is_gzip
 from manifests.publishing import written
 from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS, ManifestRow
 from manifests.schema import MANIFEST_SCHEMA, with_extra
+from manifests.text import read_cell
 
 _BATCH_ROWS = 4_096
 
@@ -86,7 +88,7 @@ class RowWriter:
         """Appends a row.
 
         Raises:
-            ValueError: the row uses a column that was not announced.
+            ValueError: the row uses a column that was not announced, or CSV cannot hold a value.
         """
         record = {name: value for name, value in row.to_record().items() if value is not None}
         columns = self._schema.names if self._format == "parquet" else self._columns
@@ -95,7 +97,7 @@ class RowWriter:
             raise ValueError(f"row {row.id!r} has {unknown}; expected only {', '.join(columns)}")
         self.num_rows += 1
         if self._format == "csv":
-            cells = (csv_cell(_as_text(record.get(name))) for name in columns)
+            cells = (csv_cell(_cell(name, record.get(name))) for name in columns)
             self._text.write(",".join(cells) + "\n")
         elif self._format == "jsonl":
             self._text.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -157,16 +159,31 @@ def write_rows(
     return len(rows)
 
 
-def _as_text(value: Any) -> str:
-    """A value in a CSV cell; a list has ``;`` between items, or is JSON where that is unclear."""
+def _cell(name: str, value: Any) -> str:
+    """A value in a CSV cell; a list has ``;`` between items, or is JSON where that is unclear.
+
+    Raises:
+        ValueError: a reader would take the text for another one.
+    """
     if value is None:
         return ""
     if not isinstance(value, list):
-        return str(value)
+        text = str(value)
+        if read_cell(name, text) != text:
+            raise ValueError(
+                f"{name} {quoted(text)} cannot be said in CSV, where blanks around a value do not "
+                "count and words like NA stand for nothing; write JSONL or Parquet"
+            )
+        return text
     items = [str(item) for item in value]
-    if items[0].startswith("[") or any(";" in item or item != item.strip() for item in items):
+    joined = ";".join(items)
+    if (
+        items[0].startswith("[")
+        or any(";" in item or item != item.strip() for item in items)
+        or read_cell(name, joined) is None
+    ):
         return json.dumps(items, ensure_ascii=False)
-    return ";".join(items)
+    return joined
 
 
 def csv_cell(text: str) -> str:

@@ -88,7 +88,8 @@ def test_splits_of_csv_agree_with_the_csv_module(tmp_path, cells, split_bytes):
         writer.writerow(HEADER.split(","))
         writer.writerows(cells)
     whole = rows(path)
-    expected = [c[0] for c in cells if all(c[i].strip() for i in range(3))]
+    cells = [row for row in cells if any(map(str.strip, row))]
+    expected = [c[0].strip() for c in cells if all(c[i].strip() for i in range(3))]
     assert [r.id for r in whole if isinstance(r, ManifestRow)] == expected
     assert len(whole) == len(cells)
     splits = plan_splits(str(path), split_bytes=split_bytes)

@@ -62,8 +62,36 @@ EXAMPLE = ManifestRow(id="a", mixture_uri="/m.wav", positive_text="rain", extra=
 @pytest.mark.parametrize("form", FORMATS)
 def test_what_is_written_is_read_back(tmp_path, form, rows):
     uri = str(tmp_path / f"m.{form}")
+    if form.startswith("csv"):
+        rows = [_as_csv_can_say(row) for row in rows]
     assert write_rows(uri, rows) == len(rows)
     assert list(iter_rows(uri)) == rows
+
+
+def _as_csv_can_say(row):
+    names = ("id", "positive_text", "negative_text", "dataset", "label")
+    texts = {name: getattr(row, name) for name in names}
+    stripped = {name: text and (text.strip() or "x") for name, text in texts.items()}
+    extra = {name: text.strip() for name, text in row.extra.items()}
+    return dataclasses.replace(row, **stripped, extra=extra)
+
+
+@pytest.mark.parametrize(
+    "values", [{"positive_text": " x"}, {"label": "NA"}, {"id": "a\t"}, {"extra": {"k": "v "}}]
+)
+def test_what_csv_cannot_say_is_not_written_as_something_else(tmp_path, values):
+    row = dataclasses.replace(EXAMPLE, **values)
+    with pytest.raises(ValueError, match="cannot be said in CSV"):
+        write_rows(str(tmp_path / "m.csv"), [row])
+    for form in ("jsonl", "parquet"):
+        write_rows(str(tmp_path / f"m.{form}"), [row])
+        assert list(iter_rows(str(tmp_path / f"m.{form}"))) == [row]
+
+
+def test_an_example_clip_called_like_nothing_is_written_as_a_list(tmp_path):
+    row = dataclasses.replace(EXAMPLE, id="NA", positive_audio_uris=("/NA",))
+    write_rows(str(tmp_path / "m.csv"), [row])
+    assert list(iter_rows(str(tmp_path / "m.csv"))) == [row]
 
 
 @settings(deadline=None, max_examples=40)
