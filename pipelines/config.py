@@ -55,7 +55,8 @@ class SeparateConfig:
         stem_format: ``flac`` or ``wav``.
         residual: whether residuals are written.
         resume: go on with what is in ``output``.
-        overwrite: delete the tables in ``output`` first.
+        overwrite: delete what earlier runs wrote into ``output`` first.
+        force_unlock: take ``output`` although another run holds it.
         max_failure_rate: above it the exit code is 1.
         shards: files of metrics a partition; 0: by size.
         execution: where it runs.
@@ -82,6 +83,7 @@ class SeparateConfig:
     residual: bool
     resume: bool
     overwrite: bool
+    force_unlock: bool
     max_failure_rate: float
     shards: int
     execution: Execution
@@ -167,6 +169,7 @@ def separate_config(options: PipelineOptions, command: Sequence[str] = ()) -> Se
         residual=output.residual,
         resume=output.resume,
         overwrite=output.overwrite,
+        force_unlock=output.force_unlock,
         max_failure_rate=output.max_failure_rate,
         shards=output.shards,
         execution=execution_of(options),

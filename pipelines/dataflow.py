@@ -100,19 +100,20 @@ def check(config: SeparateConfig, options: PipelineOptions) -> None:
         )
 
 
-def require_ended(record: Mapping[str, Any], options: PipelineOptions) -> None:
-    """Two jobs that write into one folder would give every row twice.
+def require_ended(job: Mapping[str, Any], options: PipelineOptions) -> None:
+    """Asks whether the job of an earlier run has ended.
 
     Args:
-        record: of the earlier run, with its Dataflow job.
-        options: of the run that is to go on with it.
+        job: as ``run.json`` and the lock have it.
+        options: of the run that is to write into the same folder.
 
     Raises:
         UsageError: the job still runs, or nobody can say.
     """
-    if record["status"] == "finished":
-        return
-    job = DataflowJob(**record["job"])
+    _require_ended(DataflowJob(**job), options)
+
+
+def _require_ended(job: DataflowJob, options: PipelineOptions) -> None:
     cloud = options.view_as(GoogleCloudOptions)
     there = PipelineOptions(
         [],
@@ -129,11 +130,14 @@ def require_ended(record: Mapping[str, Any], options: PipelineOptions) -> None:
     except NotFound:  # Dataflow forgets jobs after some weeks
         return
     except GoogleAPICallError as err:
-        raise UsageError(f"--resume: Dataflow does not say whether {job.id} ended: {err}") from err
+        raise UsageError(
+            f"--output: Dataflow does not say whether job {job.id} of the earlier run ended: "
+            f"{err}; when you know that it has, --force_unlock goes on"
+        ) from err
     state = DataflowPipelineResult.api_jobstate_to_pipeline_state(answer.current_state)
     if not PipelineState.is_terminal(state):
         raise UsageError(
-            f"--resume: Dataflow job {job.id} of that run is {state}: wait for it "
+            f"--output: Dataflow job {job.id} of that run is {state}: wait for it "
             f"({job.console_url}) or stop it: {job.command('cancel')}"
         )
 

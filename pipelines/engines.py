@@ -59,6 +59,11 @@ class Execution:
         return self.runner == IN_PROCESS
 
     @property
+    def ends_with_launcher(self) -> bool:
+        """Whether nothing goes on when the launcher has ended."""
+        return self.is_local or self.cluster is not None
+
+    @property
     def in_process(self) -> bool:
         """Whether everything happens in this process."""
         return self.is_local and self.num_workers == 1

@@ -34,6 +34,10 @@ from transforms.redaction import redact
 Graph = beam.PTransform[Any, Any]
 
 
+def _nothing() -> None:
+    return
+
+
 class JobError(RuntimeError):
     """The job itself failed; not one of its rows."""
 
@@ -53,6 +57,7 @@ def run_plan(
     total: int | None,
     runner: PipelineRunner | None = None,
     counts: Snapshot | None = None,
+    check: Callable[[], None] = _nothing,
 ) -> Outcome:
     """Runs the graph and shows how far it is.
 
@@ -62,6 +67,7 @@ def run_plan(
         total: rows, where it is known.
         runner: None for the one that ``plan`` names.
         counts: how far a job elsewhere is.
+        check: called again and again; raises where the run must end.
 
     Raises:
         JobError: it did not succeed.
@@ -77,7 +83,7 @@ def run_plan(
             interval_s = LINE_INTERVAL_S if counts is None else REMOTE_LINE_INTERVAL_S
             counts = counts or functools.partial(tally.snapshot, shared)
             with ProgressDisplay(execution.progress, total, counts, interval_s):
-                result = run_graph(SeparateManifest(plan), execution, options, runner)
+                result = run_graph(SeparateManifest(plan), execution, options, runner, check)
         finally:
             os.environ.pop(tally.FOLDER_VARIABLE, None)
     return Outcome(
@@ -92,18 +98,22 @@ def run_graph(
     execution: Execution,
     options: PipelineOptions,
     runner: PipelineRunner | None = None,
+    check: Callable[[], None] = _nothing,
 ) -> PipelineResult:
     """Runs a graph to its end, on ``runner`` or the engine that is asked for.
+
+    ``check`` is called again and again while it runs, and raises where it must end.
 
     Raises:
         JobError: it did not succeed.
         WorkerError: a worker process died, or the engine does not end.
     """
-    with _engine(execution, options, runner) as (engine, check):
+    with _engine(execution, options, runner) as (engine, check_engine):
         job = _Job(graph, engine, options)
         job.start()
         while job.is_alive():
             job.join(timeout=0.2)
+            check_engine()
             check()
     if job.error is not None:
         raise job.error
@@ -128,10 +138,6 @@ def _engine(
         yield DaskRunner(execution.cluster), _nothing
     else:
         yield given, _nothing
-
-
-def _nothing() -> None:
-    return
 
 
 class _Job(threading.Thread):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import functools
+import importlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.runner import PipelineRunner
 
 from manifests.errors import ManifestError
 from pipelines import command_line
@@ -20,10 +22,14 @@ from pipelines import options as flags
 from pipelines.config import SeparateConfig, separate_config
 from pipelines.engines import DATAFLOW
 from terminal import screen
+from transforms.access import uris_of
 from transforms.redaction import redact
 
 if TYPE_CHECKING:
+    from pipelines.clearing import Reads
+    from pipelines.locks import Lock
     from transforms.books import Books
+    from transforms.storage import Storage
 
 _RUN_FLAGS = ("progress", "log_level", "num_threads", "isolate_decoder")
 _EXIT_CODES = """exit codes:
@@ -81,18 +87,20 @@ class Job:
     """A graph that is ready to run.
 
     Attributes:
+        command: whose job it is.
         config: what the shared flags say.
         graph: reads the manifests; writes everything, and the books.
         settings: what decides the results, for ``run.json``.
-        folders: in the output folder, that are removed with ``--overwrite``.
+        reads: the URIs that a row makes the job read.
         closing: what in the output folder is named at the end, by what it is called.
     """
 
+    command: str
     config: SeparateConfig
     graph: beam.PTransform[Any, Any]
     settings: Mapping[str, Any]
-    folders: tuple[str, ...]
     closing: Mapping[str, str]
+    reads: Reads = uris_of
 
 
 def main(
@@ -134,39 +142,75 @@ def _run_and_report(job: Job, options: PipelineOptions) -> int:
 
 
 def _run(job: Job, options: PipelineOptions) -> int:
-    from pipelines import closing, dead_letters, execution, logs, measurements, outputs, run_record
-    from pipelines.plan import BOOKS, DEAD_LETTERS, WORK
+    from pipelines import clearing, logs, outputs, run_record
     from pipelines.preflight import check_packages
-    from transforms.books import read_books
-    from transforms.storage import join
 
     config = job.config
     check_packages()
     logs.configure_logging(config.execution.log_level, config.secrets)
-    runner = _runner_of(config, options)
+    if config.execution.runner == DATAFLOW:
+        _dataflow().check(config, options)
     storage = outputs.storage_of(config)
-    outputs.examine(config, storage)
+    require_ended = functools.partial(_require_ended, options=options)
+    outputs.require_free(config, storage, require_ended)
+    earlier = outputs.examine(config, storage, job.command)
+    outputs.require_no_job(earlier, config, require_ended)
+    manifests = run_record.manifest_facts(config.manifests, storage)
+    if earlier.record is not None:
+        reads = clearing.reads_of(config, manifests, storage, job.reads)
+        clearing.require_apart(config, storage, reads)
     record = run_record.new_record(
         command=config.command,
         config=config.to_json(),
         settings=job.settings,
-        manifests=run_record.manifest_facts(config.manifests, storage),
+        manifests=manifests,
         attempt=0,
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    if config.overwrite:
-        outputs.clear(config, storage)
-        for folder in job.folders:
-            storage.remove(join(config.output, folder))
+    with outputs.held(config, storage, require_ended) as lock:
+        earlier = outputs.examine(config, storage, job.command)  # a run may have ended meanwhile
+        for line in (
+            outputs.clear(config, storage, earlier, job.command) if config.overwrite else ()
+        ):
+            outputs.say(line)
+        return _run_alone(job, options, storage, record, lock)
+
+
+def _run_alone(
+    job: Job, options: PipelineOptions, storage: Storage, record: dict[str, Any], lock: Lock
+) -> int:
+    """What happens while the output folder is this run's."""
+    from pipelines import clearing, closing, dead_letters, execution, measurements, run_record
+    from pipelines.locks import LockLostError
+    from pipelines.plan import BOOKS, DEAD_LETTERS
+    from transforms.books import read_books
+    from transforms.storage import join
+
+    config = job.config
     run_uri = join(config.output, run_record.FILE)
     run_record.write_record(storage, run_uri, record)
+
+    def submitted(there: Any) -> None:
+        record.update(status="submitted", job=dataclasses.asdict(there))
+        lock.name_job(record["job"])
+        run_record.write_record(storage, run_uri, record)
+
+    on_dataflow = config.execution.runner == DATAFLOW
+    runner = _dataflow().runner_for(config.execution, submitted) if on_dataflow else None
     started_s = time.monotonic()
     try:
-        result = execution.run_graph(job.graph, config.execution, options, runner)
+        result = execution.run_graph(job.graph, config.execution, options, runner, lock.check)
         measured = measurements.measurements_of(result)
         books = read_books(storage, join(config.output, BOOKS))
+        lock.check()
         if not books.balanced:
             raise execution.JobError(f"the books do not balance: {books}")
+    except LockLostError:  # what is there is another run's by now
+        raise
+    except KeyboardInterrupt:
+        if not config.execution.ends_with_launcher:
+            lock.leave_to(None if "job" in record else config.execution.runner)
+        raise
     except BaseException as err:
         cause = execution.first_cause(err, config.secrets)
         failed = {**record, "status": "failed", "error": cause}
@@ -180,8 +224,7 @@ def _run(job: Job, options: PipelineOptions) -> int:
         "wall_s": round(time.monotonic() - started_s, 3),
     }
     run_record.write_record(storage, run_uri, {**record, **end})
-    storage.discard_unfinished(config.output)
-    storage.remove(join(config.output, WORK))  # last: files are staged in there
+    clearing.remove_working_files(storage, config.output)
     named = {**job.closing, **({"failures": DEAD_LETTERS} if books.dead_letters else {})}
     said = [
         *dead_letters.reasons(books, storage, config.output),
@@ -190,14 +233,13 @@ def _run(job: Job, options: PipelineOptions) -> int:
     return _say(job, books, said)
 
 
-def _runner_of(config: SeparateConfig, options: PipelineOptions) -> PipelineRunner | None:
-    """The runner where it is not Beam's own; None for the one that ``config`` names."""
-    if config.execution.runner != DATAFLOW:
-        return None
-    from pipelines import dataflow
+def _dataflow() -> ModuleType:
+    """Imported where it is needed: it brings Google's libraries, which take seconds."""
+    return importlib.import_module("pipelines.dataflow")
 
-    dataflow.check(config, options)
-    return dataflow.runner_for(config.execution)
+
+def _require_ended(job: Mapping[str, Any], options: PipelineOptions) -> None:
+    _dataflow().require_ended(job, options)
 
 
 def _say(job: Job, books: Books, lines: Sequence[str]) -> int:

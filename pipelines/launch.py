@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import importlib
 import sys
 import traceback
@@ -18,6 +19,7 @@ from manifests.errors import ManifestError
 from model.fetch import CheckpointError
 from model.registry import UnknownModelError
 from model.separator import Capabilities
+from pipelines.clearing import SEPARATE, reads_of, require_apart
 from pipelines.closing import closing_lines
 from pipelines.config import SeparateConfig
 from pipelines.engines import DATAFLOW
@@ -28,6 +30,7 @@ from pipelines.execution import (
     run_graph,
     run_plan,
 )
+from pipelines.locks import Lock, LockLostError, RequireEnded
 from pipelines.logs import configure_logging
 from pipelines.options import (
     EXIT_FAILURE_RATE,
@@ -40,12 +43,16 @@ from pipelines.outputs import (
     Earlier,
     clear,
     examine,
+    held,
+    require_free,
+    require_no_job,
     require_same_settings,
+    say,
     storage_of,
     tidy,
 )
 from pipelines.plan import (
-    WORK,
+    ERROR_FILE,
     Plan,
     model_choice,
     scorer_choice,
@@ -65,7 +72,6 @@ from transforms.audio_io import describe
 from transforms.redaction import redact, redacted
 from transforms.storage import Storage, join
 
-ERROR_FILE = f"{WORK}/error.txt"
 SUBMITTED = "submitted"
 
 
@@ -95,10 +101,32 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
     if on_dataflow:
         _dataflow().check(config, options)
     storage = storage_of(config)
-    earlier, manifests, facts = _examined(config, options, storage)
+    require_ended = functools.partial(_require_ended, options=options)
+    manifests, facts = _examined(config, storage, require_ended)
     config = dataclasses.replace(config, scorer=facts.scorer)
+    if on_dataflow and _dataflow().is_dry_run(options):
+        plan = _plan(config, storage, examine(config, storage, SEPARATE), facts)
+        runner = _dataflow().runner_for(config.execution)
+        run_graph(SeparateManifest(plan), config.execution, options, runner)
+        sys.stdout.write("dry run: the job can be built; nothing was staged or submitted\n")
+        return EXIT_OK
+    with held(config, storage, require_ended) as lock:
+        return _run(config, options, storage, manifests, facts, lock)
+
+
+def _run(
+    config: SeparateConfig,
+    options: PipelineOptions,
+    storage: Storage,
+    manifests: Sequence[ManifestFacts],
+    facts: ModelFacts,
+    lock: Lock,
+) -> int:
+    """What happens while the output folder is this run's."""
+    earlier = examine(config, storage, SEPARATE)  # again: a run may have ended meanwhile
     settings = redacted({**config.settings(), **facts.digests})
-    require_same_settings(earlier, settings)
+    if config.resume:
+        require_same_settings(earlier, settings)
     record = new_record(
         command=config.command,
         config=config.to_json(),
@@ -107,7 +135,29 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
         attempt=earlier.attempt,
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    plan = Plan(
+    plan = _plan(config, storage, earlier, facts)
+    total = _total_rows(config, manifests)
+    try:
+        for line in clear(config, storage, earlier, SEPARATE) if config.overwrite else ():
+            say(line)
+        write_record(storage, join(config.output, FILE), record)
+    except OSError as err:
+        raise UsageError(f"--output: cannot be written: {describe(err, config.output)}") from err
+    with _recorded(storage, config, record, lock):
+        if config.execution.runner == DATAFLOW:
+            outcome = _run_on_dataflow(plan, options, total, record, lock)
+        else:
+            outcome = run_plan(plan, options, total, check=lock.check)
+        if outcome is None:
+            return EXIT_OK
+        lock.check()
+        if not outcome.books.balanced:
+            raise JobError(f"the books do not balance: {outcome.books}")
+    return _finish(plan, earlier, record, outcome)
+
+
+def _plan(config: SeparateConfig, storage: Storage, earlier: Earlier, facts: ModelFacts) -> Plan:
+    return Plan(
         config=config,
         storage=storage,
         attempt=earlier.attempt,
@@ -118,41 +168,26 @@ def separate(config: SeparateConfig, options: PipelineOptions) -> int:
         capabilities=facts.capabilities,
         code_version=code_version(),
     )
-    total = _total_rows(config, manifests)
-    if on_dataflow and _dataflow().is_dry_run(options):
-        runner = _dataflow().runner_for(config.execution)
-        run_graph(SeparateManifest(plan), config.execution, options, runner)
-        sys.stdout.write("dry run: the job can be built; nothing was staged or submitted\n")
-        return EXIT_OK
-    try:
-        if config.overwrite:
-            clear(config, storage)
-        write_record(storage, join(config.output, FILE), record)
-    except OSError as err:
-        raise UsageError(f"--output: cannot be written: {describe(err, config.output)}") from err
-    with _recorded(storage, config, record):
-        if on_dataflow:
-            outcome = _run_on_dataflow(plan, options, total, record)
-        else:
-            outcome = run_plan(plan, options, total)
-        if outcome is None:
-            return EXIT_OK
-        if not outcome.books.balanced:
-            raise JobError(f"the books do not balance: {outcome.books}")
-    return _finish(plan, earlier, record, outcome)
 
 
 def _examined(
-    config: SeparateConfig, options: PipelineOptions, storage: Storage
-) -> tuple[Earlier, list[ManifestFacts], ModelFacts]:
+    config: SeparateConfig, storage: Storage, require_ended: RequireEnded
+) -> tuple[list[ManifestFacts], ModelFacts]:
     """What the output folder, the manifests and the model say, before anything is written."""
     try:
-        earlier = examine(config, storage)
-        if earlier.record is not None and "job" in earlier.record:
-            _dataflow().require_ended(earlier.record, options)
-        return earlier, manifest_facts(config.manifests, storage), model_facts(config)
+        require_free(config, storage, require_ended)
+        earlier = examine(config, storage, SEPARATE)
+        require_no_job(earlier, config, require_ended)
+        manifests = manifest_facts(config.manifests, storage)
+        if earlier.record is not None:
+            require_apart(config, storage, reads_of(config, manifests, storage))
+        return manifests, model_facts(config)
     except (ManifestError, UnknownModelError, CheckpointError, ValueError, OSError) as err:
         raise UsageError(str(err)) from err
+
+
+def _require_ended(job: Mapping[str, Any], options: PipelineOptions) -> None:
+    _dataflow().require_ended(job, options)
 
 
 def _total_rows(config: SeparateConfig, manifests: Sequence[ManifestFacts]) -> int | None:
@@ -169,20 +204,22 @@ def _dataflow() -> ModuleType:
 
 
 def _run_on_dataflow(
-    plan: Plan, options: PipelineOptions, total: int | None, record: dict[str, Any]
+    plan: Plan, options: PipelineOptions, total: int | None, record: dict[str, Any], lock: Lock
 ) -> Outcome | None:
     """Submits and waits; None where the job was only left as a template."""
 
     def submitted(job: Any) -> None:
         record.update(status=SUBMITTED, job=dataclasses.asdict(job))
+        lock.name_job(record["job"])
         write_record(plan.storage, plan.uri(FILE), record)
 
     runner = _dataflow().runner_for(plan.config.execution, submitted)
     template = _dataflow().template_of(options)
     if template is None:
-        return run_plan(plan, options, total, runner, runner.counts)
+        return run_plan(plan, options, total, runner, runner.counts, check=lock.check)
     run_graph(SeparateManifest(plan), plan.config.execution, options, runner)
     write_record(plan.storage, plan.uri(FILE), {**record, "status": SUBMITTED})
+    lock.leave_to(f"the template {template}")
     sys.stdout.write(f"the job was left at {template}, to be submitted from there\n")
     return None
 
@@ -216,14 +253,21 @@ def model_facts(config: SeparateConfig) -> ModelFacts:
 
 
 @contextmanager
-def _recorded(storage: Storage, config: SeparateConfig, record: dict[str, Any]) -> Iterator[None]:
+def _recorded(
+    storage: Storage, config: SeparateConfig, record: dict[str, Any], lock: Lock
+) -> Iterator[None]:
     """Writes into ``run.json`` how a run ended that did not end well."""
     uri = join(config.output, FILE)
     try:
         yield
+    except LockLostError:  # what is there is another run's by now
+        raise
     except KeyboardInterrupt:
         if "job" in record:
+            lock.leave_to()
             raise JobGoesOnError(f"Dataflow job {record['job']['id']} goes on") from None
+        if not config.execution.ends_with_launcher:
+            lock.leave_to(config.execution.runner)
         write_record(storage, uri, {**record, "status": "interrupted"})
         raise
     except BaseException as err:
@@ -282,6 +326,9 @@ def run_separate(config: SeparateConfig, options: PipelineOptions) -> int:
         raise UsageError(str(err)) from err
     except UsageError:
         raise
+    except LockLostError as err:
+        sys.stderr.write(f"error: this run was stopped: {err}\n")
+        return EXIT_JOB_FAILED
     except Exception as err:
         sys.stderr.write(f"error: the job failed: {first_cause(err, config.secrets)}\n")
         details = redact(join(config.output, ERROR_FILE))

@@ -204,7 +204,18 @@ class OutputOptions(PipelineOptions):
         group.add_argument(
             "--overwrite",
             action="store_true",
-            help="Delete the tables of an earlier run in --output and begin again.",
+            help="Begin again: when manifests and model were checked, delete what earlier runs of "
+            "this command wrote into --output. That is: the files of audio that its tables name "
+            "(stems and residuals, or rendered mixtures, references and interferers), the tables "
+            "(metrics, summary, dead_letters, manifest), the working files in _work, and run.json. "
+            "Nothing else is deleted; refused where a run still writes there, or where the "
+            "manifest, or something that it names, lies in --output.",
+        )
+        group.add_argument(
+            "--force_unlock",
+            action="store_true",
+            help="Take --output although another run holds it: only when you know that it has "
+            "ended, such as the job of a template.",
         )
         group.add_argument(
             "--max_failure_rate",

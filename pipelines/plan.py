@@ -14,10 +14,14 @@ WORK = "_work"
 JOURNAL = f"{WORK}/journal"
 STAGING = f"{WORK}/staging"
 BOOKS = f"{WORK}/books.json"
+ERROR_FILE = f"{WORK}/error.txt"
+LOCK = f"{WORK}/lock.json"
 LOCAL_JOURNAL_S = 2.0
 REMOTE_JOURNAL_S = 30.0
 """How often a worker keeps its finished rows; elsewhere, many of them write to one bucket."""
 METRICS, SUMMARY, DEAD_LETTERS = "metrics", "summary", "dead_letters"
+MANIFEST = "manifest"
+"""Of rendered mixtures."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

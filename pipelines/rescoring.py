@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.files import absolute
+from manifests.row import ManifestRow
 from manifests.schema import METRICS_SCHEMA
 from model import devices
 from model.fetch import CheckpointError
 from model.registry import UnknownModelError
+from pipelines.clearing import SCORE, require_apart
 from pipelines.config import SeparateConfig
 from pipelines.dead_letters import WriteDeadLetters
 from pipelines.job_options import ScoreOptions
@@ -22,11 +27,18 @@ from pipelines.outputs import storage_of
 from pipelines.plan import BOOKS, METRICS, SUMMARY, scorer_choice
 from pipelines.run_record import code_version
 from transforms import books, failures, metrics_rows, models
-from transforms.access import UriAccess
+from transforms.access import UriAccess, uris_of
 from transforms.attaching import AttachQueriesFn
-from transforms.decoding import MAX_RATE_HZ, MIN_RATE_HZ
+from transforms.decoding import MAX_RATE_HZ, MIN_RATE_HZ, AudioError
 from transforms.elements import MetricsRow, MixtureQueries
-from transforms.foreign_stems import MetricsOf, StemPlaces, TakeStems, without_embeddings
+from transforms.foreign_stems import (
+    STEM_COLUMN,
+    MetricsOf,
+    StemPlaces,
+    TakeStems,
+    fixed_folder,
+    without_embeddings,
+)
 from transforms.grouping import GroupByMixture
 from transforms.manifest_io import FINISHED, AdmitRows, ReadManifest
 from transforms.mixtures import ReadSettings
@@ -52,14 +64,14 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
         places = StemPlaces(where=absolute(own.stems) if own.stems else None, access=access)
     except ValueError as err:
         raise UsageError(f"--stems: {err}") from err
-    if config.overwrite and own.stems and _lies_in(own.stems, config.output):
-        raise UsageError("--overwrite would delete the stems: they lie in --output")
     if config.execution.is_local:
         try:
             devices.resolved(config.device)
         except ValueError as err:
             raise UsageError(str(err)) from err
     storage = storage_of(config)
+    if own.stems:
+        require_apart(config, storage, [("the stems", fixed_folder(absolute(own.stems)))])
     scoring = ScoringSettings(
         scorer=scorer_choice(config),
         device=config.device,
@@ -68,6 +80,7 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
         num_threads=config.execution.num_threads,
     )
     return Job(
+        command=SCORE,
         config=config,
         graph=ScoreManifest(
             config=config, storage=storage, places=places, scoring=scoring, system=own.system
@@ -79,13 +92,17 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
             "scorer": config.scorer,
             "scorer_sha256": _digest(config),
         },
-        folders=(),
+        reads=functools.partial(_reads, places=places),
         closing={"numbers": METRICS},
     )
 
 
-def _lies_in(uri: str, folder: str) -> bool:
-    return f"{absolute(uri)}/".startswith(f"{folder}/")
+def _reads(row: ManifestRow, places: StemPlaces) -> Iterator[tuple[str, str]]:
+    """What a row makes the job read; of several places for its stem, all."""
+    yield from uris_of(row)
+    with contextlib.suppress(AudioError, ValueError):  # said when the row is done
+        for uri in places.candidates(row):
+            yield STEM_COLUMN, uri
 
 
 def _digest(config: SeparateConfig) -> str | None:

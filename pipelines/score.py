@@ -28,6 +28,7 @@ COMMAND = jobs.Command(
             "storage_options",
             "output",
             "overwrite",
+            "force_unlock",
         ),
         *("model", "scorer", "device", "batch_size", "max_failure_rate", "shards"),
     ),

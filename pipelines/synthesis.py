@@ -10,29 +10,22 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.row import ManifestRow
 from manifests.schema import MANIFEST_SCHEMA
+from pipelines.clearing import SYNTHESIZE
 from pipelines.config import SeparateConfig
 from pipelines.dead_letters import WriteDeadLetters
 from pipelines.job_options import SynthesizeOptions
 from pipelines.jobs import Job
 from pipelines.options import UsageError
-from pipelines.plan import BOOKS
+from pipelines.plan import BOOKS, MANIFEST
 from transforms import books
 from transforms.access import UriAccess
 from transforms.audio_io import StemFormat
 from transforms.decoding import MAX_RATE_HZ, MIN_RATE_HZ
 from transforms.manifest_io import FINISHED, AdmitRows, ReadManifest
 from transforms.mixtures import ReadSettings
-from transforms.rendering import (
-    INTERFERERS,
-    MIXTURES,
-    REFERENCES,
-    RenderMixtures,
-    RenderSettings,
-)
+from transforms.rendering import RenderMixtures, RenderSettings
 from transforms.storage import join
 from transforms.tables import TableRow, WriteTable
-
-MANIFEST = "manifest"
 
 
 def job(options: PipelineOptions, config: SeparateConfig) -> Job:
@@ -63,6 +56,7 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
     except ValueError as err:
         raise UsageError(f"--mix_level_range_db: {err}") from err
     return Job(
+        command=SYNTHESIZE,
         config=config,
         graph=SynthesizeManifest(
             config.manifests, settings, UriAccess(prefixes=config.allowed_uri_prefix)
@@ -73,7 +67,6 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
             "mix_seed": own.mix_seed,
             "stem_format": config.stem_format,
         },
-        folders=(MIXTURES, REFERENCES, INTERFERERS, MANIFEST),
         closing={"manifest": MANIFEST},
     )
 

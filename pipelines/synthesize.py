@@ -26,6 +26,7 @@ COMMAND = jobs.Command(
             "storage_options",
             "output",
             "overwrite",
+            "force_unlock",
         ),
         *("stem_format", "max_failure_rate"),
     ),

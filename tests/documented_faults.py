@@ -712,6 +712,47 @@ RELIABILITY: dict[str, Case] = {
             "test_a_run_that_was_stopped_leaves_whole_files_and_is_completed",
         )
     ),
+    "a second run in the output folder of one that goes on, with `--resume`, `--overwrite` or "
+    "neither": Elsewhere(
+        (
+            "pipeline/test_resume.py::"
+            "test_a_second_run_is_refused_while_one_runs_and_changes_nothing",
+            "pipeline/test_dataflow.py::test_results_are_not_deleted_while_their_job_goes_on",
+        )
+    ),
+    "the run that held the output folder was killed": Elsewhere(
+        (
+            "pipeline/test_resume.py::test_the_lock_of_a_killed_run_is_taken_over_and_said",
+            "unit/pipelines/test_locks.py::"
+            "test_elsewhere_a_lock_falls_free_after_minutes_of_silence",
+        )
+    ),
+    "another run takes the output folder of one that was silent for too long (a machine that "
+    "slept)": Elsewhere(
+        (
+            "pipeline/test_resume.py::"
+            "test_a_run_whose_lock_was_taken_stops_and_leaves_the_record_alone",
+        )
+    ),
+    "`--overwrite` where files of one's own lie between results": Elsewhere(
+        ("pipeline/test_overwrite.py::test_what_runs_wrote_goes_and_what_they_did_not_stays",)
+    ),
+    "`--overwrite` with a manifest, a mixture or stems in `--output`, by whatever spelling or "
+    "link": Elsewhere(
+        (
+            "pipeline/test_overwrite.py::test_nothing_that_the_run_reads_lies_where_it_deletes",
+            "pipeline/test_overwrite.py::test_stems_that_are_to_be_scored_are_not_deleted",
+        )
+    ),
+    "`--overwrite` with a manifest or a model that cannot be used": Elsewhere(
+        (
+            "pipeline/test_overwrite.py::test_nothing_goes_before_the_manifest_was_looked_at",
+            "pipeline/test_overwrite.py::test_nothing_goes_before_the_model_was_loaded",
+        )
+    ),
+    "`--overwrite` that is stopped while it deletes": Elsewhere(
+        ("pipeline/test_overwrite.py::test_an_overwrite_that_was_stopped_is_not_resumed",)
+    ),
     "a worker process of `--num_workers` is killed": Elsewhere(
         ("pipeline/test_workers.py::test_a_killed_worker_ends_the_run_and_resuming_completes_it",)
     ),

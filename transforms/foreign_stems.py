@@ -69,7 +69,7 @@ class StemPlaces:
             ValueError: the row lacks what the place needs.
         """
         found = self._named(row)
-        access = self.access if self.where is None else self.access.beside(_fixed(self.where))
+        access = self.access if self.where is None else self.access.beside(fixed_folder(self.where))
         for uri in found:
             access.require(uri)
         return found
@@ -92,7 +92,7 @@ class StemPlaces:
         return [join(self.where, f"{path}.{end}") for path in paths for end in _SUFFIXES]
 
 
-def _fixed(where: str) -> str:
+def fixed_folder(where: str) -> str:
     """The folder of a template that no row has a say in."""
     return where if "{" not in where else where.partition("{")[0].rpartition("/")[0]
 

@@ -13,7 +13,7 @@ import shutil
 import stat
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from glob import has_magic
@@ -44,7 +44,7 @@ from transforms.retries import (
 T = TypeVar("T")
 LARGE_OBJECT_BYTES = 64 * 2**20
 _BLOCK_BYTES = 4 * 2**20
-_REMOVERS = 16
+_REMOVERS, _REMOVED_AT_ONCE = 16, 1_000
 
 
 def join(base: str, *parts: str) -> str:
@@ -208,6 +208,23 @@ class Storage:
             self.publish(uri, temporary)
         self.settle([uri])
 
+    def create(self, uri: str, data: bytes) -> bool:
+        """Publishes a file that must not be there yet; False where it is, or somebody was faster.
+
+        On stores that do not know exclusive creation, what is read back decides.
+        """
+        target = self.local_path(uri)
+        if target is not None:
+            with self.temporary(uri) as temporary:
+                Path(temporary).write_bytes(data)
+                return _link(temporary, target, data)
+        with contextlib.suppress(FileExistsError):
+            self._ask(uri, functools.partial(_create, data=data))
+        try:
+            return self.read_bytes(uri) == data
+        except FileNotFoundError:  # it was there, and is gone
+            return False
+
     def publish(self, uri: str, temporary: str) -> None:
         """Moves or uploads a finished local file to ``uri``.
 
@@ -266,6 +283,33 @@ class Storage:
             return
         self._ask(uri, _remove_remote)
 
+    def remove_files(self, uris: Iterable[str], root: str) -> None:
+        """Removes files by their names as they are, and local folders below ``root`` left empty.
+
+        A file that is missing is left out; a folder that is a link stays.
+        """
+        remaining = iter(uris)
+        if self.local_path(root) is not None:
+            for uri in remaining:
+                Path(self.local_path(uri) or uri).unlink(missing_ok=True)
+                self.remove_empty(uri.rsplit("/", 1)[0], root)
+            return
+        while chunk := list(itertools.islice(remaining, _REMOVED_AT_ONCE)):
+            names = [self.resolve(uri)[1] for uri in chunk]
+            self._ask(root, functools.partial(_remove_named, names))
+
+    def remove_empty(self, folder: str, root: str) -> None:
+        """Removes a local folder and those above it, below ``root``, as long as they are empty."""
+        path, top = self.local_path(folder), self.local_path(root)
+        while path is not None and path.startswith(f"{top}/"):
+            try:
+                os.rmdir(path)
+            except FileNotFoundError:
+                pass
+            except OSError:  # not empty, or a link, or a mount point
+                return
+            path = os.path.dirname(path)
+
 
 class _Blocks(io.RawIOBase):
     """A large remote file, of which each read is a request."""
@@ -323,8 +367,18 @@ def _below(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
 
 
 def _remove_remote(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Removes all that is below a folder, and the folder."""
+    _remove_objects(fs, _below(fs, path))
+    if "/" in path.strip("/"):  # no bucket
+        _remove_object(fs, path)  # it may be called like a folder
+    _remove_folders(fs, path)
+    left = _below(fs, path)
+    if left:  # S3 tells nobody that it kept some of many
+        raise OSError(f"{len(left)} files could not be removed, such as {left[0]}")
+
+
+def _remove_objects(fs: fsspec.AbstractFileSystem, names: Sequence[str]) -> None:
     """Removes each object by its literal name: stores take most other names for patterns."""
-    names = _below(fs, path)
     plain = [name for name in names if not has_magic(name)]
     with contextlib.suppress(FileNotFoundError):
         if plain:
@@ -332,12 +386,6 @@ def _remove_remote(fs: fsspec.AbstractFileSystem, path: str) -> None:
     with ThreadPoolExecutor(_REMOVERS) as pool:
         literal = (name for name in names if has_magic(name))
         deque(pool.map(functools.partial(_remove_object, fs), literal), maxlen=0)
-    if "/" in path.strip("/"):  # no bucket
-        _remove_object(fs, path)  # it may be called like a folder
-    _remove_folders(fs, path)
-    left = _below(fs, path)
-    if left:  # S3 tells nobody that it kept some of many
-        raise OSError(f"{len(left)} files could not be removed, such as {left[0]}")
 
 
 def _remove_object(fs: fsspec.AbstractFileSystem, path: str) -> None:
@@ -391,3 +439,31 @@ def _device(path: str) -> int:
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return os.stat(path).st_dev
+
+
+def _remove_named(names: Sequence[str], fs: fsspec.AbstractFileSystem, _: str) -> None:
+    _remove_objects(fs, names)
+
+
+def _create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    """Raises FileExistsError where the file is there."""
+    fs.invalidate_cache(path)
+    if fs.exists(path):  # some stores take the mode below and pay no heed to it
+        raise FileExistsError(path)
+    fs.pipe_file(path, data, mode="create")
+
+
+def _link(temporary: str, target: str, data: bytes) -> bool:
+    """Gives a whole file its name, unless that is taken."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        try:
+            with open(target, "xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+    return True

@@ -202,6 +202,22 @@ def test_a_run_is_not_resumed_while_its_job_goes_on(
     assert _record(dataflow)["attempt"] == 1
 
 
+def test_results_are_not_deleted_while_their_job_goes_on(
+    dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataflow.states = ["JOB_STATE_RUNNING", "JOB_STATE_FAILED"]
+    assert _run(dataflow) == options.EXIT_JOB_FAILED
+    dataflow.states = ["JOB_STATE_RUNNING"]
+    before = dict(dataflow.objects)
+    assert _run(dataflow, "--overwrite") == options.EXIT_USAGE
+    assert f"Dataflow job {cloud.JOB_ID} of that run is RUNNING" in capsys.readouterr().err
+    assert dataflow.objects == before
+    dataflow.states = ["JOB_STATE_FAILED", "JOB_STATE_RUNNING", "JOB_STATE_DONE"]
+    _finish(dataflow)
+    assert _run(dataflow, "--overwrite") == options.EXIT_OK
+    assert _record(dataflow)["attempt"] == 0
+
+
 def test_an_interrupt_stops_the_waiting_only(
     dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +239,12 @@ def test_an_interrupt_stops_the_waiting_only(
     assert _run(dataflow) == options.EXIT_INTERRUPTED
     assert f"no longer waiting: Dataflow job {cloud.JOB_ID} goes on" in capsys.readouterr().err
     assert _record(dataflow)["status"] == "submitted"
+    lock = f"{dataflow_job.BUCKET}/out/_work/lock.json"
+    assert json.loads(dataflow.objects[lock])["job"]["id"] == cloud.JOB_ID
+    del dataflow.objects[f"{dataflow_job.BUCKET}/out/run.json"]  # the lock alone says it
+    for flag in ("--resume", "--overwrite"):
+        assert _run(dataflow, flag) == options.EXIT_USAGE
+        assert f"Dataflow job {cloud.JOB_ID} of that run is RUNNING" in capsys.readouterr().err
     dataflow.states = ["JOB_STATE_CANCELLED"]  # so that the thread that follows it ends
 
 
@@ -246,6 +268,14 @@ def test_a_template_is_left_where_it_is_wanted(
     assert job["name"] == "clapsep-test"
     assert dataflow.jobs == []
     assert _record(dataflow)["status"] == "submitted"
+    _finish(dataflow)
+    for flag in ("--resume", "--overwrite"):
+        assert _run(dataflow, flag) == options.EXIT_USAGE
+        said = capsys.readouterr().err
+        assert f"left to the template {location}" in said
+        assert "--force_unlock" in said
+    assert _run(dataflow, "--resume", "--force_unlock") == options.EXIT_OK
+    assert f"{dataflow_job.BUCKET}/out/_work/lock.json" not in dataflow.objects
 
 
 @pytest.mark.parametrize("flag", ["project", "region", "temp_location", "sdk_container_image"])

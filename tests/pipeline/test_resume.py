@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import getpass
 import json
 import os
 import shutil
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import tone_runs
+from pipelines import locks
 from pipelines import options as flags
 from transforms import journal
 
@@ -125,8 +128,6 @@ def test_other_settings_are_refused_by_name(
 def test_another_model_is_refused_by_digest(
     tmp_path: Path, undisturbed: Path, loaded: tone_runs.Loaded, capsys
 ) -> None:
-    import dataclasses
-
     loaded.model = dataclasses.replace(loaded.model, model_sha256="n" * 64)
     tone_runs.models.forget()
     arguments = ["--manifest", tmp_path / "rows.jsonl", "--output", undisturbed, "--resume"]
@@ -240,3 +241,59 @@ def test_the_record_holds_the_command_line_without_credentials(
     assert command[3:8] == [*map(str, given)]
     assert command[command.index("--storage_options") + 1] == "***"
     assert "hush-hush" not in (tmp_path / "out" / "run.json").read_text()
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite", None])
+def test_a_second_run_is_refused_while_one_runs_and_changes_nothing(
+    tmp_path: Path, undisturbed: Path, flag: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
+    arguments = ["--manifest", str(manifest), "--output", str(output)]
+    process = _started(tmp_path, arguments)
+    second = [*arguments, *([flag] if flag else [])]
+    assert tone_runs.run(*second) == 2
+    said = capsys.readouterr().err
+    assert f"in use by a run that {getpass.getuser()}@" in said
+    assert f"(process {process.pid}) started at 2" in said
+    assert "--force_unlock" in said
+    assert process.wait(timeout=120) == 0
+    process.communicate()
+    tone_runs.assert_same_results(undisturbed, output)
+    assert tone_runs.record(output)["attempt"] == 0
+    assert not (output / "_work").exists()
+
+
+def test_the_lock_of_a_killed_run_is_taken_over_and_said(
+    tmp_path: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
+    arguments = ["--manifest", str(manifest), "--output", str(output)]
+    process = _started(tmp_path, arguments)
+    process.kill()
+    process.communicate(timeout=60)
+    assert tone_runs.run(*arguments, "--resume") == 0
+    assert f"taking over {output} from a run that has ended" in capsys.readouterr().err
+    tone_runs.assert_same_results(undisturbed, output)
+    assert not (output / "_work").exists()
+
+
+def test_a_run_whose_lock_was_taken_stops_and_leaves_the_record_alone(
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    output, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
+    monkeypatch.setattr(locks, "BEAT_S", 0.01)
+    write_piece = journal.write_piece
+    taken = json.dumps(dataclasses.asdict(locks.this_process(("their", "command"))))
+
+    def stolen(storage, uri, kept) -> None:
+        (output / "_work" / "lock.json").write_text(taken, encoding="utf-8")
+        (output / "run.json").write_text("theirs", encoding="utf-8")
+        write_piece(storage, uri, kept)
+
+    monkeypatch.setattr(journal, "write_piece", stolen)
+    assert tone_runs.run("--manifest", manifest, "--output", output) == 3
+    said = capsys.readouterr().err
+    assert "was taken over by" in said
+    assert "their command" in said
+    assert (output / "run.json").read_text(encoding="utf-8") == "theirs"
+    assert (output / "_work" / "lock.json").read_text(encoding="utf-8") == taken
