@@ -45,8 +45,8 @@ class LongJob:
 def separate_long(queries: Sequence[RowQuery], job: LongJob) -> list[MetricsRow | Failure]:
     """Separates one recording for all its queries, in memory that does not grow with its length.
 
-    The network hears each window once for all queries. Mixture and reference are decoded again for
-    scores and residuals, which is cheap beside the network.
+    The network hears each window once for all queries. The mixture is decoded once before, for its
+    level, and with the reference again for scores and residuals: cheap beside the network.
 
     Args:
         queries: of one mixture, which is a file.
