@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 from array import array
 from collections import Counter
@@ -12,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from manifests.codec import RowError, RowResult, Split, files_of, iter_split
+from manifests.codec import RowError, RowResult, Split, columns_of, files_of, iter_split
 from manifests.errors import quoted
 from manifests.files import StorageOptions
-from manifests.row import MANIFEST_COLUMNS, ManifestRow
+from manifests.row import ManifestRow, misspelt
 
 _MAX_DISTINCT = 1_000
 _OTHER = "(other)"
@@ -64,6 +63,7 @@ def check(uri: str, storage_options: StorageOptions = None, *, max_errors: int =
         ManifestError: a file cannot be read.
     """
     files = files_of(uri, storage_options)
+    columns = {name for file in files for name in columns_of(file, storage_options, named_by=uri)}
     tally = _Tally(max_errors)
     for result in _results(files, storage_options):
         tally.add(result)
@@ -78,7 +78,7 @@ def check(uri: str, storage_options: StorageOptions = None, *, max_errors: int =
         errors=(*tally.errors, *places),
         counts={name: dict(sorted(counter.items())) for name, counter in tally.counts.items()},
         extra=dict(sorted(tally.extra.items())),
-        hints=_hints(tally.extra),
+        hints=misspelt([*tally.extra, *columns]),
     )
 
 
@@ -155,16 +155,6 @@ def _duplicates(
         num_errors += 1
         if num_errors == max_errors:
             return
-
-
-def _hints(extra: Mapping[str, int]) -> dict[str, str]:
-    """Further columns whose name is close to a manifest's column."""
-    hints = {}
-    for name in extra:
-        close = difflib.get_close_matches(name.lower(), MANIFEST_COLUMNS, n=1, cutoff=0.8)
-        if close:
-            hints[name] = close[0]
-    return hints
 
 
 def as_dict(report: Report) -> dict[str, object]:

@@ -125,7 +125,8 @@ def columns_of(
 
     Returns:
         CSV and Parquet: the column names of the header. JSONL: the keys of the first row, none
-        where that row is no object. Empty for a file without content.
+        where that row is no object. Empty for a file without content. What only dead letters have
+        beside their row is left out.
 
     Raises:
         ManifestError: the file is not there, cannot be read or is not a manifest.
@@ -134,7 +135,8 @@ def columns_of(
         columns = _columns(stream, file)
     if columns is None and _base_name(file) == _base_name(named_by):
         raise ManifestError(f"{file}: the file is empty: no header; expected column names")
-    return columns or ()
+    names = columns or ()
+    return tuple(n for n in names if n not in _DEAD_LETTER) if {*names} >= _DEAD_LETTER else names
 
 
 def _columns(stream: io.BufferedReader, uri: str) -> tuple[str, ...] | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,3 +192,39 @@ _NOT_COLUMNS = frozenset({"extra", "manifest_uri", "manifest_row", "manifest_sha
 MANIFEST_COLUMNS: tuple[str, ...] = tuple(
     field.name for field in dataclasses.fields(ManifestRow) if field.name not in _NOT_COLUMNS
 )
+
+_ENDINGS = ("_audio_uris", "_uris", "_uri", "_text", "_db", "_s")
+_UNIT = re.compile(r"_(s|secs?|seconds?|ms|db)$")
+
+
+def _shortened() -> dict[str, str]:
+    """The columns by what is left of their names without a type or unit: ``offset``, ``snr``."""
+    short: dict[str, str] = {}
+    for column in MANIFEST_COLUMNS:
+        ending = next((end for end in _ENDINGS if column.endswith(end)), "")
+        if ending:
+            short.setdefault(column.removesuffix(ending), column)
+    return short
+
+
+_SHORTENED = _shortened()
+
+
+def nearest_column(name: str) -> str | None:
+    """The column of manifests that another column's name looks like; None where it is like none."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.removeprefix(EXTRA_PREFIX)).lower()
+    plain = re.sub(r"[^a-z0-9]+", "_", words).strip("_")
+    if plain in MANIFEST_COLUMNS:
+        return plain
+    for form in (plain, _UNIT.sub("", plain), plain.rstrip("s")):
+        if form in _SHORTENED:
+            return _SHORTENED[form]
+    close = difflib.get_close_matches(plain, MANIFEST_COLUMNS, n=1, cutoff=0.8)
+    return close[0] if close else None
+
+
+def misspelt(columns: Collection[str]) -> dict[str, str]:
+    """Columns that no manifest has but that look like one which is lacking; and which that is."""
+    further = sorted(set(columns) - set(MANIFEST_COLUMNS))
+    nearest = {name: nearest_column(name) for name in further}
+    return {name: near for name, near in nearest.items() if near and near not in columns}

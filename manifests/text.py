@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 from manifests.errors import ManifestError, RowError, as_json, quoted
-from manifests.row import MANIFEST_COLUMNS
+from manifests.row import MANIFEST_COLUMNS, nearest_column
 
 MAX_LINE_BYTES: Final = 8 << 20
 _FIELD = csv.field_size_limit()
@@ -37,6 +37,7 @@ NOTHING_IN_CSV: Final = frozenset(
 )
 """What R, Excel, pandas, Spark and databases write where a table has no value."""
 _OPTIONAL: Final = frozenset(MANIFEST_COLUMNS) - {"id"}
+_KNOWN = f"id and others of {', '.join(MANIFEST_COLUMNS)}"
 _OPENED_OBJECT = re.compile(rb"\s*\{\s*[\r\n]")
 _ONE_A_LINE = "expected one object on each line (jq -c '.[]'; in pandas: to_json(…, lines=True))"
 
@@ -190,8 +191,9 @@ def check_columns(names: Sequence[str], uri: str) -> None:
         raise ManifestError(f"{uri}: column {quoted(twice[0])} occurs more than once")
     if "id" not in names:
         found = quoted(", ".join(names))
-        known = ", ".join(MANIFEST_COLUMNS)
-        raise ManifestError(f"{uri}: no column id in {found}; expected some of {known}")
+        like = next((name for name in names if nearest_column(name) == "id"), None)
+        hint = f"{quoted(like)} should be called id" if like else f"expected {_KNOWN}"
+        raise ManifestError(f"{uri}: no column id in {found}; {hint}")
 
 
 def csv_records(lines: LineReader, columns: Sequence[str], uri: str) -> Iterator[Record]:

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,11 +15,15 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from manifests.codec import columns_of, expand
+from manifests.errors import quoted
 from manifests.files import format_of, is_gzip, reading
+from manifests.row import misspelt
 from manifests.schema import SCHEMA_VERSION
 from pipelines.preflight import DISTRIBUTION
 from transforms.redaction import redacted
 from transforms.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 FILE = "run.json"
 _PACKAGES = ("apache-beam", "torch", "numpy", "pyarrow", "soundfile", "soxr", "transformers")
@@ -45,16 +50,22 @@ class ManifestFacts:
 def manifest_facts(uris: Sequence[str], storage: Storage) -> list[ManifestFacts]:
     """Digests of all files that manifests consist of, after a look at the header of each.
 
+    A column that looks like a misspelt one is carried along and not used: a warning says so.
+
     Raises:
         ManifestError: a file is not there, cannot be read or is not a manifest.
     """
-    files = []
+    files: list[str] = []
+    columns: set[str] = set()
     for uri in uris:
         options = storage.options_for(uri)
         for file in storage.retrying(uri, functools.partial(expand, uri, options)):
             look = functools.partial(columns_of, file, options, named_by=uri)
-            storage.retrying(file, look)
+            columns.update(storage.retrying(file, look))
             files.append(file)
+    unused = [f"{quoted(name)} (is it {near}?)" for name, near in misspelt(columns).items()]
+    if unused:
+        logger.warning("columns of %s that are not used: %s", ", ".join(uris), ", ".join(unused))
     return [storage.retrying(file, functools.partial(_facts, file, storage)) for file in files]
 
 

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from manifests import schema
 from manifests.checking import as_text, check
+from manifests.codec import columns_of
 from manifests.errors import ManifestError
+from manifests.row import misspelt, nearest_column
 
 HEADER = (
     "id,mixture_uri,target_uri,interferer_uris,positive_text,reference_uri,dataset,postive_audio\n"
@@ -85,3 +91,48 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path):
 def test_a_file_that_cannot_be_read_is_raised(tmp_path):
     with pytest.raises(ManifestError, match="no such file"):
         check(str(tmp_path / "none.csv"))
+
+
+@pytest.mark.parametrize(
+    ("column", "nearest"),
+    [
+        *((name, "offset_s") for name in ("offset", "Offset", "offset_sec", "offset-s", "OffsetS")),
+        *((name, "duration_s") for name in ("duration", "duration_seconds", "duration_ms")),
+        *((name, "negative_text") for name in ("negative_txt", "negative", "Negative Text")),
+        ("extra_offset", "offset_s"),
+        ("reference", "reference_uri"),
+        ("snr", "snr_db"),
+        ("ID", "id"),
+        *((name, None) for name in ("note", "class", "stem_uri", "target_label", "text", "", "…")),
+    ],
+)
+def test_a_name_is_near_to_a_column_or_to_none(column, nearest):
+    assert nearest_column(column) == nearest
+
+
+def test_a_column_that_is_there_is_not_what_another_was_meant_to_be():
+    assert misspelt(["id", "reference", "reference_uri", "offset"]) == {"offset": "offset_s"}
+
+
+def test_columns_of_dead_letters_are_not_misspelt(tmp_path):
+    names = [*schema.DEAD_LETTER_SCHEMA.names, "extra_offset"]
+    table = pa.table({name: pa.array(["a"] if name == "id" else [None]) for name in names})
+    pq.write_table(table, tmp_path / "m.parquet")
+    assert misspelt(columns_of(str(tmp_path / "m.parquet"), named_by=str(tmp_path))) == {}
+    assert misspelt(["stage", "manifest_uri"]) == {}
+
+
+def test_every_misspelt_column_of_a_manifest_that_somebody_had_is_pointed_out():
+    case = Path(__file__).parents[2] / "data" / "cases" / "csv_habits" / "misspelt_columns.csv"
+    assert check(str(case)).hints == {
+        "duration": "duration_s",
+        "negative_txt": "negative_text",
+        "offset": "offset_s",
+        "reference": "reference_uri",
+    }
+
+
+def test_an_id_column_in_capitals_is_pointed_out(tmp_path):
+    (tmp_path / "m.csv").write_text("Id,mixture_uri\na,m.wav\n")
+    with pytest.raises(ManifestError, match='"Id" should be called id'):
+        check(str(tmp_path / "m.csv"))

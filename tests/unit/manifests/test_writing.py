@@ -15,6 +15,7 @@ from manifests import schema
 from manifests.codec import iter_rows
 from manifests.errors import ManifestError
 from manifests.row import ManifestRow
+from manifests.text import read_cell
 from manifests.writing import RowWriter, write_rows
 
 FORMATS = ["csv", "jsonl", "parquet", "csv.gz", "jsonl.gz"]
@@ -71,7 +72,7 @@ def test_what_is_written_is_read_back(tmp_path, form, rows):
 def _as_csv_can_say(row):
     names = ("id", "positive_text", "negative_text", "dataset", "label")
     texts = {name: getattr(row, name) for name in names}
-    stripped = {name: text and (text.strip() or "x") for name, text in texts.items()}
+    stripped = {name: text and (read_cell(name, text) or "x") for name, text in texts.items()}
     extra = {name: text.strip() for name, text in row.extra.items()}
     return dataclasses.replace(row, **stripped, extra=extra)
 

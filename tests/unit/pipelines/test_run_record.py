@@ -64,3 +64,16 @@ def test_a_manifest_is_looked_at_before_anything_is_written(tmp_path: Path) -> N
     bad.write_text("id;mixture_uri;positive_text\na;b;c\n")
     with pytest.raises(ManifestError, match=r"bad\.csv: the columns are separated by semicolons"):
         run_record.manifest_facts([str(good), str(bad)], Storage())
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_misspelt_columns_are_said_before_a_run(
+    tmp_path: Path, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{**row, "offset": 1, "duration": 0.5, "note": "x"} for row in ROWS]
+    path = tone_runs.write_manifest(tmp_path / f"m.{ending}", rows)
+    run_record.manifest_facts([str(path)], Storage())
+    assert caplog.messages == [
+        f"columns of {path} that are not used: "
+        '"duration" (is it duration_s?), "offset" (is it offset_s?)'
+    ]
