@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -19,6 +21,7 @@ from apache_beam.runners.runner import PipelineResult, PipelineRunner
 from pipelines.engines import Execution
 from pipelines.local_runner import local_runner
 from pipelines.measurements import Measurements, measurements_of
+from pipelines.options import EXIT_JOB_FAILED
 from pipelines.plan import BOOKS, Plan
 from pipelines.progress import (
     LINE_INTERVAL_S,
@@ -31,6 +34,7 @@ from transforms import retries, tally
 from transforms.books import Books, read_books
 from transforms.redaction import redact
 
+logger = logging.getLogger(__name__)
 Graph = beam.PTransform[Any, Any]
 
 
@@ -160,6 +164,25 @@ class _Job(threading.Thread):
             self.result = result
         except BaseException as err:  # handed to the thread that waits
             self.error = err
+
+
+def failed(error: Exception, secrets: Sequence[str]) -> int:
+    """Says that a job failed of which nothing more is written; gives the exit code."""
+    logger.debug("the job failed", exc_info=error)
+    sys.stderr.write(f"error: the job failed: {first_cause(error, secrets)}\n")
+    return EXIT_JOB_FAILED
+
+
+@contextmanager
+def finishing(secrets: Sequence[str]) -> Iterator[None]:
+    """What goes wrong after a run has done its work and recorded that is said, and no more."""
+    try:
+        yield
+    except Exception as err:
+        logger.debug("after the run had finished", exc_info=err)
+        sys.stderr.write(
+            f"warning: the run has finished; after that: {first_cause(err, secrets)}\n"
+        )
 
 
 def first_cause(error: BaseException, secrets: Sequence[str] = ()) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -129,16 +130,16 @@ def main(
 
 def _run_and_report(job: Job, options: PipelineOptions) -> int:
     from pipelines import execution  # torch, which --help and a wrong flag do without
+    from pipelines.preflight import PackageCollisionError
 
     try:
         return _run(job, options)
+    except PackageCollisionError as err:
+        raise flags.UsageError(str(err)) from err
     except (flags.UsageError, ManifestError):
         raise
     except Exception as err:
-        sys.stderr.write(
-            f"error: the job failed: {execution.first_cause(err, job.config.secrets)}\n"
-        )
-        return flags.EXIT_JOB_FAILED
+        return execution.failed(err, job.config.secrets)
 
 
 def _run(job: Job, options: PipelineOptions) -> int:
@@ -152,8 +153,9 @@ def _run(job: Job, options: PipelineOptions) -> int:
         _dataflow().check(config, options)
     storage = outputs.storage_of(config)
     require_ended = functools.partial(_require_ended, options=options)
-    outputs.require_free(config, storage, require_ended)
-    earlier = outputs.examine(config, storage, job.command)
+    with outputs.usable(config.output):
+        outputs.require_free(config, storage, require_ended)
+        earlier = outputs.examine(config, storage, job.command)
     outputs.require_no_job(earlier, config, require_ended)
     manifests = run_record.manifest_facts(config.manifests, storage)
     if earlier.record is not None:
@@ -169,10 +171,11 @@ def _run(job: Job, options: PipelineOptions) -> int:
     )
     with outputs.held(config, storage, require_ended) as lock:
         earlier = outputs.examine(config, storage, job.command)  # a run may have ended meanwhile
-        for line in (
-            outputs.clear(config, storage, earlier, job.command) if config.overwrite else ()
-        ):
-            outputs.say(line)
+        with outputs.usable(config.output):
+            for line in (
+                outputs.clear(config, storage, earlier, job.command) if config.overwrite else ()
+            ):
+                outputs.say(line)
         return _run_alone(job, options, storage, record, lock)
 
 
@@ -180,7 +183,15 @@ def _run_alone(
     job: Job, options: PipelineOptions, storage: Storage, record: dict[str, Any], lock: Lock
 ) -> int:
     """What happens while the output folder is this run's."""
-    from pipelines import clearing, closing, dead_letters, execution, measurements, run_record
+    from pipelines import (
+        clearing,
+        closing,
+        dead_letters,
+        execution,
+        measurements,
+        outputs,
+        run_record,
+    )
     from pipelines.locks import LockLostError
     from pipelines.plan import BOOKS, DEAD_LETTERS
     from transforms.books import read_books
@@ -188,7 +199,8 @@ def _run_alone(
 
     config = job.config
     run_uri = join(config.output, run_record.FILE)
-    run_record.write_record(storage, run_uri, record)
+    with outputs.usable(config.output):
+        run_record.write_record(storage, run_uri, record)
 
     def submitted(there: Any) -> None:
         record.update(status="submitted", job=dataclasses.asdict(there))
@@ -205,6 +217,13 @@ def _run_alone(
         lock.check()
         if not books.balanced:
             raise execution.JobError(f"the books do not balance: {books}")
+        end = {
+            "status": "finished",
+            "books": dataclasses.asdict(books),
+            **measured.to_json(),
+            "wall_s": round(time.monotonic() - started_s, 3),
+        }
+        run_record.write_record(storage, run_uri, {**record, **end})
     except LockLostError:  # what is there is another run's by now
         raise
     except KeyboardInterrupt:
@@ -213,24 +232,19 @@ def _run_alone(
         raise
     except BaseException as err:
         cause = execution.first_cause(err, config.secrets)
-        failed = {**record, "status": "failed", "error": cause}
-        run_record.write_record(storage, run_uri, failed)
+        with contextlib.suppress(OSError):  # a full disk, say: the screen says the cause too
+            failed = {**record, "status": "failed", "error": cause}
+            run_record.write_record(storage, run_uri, failed)
         raise
     measured.log()
-    end = {
-        "status": "finished",
-        "books": dataclasses.asdict(books),
-        **measured.to_json(),
-        "wall_s": round(time.monotonic() - started_s, 3),
-    }
-    run_record.write_record(storage, run_uri, {**record, **end})
-    clearing.remove_working_files(storage, config.output)
-    named = {**job.closing, **({"failures": DEAD_LETTERS} if books.dead_letters else {})}
-    said = [
-        *dead_letters.reasons(books, storage, config.output),
-        *closing.places(storage, config.output, named),
-    ]
-    return _say(job, books, said)
+    with execution.finishing(config.secrets):
+        clearing.remove_working_files(storage, config.output)
+    with execution.finishing(config.secrets):
+        named = {**job.closing, **({"failures": DEAD_LETTERS} if books.dead_letters else {})}
+        reasons = dead_letters.reasons(books, storage, config.output)
+        _say(books, [*reasons, *closing.places(storage, config.output, named)])
+    over = books.failure_rate > config.max_failure_rate
+    return flags.EXIT_FAILURE_RATE if over else flags.EXIT_OK
 
 
 def _dataflow() -> ModuleType:
@@ -242,10 +256,8 @@ def _require_ended(job: Mapping[str, Any], options: PipelineOptions) -> None:
     _dataflow().require_ended(job, options)
 
 
-def _say(job: Job, books: Books, lines: Sequence[str]) -> int:
+def _say(books: Books, lines: Sequence[str]) -> None:
     from pipelines.closing import NOTHING_TO_DO
 
     done = f"{books.stems} of {books.rows} rows done, {books.dead_letters} failed"
     sys.stdout.write(redact("\n".join([done if books.rows else NOTHING_TO_DO, *lines])) + "\n")
-    over = books.failure_rate > job.config.max_failure_rate
-    return flags.EXIT_FAILURE_RATE if over else flags.EXIT_OK

@@ -26,6 +26,8 @@ from pipelines.engines import DATAFLOW
 from pipelines.execution import (
     JobError,
     Outcome,
+    failed,
+    finishing,
     first_cause,
     run_graph,
     run_plan,
@@ -50,6 +52,7 @@ from pipelines.outputs import (
     say,
     storage_of,
     tidy,
+    usable,
 )
 from pipelines.plan import (
     ERROR_FILE,
@@ -68,15 +71,29 @@ from pipelines.run_record import (
 )
 from pipelines.wiring import SeparateManifest
 from transforms import models
-from transforms.audio_io import describe
 from transforms.redaction import redact, redacted
 from transforms.storage import Storage, join
 
+_UNUSABLE = (
+    *(ManifestError, UnknownModelError, CheckpointError, ValueError, OSError, ImportError),
+)
 SUBMITTED = "submitted"
 
 
 class JobGoesOnError(RuntimeError):
     """Waiting was interrupted; the job, which is elsewhere, was not."""
+
+
+class RunFailedError(RuntimeError):
+    """A run that had begun did not end well; its message is the cause.
+
+    Attributes:
+        details: where the whole story was written, if it could be.
+    """
+
+    def __init__(self, cause: str, details: str | None) -> None:
+        super().__init__(cause)
+        self.details = details
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,12 +154,10 @@ def _run(
     )
     plan = _plan(config, storage, earlier, facts)
     total = _total_rows(config, manifests)
-    try:
+    with usable(config.output):
         for line in clear(config, storage, earlier, SEPARATE) if config.overwrite else ():
             say(line)
         write_record(storage, join(config.output, FILE), record)
-    except OSError as err:
-        raise UsageError(f"--output: cannot be written: {describe(err, config.output)}") from err
     with _recorded(storage, config, record, lock):
         if config.execution.runner == DATAFLOW:
             outcome = _run_on_dataflow(plan, options, total, record, lock)
@@ -153,7 +168,8 @@ def _run(
         lock.check()
         if not outcome.books.balanced:
             raise JobError(f"the books do not balance: {outcome.books}")
-    return _finish(plan, earlier, record, outcome)
+        write_record(storage, join(config.output, FILE), _finished(record, outcome))
+    return _finish(plan, earlier, outcome)
 
 
 def _plan(config: SeparateConfig, storage: Storage, earlier: Earlier, facts: ModelFacts) -> Plan:
@@ -174,15 +190,16 @@ def _examined(
     config: SeparateConfig, storage: Storage, require_ended: RequireEnded
 ) -> tuple[list[ManifestFacts], ModelFacts]:
     """What the output folder, the manifests and the model say, before anything is written."""
-    try:
+    with usable(config.output):
         require_free(config, storage, require_ended)
         earlier = examine(config, storage, SEPARATE)
+    try:
         require_no_job(earlier, config, require_ended)
         manifests = manifest_facts(config.manifests, storage)
         if earlier.record is not None:
             require_apart(config, storage, reads_of(config, manifests, storage))
         return manifests, model_facts(config)
-    except (ManifestError, UnknownModelError, CheckpointError, ValueError, OSError) as err:
+    except _UNUSABLE as err:
         raise UsageError(str(err)) from err
 
 
@@ -232,6 +249,8 @@ def model_facts(config: SeparateConfig) -> ModelFacts:
         CheckpointError: weights cannot be had.
         ValueError: the model cannot be used as it is asked to be.
     """
+    if not config.execution.is_local:  # the launcher needs none of the workers' devices
+        config = dataclasses.replace(config, device="cpu")
     loaded = models.load_model(model_choice(config))
     if config.scorer == models.OWN:  # a baseline has no CLAP of its own, but says whose to take
         config = dataclasses.replace(config, scorer=loaded.card.scorer)
@@ -272,31 +291,37 @@ def _recorded(
         raise
     except BaseException as err:
         cause = first_cause(err, config.secrets)
-        write_record(storage, uri, {**record, "status": "failed", "error": cause})
-        details = redact("".join(traceback.format_exception(err)), config.secrets)
-        uri = join(config.output, ERROR_FILE)
-        storage.write_bytes(uri, details.encode("utf-8", "replace"))
-        raise
+        details: str | None = join(config.output, ERROR_FILE)
+        story = redact("".join(traceback.format_exception(err)), config.secrets)
+        try:
+            write_record(storage, uri, {**record, "status": "failed", "error": cause})
+            storage.write_bytes(join(config.output, ERROR_FILE), story.encode("utf-8", "replace"))
+        except OSError:  # a full disk, say: what is told on the screen must then do
+            details = None
+        raise RunFailedError(cause, details) from err
 
 
-def _finish(plan: Plan, earlier: Earlier, record: dict[str, Any], outcome: Outcome) -> int:
+def _finished(record: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """The record of a run that has done its work."""
+    return {
+        **record,
+        "status": "finished",
+        "books": dataclasses.asdict(outcome.books),
+        **outcome.measurements.to_json(),
+        "audio_s": outcome.measurements.audio_s,
+        "wall_s": round(outcome.wall_s, 3),
+    }
+
+
+def _finish(plan: Plan, earlier: Earlier, outcome: Outcome) -> int:
+    """Tidies up and says what came of a run that ``run.json`` calls finished."""
     config, books = plan.config, outcome.books
-    write_record(
-        plan.storage,
-        plan.uri(FILE),
-        {
-            **record,
-            "status": "finished",
-            "books": dataclasses.asdict(books),
-            **outcome.measurements.to_json(),
-            "audio_s": outcome.measurements.audio_s,
-            "wall_s": round(outcome.wall_s, 3),
-        },
-    )
-    tidy(config, plan.storage, earlier)
+    with finishing(config.secrets):
+        tidy(config, plan.storage, earlier)
     outcome.measurements.log()
-    for text in closing_lines(plan, books, outcome.measurements, wall_s=outcome.wall_s):
-        sys.stdout.write(redact(text) + "\n")
+    with finishing(config.secrets):
+        for text in closing_lines(plan, books, outcome.measurements, wall_s=outcome.wall_s):
+            sys.stdout.write(redact(text) + "\n")
     if books.failure_rate > config.max_failure_rate:
         sys.stdout.write(
             f"{books.failure_rate:.1%} of the rows failed; "
@@ -329,8 +354,10 @@ def run_separate(config: SeparateConfig, options: PipelineOptions) -> int:
     except LockLostError as err:
         sys.stderr.write(f"error: this run was stopped: {err}\n")
         return EXIT_JOB_FAILED
-    except Exception as err:
-        sys.stderr.write(f"error: the job failed: {first_cause(err, config.secrets)}\n")
-        details = redact(join(config.output, ERROR_FILE))
-        sys.stderr.write(f"Details are in {details}; --resume goes on from here\n")
+    except RunFailedError as err:
+        sys.stderr.write(f"error: the job failed: {err}\n")
+        details = "" if err.details is None else f"Details are in {redact(err.details)}; "
+        sys.stderr.write(f"{details}--resume goes on from here\n")
         return EXIT_JOB_FAILED
+    except Exception as err:
+        return failed(err, config.secrets)

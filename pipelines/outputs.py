@@ -116,6 +116,28 @@ def _command_of(record: Mapping[str, Any]) -> str:
     return SCORE if "system" in settings else SEPARATE
 
 
+@contextmanager
+def usable(output: str) -> Iterator[None]:
+    """Names ``--output`` in what a storage has against it.
+
+    Raises:
+        UsageError: its scheme is not known, needs a package that is not installed, or the folder
+            cannot be reached or written.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except NotADirectoryError as err:
+        reason = "is a file, or lies in one; expected a folder"
+        raise UsageError(f"--output {output}: {reason}") from err
+    except ImportError as err:
+        extra = "; this project's extra s3 brings it" if output.startswith("s3") else ""
+        raise UsageError(f"--output {output}: {err}{extra}") from err
+    except (OSError, ValueError) as err:
+        raise UsageError(f"--output: cannot be used: {describe(err, output)}") from err
+
+
 def clear(config: SeparateConfig, storage: Storage, earlier: Earlier, command: str) -> list[str]:
     """Deletes what earlier runs wrote into the output folder; gives lines about what stays."""
     if earlier.record is None:
@@ -148,7 +170,7 @@ def held(
         UsageError: another run holds it, or it cannot be written.
     """
     with ExitStack() as stack:
-        try:
+        with usable(config.output):
             lock = stack.enter_context(
                 locks.holding(
                     storage,
@@ -159,10 +181,6 @@ def held(
                     say=say,
                 )
             )
-        except OSError as err:
-            raise UsageError(
-                f"--output: cannot be written: {describe(err, config.output)}"
-            ) from err
         yield lock
 
 

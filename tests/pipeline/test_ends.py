@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,8 @@ from typing import Any
 import pytest
 
 import tone_runs
-from pipelines import score, synthesize
+from pipelines import jobs, launch, score, synthesize
+from transforms.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("loaded")
 
@@ -71,3 +75,103 @@ def test_what_an_earlier_run_finished_is_named(clips: Path, tmp_path: Path, caps
     assert tone_runs.run(*given, "--resume") == 0
     said = capsys.readouterr().out
     assert named(said).keys() == {"listen", "numbers", "run"}
+
+
+BELL = ("--positive", "bell")
+
+
+@pytest.mark.parametrize("step", ["tidy", "closing_lines"])
+def test_what_fails_after_a_run_has_finished_does_not_make_it_a_failed_one(
+    step: str, clips: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the store has gone")
+
+    monkeypatch.setattr(launch, step, fail)
+    output = tmp_path / "out"
+    assert tone_runs.run("--mixture", clips / "m0.wav", *BELL, "--output", output) == 0
+    assert capsys.readouterr().err == (
+        "warning: the run has finished; after that: RuntimeError: the store has gone\n"
+    )
+    assert tone_runs.record(output)["status"] == "finished"
+
+
+@pytest.mark.parametrize("job", ["score", "synthesize"])
+def test_the_smaller_jobs_finish_alike(
+    job: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the store has gone")
+
+    monkeypatch.setattr(jobs, "_say", fail)
+    manifest = tmp_path / "rows.csv"
+    manifest.write_text(NO_ROWS["rows.csv"], encoding="utf-8")
+    assert JOBS[job]("--manifest", manifest, "--output", tmp_path / "out") == 0
+    assert "after that: RuntimeError: the store has gone" in capsys.readouterr().err
+    assert tone_runs.record(tmp_path / "out")["status"] == "finished"
+
+
+def test_a_failed_job_names_its_story_only_where_it_could_be_written(
+    clips: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(launch, "run_plan", fail)
+    given = ("--mixture", clips / "m0.wav", *BELL, "--output", tmp_path / "out")
+    assert tone_runs.run(*given) == 3
+    story = tmp_path / "out" / "_work" / "error.txt"
+    assert capsys.readouterr().err == (
+        "error: the job failed: RuntimeError: lost\n"
+        f"Details are in {story}; --resume goes on from here\n"
+    )
+    assert "RuntimeError: lost" in story.read_text(encoding="utf-8")
+    assert tone_runs.record(tmp_path / "out")["error"] == "RuntimeError: lost"
+
+    write_bytes = Storage.write_bytes
+
+    def full(storage: Storage, uri: str, data: bytes) -> None:
+        if b'"failed"' in data or uri.endswith("error.txt"):
+            raise OSError(28, "No space left on device")
+        write_bytes(storage, uri, data)
+
+    monkeypatch.setattr(Storage, "write_bytes", full)
+    assert tone_runs.run(*given[:-1], tmp_path / "other") == 3
+    assert capsys.readouterr().err == (
+        "error: the job failed: RuntimeError: lost\n--resume goes on from here\n"
+    )
+
+
+def test_what_fails_before_a_run_begins_names_no_file(
+    clips: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(launch, "model_facts", fail)
+    output = tmp_path / "out"
+    assert tone_runs.run("--mixture", clips / "m0.wav", *BELL, "--output", output) == 3
+    assert capsys.readouterr().err == "error: the job failed: RuntimeError: a fault of ours\n"
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("redirection", ["| true", ">&- 2>&-"], ids=lambda text: text)
+def test_the_screen_does_not_decide_a_run(
+    redirection: str, model: str, clips: Path, tmp_path: Path
+) -> None:
+    command = (
+        '"$PYTHON" -m pipelines.separate --mixture "$MIXTURE" --positive bell --model "$MODEL" '
+        f'--output "$OUTPUT" --num_threads 1 {redirection}; exit ${{PIPESTATUS[0]}}'
+    )
+    given = {
+        "PYTHON": sys.executable,
+        "MIXTURE": str(clips / "m0.wav"),
+        "MODEL": model,
+        "OUTPUT": str(tmp_path / "out"),
+        "PYTHONIOENCODING": "ascii",
+    }
+    root = Path(__file__).parents[2]
+    done = subprocess.run(["bash", "-c", command], cwd=root, env={**os.environ, **given})
+    assert done.returncode == 0
+    assert tone_runs.record(tmp_path / "out")["status"] == "finished"
+    assert list(tone_runs.stems(tmp_path / "out")) == ["stems/m0.flac"]

@@ -1,0 +1,136 @@
+"""What cannot be used is refused with exit code 2 and one line, before anything is written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import tone_runs
+from pipelines import score, synthesize
+
+pytestmark = pytest.mark.usefixtures("loaded")
+
+JOBS: dict[str, Callable[[list[str]], int]] = {
+    "separate": lambda given: tone_runs.run(*given),
+    "score": lambda given: score.run([*given, *tone_runs.QUIET]),
+    "synthesize": lambda given: synthesize.run([*given, *tone_runs.QUIET]),
+}
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every file and folder, with what files hold."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def refused(job: str, given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a job refuses to run."""
+    code = JOBS[job](given)
+    said = capsys.readouterr()
+    assert (code, said.out) == (2, "")
+    error, see, *more = said.err.splitlines()
+    assert (see, more) == (f"See python -m pipelines.{job} --help", [])
+    assert error.startswith("error: ")
+    return error
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A manifest, the results of a run, and a file."""
+    manifest = tmp_path / "rows.csv"
+    manifest.write_text("id,mixture_uri,positive_text\na,a.wav,dog\n", encoding="utf-8")
+    for name in ("run.json", "metrics/part.parquet", "stems/a.flac"):
+        path = tmp_path / "done" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}", encoding="utf-8")
+    (tmp_path / "file").write_text("text", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("job", ["separate", "score"])
+@pytest.mark.parametrize("where", ["new", "done"])
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("gpu", "expected auto, cpu, cuda or cuda:N; did you mean cuda?"),
+        ("mps", "expected auto, cpu, cuda or cuda:N"),
+        ("cuda", "take --device auto or --device cpu"),
+        ("cuda:9", "take --device auto or --device cpu"),
+    ],
+)
+def test_a_device_that_is_not_there(
+    job: str, where: str, device: str, said: str, folder: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = tree(folder)
+    given = ["--manifest", str(folder / "rows.csv"), "--output", str(folder / where)]
+    given += ["--device", device, *(["--overwrite"] if where == "done" else [])]
+    given += ["--scorer", "none"] if job == "score" else []
+    error = refused(job, given, capsys)
+    assert f"--device {device}: " in error
+    assert said in error
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("{folder}/file", "expected a folder"),
+        ("{folder}/file/below/it", "expected a folder"),
+        ("/proc/no_place_for_results", "--output: cannot be used"),
+        ("nonsense://bucket/out", "nonsense"),
+        ("s3://bucket/out", "Install s3fs to access S3; this project's extra s3 brings it"),
+        ("{folder}/done", "add --resume"),
+    ],
+)
+def test_an_output_that_cannot_be_one(
+    job: str, output: str, said: str, folder: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it were not installed
+    before = tree(folder)
+    output = output.format(folder=folder)
+    given = ["--manifest", str(folder / "rows.csv"), "--output", output]
+    error = refused(job, [*given, *(["--scorer", "none"] if job == "score" else [])], capsys)
+    assert output in error
+    assert said in error
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_folder_for_the_output_is_made_with_its_parents(job: str, folder: Path) -> None:
+    (folder / "empty.csv").write_text("id,mixture_uri,positive_text\n", encoding="utf-8")
+    given = ["--manifest", str(folder / "empty.csv"), "--output", str(folder / "a" / "b" / "out")]
+    assert JOBS[job]([*given, *(["--scorer", "none"] if job == "score" else [])]) == 0
+    assert (folder / "a" / "b" / "out" / "run.json").is_file()
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--storage_options", "nonsense"], "--storage_options: not JSON"),
+        (["--storage_options", '{"s3": "key"}'], "--storage_options: expected"),
+        (["--manifest", "s3://bucket/rows.csv"], "Install s3fs"),
+        (["--manifest", "nonsense://bucket/rows.csv"], "nonsense"),
+        (["--manifest", "/not/there.csv"], "/not/there.csv"),
+    ],
+)
+def test_flags_and_manifests_that_cannot_be_used(
+    job: str, more: list[str], said: str, folder: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    before = tree(folder)
+    given = ["--manifest", str(folder / "rows.csv"), "--output", str(folder / "done")]
+    given += ["--overwrite", *more, *(["--scorer", "none"] if job == "score" else [])]
+    assert said in refused(job, given, capsys)
+    assert tree(folder) == before
