@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,8 @@ def test_flags_and_manifests_that_cannot_be_used(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    settings = {"score": {"system": "x"}, "synthesize": {"mix_seed": 0}}.get(job, {})
+    (folder / "done" / "run.json").write_text(json.dumps({"settings": settings}))
     before = tree(folder)
     given = ["--manifest", str(folder / "rows.csv"), "--output", str(folder / "done")]
     given += ["--overwrite", *more, *(["--scorer", "none"] if job == "score" else [])]
