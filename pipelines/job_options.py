@@ -47,7 +47,8 @@ class ScoreOptions(PipelineOptions):
         group.add_argument(
             "--stems",
             metavar="URI",
-            help="A folder with <id>.flac or <id>.wav, or a template with {id}, {name} (the id "
+            help="A folder with <id>.flac or <id>.wav (or else aiff, ogg, mp3 and the like, the "
+            "first that is there), or a template with {id}, {name} (the id "
             "as a file name of ours), {dataset}, {split}, {label} or a further column of the "
             "manifest. Without it the manifest has a column stem_uri of absolute URIs. "
             "Example: 'out/{name}_estimate.wav'",

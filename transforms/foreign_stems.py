@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 import string
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
+from manifests.files import is_url, other_spellings
 from manifests.ids import output_name, partition_value, version_1_name
 from manifests.row import ManifestRow
 from model import audio as waveforms
@@ -38,7 +41,10 @@ from transforms.reading import read
 from transforms.storage import Storage, join
 
 STEM_COLUMN = "stem_uri"
-_SUFFIXES = ("flac", "wav")
+STEM_SUFFIXES = ("flac", "wav")
+OTHER_SUFFIXES = ("aiff", "aif", "caf", "w64", "rf64", "au", "ogg", "oga", "opus", "mp3")
+"""Of what libsndfile reads; looked for where neither FLAC nor WAV is there."""
+_SUFFIXED = re.compile(rf"\.({'|'.join((*STEM_SUFFIXES, *OTHER_SUFFIXES))})$", re.IGNORECASE)
 _NOBODY = Provenance(model="", model_sha256="", clap_sha256="", device="", precision="")
 
 
@@ -61,8 +67,28 @@ class StemPlaces:
                 if name is not None and (not name.isidentifier() or form):
                     raise ValueError(f"{self.where}: {{{name}}} is not a plain field")
 
+    def find(self, row: ManifestRow, storage: Storage) -> str:
+        """The URI of a row's stem: in a folder the first candidate that is there.
+
+        Raises:
+            AudioError: the row may not name it.
+            ValueError: the row lacks what the place needs.
+            FileNotFoundError: no candidate is there.
+        """
+        candidates = self.candidates(row)
+        if len(candidates) == 1:  # it is named, and missed by name where it is read
+            return candidates[0]
+        others = (other for uri in candidates for other in other_spellings(uri))
+        for uri in itertools.chain(candidates, others):
+            if storage.exists(uri):
+                return uri
+        names = " or ".join(f"{row.id}.{suffix}" for suffix in STEM_SUFFIXES)
+        raise FileNotFoundError(
+            f"no {names} in {self.where}, nor one that ends in {', '.join(OTHER_SUFFIXES)}"
+        )
+
     def candidates(self, row: ManifestRow) -> list[str]:
-        """URIs to be tried in turn.
+        """URIs to be tried in turn; in a folder, FLAC and WAV come before any other format.
 
         Raises:
             AudioError: the row may not name one of them.
@@ -85,11 +111,14 @@ class StemPlaces:
         if row.dataset is not None:
             folder = f"dataset={partition_value(row.dataset)}"
             names = [path for name in names for path in (name, join(folder, name))]
-        beneath = [row.id, *names]
-        if ".." in row.id.split("/") or row.id.startswith("/") or "://" in row.id:
-            del beneath[0]  # an id must not lead out of the folder
-        paths = dict.fromkeys(beneath)
-        return [join(self.where, f"{path}.{end}") for path in paths for end in _SUFFIXES]
+        leads_out = ".." in row.id.split("/") or row.id.startswith("/") or is_url(row.id)
+        paths = dict.fromkeys([*([] if leads_out else [row.id]), *names])
+        others = [form for suffix in OTHER_SUFFIXES for form in (suffix, suffix.upper())]
+        suffixes = (STEM_SUFFIXES, [*map(str.upper, STEM_SUFFIXES), *others])
+        found = [f"{path}.{suffix}" for some in suffixes for path in paths for suffix in some]
+        if not leads_out and _SUFFIXED.search(row.id):
+            found.insert(0, row.id)  # the id is a file's name already
+        return [join(self.where, name) for name in found]
 
 
 def fixed_folder(where: str) -> str:
@@ -164,7 +193,7 @@ class _TakeFn(beam.DoFn):
         for query, reference in zip(clip.queries, clip.references, strict=True):
             uri = self._places.where or ""
             try:
-                uri = self._found(query.row)
+                uri = self._places.find(query.row, self._storage)
                 samples = self._stem(uri, clip.model_audio.shape[1])
             except READ_ERRORS as err:
                 code, message = f"stem_{error_code(err)}", describe(err, uri)
@@ -188,13 +217,6 @@ class _TakeFn(beam.DoFn):
             samples = waveforms.resample(reader.read(), reader.part.sample_rate_hz, rate_hz)
         require_equal_length(uri, samples.shape[1] / rate_hz, num_samples / rate_hz)
         return waveforms.fit_length(samples, num_samples)
-
-    def _found(self, row: ManifestRow) -> str:
-        candidates = self._places.candidates(row)
-        for uri in candidates[:-1]:
-            if self._storage.exists(uri):
-                return uri
-        return candidates[-1]
 
 
 def _with_stem(row: ManifestRow, uri: str) -> ManifestRow:

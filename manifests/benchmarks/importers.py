@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from manifests.files import StorageOptions, open_bytes, reading
 from manifests.ids import stable_seed
 from manifests.row import ManifestRow
 
+logger = logging.getLogger(__name__)
+
+_MAX_NAMED = 5
 AUDIO_SUFFIXES: Final = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus", ".m4a")
 DCASE_DATASET = "DCASE2024-T9"
 
@@ -192,6 +196,9 @@ def read_captioned_json(uri: str, storage_options: StorageOptions = None) -> lis
 def labelled_clips(root: str, files: Iterable[str], template: str) -> list[Clip]:
     """Clips in folders that are named after what they sound like, ``<root>/<label>/<clip>``.
 
+    Hidden files and folders, and what macOS puts beside its own (``._clip.wav``, ``__MACOSX``), are
+    left out, as are clips that no folder labels; a warning names them.
+
     Args:
         root: absolute folder.
         files: URIs of the files below it.
@@ -202,13 +209,27 @@ def labelled_clips(root: str, files: Iterable[str], template: str) -> list[Clip]
     """
     if "{label}" not in template:
         raise ValueError(f"template {template!r}; expected {{label}} in it")
-    clips = []
+    clips: list[Clip] = []
+    left_out: dict[str, list[str]] = {"hidden": [], "in no folder that says what they are": []}
+    hidden, unlabelled = left_out.values()
     for uri in sorted(files):
         name = uri.removeprefix(root).lstrip("/")
+        if not name.lower().endswith(AUDIO_SUFFIXES):
+            continue
         label = PurePosixPath(name).parent.name.replace("_", " ").strip()
-        if label and uri.lower().endswith(AUDIO_SUFFIXES):
+        if any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
+            hidden.append(name)
+        elif not label:
+            unlabelled.append(name)
+        else:
             caption = template.replace("{label}", label)
             clips.append(Clip(name=name, caption=caption, label=label))
+    for reason, names in left_out.items():
+        if names:
+            shown = ", ".join(
+                [*map(quoted, names[:_MAX_NAMED]), *(["…"] * (len(names) > _MAX_NAMED))]
+            )
+            logger.warning("%s: left out %d clips, %s: %s", root, len(names), reason, shown)
     return clips
 
 

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import unicodedata
+from pathlib import Path
+
 import pytest
 
 from manifests.ids import output_name, version_1_name
 from manifests.row import ManifestRow
 from transforms.foreign_stems import StemPlaces
+from transforms.storage import Storage
 
 
 def row(row_id: str = "a/b", **given: object) -> ManifestRow:
@@ -13,7 +17,8 @@ def row(row_id: str = "a/b", **given: object) -> ManifestRow:
 
 def test_a_folder_is_searched_by_id_and_by_our_names() -> None:
     old = version_1_name("a/b")
-    assert StemPlaces(where="/stems").candidates(row(dataset="x y")) == [
+    found = StemPlaces(where="/stems").candidates(row(dataset="x y"))
+    assert found[:8] == [
         "/stems/a/b.flac",
         "/stems/a/b.wav",
         "/stems/dataset=x%20y/a/b.flac",
@@ -23,6 +28,52 @@ def test_a_folder_is_searched_by_id_and_by_our_names() -> None:
         f"/stems/dataset=x%20y/{old}.flac",
         f"/stems/dataset=x%20y/{old}.wav",
     ]
+    assert found[8:11] == ["/stems/a/b.FLAC", "/stems/a/b.WAV", "/stems/a/b.aiff"]
+    assert found[-1] == f"/stems/dataset=x%20y/{old}.MP3"
+
+
+def find(folder: Path, row_id: str = "dog", **given: object) -> str:
+    return StemPlaces(where=str(folder)).find(row(row_id, **given), Storage())
+
+
+@pytest.mark.parametrize("suffix", ["flac", "wav", "aiff", "ogg", "opus", "mp3", "WAV", "MP3"])
+def test_a_stem_of_any_format_that_is_read_is_found(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"dog.{suffix}").touch()
+    assert find(tmp_path) == f"{tmp_path}/dog.{suffix}"
+
+
+def test_of_several_stems_the_first_by_a_fixed_order_is_taken(tmp_path: Path) -> None:
+    order = [
+        "dog.flac",
+        "dog.wav",
+        f"{version_1_name('dog')}.wav",
+        "dog.aiff",
+        "dog.ogg",
+        "dog.mp3",
+    ]
+    for name in reversed(order):
+        (tmp_path / name).touch()
+    for name in order:
+        assert find(tmp_path) == f"{tmp_path}/{name}"
+        (tmp_path / name).unlink()
+
+
+def test_a_missing_stem_is_said_in_the_terms_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "dog.txt").touch()
+    expected = f"^no dog.flac or dog.wav in {tmp_path}, nor one that ends in aiff, .*, mp3$"
+    with pytest.raises(FileNotFoundError, match=expected):
+        find(tmp_path)
+
+
+def test_an_id_that_is_a_file_name_is_found_as_such(tmp_path: Path) -> None:
+    (tmp_path / "Dog.Wav").touch()
+    assert find(tmp_path, "Dog.Wav") == f"{tmp_path}/Dog.Wav"
+
+
+def test_a_stem_is_found_in_its_other_unicode_form(tmp_path: Path) -> None:
+    name = unicodedata.normalize("NFD", "Vögel")
+    (tmp_path / f"{name}.wav").touch()
+    assert find(tmp_path, unicodedata.normalize("NFC", name)) == f"{tmp_path}/{name}.wav"
 
 
 @pytest.mark.parametrize("row_id", ["../x", "/etc/x", "gs://b/x", "a/../../x"])

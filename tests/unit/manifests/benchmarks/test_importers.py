@@ -151,6 +151,23 @@ def test_labelled_folders():
         labelled_clips("/r", files, "a sound")
 
 
+def test_hidden_files_and_those_without_a_label_are_left_out_and_said(caplog):
+    names = ["dog/1.wav", "dog/._1.wav", "__MACOSX/dog/._1.wav", "__MACOSX/x/2.wav", ".x/3.wav"]
+    names += ["rain/.hidden/4.wav", "top.wav", "__/5.wav", "rain/_6.wav", ".DS_Store", "dog/n.txt"]
+    found = labelled_clips("/r", [f"/r/{name}" for name in names], "{label}")
+    assert [clip.name for clip in found] == ["dog/1.wav", "rain/_6.wav"]
+    assert caplog.messages == [
+        '/r: left out 5 clips, hidden: ".x/3.wav", "__MACOSX/dog/._1.wav", "__MACOSX/x/2.wav", '
+        '"dog/._1.wav", "rain/.hidden/4.wav"',
+        '/r: left out 2 clips, in no folder that says what they are: "__/5.wav", "top.wav"',
+    ]
+
+
+def test_a_hidden_folder_above_the_clips_hides_nothing(caplog):
+    (clip,) = labelled_clips("/home/.cache/r", ["/home/.cache/r/dog/1.wav"], "{label}")
+    assert (clip.name, caplog.messages) == ("dog/1.wav", [])
+
+
 CLIPS = [Clip(name=f"{i}.wav", caption=f"c{i % 3}", label=f"l{i % 3}") for i in range(9)]
 
 
