@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from glob import has_magic
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import unquote
 
 import fsspec
 
@@ -154,7 +155,7 @@ class Storage:
         path = self.local_path(uri)
         if path is not None:
             path = existing_path(path)
-            if not stat.S_ISREG(os.stat(path).st_mode):
+            if not stat.S_ISREG(_stat(path).st_mode):
                 raise IsADirectoryError(f"{uri} is not a regular file")
             with open(path, "rb") as file:
                 yield file
@@ -338,6 +339,24 @@ class _Blocks(io.RawIOBase):
         buffer[: stop - start] = self._storage.read_range(self._uri, start, stop)
         self._position = stop
         return stop - start
+
+
+def _stat(path: str) -> os.stat_result:
+    """As ``os.stat``; of a missing file it says what may be wrong with the name.
+
+    Raises:
+        OSError: the file is missing or cannot be looked at.
+    """
+    try:
+        return os.stat(path)
+    except FileNotFoundError as err:
+        if "\\" in path:
+            hint = "it has backslashes, which part no folders here; expected / between them"
+        elif "%" in path and os.path.exists(unquote(path)):
+            hint = f"is it {unquote(path)}? Only file:// URIs are percent-decoded"
+        else:
+            raise
+        raise FileNotFoundError(err.errno, f"{err.strerror}: {hint}", path) from err
 
 
 def _content_or_size(fs: fsspec.AbstractFileSystem, path: str) -> bytes | int:

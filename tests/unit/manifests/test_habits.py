@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import json
+import re
 import uuid
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +21,7 @@ from manifests.checking import check
 from manifests.codec import iter_split, plan_splits
 from manifests.errors import RowError
 from manifests.row import ManifestRow
+from manifests.text import NOTHING_IN_CSV
 
 CASES = Path(__file__).parents[2] / "data" / "cases"
 NOTHING = [
@@ -298,3 +300,9 @@ def test_the_same_table_from_duckdb_and_pandas(tmp_path):
         for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
             frame.to_csv(tmp_path / f"p{number}.csv", index=False, na_rep=na, quoting=quoting)
             assert rows(tmp_path / f"p{number}.csv") == expected
+
+
+def test_the_page_lists_every_word_for_nothing():
+    page = (Path(__file__).parents[3] / "docs" / "manifests.md").read_text(encoding="utf-8")
+    (line,) = (line for line in page.splitlines() if line.startswith("| `NA` "))
+    assert set(re.findall("`([^`]+)`", line.split("|")[1])) == NOTHING_IN_CSV

@@ -105,6 +105,14 @@ def test_a_local_file_is_read_by_every_way_to_name_it(tmp_path: Path) -> None:
             assert access.refusal(uri) is None
 
 
+def test_what_may_be_wrong_with_a_name_is_said(tmp_path: Path) -> None:
+    (tmp_path / "my dog.wav").touch()
+    with pytest.raises(FileNotFoundError, match=r"backslashes, .*sub\\\\dog\.wav"):
+        ONCE.open(str(tmp_path / "sub\\dog.wav")).__enter__()
+    with pytest.raises(FileNotFoundError, match=r"is it .*/my dog\.wav\? Only file:// URIs"):
+        ONCE.open(str(tmp_path / "my%20dog.wav")).__enter__()
+
+
 def test_files_of_a_folder_are_listed_by_names_that_can_be_opened(tmp_path: Path) -> None:
     path = tmp_path / "dataset=a%20b" / "part 1.parquet"
     path.parent.mkdir()
