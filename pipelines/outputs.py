@@ -51,9 +51,15 @@ class Earlier:
     dead_letter_uris: tuple[str, ...] = ()
 
 
-def storage_of(config: SeparateConfig) -> Storage:
-    """How the files of a run are reached; local output is staged inside the output folder."""
-    access = UriAccess(prefixes=config.allowed_uri_prefix)
+def storage_of(config: SeparateConfig, access: UriAccess | None = None) -> Storage:
+    """How the files of a run are reached; local output is staged inside the output folder.
+
+    Args:
+        config: of the run.
+        access: what a web server may lead to; None: what the run's rows may name.
+    """
+    if access is None:
+        access = UriAccess(prefixes=config.allowed_uri_prefix)
     storage = Storage(
         options=access.guarding(config.storage_options),
         isolate_decoder=config.execution.isolate_decoder,

@@ -62,6 +62,7 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
     try:
         access = UriAccess(prefixes=config.allowed_uri_prefix)
         places = StemPlaces(where=absolute(own.stems) if own.stems else None, access=access)
+        reachable = places.reachable
     except ValueError as err:
         raise UsageError(f"--stems: {err}") from err
     if config.execution.is_local:
@@ -69,7 +70,7 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
             devices.resolved(config.device)
         except ValueError as err:
             raise UsageError(str(err)) from err
-    storage = storage_of(config)
+    storage = storage_of(config, reachable)
     if own.stems:
         require_apart(config, storage, [("the stems", fixed_folder(absolute(own.stems)))])
     scoring = ScoringSettings(
@@ -87,7 +88,7 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
         ),
         settings={
             "system": own.system,
-            "stems": own.stems,
+            "stems": places.where,
             "score_rate_hz": own.score_rate_hz,
             "scorer": config.scorer,
             "scorer_sha256": _digest(config),

@@ -95,10 +95,14 @@ class StemPlaces:
             ValueError: the row lacks what the place needs.
         """
         found = self._named(row)
-        access = self.access if self.where is None else self.access.beside(fixed_folder(self.where))
         for uri in found:
-            access.require(uri)
+            self.reachable.require(uri)
         return found
+
+    @property
+    def reachable(self) -> UriAccess:
+        """What rows may name, and the folder in which all stems are."""
+        return self.access if self.where is None else self.access.beside(fixed_folder(self.where))
 
     def _named(self, row: ManifestRow) -> list[str]:
         if self.where is None:

@@ -32,13 +32,7 @@ def build(config: ReportConfig) -> list[str]:
     lines = [line for run in runs for line in lines_of(run)]
     metrics = [name for name in SHOWN_METRICS if any(line.cell(name).summary.n for line in lines)]
     compared = [each for run in runs[1:] for each in compare(runs[0], run, metrics)]
-    examples = [
-        example
-        for run in runs
-        for example in (
-            examples_of(run, config.metric, config.listen, storage) if config.listen else ()
-        )
-    ]
+    examples = [example for run in runs if config.listen for example in examples_of(run, config)]
     files = _tables(lines, compared)
     drawn = [(chart, charts.draw(chart)) for chart in charts_of(runs, config.metric)]
     files.update({f"{PLOTS}/{chart.name}.png": drawing.png for chart, drawing in drawn})

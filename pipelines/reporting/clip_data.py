@@ -133,9 +133,10 @@ def _beneath(run: Run, clip: ReportClip, output: str) -> str | None:
     if uri is None:
         return None
     folder = _folder(run.uri, output)
-    if folder is None or not uri.startswith(f"{run.uri}/"):
+    path = uri.removeprefix(f"{run.uri}/")
+    if folder is None or path == uri or ".." in path.split("/"):
         return None
-    return quote(uri.removeprefix(f"{run.uri}/"))
+    return quote(path)
 
 
 def _folder(uri: str, output: str) -> str | None:

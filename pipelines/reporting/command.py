@@ -34,6 +34,8 @@ class ReportConfig:
         title: of the page.
         metric: what plots and examples are about.
         listen: clips to listen to of each kind (best, median, worst), a run.
+        allowed_uri_prefix: what rows and metrics may name to be listened to; empty: what the runs
+            themselves were allowed.
         storage_options: fsspec options by protocol.
     """
 
@@ -43,6 +45,7 @@ class ReportConfig:
     title: str
     metric: str
     listen: int
+    allowed_uri_prefix: tuple[str, ...]
     storage_options: Mapping[str, Mapping[str, Any]]
 
 
@@ -80,6 +83,15 @@ def parser() -> flags.Parser:
         "About 2 MB a clip. Default: %(default)s.",
     )
     found.add_argument(
+        "--allowed_uri_prefix",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="Folder, bucket or host from which clips may be read to be put into the page, beside "
+        "the run folders; to be given once for each. For runs of somebody else. Default: what each "
+        "run itself was allowed to read, as its run.json says.",
+    )
+    found.add_argument(
         "--storage_options",
         default="{}",
         metavar="JSON",
@@ -111,8 +123,20 @@ def config_of(argv: Sequence[str]) -> ReportConfig:
         title=options.title,
         metric=options.metric,
         listen=options.listen,
+        allowed_uri_prefix=_prefixes(options.allowed_uri_prefix),
         storage_options=_storage_options(options.storage_options),
     )
+
+
+def _prefixes(given: Sequence[str]) -> tuple[str, ...]:
+    from transforms.access import UriAccess
+
+    prefixes = tuple(absolute(uri) for uri in given)
+    try:
+        UriAccess(prefixes=prefixes)
+    except ValueError as err:
+        raise ValueError(f"--allowed_uri_prefix: {err}") from err
+    return prefixes
 
 
 def _storage_options(text: str) -> Mapping[str, Mapping[str, Any]]:

@@ -18,16 +18,23 @@ from manifests.row import ManifestRow
 from manifests.validation import parse_record
 from model.audio import to_mono
 from pipelines.reporting import spectrograms
-from pipelines.reporting.runs import ReportClip, Run
+from pipelines.reporting.command import ReportConfig
+from pipelines.reporting.runs import ReportClip, Run, RunError
 from pipelines.reporting.spectrograms import Picture
-from transforms.access import UriAccess, uris_of
+from transforms.access import UriAccess
 from transforms.audio_io import READ_ERRORS, describe, open_audio
+from transforms.decoding import AudioError
+from transforms.foreign_stems import fixed_folder
 from transforms.mixtures import ReadSettings, read_mixture, read_reference
-from transforms.storage import Storage
+from transforms.storage import Storage, join
+from transforms.writing import STEMS_FOLDER
 
 MAX_S = 10.0
 KINDS = ("best", "median", "worst")
-_NOT_FOUND = "The manifest of the run cannot be read any more: mixture and reference are not shown."
+_NOT_FOUND = (
+    "The manifest of the run cannot be read any more, or may not be: mixture and reference are not "
+    "shown."
+)
 Signal = NDArray[np.float32]
 
 
@@ -82,11 +89,68 @@ def choose(clips: Sequence[ReportClip], metric: str, count: int) -> list[tuple[s
     return sorted(chosen, key=lambda pair: KINDS.index(pair[0]))
 
 
-def examples_of(run: Run, metric: str, count: int, storage: Storage) -> list[Example]:
-    """The chosen clips of a run, with whatever of them can still be read."""
-    chosen = choose(run.clips, metric, count)
-    rows = _rows_of(run, {clip.id for _, clip in chosen}, storage)
-    return [_example(kind, run, clip, rows.get(clip.id), storage) for kind, clip in chosen]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """What a report reads for a run, and how.
+
+    Attributes:
+        rows: what the rows of its manifests may name.
+        stems: what its metrics may name as stems: the same, and what lies in the run folder.
+        manifests: what its record may name as manifests; None: anything, as the run could.
+        storage: how it is read; a web server cannot lead out of what is allowed.
+    """
+
+    rows: UriAccess
+    stems: UriAccess
+    manifests: UriAccess | None
+    storage: Storage
+
+
+def reach_of(run: Run, config: ReportConfig) -> Reach:
+    """By the report's own prefixes, or else by those that the run had.
+
+    A run folder is believed where the command line says nothing: the stems to which it leads by a
+    link, and those that it scored, are allowed then too.
+
+    Raises:
+        RunError: the record has something else than prefixes.
+    """
+    prefixes = config.allowed_uri_prefix or _prefixes_of(run)
+    try:
+        rows = UriAccess(prefixes=prefixes)
+    except ValueError as err:
+        raise RunError(f"{run.uri}/run.json: allowed_uri_prefix: {err}") from err
+    stems = rows.beside(run.uri)
+    if not config.allowed_uri_prefix:
+        stems = stems.beside(join(run.uri, STEMS_FOLDER))  # may be a link to another disk
+        scored = run.record.get("settings", {}).get("stems")
+        stems = stems.beside(fixed_folder(scored)) if isinstance(scored, str) else stems
+    options = stems.guarding(config.storage_options)
+    return Reach(
+        rows=rows,
+        stems=stems,
+        manifests=stems if config.allowed_uri_prefix else None,
+        storage=Storage(options=options),
+    )
+
+
+def _prefixes_of(run: Run) -> tuple[str, ...]:
+    found = run.record.get("config", {}).get("allowed_uri_prefix") or []
+    if not isinstance(found, list) or not all(isinstance(prefix, str) for prefix in found):
+        raise RunError(f"{run.uri}/run.json: allowed_uri_prefix: expected a list of URIs")
+    return tuple(found)
+
+
+def examples_of(run: Run, config: ReportConfig) -> list[Example]:
+    """The chosen clips of a run, with whatever of them can still be read, and may be.
+
+    Raises:
+        RunError: the run's record is not one.
+    """
+    chosen = choose(run.clips, config.metric, config.listen)
+    reach = reach_of(run, config)
+    rows = _rows_of(run, {clip.id for _, clip in chosen}, reach)
+    return [_example(kind, run, clip, rows.get(clip.id), reach) for kind, clip in chosen]
 
 
 def stem_uri_of(run: Run, clip: ReportClip) -> str | None:
@@ -97,24 +161,26 @@ def stem_uri_of(run: Run, clip: ReportClip) -> str | None:
     return run.uri + clip.stem_uri.removeprefix(written)
 
 
-def _rows_of(run: Run, wanted: set[str], storage: Storage) -> dict[str, ManifestRow]:
+def _rows_of(run: Run, wanted: set[str], reach: Reach) -> dict[str, ManifestRow]:
     found: dict[str, ManifestRow] = {}
-    allowed = UriAccess(prefixes=tuple(run.record.get("config", {}).get("allowed_uri_prefix", ())))
-    for row in _all_rows(run, storage):
-        if row.id in wanted and not any(allowed.refusal(uri) for _, uri in uris_of(row)):
+    for row in _all_rows(run, reach):
+        if row.id in wanted:
             found.setdefault(row.id, row)
             if len(found) == len(wanted):
                 break
     return found
 
 
-def _all_rows(run: Run, storage: Storage) -> Iterator[ManifestRow]:
+def _all_rows(run: Run, reach: Reach) -> Iterator[ManifestRow]:
     for record in run.record.get("config", {}).get("rows") or ():
         yield from _valid([parse_record(record, uri="run.json", row=1, folder="/")])
     for facts in run.record.get("manifests", ()):
+        uri = facts["uri"]
         try:
-            yield from _valid(iter_rows(facts["uri"], storage.options_for(facts["uri"])))
-        except (ManifestError, OSError):  # moved since: the example says so
+            if reach.manifests is not None:
+                reach.manifests.require(uri)
+            yield from _valid(iter_rows(uri, reach.storage.options_for(uri)))
+        except (ManifestError, OSError, AudioError):  # the example says so
             continue
 
 
@@ -125,7 +191,7 @@ def _valid(rows: Iterable[ManifestRow | RowError]) -> Iterator[ManifestRow]:
 
 
 def _example(
-    kind: str, run: Run, clip: ReportClip, row: ManifestRow | None, storage: Storage
+    kind: str, run: Run, clip: ReportClip, row: ManifestRow | None, reach: Reach
 ) -> Example:
     signals, notes = [], []
     rate_hz = clip.sample_rate_hz or 32_000
@@ -133,13 +199,15 @@ def _example(
         notes.append(_NOT_FOUND)
     else:
         try:
-            signals += _sources(row, rate_hz, storage)
+            reach.rows.require_row(row)
+            signals += _sources(row, rate_hz, reach.storage)
         except READ_ERRORS as err:
             notes.append(f"Mixture or reference: {describe(err, row.mixture_uri or '')}.")
     stem_uri = stem_uri_of(run, clip)
     if stem_uri is not None:
         try:
-            signals.insert(min(1, len(signals)), ("stem", _read(stem_uri, storage)))
+            reach.stems.require(stem_uri)
+            signals.insert(min(1, len(signals)), ("stem", _read(stem_uri, reach.storage)))
         except READ_ERRORS as err:
             notes.append(f"Stem: {describe(err, stem_uri)}.")
     return Example(
