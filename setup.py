@@ -14,6 +14,7 @@ PACKAGES = ("terminal", "model", "manifests", "transforms", "pipelines")
 INSTALL_REQUIRES = [
     "aiohttp>=3.9",
     "apache-beam[gcp]>=2.77",
+    "av>=15.1",
     "filelock>=3.12",
     "fsspec>=2024.2",
     "gcsfs>=2024.2",

@@ -29,7 +29,7 @@ from pipelines.run_record import code_version
 from transforms import books, failures, metrics_rows, models
 from transforms.access import UriAccess, uris_of
 from transforms.attaching import AttachQueriesFn
-from transforms.decoding import MAX_RATE_HZ, MIN_RATE_HZ, AudioError
+from transforms.audio.parts import MAX_RATE_HZ, MIN_RATE_HZ, AudioError
 from transforms.elements import MetricsRow, MixtureQueries
 from transforms.foreign_stems import (
     STEM_COLUMN,

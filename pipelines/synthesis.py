@@ -19,8 +19,8 @@ from pipelines.options import UsageError
 from pipelines.plan import BOOKS, MANIFEST
 from transforms import books
 from transforms.access import UriAccess
+from transforms.audio.parts import MAX_RATE_HZ, MIN_RATE_HZ
 from transforms.audio_io import StemFormat
-from transforms.decoding import MAX_RATE_HZ, MIN_RATE_HZ
 from transforms.manifest_io import FINISHED, AdmitRows, ReadManifest
 from transforms.mixtures import ReadSettings
 from transforms.rendering import RenderMixtures, RenderSettings

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urljoin
 
 from manifests.files import existing_path, is_url, links_of, local_path
 from manifests.row import MANIFEST_COLUMNS, ManifestRow
-from transforms.decoding import AudioError
+from transforms.audio.parts import AudioError
 
 NOT_ALLOWED = "uri_not_allowed"
 ARCHIVES = frozenset({"zip", "tar"})

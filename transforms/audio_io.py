@@ -1,4 +1,4 @@
-"""Audio files ↔ arrays, at any URI and in any format that libsndfile reads."""
+"""Audio files ↔ arrays, at any URI and in any of the formats of :mod:`manifests.audio_formats`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Literal
 import numpy as np
 import soundfile
 
-from transforms import decoding, isolation
-from transforms.decoding import AudioError, AudioPart, AudioReader
+from transforms import isolation
+from transforms.audio import decoding
+from transforms.audio.parts import AudioError, AudioPart, AudioReader, Request
 from transforms.elements import Samples
 from transforms.storage import Storage
 
@@ -64,22 +65,34 @@ def _audio_error(error: BaseException | None) -> AudioError | None:
 
 @contextmanager
 def open_audio(
-    storage: Storage, uri: str, offset_s: float | None = None, duration_s: float | None = None
+    storage: Storage,
+    uri: str,
+    offset_s: float | None = None,
+    duration_s: float | None = None,
+    known: AudioPart | None = None,
 ) -> Iterator[AudioReader]:
     """Opens the part of a file that begins at ``offset_s`` and lasts at most ``duration_s``.
+
+    Args:
+        storage: how the file is reached.
+        uri: the file.
+        offset_s: where the part begins; None: where the file does.
+        duration_s: how long it lasts at most; None: to the end of the file.
+        known: the same part as it was found before, which spares counting its samples again.
 
     Raises:
         AudioError: the file is empty or not audio, its header is unusable, or the part is outside.
         OSError: the file cannot be reached; an AudioError where that does not name the file.
     """
     decode = isolation.decoded if storage.isolate_decoder else decoding.decoded
+    request = Request(uri=uri, offset_s=offset_s, duration_s=duration_s, known=known)
     with ExitStack() as stack:
         with _naming(uri):
             raw = stack.enter_context(storage.open(uri))
             if not raw.read(1):
                 raise AudioError("empty_file", f"{uri}: the file is empty")
             raw.seek(0)
-            reader = stack.enter_context(decode(raw, uri, offset_s, duration_s))
+            reader = stack.enter_context(decode(raw, request))
         yield reader
 
 

@@ -18,8 +18,8 @@ from manifests.row import ManifestRow
 from model import audio as waveforms
 from transforms import failures, tally
 from transforms.access import UriAccess
+from transforms.audio.parts import AudioPart
 from transforms.audio_io import READ_ERRORS, describe, error_code, open_audio
-from transforms.decoding import AudioPart
 from transforms.elements import (
     Clip,
     Failure,

@@ -2,7 +2,8 @@
 
 A decoder is a child of this process that gets open files and gives samples back. It holds one file
 at a time: where it dies, that file is to blame. Children are kept for the next file, at most one
-for each thread that reads; they end when this process does.
+for each thread that reads; they end when this process does. One that gives no sign of life while it
+should decode is ended.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import reduction
@@ -24,8 +26,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from transforms import decoding
-from transforms.decoding import AudioError, AudioPart, AudioReader
+from transforms.audio import decoding
+from transforms.audio.parts import AudioError, AudioPart, AudioReader, Request
 
 if TYPE_CHECKING:
     from transforms.elements import Samples
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parents[1]
 _CHILD = "import sys; from transforms import isolation; isolation.serve(int(sys.argv[1]))"
 _END_WAIT_S = 10.0
+SILENCE_S = 60.0
+"""A decoder that is silent for so long hangs: it gives a sign at least for each second of sound."""
+_SIGN_S = 1.0
 
 
 class _Decoder:
@@ -54,13 +59,11 @@ class _Decoder:
         self._state: Literal["idle", "open", "reading"] = "idle"
         self._uri = ""
 
-    def open(
-        self, file: BinaryIO, uri: str, offset_s: float | None, duration_s: float | None
-    ) -> AudioPart:
+    def open(self, file: BinaryIO, request: Request) -> AudioPart:
         """Hands a file over, and gives the part of it that will be read."""
-        self._uri = uri
+        self._uri = request.uri
         with self._talking():
-            self._connection.send((uri, offset_s, duration_s))
+            self._connection.send(request)
             reduction.send_handle(self._connection, file.fileno(), self._process.pid)
             part: AudioPart = self._answer()
         self._state = "open"
@@ -89,16 +92,23 @@ class _Decoder:
         except (EOFError, OSError) as err:
             self._state = "reading"
             how = self.end()
+            if isinstance(err, TimeoutError):
+                how = str(err)
             raise AudioError(
                 "decoder_crashed", f"{self._uri}: the decoder crashed over it ({how})"
             ) from err
 
     def _answer(self) -> Any:
-        answer = self._connection.recv()
-        if isinstance(answer, AudioError):
-            self._state = "idle"  # it has closed the file
-            raise answer
-        return answer
+        while True:
+            if not self._connection.poll(SILENCE_S):
+                self._process.kill()
+                raise TimeoutError(f"no answer within {SILENCE_S:g} s")
+            answer = self._connection.recv()
+            if isinstance(answer, AudioError):
+                self._state = "idle"  # it has closed the file
+                raise answer
+            if answer != _WORKING:
+                return answer
 
     def release(self) -> bool:
         """Makes it let go of its file; gives whether it can take another one."""
@@ -137,15 +147,14 @@ class _IsolatedReader(AudioReader):
         return self._decoder.blocks(self.part, block_samples)
 
 
+_WORKING = "working"
 _LOCK = threading.Lock()
 _IDLE: list[_Decoder] = []
 
 
 @contextmanager
-def decoded(
-    raw: BinaryIO, uri: str, offset_s: float | None, duration_s: float | None
-) -> Iterator[AudioReader]:
-    """As :func:`transforms.decoding.decoded`, in another process.
+def decoded(raw: BinaryIO, request: Request) -> Iterator[AudioReader]:
+    """As :func:`transforms.audio.decoding.decoded`, in another process.
 
     What has no descriptor is copied into a temporary file first.
 
@@ -157,7 +166,7 @@ def decoded(
     decoder = kept or _Decoder()
     try:
         with _with_descriptor(raw) as file:
-            yield _IsolatedReader(decoder, decoder.open(file, uri, offset_s, duration_s))
+            yield _IsolatedReader(decoder, decoder.open(file, request))
     finally:
         if decoder.release():
             with _LOCK:
@@ -177,15 +186,27 @@ def _with_descriptor(raw: BinaryIO) -> Iterator[BinaryIO]:
         yield raw
 
 
+class _Signs:
+    """Says now and then that work goes on."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._last_s = connection, time.monotonic()
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._last_s > _SIGN_S:
+            self._connection.send(_WORKING)
+            self._last_s = time.monotonic()
+
+
 def serve(descriptor: int) -> None:
     """Decodes what comes through a connected socket, one file after another, until it is closed."""
     connection = Connection(descriptor)
     while True:
         try:
-            uri, offset_s, duration_s = connection.recv()
+            request = connection.recv()
             with (
                 os.fdopen(reduction.recv_handle(connection), "rb") as raw,
-                decoding.decoded(raw, uri, offset_s, duration_s) as reader,
+                decoding.decoded(raw, request, _Signs(connection)) as reader,
             ):
                 connection.send(reader.part)
                 while (block_samples := connection.recv()) is not None:

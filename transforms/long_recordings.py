@@ -14,9 +14,9 @@ import numpy as np
 from model import audio as waveforms
 from model.windowing import OverlapAdder, iter_windows
 from transforms import failures
+from transforms.audio.parts import AudioPart
 from transforms.audio_io import READ_ERRORS, WriteError, describe, error_code
 from transforms.branches import Branches
-from transforms.decoding import AudioPart
 from transforms.elements import Failure, LongRecording, MetricsRow, RowQuery, Samples, failed
 from transforms.long_stems import ERRORS, LongMixture, LongStem, embed_file, require_heard
 from transforms.metrics_rows import StemFacts

@@ -12,6 +12,7 @@ from manifests.row import ManifestRow
 from model import audio as waveforms
 from model.clap import MAX_WINDOWS
 from model.metrics import PairScorer
+from transforms.audio.parts import AudioError, AudioPart
 from transforms.audio_io import (
     READ_ERRORS,
     StemWriter,
@@ -21,7 +22,6 @@ from transforms.audio_io import (
     open_audio,
 )
 from transforms.branches import Cutter
-from transforms.decoding import AudioError, AudioPart
 from transforms.elements import Failure, RowQuery, Samples, Scores, Stage, failed
 from transforms.mixtures import require_equal_length
 from transforms.network import SeparationError
@@ -55,7 +55,9 @@ class LongMixture:
     def blocks(self) -> Iterator[Samples]:
         """As in the file, mixed down if it is to be: float32[C', n] each."""
         row = self.row
-        with open_audio(self.storage, self.uri, row.offset_s, row.duration_s) as file:
+        with open_audio(
+            self.storage, self.uri, row.offset_s, row.duration_s, known=self.part
+        ) as file:
             for block in file.blocks(_block_samples(file.part)):
                 yield waveforms.to_mono(block)[None] if self._mix_down else block
 
@@ -211,11 +213,13 @@ def embed_file(scoring: Scoring, storage: Storage, uri: str, part: AudioPart) ->
     """
     if scoring.encoder is None:
         return None
-    length_s = scoring.encoder.clip_samples / scoring.encoder.sample_rate_hz
-    windows = [
-        _window(storage, uri, start_s, min(length_s, part.duration_s), scoring.model_rate_hz)
-        for start_s in window_starts_s(part, length_s)
-    ]
+    clip_s = scoring.encoder.clip_samples / scoring.encoder.sample_rate_hz
+    starts_s, length_s = window_starts_s(part, clip_s), min(clip_s, part.duration_s)
+    windows = _windows_in_passing(storage, uri, part, starts_s, length_s, scoring.model_rate_hz)
+    if windows is None:
+        windows = [
+            _window(storage, uri, start_s, length_s, scoring.model_rate_hz) for start_s in starts_s
+        ]
     heard = [vector for vector in scoring.embed(windows) if vector is not None]
     if not heard:
         return None
@@ -237,6 +241,35 @@ def _window(storage: Storage, uri: str, start_s: float, duration_s: float, rate_
     with open_audio(storage, uri, start_s, duration_s) as file:
         samples = waveforms.to_mono(file.read())
     return waveforms.resample(samples, file.part.sample_rate_hz, rate_hz)
+
+
+def _windows_in_passing(
+    storage: Storage,
+    uri: str,
+    part: AudioPart,
+    starts_s: Sequence[float],
+    length_s: float,
+    rate_hz: int,
+) -> list[Samples] | None:
+    """As :func:`_window` for each start, in one pass; None where the file can be sought in."""
+    pieces: list[list[Samples]] = [[] for _ in starts_s]
+    position = 0
+    with open_audio(storage, uri, part.start_s, part.duration_s) as file:
+        found = file.part
+        if not found.from_start:
+            return None
+        begins = [round(start_s * found.sample_rate_hz) - found.start for start_s in starts_s]
+        length = round(length_s * found.sample_rate_hz)
+        for block in file.blocks(_block_samples(found)):
+            mono = waveforms.to_mono(block)
+            for begin, window in zip(begins, pieces, strict=True):
+                inside = mono[max(0, begin - position) : max(0, begin + length - position)]
+                window.append(inside.copy())
+            position += len(mono)
+    return [
+        waveforms.resample(np.concatenate(window), found.sample_rate_hz, rate_hz)
+        for window in pieces
+    ]
 
 
 def require_heard(peak: float, uri: str) -> None:

@@ -15,7 +15,7 @@ from manifests.errors import RowError
 from manifests.row import ManifestRow
 from transforms import failures
 from transforms.access import UriAccess
-from transforms.decoding import AudioError
+from transforms.audio.parts import AudioError
 from transforms.elements import Failure, failed
 from transforms.storage import Storage
 

@@ -10,8 +10,8 @@ import numpy as np
 from manifests.row import ManifestRow
 from model import audio as waveforms
 from model import mixing
+from transforms.audio.parts import AudioError, AudioPart
 from transforms.audio_io import Audio, open_audio, require_sound
-from transforms.decoding import AudioError, AudioPart
 from transforms.elements import Samples
 from transforms.storage import Storage
 

@@ -12,8 +12,8 @@ import numpy as np
 from manifests.ids import output_name, partition_value, stable_seed
 from manifests.row import ManifestRow
 from transforms import failures, tally
+from transforms.audio.parts import AudioError, AudioPart
 from transforms.audio_io import READ_ERRORS, StemFormat, StemWriter, describe, error_code
-from transforms.decoding import AudioError, AudioPart
 from transforms.elements import Failure, Samples, failed
 from transforms.mixtures import MixedSources, ReadSettings, mix_row
 from transforms.storage import Storage, join

@@ -12,8 +12,8 @@ from manifests.ids import output_name, partition_value
 from manifests.row import ManifestRow
 from model import audio as waveforms
 from transforms import failures, tally
+from transforms.audio.parts import AudioPart
 from transforms.audio_io import READ_ERRORS, StemFormat, StemWriter, describe, error_code
-from transforms.decoding import AudioPart
 from transforms.elements import (
     Clip,
     Failure,

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import fuzzing
 from manifests.row import ManifestRow
+from transforms.audio.parts import AudioError
 from transforms.audio_io import READ_ERRORS, error_code
-from transforms.decoding import AudioError
 from transforms.long_stems import LongMixture
 from transforms.mixtures import ReadSettings, read_mixture
 from transforms.storage import Storage

@@ -15,8 +15,8 @@ import soundfile
 import tones
 from manifests.row import ManifestRow
 from transforms.access import NOT_ALLOWED, UriAccess, uris_of
+from transforms.audio.parts import AudioError
 from transforms.audio_io import describe, error_code, open_audio
-from transforms.decoding import AudioError
 from transforms.storage import Storage
 
 REMOTE = UriAccess(

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 
 from transforms import audio_io
+from transforms.audio.parts import AudioError, AudioPart
 from transforms.audio_io import StemWriter, open_audio
-from transforms.decoding import AudioError, AudioPart
 from transforms.storage import Storage
 
 STORAGE = Storage()

@@ -16,8 +16,8 @@ import pytest
 import soundfile
 
 from transforms import isolation
+from transforms.audio.parts import AudioError, AudioPart, Request
 from transforms.audio_io import open_audio
-from transforms.decoding import AudioError, AudioPart
 from transforms.storage import Storage
 
 HERE, APART = Storage(), Storage(isolate_decoder=True)
@@ -141,8 +141,9 @@ def test_threads_do_not_wait_for_one_another(wav: str) -> None:
 
 def test_a_child_ends_with_its_parent(wav: str) -> None:
     script = (
-        "import io, sys; from transforms import isolation\n"
-        f"with isolation.decoded(open({wav!r}, 'rb'), 'x', None, None) as reader:\n"
+        "import sys; from transforms import isolation\n"
+        "from transforms.audio.parts import Request\n"
+        f"with isolation.decoded(open({wav!r}, 'rb'), Request(uri='x')) as reader:\n"
         "    print(reader._decoder._process.pid, flush=True)\n"
         "    sys.stdin.read()\n"
     )
@@ -170,5 +171,5 @@ def test_empty_files_are_found_before(tmp_path: Path) -> None:
     with pytest.raises(AudioError) as caught, open_audio(APART, str(tmp_path / "empty.wav")):
         pytest.fail("opened")
     assert caught.value.code == "empty_file"
-    with pytest.raises(AudioError), isolation.decoded(io.BytesIO(b""), "x", None, None):
+    with pytest.raises(AudioError), isolation.decoded(io.BytesIO(b""), Request(uri="x")):
         pytest.fail("opened")

@@ -12,7 +12,7 @@ import tone_clips
 import tone_runs
 import tones
 from model.clap import MAX_WINDOWS
-from transforms.decoding import AudioPart
+from transforms.audio.parts import AudioPart
 from transforms.elements import Failure, MetricsRow, RowQuery
 from transforms.long_recordings import LongJob, separate_long
 from transforms.long_stems import window_starts_s

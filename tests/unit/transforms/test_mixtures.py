@@ -10,7 +10,7 @@ import tones
 from manifests.row import ManifestRow
 from model import audio as waveforms
 from model import mixing
-from transforms.decoding import AudioError
+from transforms.audio.parts import AudioError
 from transforms.mixtures import (
     ReadSettings,
     mix_sources,

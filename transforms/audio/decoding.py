@@ -1,0 +1,59 @@
+"""Audio files → arrays: looks at what a file holds, and gives it to the reader that reads it right.
+
+Imports next to nothing: :mod:`transforms.isolation` runs it in processes of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from manifests.audio_formats import WAV, recognised
+from transforms.audio import ffmpeg, headers, libsndfile
+from transforms.audio.parts import AudioError, AudioReader, Request
+
+
+@contextmanager
+def decoded(
+    raw: BinaryIO, request: Request, working: Callable[[], None] = lambda: None
+) -> Iterator[AudioReader]:
+    """Opens the part of a file that :func:`transforms.audio_io.open_audio` describes.
+
+    Args:
+        raw: the file.
+        request: which part of it.
+        working: called again and again where a file has to be decoded before its part is known.
+
+    Raises:
+        AudioError: the file is not audio, its header is unusable, or the part is outside.
+    """
+    audio_start, head = headers.audio_start(raw)
+    form = recognised(head)
+    with contextlib.ExitStack() as stack:
+        reader, refusal = None, ""
+        if form.reader == "libsndfile":
+            try:
+                reader = stack.enter_context(libsndfile.opened(raw, form, audio_start, request))
+            except libsndfile.RefusedError as err:
+                refusal = str(err)
+        if reader is None:
+            if form is WAV and headers.is_plain_wav(raw):  # FFmpeg reads some of them wrongly
+                raise AudioError("not_audio", f"{request.uri}: cannot be decoded: {refusal}")
+            reader = stack.enter_context(_by_ffmpeg(raw, request, working, refusal))
+        yield reader
+
+
+@contextmanager
+def _by_ffmpeg(
+    raw: BinaryIO, request: Request, working: Callable[[], None], refusal: str
+) -> Iterator[AudioReader]:
+    with contextlib.ExitStack() as stack:
+        try:
+            reader = stack.enter_context(ffmpeg.opened(raw, request, working))
+        except AudioError as err:
+            if err.code != "not_audio" or not refusal:
+                raise
+            raise AudioError(err.code, f"{err} (libsndfile: {refusal})") from err
+        yield reader

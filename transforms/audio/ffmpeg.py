@@ -1,0 +1,336 @@
+"""Files that FFmpeg decodes, through PyAV: what phones, browsers and broadcasters write.
+
+Nothing that a file says about its length or about places in it is believed, but for the length of
+an MP4: samples are counted from the start of the file.
+
+FFmpeg is given bytes and no name, opens a file only as one of the listed formats, and is refused
+every other address that a file may name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+import numpy as np
+
+from manifests.audio_formats import DEMUXERS, FORMATS, MP4, AudioFormat
+from transforms.audio import headers
+from transforms.audio.parts import AudioError, AudioPart, AudioReader, Request
+
+if TYPE_CHECKING:
+    from transforms.elements import Samples
+
+KEPT_VALUES = 6_000_000
+"""Samples that are kept while they are counted, 24 MB: shorter parts are decoded once."""
+MISSING_S = 0.5
+"""An MP4 that ends so much earlier than it says was cut off; less is what encoders round."""
+_MAX_STREAMS = 64
+_OPTIONS = {
+    "format_whitelist": ",".join(DEMUXERS),
+    "protocol_whitelist": "none",
+    "max_streams": str(_MAX_STREAMS),
+}
+_FULL_SCALE = {"u1": 2.0**7, "i2": 2.0**15, "i4": 2.0**31, "i8": 2.0**63}
+
+
+@contextmanager
+def opened(raw: BinaryIO, request: Request, working: Callable[[], None]) -> Iterator[AudioReader]:
+    """Opens a part of a file.
+
+    Args:
+        raw: the file.
+        request: which part.
+        working: called again and again while samples are counted.
+
+    Raises:
+        AudioError: FFmpeg cannot decode the file, or an MP4 is cut off, or the part is outside.
+    """
+    with _Decoding(raw, request.uri) as decoding:
+        part = request.known
+        blocks: Iterator[Samples] | None = None
+        if part is None:
+            part, kept = _counted(decoding, request, working)
+            blocks = None if kept is None else iter(kept)
+    if blocks is not None:
+        yield _Reader(part, blocks, request.uri)
+        return
+    with _Decoding(raw, request.uri) as decoding:
+        yield _Reader(part, _cut(decoding.blocks(), part.start, part.num_samples), request.uri)
+
+
+def _counted(
+    decoding: _Decoding, request: Request, working: Callable[[], None]
+) -> tuple[AudioPart, list[Samples] | None]:
+    """Finds the part by decoding to its end; with its samples, where they are few."""
+    rate_hz, num_channels = decoding.sample_rate_hz, decoding.num_channels
+    start, wanted = request.place(rate_hz, num_channels)
+    announced = decoding.announced_samples()
+    stop = announced if wanted is None else start + wanted
+    if announced is not None and stop is not None:
+        stop = min(stop, announced)
+    kept: list[Samples] | None = []
+    position = 0
+    for block in decoding.blocks():
+        begin, position = position, position + block.shape[1]
+        working()
+        inside = block[:, max(0, start - begin) : None if stop is None else max(0, stop - begin)]
+        if kept is not None and inside.shape[1]:
+            kept.append(inside)
+            if num_channels * (position - start) > KEPT_VALUES:
+                kept = None
+        if stop is not None and position >= stop:
+            break
+    end = position if stop is None else min(stop, position)
+    if announced is not None and stop is not None and stop - end > MISSING_S * rate_hz:
+        there, said = position / rate_hz, announced / rate_hz
+        raise AudioError(
+            "truncated", f"{request.uri}: has {there:.2f} s of sound; its header says {said:.2f} s"
+        )
+    request.require_inside(start, end, rate_hz)
+    part = AudioPart(
+        sample_rate_hz=rate_hz,
+        num_channels=num_channels,
+        start=start,
+        num_samples=end - start,
+        from_start=True,
+    )
+    return part, kept
+
+
+def _cut(blocks: Iterator[Samples], start: int, num_samples: int) -> Iterator[Samples]:
+    """A stretch of what the blocks are together."""
+    position, stop = 0, start + num_samples
+    for block in blocks:
+        begin, position = position, position + block.shape[1]
+        if position > start:
+            yield block[:, max(0, start - begin) : stop - begin]
+        if position >= stop:
+            return
+
+
+class _Reader(AudioReader):
+    """Cuts into blocks what was decoded, or is decoded as it goes."""
+
+    def __init__(self, part: AudioPart, pieces: Iterator[Samples], uri: str) -> None:
+        """Reads ``pieces``, which are all of ``part``."""
+        self.part = part
+        self._pieces, self._uri = pieces, uri
+
+    def blocks(self, block_samples: int) -> Iterator[Samples]:
+        """As described there."""
+        left = self.part.num_samples
+        piece = np.empty((self.part.num_channels, 0), np.float32)
+        while left:
+            block = np.empty((self.part.num_channels, min(left, block_samples)), np.float32)
+            filled = 0
+            while filled < block.shape[1]:
+                if not piece.shape[1]:
+                    piece = self._next(left - filled)
+                taken = piece[:, : block.shape[1] - filled]
+                block[:, filled : filled + taken.shape[1]] = taken
+                filled += taken.shape[1]
+                piece = piece[:, taken.shape[1] :]
+            if not np.isfinite(block).all():
+                raise AudioError("not_finite", f"{self._uri}: has NaN or infinite samples")
+            left -= block.shape[1]
+            yield block
+
+    def _next(self, left: int) -> Samples:
+        piece = next(self._pieces, None)
+        if piece is None:  # it was longer when it was counted
+            raise AudioError("io_error", f"{self._uri}: changed while it was read; {left} missing")
+        return piece
+
+
+class _Decoding:
+    """One pass through the first audio track of a file, from its start."""
+
+    sample_rate_hz: int
+    num_channels: int
+
+    def __init__(self, raw: BinaryIO, uri: str) -> None:
+        """Nothing is opened yet."""
+        self._raw, self._uri = raw, uri
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> _Decoding:
+        """Opens the file, and decodes as much as it takes to know rate and channels."""
+        import av  # 0.2 s, which most jobs have no use for
+
+        self._av = av
+        self._file = _Nameless(self._raw)
+        try:
+            with self._errors():
+                self._container = self._stack.enter_context(
+                    av.open(
+                        self._file,
+                        mode="r",
+                        options=_OPTIONS,
+                        metadata_errors="ignore",
+                        io_open=_refuse,
+                    )
+                )
+                tracks = self._container.streams.audio
+            if not tracks or tracks[0].codec_context is None:
+                raise AudioError("not_audio", f"{self._uri}: holds no sound that can be decoded")
+            self._track = tracks[0]
+            self._track.codec_context.thread_count = 1
+            self._frames = self._decoded()
+            first = next(self._frames, None)
+            if first is None:
+                raise AudioError("zero_duration", f"{self._uri}: has no samples")
+        except BaseException:
+            self._stack.close()
+            raise
+        self._first = first
+        self.sample_rate_hz = int(first.sample_rate)
+        self.num_channels = int(first.layout.nb_channels)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes it."""
+        self._stack.close()
+
+    @property
+    def _form(self) -> AudioFormat | None:
+        names = self._container.format.name.split(",")
+        return next((form for form in FORMATS if set(names) & set(form.demuxers)), None)
+
+    def announced_samples(self) -> int | None:
+        """How many samples there should be, where the header knows."""
+        length, unit = self._track.duration, self._track.time_base
+        if self._form is not MP4 or not length or length < 0 or unit is None:
+            return None
+        if headers.mp4_is_fragmented(self._file.again()):
+            return None
+        return round(length * unit * self.sample_rate_hz)
+
+    def blocks(self) -> Iterator[Samples]:
+        """All samples, float32[C, T] each."""
+        expected = self.sample_rate_hz, self.num_channels
+        converter, converted = None, expected
+        yield _as_float(self._first)
+        for frame in self._frames:
+            found = frame.sample_rate, frame.layout.nb_channels
+            if converter is not None and found != converted:
+                yield from map(_as_float, converter.resample(None))
+                converter = None
+            if found == expected:
+                yield _as_float(frame)
+                continue
+            if converter is None:  # a web radio changes between its programmes
+                converter, converted = self._converter(), found
+            frame.pts = None
+            yield from map(_as_float, converter.resample(frame))
+        if converter is not None:
+            yield from map(_as_float, converter.resample(None))
+
+    def _converter(self) -> Any:
+        """Converts frames to the rate and the channels of the first."""
+        layout, rate_hz = self._first.layout, self.sample_rate_hz
+        return self._av.AudioResampler(format="fltp", layout=layout, rate=rate_hz)
+
+    def _decoded(self) -> Iterator[Any]:
+        """Frames; a packet that cannot be decoded is left out where the next one follows by itself.
+
+        The last packet of a file may be cut.
+        """
+        form = self._form
+        failed: Exception | None = None
+        some = False
+        for packet in self._packets():
+            try:
+                frames = packet.decode()
+            except self._av.error.FFmpegError as err:
+                failed = failed or err
+                continue
+            for frame in frames:
+                if failed is not None and some and not (form and form.resynchronises):
+                    raise self._undecodable(failed)
+                some = True
+                yield frame
+        if failed is not None and not some:
+            raise self._undecodable(failed)
+
+    def _packets(self) -> Iterator[Any]:
+        packets = self._container.demux(self._track)
+        while True:
+            with self._errors():
+                packet = next(packets, None)
+            if packet is None:
+                return
+            yield packet
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._av.error.FFmpegError as err:
+            raise self._undecodable(err) from err
+
+    def _undecodable(self, error: Exception) -> AudioError:
+        reason = getattr(error, "strerror", "") or str(error)
+        return AudioError("not_audio", f"{self._uri}: cannot be decoded: {reason}")
+
+
+def _as_float(frame: Any) -> Samples:
+    """float32[C, T] of a frame of any sample format."""
+    values = frame.to_ndarray()
+    if not frame.format.is_planar:
+        values = values.reshape(-1, frame.layout.nb_channels).T
+    kind = values.dtype.str[1:]
+    if kind in _FULL_SCALE:
+        scale = _FULL_SCALE[kind]
+        values = values.astype(np.float64 if kind != "i2" else np.float32)
+        values = (values - scale if kind == "u1" else values) / scale
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def _refuse(url: str, *_: object) -> NoReturn:
+    """What FFmpeg would open besides the file that it was given."""
+    raise PermissionError("a file may not name another one")
+
+
+class _Nameless:
+    """An open file of which FFmpeg learns nothing but the bytes, at a place of its own."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._position = 0
+        try:
+            self._descriptor: int | None = raw.fileno()
+        except OSError:
+            self._descriptor = None
+
+    def again(self) -> Any:
+        """The same file, from its start."""
+        return _Nameless(self._raw)
+
+    def read(self, num_bytes: int) -> bytes:
+        if self._descriptor is None:
+            self._raw.seek(self._position)
+            data = self._raw.read(num_bytes)
+        else:
+            data = os.pread(self._descriptor, num_bytes, self._position)
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            offset += (
+                self._raw.seek(0, io.SEEK_END)
+                if self._descriptor is None
+                else os.fstat(self._descriptor).st_size
+            )
+        elif whence == io.SEEK_CUR:
+            offset += self._position
+        self._position = max(0, offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
