@@ -115,7 +115,7 @@ MP4: Final = AudioFormat(
 )
 OTHER: Final = AudioFormat(
     name="what else libsndfile knows (VOC, NIST SPHERE, IRCAM, PAF, 8SVX, MAT …)",
-    suffixes=(".voc", ".sph", ".sf", ".paf", ".svx", ".mat"),
+    suffixes=(".voc", ".sph", ".paf", ".svx"),
     signature=lambda head: True,
     reader="libsndfile",
 )
@@ -129,8 +129,6 @@ FORMATS: Final = (
         demuxers=("w64",),
     ),
     FLAC,
-    OGG,
-    MP3,
     AudioFormat(
         name="AIFF, AIFC",
         suffixes=(".aiff", ".aif", ".aifc"),
@@ -151,6 +149,8 @@ FORMATS: Final = (
         reader="libsndfile",
         demuxers=("caf",),
     ),
+    OGG,
+    MP3,
     MP4,
     AudioFormat(
         name="WebM, Matroska (Opus, Vorbis, AAC …)",
@@ -197,7 +197,7 @@ FORMATS: Final = (
     ),
     AudioFormat(
         name="MPEG-TS",
-        suffixes=(".ts", ".mts"),
+        suffixes=(".mts", ".m2ts"),  # .ts is TypeScript
         signature=_is_transport_stream,
         reader="FFmpeg",
         demuxers=("mpegts",),
@@ -210,6 +210,15 @@ FORMATS: Final = (
 
 AUDIO_SUFFIXES: Final = tuple(suffix for form in FORMATS for suffix in form.suffixes)
 """Endings, in lower case, of names that are taken for audio files in a folder."""
+STEM_SUFFIXES: Final = (FLAC.suffixes[0], WAV.suffixes[0])
+"""Of the formats in which stems are written."""
+OTHER_STEM_SUFFIXES: Final = tuple(
+    suffix
+    for form in FORMATS
+    for suffix in form.suffixes[: 2 if form.reader == "libsndfile" else 1]
+    if form is not OTHER and suffix not in STEM_SUFFIXES
+)
+"""The usual ones of all others; each costs requests where a stem is missing."""
 DEMUXERS: Final = tuple(dict.fromkeys(name for form in FORMATS for name in form.demuxers))
 """What FFmpeg may open a file as. None of them names another file that would be opened."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
+from manifests.audio_formats import AUDIO_SUFFIXES, OTHER_STEM_SUFFIXES, STEM_SUFFIXES
 from manifests.files import is_url, other_spellings
 from manifests.ids import output_name, partition_value, version_1_name
 from manifests.row import ManifestRow
@@ -41,10 +42,7 @@ from transforms.reading import read
 from transforms.storage import Storage, join
 
 STEM_COLUMN = "stem_uri"
-STEM_SUFFIXES = ("flac", "wav")
-OTHER_SUFFIXES = ("aiff", "aif", "caf", "w64", "rf64", "au", "ogg", "oga", "opus", "mp3")
-"""Of what libsndfile reads; looked for where neither FLAC nor WAV is there."""
-_SUFFIXED = re.compile(rf"\.({'|'.join((*STEM_SUFFIXES, *OTHER_SUFFIXES))})$", re.IGNORECASE)
+_SUFFIXED = re.compile(rf"({'|'.join(map(re.escape, AUDIO_SUFFIXES))})$", re.IGNORECASE)
 _NOBODY = Provenance(model="", model_sha256="", clap_sha256="", device="", precision="")
 
 
@@ -82,9 +80,9 @@ class StemPlaces:
         for uri in itertools.chain(candidates, others):
             if storage.exists(uri):
                 return uri
-        names = " or ".join(f"{row.id}.{suffix}" for suffix in STEM_SUFFIXES)
+        names = " or ".join(f"{row.id}{suffix}" for suffix in STEM_SUFFIXES)
         raise FileNotFoundError(
-            f"no {names} in {self.where}, nor one that ends in {', '.join(OTHER_SUFFIXES)}"
+            f"no {names} in {self.where}, nor one that ends in {', '.join(OTHER_STEM_SUFFIXES)}"
         )
 
     def candidates(self, row: ManifestRow) -> list[str]:
@@ -117,9 +115,9 @@ class StemPlaces:
             names = [path for name in names for path in (name, join(folder, name))]
         leads_out = ".." in row.id.split("/") or row.id.startswith("/") or is_url(row.id)
         paths = dict.fromkeys([*([] if leads_out else [row.id]), *names])
-        others = [form for suffix in OTHER_SUFFIXES for form in (suffix, suffix.upper())]
+        others = [form for suffix in OTHER_STEM_SUFFIXES for form in (suffix, suffix.upper())]
         suffixes = (STEM_SUFFIXES, [*map(str.upper, STEM_SUFFIXES), *others])
-        found = [f"{path}.{suffix}" for some in suffixes for path in paths for suffix in some]
+        found = [f"{path}{suffix}" for some in suffixes for path in paths for suffix in some]
         if not leads_out and _SUFFIXED.search(row.id):
             found.insert(0, row.id)  # the id is a file's name already
         return [join(self.where, name) for name in found]

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from manifests.audio_formats import AUDIO_SUFFIXES
 from manifests.benchmarks.clips import clip_uri
 from manifests.benchmarks.lists import Line, filled, read_table
 from manifests.benchmarks.multisource import Clip
@@ -31,7 +32,6 @@ from manifests.row import ManifestRow
 logger = logging.getLogger(__name__)
 
 _MAX_NAMED = 5
-AUDIO_SUFFIXES: Final = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus", ".m4a")
 DCASE_DATASET = "DCASE2024-T9"
 
 

@@ -32,26 +32,31 @@ def decoded(
     audio_start, head = headers.audio_start(raw)
     form = recognised(head)
     with contextlib.ExitStack() as stack:
-        reader, refusal = None, ""
+        links: tuple[int, ...]
+        reader, refusal, links = None, "", ()
         if form.reader == "libsndfile":
             try:
                 reader = stack.enter_context(libsndfile.opened(raw, form, audio_start, request))
             except libsndfile.RefusedError as err:
-                refusal = str(err)
+                refusal, links = str(err), err.links
         if reader is None:
             if form is WAV and headers.is_plain_wav(raw):  # FFmpeg reads some of them wrongly
                 raise AudioError("not_audio", f"{request.uri}: cannot be decoded: {refusal}")
-            reader = stack.enter_context(_by_ffmpeg(raw, request, working, refusal))
+            reader = stack.enter_context(_by_ffmpeg(raw, request, working, refusal, links))
         yield reader
 
 
 @contextmanager
 def _by_ffmpeg(
-    raw: BinaryIO, request: Request, working: Callable[[], None], refusal: str
+    raw: BinaryIO,
+    request: Request,
+    working: Callable[[], None],
+    refusal: str,
+    links: tuple[int, ...],
 ) -> Iterator[AudioReader]:
     with contextlib.ExitStack() as stack:
         try:
-            reader = stack.enter_context(ffmpeg.opened(raw, request, working))
+            reader = stack.enter_context(ffmpeg.opened(raw, request, working, links))
         except AudioError as err:
             if err.code != "not_audio" or not refusal:
                 raise

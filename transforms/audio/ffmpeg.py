@@ -9,7 +9,6 @@ every other address that a file may name.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from manifests.audio_formats import DEMUXERS, FORMATS, MP4, AudioFormat
+from manifests.audio_formats import DEMUXERS, FORMATS, MP4, OTHER
 from transforms.audio import headers
 from transforms.audio.parts import AudioError, AudioPart, AudioReader, Request
 
@@ -35,22 +34,26 @@ _OPTIONS = {
     "protocol_whitelist": "none",
     "max_streams": str(_MAX_STREAMS),
 }
+_DECODER_ERRORS = (TypeError, ValueError, RuntimeError, ArithmeticError, BufferError, MemoryError)
 _FULL_SCALE = {"u1": 2.0**7, "i2": 2.0**15, "i4": 2.0**31, "i8": 2.0**63}
 
 
 @contextmanager
-def opened(raw: BinaryIO, request: Request, working: Callable[[], None]) -> Iterator[AudioReader]:
+def opened(
+    raw: BinaryIO, request: Request, working: Callable[[], None], links: tuple[int, ...] = ()
+) -> Iterator[AudioReader]:
     """Opens a part of a file.
 
     Args:
         raw: the file.
         request: which part.
         working: called again and again while samples are counted.
+        links: where in the file one recording ends and the next one begins, in bytes.
 
     Raises:
         AudioError: FFmpeg cannot decode the file, or an MP4 is cut off, or the part is outside.
     """
-    with _Decoding(raw, request.uri) as decoding:
+    with _Decoding(raw, request.uri, links) as decoding:
         part = request.known
         blocks: Iterator[Samples] | None = None
         if part is None:
@@ -59,7 +62,7 @@ def opened(raw: BinaryIO, request: Request, working: Callable[[], None]) -> Iter
     if blocks is not None:
         yield _Reader(part, blocks, request.uri)
         return
-    with _Decoding(raw, request.uri) as decoding:
+    with _Decoding(raw, request.uri, links) as decoding:
         yield _Reader(part, _cut(decoding.blocks(), part.start, part.num_samples), request.uri)
 
 
@@ -153,39 +156,26 @@ class _Decoding:
     sample_rate_hz: int
     num_channels: int
 
-    def __init__(self, raw: BinaryIO, uri: str) -> None:
+    def __init__(self, raw: BinaryIO, uri: str, links: tuple[int, ...]) -> None:
         """Nothing is opened yet."""
-        self._raw, self._uri = raw, uri
-        self._stack = contextlib.ExitStack()
+        self._uri = uri
+        ends = [*links, None]
+        self._files = [_Nameless(raw, *span) for span in zip([0, *links], ends, strict=True)]
 
     def __enter__(self) -> _Decoding:
         """Opens the file, and decodes as much as it takes to know rate and channels."""
         import av  # 0.2 s, which most jobs have no use for
 
         self._av = av
-        self._file = _Nameless(self._raw)
+        self._errors = (av.error.FFmpegError, *_DECODER_ERRORS)
+        self._link = _Link(self._files[0], self._errors, self._uri)
         try:
-            with self._errors():
-                self._container = self._stack.enter_context(
-                    av.open(
-                        self._file,
-                        mode="r",
-                        options=_OPTIONS,
-                        metadata_errors="ignore",
-                        io_open=_refuse,
-                    )
-                )
-                tracks = self._container.streams.audio
-            if not tracks or tracks[0].codec_context is None:
-                raise AudioError("not_audio", f"{self._uri}: holds no sound that can be decoded")
-            self._track = tracks[0]
-            self._track.codec_context.thread_count = 1
-            self._frames = self._decoded()
+            self._frames = self._link.frames()
             first = next(self._frames, None)
             if first is None:
                 raise AudioError("zero_duration", f"{self._uri}: has no samples")
         except BaseException:
-            self._stack.close()
+            self._link.close()
             raise
         self._first = first
         self.sample_rate_hz = int(first.sample_rate)
@@ -194,28 +184,25 @@ class _Decoding:
 
     def __exit__(self, *_: object) -> None:
         """Closes it."""
-        self._stack.close()
-
-    @property
-    def _form(self) -> AudioFormat | None:
-        names = self._container.format.name.split(",")
-        return next((form for form in FORMATS if set(names) & set(form.demuxers)), None)
+        self._link.close()
 
     def announced_samples(self) -> int | None:
         """How many samples there should be, where the header knows."""
-        length, unit = self._track.duration, self._track.time_base
-        if self._form is not MP4 or not length or length < 0 or unit is None:
+        track = self._link.track
+        length, unit = track.duration, track.time_base
+        if self._link.form is not MP4 or not length or length < 0 or unit is None:
             return None
-        if headers.mp4_is_fragmented(self._file.again()):
+        file: Any = _Nameless(self._files[0].raw)
+        if headers.mp4_is_fragmented(file):
             return None
         return round(length * unit * self.sample_rate_hz)
 
     def blocks(self) -> Iterator[Samples]:
-        """All samples, float32[C, T] each."""
+        """All samples, float32[C, T] each, at the rate and in the channels of the first."""
         expected = self.sample_rate_hz, self.num_channels
         converter, converted = None, expected
         yield _as_float(self._first)
-        for frame in self._frames:
+        for frame in self._all_frames():
             found = frame.sample_rate, frame.layout.nb_channels
             if converter is not None and found != converted:
                 yield from map(_as_float, converter.resample(None))
@@ -230,27 +217,70 @@ class _Decoding:
         if converter is not None:
             yield from map(_as_float, converter.resample(None))
 
+    def _all_frames(self) -> Iterator[Any]:
+        """What follows the first frame; a further recording that cannot be opened ends the file."""
+        yield from self._frames
+        for file in self._files[1:]:
+            self._link.close()
+            try:
+                self._link = _Link(file, self._errors, self._uri)
+                yield from self._link.frames()
+            except AudioError:
+                return
+
     def _converter(self) -> Any:
         """Converts frames to the rate and the channels of the first."""
         layout, rate_hz = self._first.layout, self.sample_rate_hz
         return self._av.AudioResampler(format="fltp", layout=layout, rate=rate_hz)
 
-    def _decoded(self) -> Iterator[Any]:
+
+class _Link:
+    """The first audio track of a file, or of one of the recordings in it."""
+
+    def __init__(self, file: _Nameless, errors: tuple[type[Exception], ...], uri: str) -> None:
+        """Opens it.
+
+        Raises:
+            AudioError: it is not in one of the formats, or holds no sound.
+        """
+        import av
+
+        self._errors, self._uri = errors, uri
+        with self._decoding():
+            self._container = av.open(
+                file, mode="r", options=_OPTIONS, metadata_errors="ignore", io_open=_refuse
+            )
+        tracks = self._container.streams.audio
+        if not tracks or tracks[0].codec_context is None:
+            self.close()
+            raise AudioError("not_audio", f"{uri}: holds no sound that can be decoded")
+        self.track = tracks[0]
+        self.track.codec_context.thread_count = 1
+        names = set(self._container.format.name.split(","))
+        self.form = next((form for form in FORMATS if names & set(form.demuxers)), OTHER)
+
+    def close(self) -> None:
+        """Closes it."""
+        self._container.close()
+
+    def frames(self) -> Iterator[Any]:
         """Frames; a packet that cannot be decoded is left out where the next one follows by itself.
 
         The last packet of a file may be cut.
+
+        Raises:
+            AudioError: there is none, or the file is damaged.
         """
-        form = self._form
         failed: Exception | None = None
         some = False
         for packet in self._packets():
             try:
                 frames = packet.decode()
-            except self._av.error.FFmpegError as err:
+            except self._errors as err:
                 failed = failed or err
                 continue
             for frame in frames:
-                if failed is not None and some and not (form and form.resynchronises):
+                if failed is not None and some and not self.form.resynchronises:
                     raise self._undecodable(failed)
                 some = True
                 yield frame
@@ -258,19 +288,19 @@ class _Decoding:
             raise self._undecodable(failed)
 
     def _packets(self) -> Iterator[Any]:
-        packets = self._container.demux(self._track)
+        packets = self._container.demux(self.track)
         while True:
-            with self._errors():
+            with self._decoding():
                 packet = next(packets, None)
             if packet is None:
                 return
             yield packet
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _decoding(self) -> Iterator[None]:
         try:
             yield
-        except self._av.error.FFmpegError as err:
+        except self._errors as err:
             raise self._undecodable(err) from err
 
     def _undecodable(self, error: Exception) -> AudioError:
@@ -297,39 +327,34 @@ def _refuse(url: str, *_: object) -> NoReturn:
 
 
 class _Nameless:
-    """An open file of which FFmpeg learns nothing but the bytes, at a place of its own."""
+    """A stretch of an open file, of which FFmpeg learns nothing but the bytes.
 
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
-        self._position = 0
+    It has a place of its own: libsndfile may have moved the descriptor's.
+    """
+
+    def __init__(self, raw: BinaryIO, begin: int = 0, end: int | None = None) -> None:
+        self.raw = raw
         try:
             self._descriptor: int | None = raw.fileno()
-        except OSError:
+            size = os.fstat(self._descriptor).st_size
+        except OSError:  # BytesIO and remote files have the method but no descriptor
             self._descriptor = None
-
-    def again(self) -> Any:
-        """The same file, from its start."""
-        return _Nameless(self._raw)
+            size = headers.file_size(raw)
+        self._begin, self._length = begin, (size if end is None else end) - begin
+        self._position = 0
 
     def read(self, num_bytes: int) -> bytes:
+        wanted = max(0, min(num_bytes, self._length - self._position))
         if self._descriptor is None:
-            self._raw.seek(self._position)
-            data = self._raw.read(num_bytes)
+            data = headers.read_at(self.raw, self._begin + self._position, wanted)
         else:
-            data = os.pread(self._descriptor, num_bytes, self._position)
+            data = os.pread(self._descriptor, wanted, self._begin + self._position)
         self._position += len(data)
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence == io.SEEK_END:
-            offset += (
-                self._raw.seek(0, io.SEEK_END)
-                if self._descriptor is None
-                else os.fstat(self._descriptor).st_size
-            )
-        elif whence == io.SEEK_CUR:
-            offset += self._position
-        self._position = max(0, offset)
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        self._position = max(0, base + offset)
         return self._position
 
     def tell(self) -> int:

@@ -222,11 +222,13 @@ class OggPages:
 
     Attributes:
         num_streams: how many there are, one after the other or side by side.
+        links: where each of those begins that follow one another, in bytes.
         last_page: how far the last granule position is from the one before it.
         opus_rate_hz: what the header of an Opus stream says about its source; None: no Opus.
     """
 
     num_streams: int
+    links: tuple[int, ...]
     last_page: int
     opus_rate_hz: int | None
 
@@ -239,6 +241,8 @@ _NO_GRANULE = 2**64 - 1
 def ogg_pages(raw: BinaryIO) -> OggPages:
     """Goes through all pages of an Ogg file, of which only the headers are looked at."""
     streams, granules, opus_rate_hz = 0, (0, 0), None
+    links: list[int] = []
+    beginning = False
     position, size = 0, file_size(raw)
     while position + _PAGE_BYTES <= size:
         head = read_at(raw, position, _PAGE_BYTES + 255)
@@ -249,14 +253,17 @@ def ogg_pages(raw: BinaryIO) -> OggPages:
         granule = int.from_bytes(head[6:14], "little")
         if head[5] & _FIRST_PAGE:
             streams += 1
+            links += [] if beginning else [position]
             payload = read_at(raw, position + _PAGE_BYTES + len(segments), 16)
             if payload.startswith(b"OpusHead"):
                 opus_rate_hz = int.from_bytes(payload[12:16], "little")
         elif granule not in {_NO_GRANULE, granules[1]}:
             granules = granules[1], granule
+        beginning = bool(head[5] & _FIRST_PAGE)
         position += _PAGE_BYTES + len(segments) + sum(segments)
     return OggPages(
         num_streams=streams,
+        links=tuple(links),
         last_page=max(0, granules[1] - granules[0]),
         opus_rate_hz=opus_rate_hz,
     )

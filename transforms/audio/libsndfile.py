@@ -36,7 +36,15 @@ _DECODER_ERRORS = (
 
 
 class RefusedError(Exception):
-    """A file that libsndfile does not read, or not whole; the message says why."""
+    """A file that libsndfile does not read, or not whole; the message says why.
+
+    ``links`` are the places in it, in bytes, where one stream ends and the next one begins.
+    """
+
+    def __init__(self, message: str, links: tuple[int, ...] = ()) -> None:
+        """An error with the places."""
+        super().__init__(message)
+        self.links = links
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +100,7 @@ def _looked_at(raw: BinaryIO, form: AudioFormat, audio_start: int, uri: str) -> 
     if form is OGG:
         pages = headers.ogg_pages(raw)
         if pages.num_streams > 1:
-            raise RefusedError("it has several streams")
+            raise RefusedError("it has several streams", pages.links[1:])
         if pages.opus_rate_hz == 0:
             raise RefusedError("it does not say its rate")
         return _Found(source=_descriptor(raw), tail=pages.last_page)
