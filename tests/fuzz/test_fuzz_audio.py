@@ -98,14 +98,15 @@ def flac(total_samples: int, rate_hz: int = 16_000) -> bytes:
 @pytest.mark.parametrize(
     ("content", "code"),
     [
-        (wav(16_000, 1, 8_000, 2**31), "truncated"),
+        (wav(16_000, 1, 8_000, 2**30), "truncated"),
+        (wav(16_000, 1, 8_000, 2**31), None),
         (wav(999, 1, 8_000), "rate"),
         (wav(1, 1, 11_000_000), "rate"),  # at 32 kHz this would be 700 GB
         (wav(2**31 - 1, 1, 8_000), "rate"),
         (wav(2**32 - 1, 1, 8_000), None),
         (wav(16_000, 65_535, 2_000_000), None),
         (wav(16_000, 0, 8_000), "not_audio"),
-        (flac(2**36 - 1), "not_audio"),
+        (flac(2**36 - 1), "truncated"),
         (flac(100), None),
         (flac(0), None),
     ],

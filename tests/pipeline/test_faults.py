@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 import tenacity.nap
@@ -22,6 +23,7 @@ import tones
 from faulty_storage import Fault, FaultyFileSystem
 from pipelines import options as flags
 from transforms import retries
+from transforms.audio import libsndfile
 
 NUM_ROWS = 12
 
@@ -238,14 +240,14 @@ def test_a_clip_on_which_the_decoder_fails_costs_one_row(
     shutil.copytree(made / "in", tmp_path / "in")
     poisoned = tones.tone("wind", 3.0, 5.0)
     soundfile.write(tmp_path / "in" / "m3.wav", poisoned, tones.RATE_HZ + 1, "FLOAT")
-    read = soundfile.SoundFile.read
+    read_into = libsndfile.read_into
 
-    def crash(self: soundfile.SoundFile, *args: Any, **kwargs: Any) -> Any:
-        if self.samplerate == tones.RATE_HZ + 1:
+    def crash(block: np.ndarray, file: soundfile.SoundFile) -> int:
+        if file.samplerate == tones.RATE_HZ + 1:
             raise error("the decoder has lost its mind")
-        return read(self, *args, **kwargs)
+        return read_into(block, file)
 
-    monkeypatch.setattr(soundfile.SoundFile, "read", crash)
+    monkeypatch.setattr(libsndfile, "read_into", crash)
     assert _run(tmp_path / "in", tmp_path / "out") == flags.EXIT_FAILURE_RATE
     _checked(tmp_path / "out", made, {"clip/3": "not_audio"})
     (letter,) = tone_runs.table(tmp_path / "out", "dead_letters")

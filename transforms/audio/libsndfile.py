@@ -201,13 +201,10 @@ class _Reader(AudioReader):
             left -= dropped
 
     def _next(self, num_samples: int) -> Samples:
-        """float32[T ≤ num_samples, C]. ``SoundFile.read`` would seek after every block."""
+        """The next samples, float32[T ≤ num_samples, C]."""
         block = np.empty((num_samples, self.part.num_channels), np.float32)
         with _decoding(self._uri):
-            pointer = soundfile._ffi.cast("float*", block.ctypes.data)
-            count = soundfile._snd.sf_readf_float(self._file._file, pointer, num_samples)
-            soundfile._error_check(self._file._errorcode)
-        return block[:count]
+            return block[: read_into(block, self._file)]
 
     def _short(self, missing: int) -> AudioError:
         if self._form.length == "header":
@@ -227,6 +224,14 @@ def _descriptor(raw: BinaryIO) -> int | BinaryIO:
         return raw
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
+
+
+def read_into(block: Samples, file: soundfile.SoundFile) -> int:
+    """Fills float32[T, C] and gives how many samples it got; ``SoundFile.read`` would seek then."""
+    pointer = soundfile._ffi.cast("float*", block.ctypes.data)
+    count: int = soundfile._snd.sf_readf_float(file._file, pointer, len(block))
+    soundfile._error_check(file._errorcode)
+    return count
 
 
 @contextmanager

@@ -28,15 +28,17 @@ def test_a_folder_is_searched_by_id_and_by_our_names() -> None:
         f"/stems/dataset=x%20y/{old}.flac",
         f"/stems/dataset=x%20y/{old}.wav",
     ]
-    assert found[8:11] == ["/stems/a/b.FLAC", "/stems/a/b.WAV", "/stems/a/b.aiff"]
-    assert found[-1] == f"/stems/dataset=x%20y/{old}.MP3"
+    assert found[8:11] == ["/stems/a/b.FLAC", "/stems/a/b.WAV", "/stems/a/b.wave"]
+    assert found[-1] == f"/stems/dataset=x%20y/{old}.MTS"
 
 
 def find(folder: Path, row_id: str = "dog", **given: object) -> str:
     return StemPlaces(where=str(folder)).find(row(row_id, **given), Storage())
 
 
-@pytest.mark.parametrize("suffix", ["flac", "wav", "aiff", "ogg", "opus", "mp3", "WAV", "MP3"])
+@pytest.mark.parametrize(
+    "suffix", ["flac", "wav", "aiff", "ogg", "opus", "mp3", "m4a", "WAV", "MP3"]
+)
 def test_a_stem_of_any_format_that_is_read_is_found(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"dog.{suffix}").touch()
     assert find(tmp_path) == f"{tmp_path}/dog.{suffix}"
@@ -60,7 +62,7 @@ def test_of_several_stems_the_first_by_a_fixed_order_is_taken(tmp_path: Path) ->
 
 def test_a_missing_stem_is_said_in_the_terms_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "dog.txt").touch()
-    expected = f"^no dog.flac or dog.wav in {tmp_path}, nor one that ends in aiff, .*, mp3$"
+    expected = f"^no dog.flac or dog.wav in {tmp_path}, nor one that ends in .wave, .*.aiff, .*$"
     with pytest.raises(FileNotFoundError, match=expected):
         find(tmp_path)
 
