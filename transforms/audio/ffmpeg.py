@@ -164,9 +164,7 @@ class _Decoding:
 
     def __enter__(self) -> _Decoding:
         """Opens the file, and decodes as much as it takes to know rate and channels."""
-        import av  # 0.2 s, which most jobs have no use for
-
-        self._av = av
+        self._av = av = _pyav(self._uri)
         self._errors = (av.error.FFmpegError, *_DECODER_ERRORS)
         self._link = _Link(self._files[0], self._errors, self._uri)
         try:
@@ -243,11 +241,9 @@ class _Link:
         Raises:
             AudioError: it is not in one of the formats, or holds no sound.
         """
-        import av
-
         self._errors, self._uri = errors, uri
         with self._decoding():
-            self._container = av.open(
+            self._container = _pyav(uri).open(
                 file, mode="r", options=_OPTIONS, metadata_errors="ignore", io_open=_refuse
             )
         tracks = self._container.streams.audio
@@ -306,6 +302,17 @@ class _Link:
     def _undecodable(self, error: Exception) -> AudioError:
         reason = getattr(error, "strerror", "") or str(error)
         return AudioError("not_audio", f"{self._uri}: cannot be decoded: {reason}")
+
+
+def _pyav(uri: str) -> Any:
+    """PyAV, whose import takes 0.2 s and for which most jobs have no use."""
+    try:
+        import av
+    except ImportError as err:  # there are processors and systems without a wheel
+        raise AudioError(
+            "not_audio", f"{uri}: cannot be decoded without FFmpeg: pip install av ({err})"
+        ) from err
+    return av
 
 
 def _as_float(frame: Any) -> Samples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from pathlib import Path
 
 import av
@@ -248,3 +249,12 @@ def test_the_page_shows_the_table_of_formats() -> None:
     assert "\n".join(formats.table_of_formats()) in made
     rows = [line.split("|")[1].strip() for line in re.findall(r"^\|.*$", made, re.M)]
     assert {example.name for example in EXAMPLES} <= set(rows)
+
+
+def test_without_pyav_it_is_said_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.m4a").write_bytes(_m4a())
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(AudioError, match="pip install av"):
+        whole(str(tmp_path / "a.m4a"))
