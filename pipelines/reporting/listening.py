@@ -22,8 +22,8 @@ from pipelines.reporting.command import ReportConfig
 from pipelines.reporting.runs import ReportClip, Run, RunError
 from pipelines.reporting.spectrograms import Picture
 from transforms.access import UriAccess
+from transforms.audio.parts import AudioError
 from transforms.audio_io import READ_ERRORS, describe, open_audio
-from transforms.decoding import AudioError
 from transforms.foreign_stems import fixed_folder
 from transforms.mixtures import ReadSettings, read_mixture, read_reference
 from transforms.storage import Storage, join

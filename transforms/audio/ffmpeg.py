@@ -193,7 +193,8 @@ class _Decoding:
         file: Any = _Nameless(self._files[0].raw)
         if headers.mp4_is_fragmented(file):
             return None
-        return round(length * unit * self.sample_rate_hz)
+        samples: int = round(length * unit * self.sample_rate_hz)
+        return samples
 
     def blocks(self) -> Iterator[Samples]:
         """All samples, float32[C, T] each, at the rate and in the channels of the first."""
