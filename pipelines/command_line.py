@@ -79,11 +79,23 @@ def parse(parser: JobParser, argv: Sequence[str]) -> PipelineOptions:
         UsageError: a word that belongs to no flag, an unknown flag, a missing or an unusable value.
         SystemExit: ``--help``, after it was printed.
     """
+    for word in argv:
+        _require_text(word)
     beam = _beam_parser()
     parser.others = tuple(beam._actions)
     parser.parse_known_args(argv)
     beam.parse_known_args(list(argv))
     return PipelineOptions(list(argv))
+
+
+def _require_text(word: str) -> None:
+    """Refuses what is no text in the encoding of the process: no record or name could hold it."""
+    try:
+        word.encode("utf-8")
+    except UnicodeEncodeError as err:
+        encoding = sys.getfilesystemencoding()
+        hint = "" if encoding == "utf-8" else "; set PYTHONUTF8=1, or a locale such as C.UTF-8"
+        raise UsageError(f"{word!r}: has bytes that are no text in {encoding}{hint}") from err
 
 
 def beam_flags() -> set[str]:

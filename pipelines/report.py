@@ -25,7 +25,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         from pipelines.reporting.build import build  # torch and matplotlib, which --help can spare
 
         written = build(config)
-    except (ValueError, OSError) as err:  # RunError is a ValueError
+    except (ValueError, OSError, ImportError) as err:  # RunError is a ValueError
         sys.stderr.write(
             f"error: {redact(str(err), secrets)}\nSee python -m pipelines.report --help\n"
         )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tone_runs
-from pipelines import score, synthesize
+from pipelines import report, score, synthesize
 
 pytestmark = pytest.mark.usefixtures("loaded")
 
@@ -103,6 +103,16 @@ def test_an_output_that_cannot_be_one(
     error = refused(job, [*given, *(["--scorer", "none"] if job == "score" else [])], capsys)
     assert output in error
     assert said in error
+    assert tree(folder) == before
+
+
+def test_a_report_that_cannot_be_made(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    before = tree(folder)
+    assert report.run(["s3://bucket/run", "--output", str(folder / "report")]) == 2
+    assert "Install s3fs" in capsys.readouterr().err
     assert tree(folder) == before
 
 

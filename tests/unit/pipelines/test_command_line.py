@@ -97,6 +97,15 @@ def test_the_smaller_jobs_lose_no_word_either() -> None:
         parse(synthesize.COMMAND.parser(), ["--mix_seed", "1", "--mix_seed=2"])
 
 
+def test_bytes_that_are_no_text_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"caf.udce9.*are no text in utf-8") as refused:
+        parse(separate_parser(), [*ONE, "--negative", "caf\udce9"])
+    assert "PYTHONUTF8" not in str(refused.value)
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(UsageError, match="no text in ascii; set PYTHONUTF8=1"):
+        parse(separate_parser(), ["--output", "\udcc3\udca9"])
+
+
 def test_storage_options_are_in_no_message() -> None:
     for line in (["{s3:", "{key:", "hunter2}}"], ["hunter2", "--storage_options=hunter2"]):
         with pytest.raises(UsageError) as refused:
