@@ -395,13 +395,16 @@ def folder_of(uri: str) -> str:
 def resolve(folder: str, uri: str) -> str:
     """``uri`` seen from ``folder``: unchanged if it is absolute, else a path below or beside it.
 
+    Of a chain it is the last link that is seen from there: ``zip://a.wav::b.zip``.
+
     Raises:
         ValueError: ``uri`` climbs out of the bucket of ``folder``, or is a ``file://`` URI of
             another machine.
     """
     if is_url(uri):
         local_path(uri)
-        return uri
+        *links, last = links_of(uri)
+        return "::".join([*links, resolve(folder, last)]) if links else uri
     if uri.startswith("/") or _OTHER_PATH.match(uri):
         return uri
     if not is_url(folder):

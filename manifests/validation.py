@@ -236,9 +236,7 @@ def _resolved(name: str, value: Any, folder: str) -> Any:
             return tuple(resolve(folder, item) for item in value)
         return resolve(folder, value)
     except ValueError as err:
-        raise _InvalidError(
-            name, value, f"a path inside the bucket of the manifest ({err})"
-        ) from err
+        raise _InvalidError(name, value, f"an address that can be read ({err})") from err
 
 
 def _extra(values: Mapping[str, Any]) -> dict[str, str]:
