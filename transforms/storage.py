@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from glob import has_magic
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, BinaryIO, TypeVar
 from urllib.parse import unquote
 
 import fsspec
@@ -34,6 +34,7 @@ from manifests.publishing import (
     upload,
 )
 from model.transience import RetryPolicy, is_transient
+from transforms.archives import unpacked
 from transforms.retries import (
     REPEATING_CLIENTS,
     attempt,
@@ -164,9 +165,26 @@ class Storage:
         if isinstance(found, bytes):
             yield io.BytesIO(found)
             return
+        if "::" in uri:
+            with unpacked(uri, found, lambda file: self._unpack(uri, found, file)) as member:
+                yield member
+            return
         blocks: Any = _Blocks(self, uri, found)
         with io.BufferedReader(blocks, _BLOCK_BYTES) as file:
             yield file
+
+    def _unpack(self, uri: str, num_bytes: int, file: IO[bytes]) -> None:
+        """Copies the member of an archive, from the start again after a failure that passes."""
+
+        def copy(fs: fsspec.AbstractFileSystem, path: str) -> None:
+            file.seek(0)
+            file.truncate()
+            with fs.open(path, "rb") as member:
+                shutil.copyfileobj(member, file, _BLOCK_BYTES)
+            if file.tell() < num_bytes:
+                raise ShortTransferError(f"{file.tell()} bytes arrived of {num_bytes}")
+
+        self._ask(uri, copy)
 
     def _content_or_size(self, uri: str) -> tuple[str, bytes | int]:
         """A remote file, or its size, and the URI under which it is there."""
