@@ -14,10 +14,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
+import float_noise
 from golden import synth
 
 DATA = Path(__file__).parent / "data"
+NOISE = {
+    "audiosep": {"wav": 9.6e-7},
+    "lass": {"queries": 4.1e-6, "wav": 8.6e-6},
+    "uss": {"queries": 9.3e-7, "wav": 1.5e-6},
+    "waveformer": {"wav_256_128": 3.7e-7, "wav_512_256": 2.6e-7},
+}
+"""How far stored outputs lie from what float64 gives; slow tests measure it again."""
+DTYPES = [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)]
 TOKENS = np.array([[101, 2019, 4937, 11317, 1037, 3899, 2003], [101, 4542, 4634, 0, 0, 0, 0]])
 """Two captions as BERT's token ids; 0 pads."""
 
@@ -82,3 +93,14 @@ def stored(name: str) -> dict[str, np.ndarray]:
     """The arrays of one stored output."""
     with np.load(DATA / f"baseline_{name}.npz") as file:
         return {key: file[key] for key in file.files}
+
+
+def assert_stored(name: str, **found: torch.Tensor) -> None:
+    """Checks float32 outputs against the stored ones, and with float64 ones the noise of those."""
+    kept = stored(name)
+    for key, values in found.items():
+        distance, noise = float_noise.distance(values, kept[key]), NOISE[name][key]
+        if values.dtype == torch.float64:
+            assert distance == pytest.approx(noise, rel=0.02), key
+        else:
+            assert distance <= float_noise.of(noise), key
