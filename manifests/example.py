@@ -47,7 +47,7 @@ def example_csv() -> str:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Writes the example to standard output; returns 0."""
+    """Writes the example to standard output; returns 0, or 1 where it could not be written."""
     screen.steady()
     flags.Parser(
         prog="python -m manifests.example",
@@ -55,6 +55,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         "Example: python -m manifests.example > my.csv",
     ).parse_args(argv)
     sys.stdout.write(example_csv())
+    if (error := screen.lost()) is not None:
+        sys.stderr.write(f"the example was not written: {error.strerror}\n")
+        return 1
     return 0
 
 

@@ -18,7 +18,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         argv: command line without the program's name; None for that of the process.
 
     Returns:
-        0 if every row can be used, 1 if a row cannot or repeats an id, 2 if a file cannot be read.
+        0 if every row can be used, 1 if a row cannot or repeats an id, 2 if a file cannot be read
+        or the report in JSON cannot be written.
     """
     screen.steady()
     parser = flags.Parser(
@@ -42,6 +43,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         return 2
     if options.format == "json":
         sys.stdout.write(json.dumps(as_dict(report), indent=2) + "\n")
+        if (error := screen.lost()) is not None:
+            sys.stderr.write(f"the report was not written: {error.strerror}\n")
+            return 2
     else:
         sys.stdout.write(as_text(report))
     return 0 if report.is_valid else 1

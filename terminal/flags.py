@@ -175,6 +175,11 @@ class _Words:
         if not use.attached and len(use.values) < _least(action):
             yield self._missing(use, self._words[at + 1 + len(use.values) :])
         for value in use.values:
+            if value.endswith("\r"):
+                yield (
+                    f"{flag}: {value!r} ends in a carriage return; save the script that holds this "
+                    "command with the line ends of Unix"
+                )
             if len(value) > 1 and value[0] in _QUOTES and value[-1] in _QUOTES:
                 yield (
                     f"{flag}: {value} stands in typographic quotes, which a shell takes for "
@@ -214,6 +219,8 @@ class _Words:
 
     def _unexpected(self, words: Sequence[str], last: _Use | None) -> str:
         text = f'unexpected argument "{words[0]}"'
+        if not words[0].strip():
+            return f"{text}: a backslash that continues a line must be the line's last character"
         as_flag = f"--{words[0]}" if f"--{words[0]}" in self._by_flag else None
         if last is None:
             return f"{text} before the first flag" + (f"; is it {as_flag}?" if as_flag else "")

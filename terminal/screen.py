@@ -35,6 +35,18 @@ def steady() -> None:
         sys.stderr = _steady(sys.stderr, 2)
 
 
+def lost() -> OSError | None:
+    """Why what standard output was given did not arrive; None where it did, or nobody wanted it.
+
+    For commands whose output is no message but what they make: a reader who has left has taken what
+    was wanted, and a full disk has not.
+    """
+    sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    error = raw.error if isinstance(raw, _Lossy) else None
+    return None if isinstance(error, BrokenPipeError) else error
+
+
 def _occupy_closed_descriptors() -> None:
     """Opens the null device in the place of closed standard streams.
 
@@ -68,13 +80,16 @@ def _steady(stream: Any, number: int) -> TextIO:
 
 
 class _Lossy(io.FileIO):
-    """A file that claims to have written what it could not write."""
+    """A file that claims to have written what it could not write, and remembers why."""
+
+    error: OSError | None = None
 
     def write(self, data: Any) -> int:
         while True:
             try:
                 written = super().write(data)
-            except OSError:
+            except OSError as err:
+                self.error = err
                 return len(data)
             if written is not None:
                 return written

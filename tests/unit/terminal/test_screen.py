@@ -106,6 +106,24 @@ def test_text_for_a_slow_reader_is_kept_where_the_system_does_not_wait() -> None
     writer.join()
 
 
+@pytest.mark.parametrize(
+    "command", ["manifests.example", "manifests.validate manifests/examples/demo.csv --format json"]
+)
+def test_what_is_the_product_of_a_command_is_not_lost_in_silence(command: str) -> None:
+    def code_of(redirection: str) -> int:
+        line = f'"$PYTHON" -m {command} {redirection}; exit ${{PIPESTATUS[0]}}'
+        environment = {**os.environ, "PYTHON": sys.executable}
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert ("No space left on device" in done.stderr) == (done.returncode != 0)
+        return done.returncode
+
+    assert code_of("| true") == 0
+    if Path("/dev/full").exists():
+        assert code_of("> /dev/full") in (1, 2)
+
+
 def test_streams_of_others_stay(capsys: pytest.CaptureFixture[str]) -> None:
     before = sys.stdout
     screen.steady()
