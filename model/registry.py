@@ -247,7 +247,7 @@ def _print_table() -> None:
     for entry in entries().values():
         rate = f"{entry.sample_rate_hz / 1000:g} kHz"
         table.add_row(entry.name, entry.kind, rate, _download(entry), entry.summary)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def _download(entry: Entry) -> str:
