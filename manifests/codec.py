@@ -7,6 +7,7 @@ value (:class:`~manifests.errors.RowError`) in its place; what is wrong with a f
 from __future__ import annotations
 
 import io
+import itertools
 import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ __all__ = [
 
 RowResult = ManifestRow | RowError
 SPLIT_BYTES: Final = 4 << 20
+_HEAD_ROWS = 100
 _PARQUET_BATCH_ROWS = 1_024
 _READABLE: Final = "text in UTF-8, and dates and times between the years 1 and 9999"
 _SIXTEEN_BYTES: Final = pa.binary(16)
@@ -124,9 +126,8 @@ def columns_of(
             it is the file. An empty JSONL file has no rows: there is no other way to say so.
 
     Returns:
-        CSV and Parquet: the column names of the header. JSONL: the keys of the first row, none
-        where that row is no object. Empty for a file without content. What only dead letters have
-        beside their row is left out.
+        CSV and Parquet: the column names of the header. JSONL: the keys of the first 100 rows.
+        Empty for a file without content. What only dead letters have beside their row is left out.
 
     Raises:
         ManifestError: the file is not there, cannot be read or is not a manifest.
@@ -148,8 +149,8 @@ def _columns(stream: io.BufferedReader, uri: str) -> tuple[str, ...] | None:
     lines = read_start(stream, uri)
     if form == "csv":
         return read_header(lines, uri) or None
-    first = next(jsonl_records(lines, uri), None)
-    return () if first is None else tuple(first.values or ())
+    head = itertools.islice(jsonl_records(lines, uri), _HEAD_ROWS)
+    return tuple(dict.fromkeys(name for record in head for name in record.values or ()))
 
 
 def _base_name(uri: str) -> str:

@@ -114,4 +114,6 @@ def _cut(values: Any) -> Any:
         return {_cut(str(key)): _cut(value) for key, value in values.items()}
     if isinstance(values, list):
         return [_cut(value) for value in values]
+    if isinstance(values, float) and not math.isfinite(values):  # JSON has no word for it
+        return None if math.isnan(values) else repr(values)
     return values

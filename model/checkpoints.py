@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -167,16 +168,28 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser = flags.Parser(prog="python -m model.checkpoints", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert", help="published checkpoints → one safetensors file")
-    convert.add_argument("--clap", required=True, help="URI of the CLAP checkpoint")
-    convert.add_argument("--clapsep", help="URI of the CLAPSep checkpoint; without it, CLAP alone")
-    convert.add_argument("--output", required=True, help="URI of the file to write")
+    convert.add_argument(
+        "--clap", type=os.path.expanduser, required=True, help="URI of the CLAP checkpoint"
+    )
+    convert.add_argument(
+        "--clapsep",
+        type=os.path.expanduser,
+        help="URI of the CLAPSep checkpoint; without it, CLAP alone",
+    )
+    convert.add_argument(
+        "--output", type=os.path.expanduser, required=True, help="URI of the file to write"
+    )
     convert.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32", help="of matrices")
     convert.add_argument("--merge_lora", action="store_true", help="fold the adapters in")
-    convert.add_argument("--config", help="URI of a JSON configuration; default: the published")
+    convert.add_argument(
+        "--config",
+        type=os.path.expanduser,
+        help="URI of a JSON configuration; default: the published",
+    )
     convert.add_argument("--clap_sha256", help="expected digest")
     convert.add_argument("--clapsep_sha256", help="expected digest")
     inspect = commands.add_parser("inspect", help="say what a weight file is")
-    inspect.add_argument("uri")
+    inspect.add_argument("uri", type=os.path.expanduser)
     options = parser.parse_args(argv)
     try:
         if options.command == "convert":

@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
 import re
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 _DASHES = "-\u00ad\u02d7\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
@@ -320,3 +322,8 @@ def _repeated(earlier: _Use, now: _Use) -> str:
         together = " ".join(map(quoted, [*earlier.values, *now.values]))
         return f"{text}; it takes several values at once: {now.flag} {together}"
     return f"{text}; it takes {_number(now.action)}"
+
+
+def path(text: str) -> Path:
+    """The type of a flag that names a local file: shells leave ``~`` alone in ``--output=~/x``."""
+    return Path(os.path.expanduser(text))

@@ -85,11 +85,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--corpus", type=Path, required=True, help="folder with manifest.csv and the clips")
+    add("--corpus", type=flags.path, required=True, help="folder with manifest.csv and the clips")
     add("--model", default="clapsep-mini", help="name or URI of a model (default: %(default)s)")
-    add("--output", type=Path, help="folder for results.json, results.md and scores.csv")
-    add("--write_manifest", type=Path, help="folder for one manifest a set; its URIs begin at the "
-        "corpus, so only manifests in the corpus folder itself can be run in place")  # fmt: skip
+    add("--output", type=flags.path, help="folder for results.json, results.md and scores.csv")
+    add("--write_manifest", type=flags.path, help="folder for one manifest a set; its URIs begin "
+        "at the corpus: only manifests in the corpus folder itself run in place")  # fmt: skip
     add("--sets", nargs="+", choices=ALL_SETS, default=ALL_SETS, metavar="SET",
         help=f"some of {', '.join(ALL_SETS)} (default: all)")  # fmt: skip
     add("--split", default="test", help="whose clips are mixed (default: %(default)s)")
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--duration_s", type=float, default=10.0, help="of a mixture (default: %(default)s)")
     add("--device", default="cpu", help=f"{devices.EXPECTED} (default: %(default)s)")
     add("--workers", type=int, default=cores, help="threads (default: %(default)s, the cores)")
-    add("--expect", type=Path, help="results.json that the new results must match")
+    add("--expect", type=flags.path, help="results.json that the new results must match")
     add("--tolerance_db", type=float, default=DECIBEL_TOLERANCE,
         help="how far a mean may be off (default: %(default)s)")  # fmt: skip
     return parser

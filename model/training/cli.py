@@ -155,34 +155,42 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(contrastive)
     wording = stages.add_parser("wording", help="fit a CLAP's text projection to unread words")
     _add_places(wording)
-    wording.add_argument("--clap", type=Path, required=True, help="best.pt, contrastive stage")
+    wording.add_argument(
+        "--clap", type=flags.path, required=True, help="best.pt, contrastive stage"
+    )
     _add_fields(wording, WordingSettings)
     separation = stages.add_parser("separation", help="train the separator against a given CLAP")
     _add_common(separation)
     separation.add_argument(
-        "--clap", type=Path, required=True, help="best.pt of the contrastive stage"
+        "--clap", type=flags.path, required=True, help="best.pt of the contrastive stage"
     )
     separation.add_argument(
-        "--initial", type=Path, help="start from this best.pt of an earlier separation run"
+        "--initial", type=flags.path, help="start from this best.pt of an earlier separation run"
     )
     _add_fields(separation, MixingSettings)
     _add_fields(separation, SeparationSettings)
     bundling = stages.add_parser("bundle", help="write both stages' best as safetensors")
-    bundling.add_argument("--clap", type=Path, required=True, help="best.pt, contrastive stage")
-    bundling.add_argument("--separation", type=Path, required=True, help="best.pt, separation")
+    bundling.add_argument(
+        "--clap", type=flags.path, required=True, help="best.pt, contrastive stage"
+    )
+    bundling.add_argument(
+        "--separation", type=flags.path, required=True, help="best.pt, separation"
+    )
     bundling.add_argument("--config", default="mini", help="mini, tiny, published, or a JSON file")
-    bundling.add_argument("--output", type=Path, required=True, help="NAME.safetensors")
+    bundling.add_argument("--output", type=flags.path, required=True, help="NAME.safetensors")
     return parser
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--corpus", type=Path, required=True, help="folder with manifest.csv and the clips"
+        "--corpus", type=flags.path, required=True, help="folder with manifest.csv and the clips"
     )
-    parser.add_argument("--captions", type=Path, default=BUNDLED, help="JSON of label → captions")
+    parser.add_argument(
+        "--captions", type=flags.path, default=BUNDLED, help="JSON of label → captions"
+    )
     parser.add_argument("--config", default="mini", help="mini, tiny, published, or a JSON file")
     parser.add_argument(
-        "--output", type=Path, required=True, help="folder for best.pt and what else is kept"
+        "--output", type=flags.path, required=True, help="folder for best.pt and what else is kept"
     )
 
 

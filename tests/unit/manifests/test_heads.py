@@ -87,7 +87,9 @@ def test_columns_of_every_format(tmp_path):
     pq.write_table(pa.table({"id": ["a"], "k": [1]}), tmp_path / "m.parquet")
     assert columns(csv) == ("id", "mixture_uri", "offset", "column_4")
     assert columns(jsonl) == tuple(ROW)
-    assert columns(broken) == ()
+    assert columns(broken) == tuple(ROW)
+    later = write(tmp_path / "later.jsonl", json.dumps(ROW) + '\n{"id": "b", "offset": 1}\n')
+    assert columns(later) == (*ROW, "offset")
     assert columns(tmp_path / "m.parquet") == ("id", "k")
 
 

@@ -228,6 +228,17 @@ def test_error_keeps_the_row():
     assert json.loads(parse(values).row_json) == values
 
 
+def test_a_row_is_kept_as_json_that_everybody_reads():
+    values = {**MIXTURE, "offset_s": -math.inf, "label": math.nan, "note": [math.nan, 1.5]}
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    kept = json.loads(parse(values).row_json, parse_constant=refuse)
+    assert (kept["offset_s"], kept["label"], kept["note"]) == ("-inf", None, [None, 1.5])
+    assert isinstance(parse(kept), RowError)
+
+
 def test_a_row_that_was_cut_is_still_refused_when_it_is_read_again():
     error = parse({**MIXTURE, "positive_text": "x" * 100_000})
     assert len(error.row_json) < 40_000

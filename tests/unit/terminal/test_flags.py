@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import fuzzing
-from terminal.flags import Parser, quoted
+from terminal.flags import Parser, path, quoted
 
 
 class Refused(Exception):
@@ -197,3 +198,12 @@ def test_of_what_is_accepted_no_word_is_left_over(line: list[str]) -> None:
 def test_what_is_proposed_reads_as_it_was_meant(text: str) -> None:
     assert shlex.split(quoted(text)) == [text]
     assert shlex.split(quoted(text, always=True)) == [text]
+
+
+def test_a_home_is_resolved_in_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    found = parser()
+    found.add_argument("--output", type=path)
+    assert found.parse_args(["--output=~/out"]).output == Path("/home/me/out")
+    assert path("~nobody-of-that-name/x") == Path("~nobody-of-that-name/x")
+    assert path("a/~") == Path("a/~")
