@@ -106,12 +106,13 @@ def _write_by_pyav(
     bit_rate: int,
     options: dict[str, str],
 ) -> None:
-    layout = "mono" if len(samples) == 1 else "stereo"
+    layout = {1: "mono", 2: "stereo", 8: "7.1"}[len(samples)]
     with av.open(target, "w", format=container, options=options) as file:
         stream: Any = file.add_stream(codec, rate=rate_hz, options={"strict": "experimental"})
         stream.layout, stream.bit_rate = layout, bit_rate
         stream.codec_context.format = stream.codec_context.codec.audio_formats[0]
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+        packed = np.ascontiguousarray(samples.T).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = rate_hz, 0, Fraction(1, rate_hz)
         sample_format = stream.codec_context.format.name
         resampler = av.AudioResampler(format=sample_format, layout=layout, rate=rate_hz)
@@ -226,6 +227,7 @@ EXAMPLES: tuple[Example, ...] = (
     _av("WebM Opus", ".webm", "webm", "libopus", *_OPUS_RATES),
     _av("Matroska AAC", ".mkv", "matroska", "aac"),
     _av("AAC (ADTS)", ".aac", "adts", "aac"),
+    _av("WavPack", ".wv", "wv", "wavpack"),
     _av("WMA", ".wma", "asf", "wmav2", 44_100),
     _av("AMR", ".amr", "amr", "libopencore_amrnb", 8_000, bit_rate=12_200),
     _av("MPEG-TS AAC", ".ts", "mpegts", "aac"),
@@ -271,7 +273,9 @@ def measure(example: Example, rate_hz: int, folder: Path) -> Measured:
         reader=library,
         rate_hz=part.sample_rate_hz,
         length_error=part.num_samples - len(expected),
-        start_error=_lag(whole[0], expected[: len(expected) // example.num_copies]),
+        start_error=_lag(
+            *(heard[: len(expected) // example.num_copies] for heard in (whole[0], expected))
+        ),
         place_error=max(errors),
     )
 

@@ -179,6 +179,14 @@ FORMATS: Final = (
         resynchronises=True,
     ),
     AudioFormat(
+        name="WavPack",
+        suffixes=(".wv",),
+        signature=_begins(b"wvpk"),
+        reader="FFmpeg",
+        demuxers=("wv",),
+        length="counted",
+    ),
+    AudioFormat(
         name="WMA (ASF)",
         suffixes=(".wma", ".asf", ".wmv"),
         signature=_begins(_ASF_GUID),

@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fuzzing
+from bench.formats import EXAMPLES, Example, signal
+from bench.mutated_formats import CONTAINERS
 from manifests.row import ManifestRow
 from transforms.audio.parts import AudioError
 from transforms.audio_io import READ_ERRORS, error_code
@@ -146,3 +148,22 @@ def test_a_part_that_is_longer_than_memory_is_refused_before_it_is_padded(tmp_pa
             with pytest.raises(AudioError, match="do not fit into memory") as caught:
                 read_mixture(row, Storage(), SETTINGS)
             assert caught.value.code == "too_long"
+
+
+@functools.cache
+def of_ffmpeg(example: Example) -> bytes:
+    rate_hz = example.rates_hz[0]
+    return example.make(signal(rate_hz, duration_s=0.5), rate_hz)
+
+
+@given(st.sampled_from([form for form in EXAMPLES if form.name in CONTAINERS]), fuzzing.mutations())
+@fuzzing.few(80)
+def test_damaged_files_that_ffmpeg_reads(
+    tmp_path_factory: pytest.TempPathFactory,
+    example: Example,
+    mutate: Callable[[bytes], bytes],
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzzed.audio"
+    path.write_bytes(mutate(of_ffmpeg(example)))
+    with fuzzing.bounded():
+        read(path)

@@ -35,6 +35,7 @@ _OPTIONS = {
     "max_streams": str(_MAX_STREAMS),
 }
 _DECODER_ERRORS = (TypeError, ValueError, RuntimeError, ArithmeticError, BufferError, MemoryError)
+_KINDS = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
 _FULL_SCALE = {"u1": 2.0**7, "i2": 2.0**15, "i4": 2.0**31, "i8": 2.0**63}
 
 
@@ -243,10 +244,18 @@ class _Link:
             AudioError: it is not in one of the formats, or holds no sound.
         """
         self._errors, self._uri = errors, uri
-        with self._decoding():
-            self._container = _pyav(uri).open(
+        av = _pyav(uri)
+        try:
+            self._container = av.open(
                 file, mode="r", options=_OPTIONS, metadata_errors="ignore", io_open=_refuse
             )
+        except errors as err:
+            raise AudioError(
+                "not_audio",
+                f"{uri}: cannot be decoded: it is damaged or of none of the formats in "
+                f"docs/formats.md; what other programs play can be converted, for instance with "
+                f"ffmpeg -i FILE FILE.flac (FFmpeg: {_reason(err)})",
+            ) from err
         tracks = self._container.streams.audio
         if not tracks or tracks[0].codec_context is None:
             self.close()
@@ -301,8 +310,11 @@ class _Link:
             raise self._undecodable(err) from err
 
     def _undecodable(self, error: Exception) -> AudioError:
-        reason = getattr(error, "strerror", "") or str(error)
-        return AudioError("not_audio", f"{self._uri}: cannot be decoded: {reason}")
+        return AudioError("not_audio", f"{self._uri}: cannot be decoded: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", "") or error)
 
 
 def _pyav(uri: str) -> Any:
@@ -317,14 +329,21 @@ def _pyav(uri: str) -> Any:
 
 
 def _as_float(frame: Any) -> Samples:
-    """float32[C, T] of a frame of any sample format."""
-    values = frame.to_ndarray()
-    if not frame.format.is_planar:
-        values = values.reshape(-1, frame.layout.nb_channels).T
-    kind = values.dtype.str[1:]
-    if kind in _FULL_SCALE:
-        scale = _FULL_SCALE[kind]
-        values = values.astype(np.float64 if kind != "i2" else np.float32)
+    """float32[C, T] of a frame of any sample format.
+
+    Plane by plane: PyAV 18's own conversion is not right for every layout.
+    """
+    name, num_channels = frame.format.name, frame.layout.nb_channels
+    kind = _KINDS[name.removesuffix("p")]
+    if frame.format.is_planar:
+        planes = frame.planes[:num_channels]
+        values = np.stack([np.frombuffer(plane, kind, frame.samples) for plane in planes])
+    else:
+        packed = np.frombuffer(frame.planes[0], kind, frame.samples * num_channels)
+        values = packed.reshape(-1, num_channels).T
+    scale = _FULL_SCALE.get(kind)
+    if scale is not None:
+        values = values.astype(np.float32 if kind == "i2" else np.float64)
         values = (values - scale if kind == "u1" else values) / scale
     return np.ascontiguousarray(values, dtype=np.float32)
 
