@@ -60,9 +60,15 @@ def put_in_place(unfinished: str, target: str) -> None:
 
 
 def make_folders(folder: str) -> None:
-    """Makes a local folder and those that it lies in, where they are missing, to last."""
+    """Makes a local folder and those that it lies in, where they are missing, to last.
+
+    Raises:
+        OSError: they cannot be made.
+    """
     missing, above = [], folder
     while not os.path.isdir(above):
+        if os.path.islink(above):
+            raise NotADirectoryError(errno.ENOTDIR, "a link that leads to no folder", above)
         missing.append(above)
         above = os.path.dirname(above)
     os.makedirs(folder, exist_ok=True)

@@ -302,3 +302,30 @@ print({{type(each).__module__ for each in found}})
         check=True,
     )
     assert said.stdout.strip() == str({module})
+
+
+def test_what_ended_processes_left_is_removed_wherever_it_was_staged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that go to another disk are not written in the staging folder."""
+    output, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    (elsewhere / "deep").mkdir(parents=True)
+    output.mkdir()
+    (output / "stems").symlink_to(elsewhere)
+    device = storage_module._device
+
+    def other(path: str) -> int:
+        return device(path) + os.path.realpath(path).startswith(str(elsewhere))
+
+    monkeypatch.setattr(storage_module, "_device", other)
+    storage = Storage(staging=str(output / "_work" / "staging"))
+    left = []
+    for uri in (output / "run.json", output / "stems" / "a.flac", output / "stems/deep/b.flac"):
+        with storage.temporary(str(uri)) as temporary:
+            Path(f"{temporary}.tmp").write_bytes(b"half")
+            left.append(os.path.dirname(temporary))
+        storage.write_bytes(str(uri), b"whole")
+    assert left == [storage.staging, f"{output}/stems", f"{output}/stems/deep"]
+    storage.discard_unfinished(str(output))
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"out/run.json", "elsewhere/a.flac", "elsewhere/deep/b.flac"}
