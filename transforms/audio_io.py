@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Literal
@@ -20,6 +23,7 @@ StemFormat = Literal["flac", "wav"]
 _SFC_SET_ADD_PEAK_CHUNK = 0x1050
 _FLOAT_BYTES = 4
 _MAX_WAV_BYTES = 2**32 - 2**16
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ERRORS = (OSError, EOFError, ValueError, ImportError)
 """What reading a file can raise, AudioError included; ImportError: no package for a protocol."""
 
@@ -41,6 +45,10 @@ def error_code(error: BaseException) -> str:
     refused = _audio_error(error)
     if refused is not None:
         return refused.code
+    if isinstance(error, WriteError) and isinstance(error.__cause__, OSError):
+        return error_code(error.__cause__)
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return "disk_full"
     if isinstance(error, FileNotFoundError):
         return "missing"
     if isinstance(error, PermissionError):
@@ -119,31 +127,164 @@ class StemWriter:
     24-bit FLAC, or WAV in 32-bit float (RF64 from 4 GB). The same samples give the same bytes.
     """
 
-    def __init__(self, path: str, part: AudioPart, form: StemFormat) -> None:
-        """Opens ``path`` for a stem of the rate, channels and length of ``part``."""
-        self._form = form
+    def __init__(
+        self, path: str, part: AudioPart, form: StemFormat, uri: str | None = None
+    ) -> None:
+        """Opens ``path`` for a stem of the rate, channels and length of ``part``.
+
+        Args:
+            path: the local file.
+            part: what it is to hold.
+            form: in which format.
+            uri: what messages call it; None: ``path``.
+
+        Raises:
+            WriteError: it cannot be opened, or the format does not hold such a stem.
+        """
+        self._path, self._part, self._form = path, part, form
+        self._uri = path if uri is None else uri
         kind = {"format": "FLAC", "subtype": "PCM_24"}
         if form == "wav":
             large = part.num_values * _FLOAT_BYTES > _MAX_WAV_BYTES
             kind = {"format": "RF64" if large else "WAV", "subtype": "FLOAT"}
-        self._file = soundfile.SoundFile(path, "w", part.sample_rate_hz, part.num_channels, **kind)
+        with write_errors(self._uri):
+            self._raw = _ErrorKeepingFile(path)
+        try:
+            self._file = soundfile.SoundFile(
+                self._raw, "w", part.sample_rate_hz, part.num_channels, **kind
+            )
+        except soundfile.LibsndfileError as err:
+            self._raw.close()
+            raise self._failure(err) from err
         _leave_out_the_date(self._file)
         self.peak = 0.0
 
     def write(self, block: Samples) -> None:
-        """Appends float32[C, T]; FLAC saturates at full scale, like any fixed-point format."""
+        """Appends float32[C, T]; FLAC saturates at full scale, like any fixed-point format.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
         if block.shape[-1] == 0:
             return
         self.peak = max(self.peak, float(np.abs(block).max()))
         clipped = np.clip(block, -1.0, 1.0) if self._form == "flac" else block
         try:
             self._file.write(clipped.T)
-        except soundfile.LibsndfileError as err:
-            raise WriteError(f"cannot be written: {err.error_string}") from err
+        except (soundfile.LibsndfileError, AssertionError) as err:  # the latter: fewer than given
+            raise self._failure(err) from err
+        self._require_written()
+
+    def complete(self) -> None:
+        """Completes the file and reads it back: its header, and its last sample.
+
+        Raises:
+            WriteError: it is not whole.
+        """
+        self.close()
+        self._require_written()
+        with write_errors(self._uri):
+            require_whole(self._path, self._part)
 
     def close(self) -> None:
-        """Completes the file."""
-        self._file.close()
+        """Lets go of the file, whole or not."""
+        with contextlib.suppress(soundfile.LibsndfileError):  # complete() looks at what is there
+            self._file.close()
+        self._raw.close()
+
+    def _require_written(self) -> None:
+        if self._raw.error is not None:
+            raise self._failure(self._raw.error) from self._raw.error
+
+    def _failure(self, error: Exception) -> WriteError:
+        """What the system said of it, or else what libsndfile did."""
+        if self._raw.error is not None:
+            return WriteError(*self._raw.error.args[:2], self._uri)
+        reason = getattr(error, "error_string", "not all samples were taken")
+        return WriteError(f"{self._uri}: cannot be written: {reason}")
+
+
+def require_whole(path: str, part: AudioPart) -> None:
+    """Checks that a local stem has the rate, channels and length of ``part``, and an end.
+
+    Raises:
+        WriteError: it has not.
+    """
+    expected = part.sample_rate_hz, part.num_channels, part.num_samples
+    try:
+        with soundfile.SoundFile(path) as file:
+            found = file.samplerate, file.channels, file.frames
+            if found == expected:  # so says its header; a FLAC may end before all the same
+                file.seek(part.num_samples - 1)
+                found = (*found[:2], part.num_samples - 1 + len(file.read(2)))
+    except soundfile.LibsndfileError as err:
+        raise WriteError(f"is not whole: {err.error_string}") from err
+    if found != expected:
+        raise WriteError(f"is not whole: rate, channels and samples are {found} of {expected}")
+
+
+class _ErrorKeepingFile:
+    """A file for libsndfile, which does not say that the end of a FLAC could not be written."""
+
+    def __init__(self, path: str) -> None:
+        self._raw = io.FileIO(path, "wb")
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Writes all of it; nothing is written after an error."""
+        left = memoryview(data)
+        while left and self.error is None:
+            try:
+                left = left[self._raw.write(left) or 0 :]
+            except OSError as err:
+                self.error = err
+        return len(data) - len(left)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Goes to a place, for the header."""
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The place."""
+        return self._raw.tell()
+
+    def close(self) -> None:
+        """Closes it; some file systems say only now that they have no room."""
+        try:
+            self._raw.close()
+        except OSError as err:
+            self.error = self.error or err
+
+
+def write_audio(
+    storage: Storage, uri: str, samples: Samples, rate_hz: int, form: StemFormat
+) -> float:
+    """Writes float32[C, T] as a file that is whole; gives its peak.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    part = AudioPart(
+        sample_rate_hz=rate_hz, num_channels=len(samples), start=0, num_samples=samples.shape[1]
+    )
+    with write_errors(uri), storage.temporary(uri) as temporary:
+        writer = StemWriter(temporary, part, form, uri)
+        with contextlib.closing(writer):
+            writer.write(samples)
+            writer.complete()
+        storage.publish(uri, temporary)
+    return writer.peak
+
+
+@contextmanager
+def write_errors(uri: str) -> Iterator[None]:
+    """Makes what storage says while ``uri`` is written a :class:`WriteError` that names it."""
+    try:
+        yield
+    except OSError as err:
+        if isinstance(err, WriteError) and uri in str(err):
+            raise
+        raise WriteError(describe(err, uri)) from err
 
 
 def _leave_out_the_date(file: soundfile.SoundFile) -> None:

@@ -15,7 +15,7 @@ from model import audio as waveforms
 from model.windowing import OverlapAdder, iter_windows
 from transforms import failures
 from transforms.audio.parts import AudioPart
-from transforms.audio_io import READ_ERRORS, WriteError, describe, error_code
+from transforms.audio_io import READ_ERRORS, describe, error_code, write_errors
 from transforms.branches import Branches
 from transforms.elements import Failure, LongRecording, MetricsRow, RowQuery, Samples, failed
 from transforms.long_stems import ERRORS, LongMixture, LongStem, embed_file, require_heard
@@ -132,7 +132,8 @@ class _Run:
             similarity = job.scoring.similarity(query, heard, has_reference)
             scores = joined(stem.ratios(), similarity)
             for uri, path in reversed(stem.paths.items()):
-                _publish(job.writing, uri, path)
+                with write_errors(uri):
+                    job.writing.storage.publish(uri, path)
         except ERRORS as err:
             return stem.fail(err)
         facts = StemFacts(
@@ -173,13 +174,6 @@ class _Run:
             if uri is None
             else embed_file(self._job.scoring, storage, uri, mixture.part),
         )
-
-
-def _publish(settings: WriteSettings, uri: str, path: str) -> None:
-    try:
-        settings.storage.publish(uri, path)
-    except OSError as err:
-        raise WriteError(*err.args) from err
 
 
 @dataclasses.dataclass(eq=False)

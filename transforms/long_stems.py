@@ -20,6 +20,7 @@ from transforms.audio_io import (
     describe,
     error_code,
     open_audio,
+    write_errors,
 )
 from transforms.branches import Cutter
 from transforms.elements import Failure, RowQuery, Samples, Scores, Stage, failed
@@ -170,12 +171,13 @@ class LongStem:
         self.peak = stem.peak
         for writer in (stem, residual):
             if writer is not None:
-                writer.close()
+                writer.complete()
 
     def _writer(self, ending: str, part: AudioPart) -> StemWriter:
         uri = self._settings.stem_uri(self._query.row, ending)
-        path = self._stack.enter_context(self._settings.storage.temporary(uri))
-        writer = StemWriter(path, part, self._settings.stem_format)
+        with write_errors(uri):
+            path = self._stack.enter_context(self._settings.storage.temporary(uri))
+        writer = StemWriter(path, part, self._settings.stem_format, uri)
         self._stack.callback(writer.close)
         self.paths[uri] = path
         return writer

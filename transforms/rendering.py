@@ -12,8 +12,8 @@ import numpy as np
 from manifests.ids import output_name, partition_value, stable_seed
 from manifests.row import ManifestRow
 from transforms import failures, tally
-from transforms.audio.parts import AudioError, AudioPart
-from transforms.audio_io import READ_ERRORS, StemFormat, StemWriter, describe, error_code
+from transforms.audio.parts import AudioError
+from transforms.audio_io import READ_ERRORS, StemFormat, describe, error_code, write_audio
 from transforms.elements import Failure, Samples, failed
 from transforms.mixtures import MixedSources, ReadSettings, mix_row
 from transforms.storage import Storage, join
@@ -132,7 +132,8 @@ def _write(row: ManifestRow, signals: MixedSources, settings: RenderSettings) ->
         files.append((join(INTERFERERS, folder, f"{name}.{number}.{ending}"), interferer))
     _require_room(files, ending)
     for path, samples in files:
-        _write_file(join(settings.uri, path), samples, settings)
+        rate_hz, storage = settings.reading.model_rate_hz, settings.storage
+        write_audio(storage, join(settings.uri, path), samples[None], rate_hz, ending)
     settings.storage.settle(join(settings.uri, path) for path, _ in files)
     return [path for path, _ in files]
 
@@ -144,19 +145,3 @@ def _require_room(files: Sequence[tuple[str, Samples]], form: StemFormat) -> Non
                 "over_full_scale",
                 f"{path}: a part is louder than FLAC holds; use --stem_format wav",
             )
-
-
-def _write_file(uri: str, samples: Samples, settings: RenderSettings) -> None:
-    part = AudioPart(
-        sample_rate_hz=settings.reading.model_rate_hz,
-        num_channels=1,
-        start=0,
-        num_samples=len(samples),
-    )
-    with settings.storage.temporary(uri) as temporary:
-        writer = StemWriter(temporary, part, settings.stem_format)
-        try:
-            writer.write(samples[None])
-        finally:
-            writer.close()
-        settings.storage.publish(uri, temporary)

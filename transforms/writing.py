@@ -12,14 +12,12 @@ from manifests.ids import output_name, partition_value
 from manifests.row import ManifestRow
 from model import audio as waveforms
 from transforms import failures, tally
-from transforms.audio.parts import AudioPart
-from transforms.audio_io import READ_ERRORS, StemFormat, StemWriter, describe, error_code
+from transforms.audio_io import READ_ERRORS, StemFormat, describe, error_code, write_audio
 from transforms.elements import (
     Clip,
     Failure,
     MetricsRow,
     Provenance,
-    Samples,
     ScoredClip,
     Scores,
     Stem,
@@ -152,15 +150,15 @@ def write_stem(clip: Clip, stem: Stem, settings: WriteSettings) -> StemFacts:
     rate_hz, num_samples = clip.sample_rate_hz, clip.audio.shape[1]
     resampled = waveforms.resample(stem.audio, settings.model_rate_hz, rate_hz)
     samples = waveforms.fit_length(resampled, num_samples)
-    row = stem.query.row
+    row, storage = stem.query.row, settings.storage
     stem_uri, residual_uri = settings.stem_uri(row), None
     if settings.residual:
         residual_uri = settings.stem_uri(row, ".residual")
         heard = clip.audio
         if len(heard) != len(samples):
             heard = waveforms.to_mono(clip.audio)[None]
-        _write_file(residual_uri, heard - samples, rate_hz, settings)
-    peak = _write_file(stem_uri, samples, rate_hz, settings)
+        write_audio(storage, residual_uri, heard - samples, rate_hz, settings.stem_format)
+    peak = write_audio(storage, stem_uri, samples, rate_hz, settings.stem_format)
     return StemFacts(
         duration_s=num_samples / rate_hz,
         sample_rate_hz=rate_hz,
@@ -173,17 +171,3 @@ def write_stem(clip: Clip, stem: Stem, settings: WriteSettings) -> StemFacts:
         stem_format=settings.stem_format,
         input_gain_db=stem.input_gain_db,
     )
-
-
-def _write_file(uri: str, samples: Samples, rate_hz: int, settings: WriteSettings) -> float:
-    part = AudioPart(
-        sample_rate_hz=rate_hz, num_channels=len(samples), start=0, num_samples=samples.shape[1]
-    )
-    with settings.storage.temporary(uri) as temporary:
-        writer = StemWriter(temporary, part, settings.stem_format)
-        try:
-            writer.write(samples)
-        finally:
-            writer.close()
-        settings.storage.publish(uri, temporary)
-    return writer.peak

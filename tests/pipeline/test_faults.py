@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import resource
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +19,7 @@ import faulty_storage
 import tone_runs
 import tones
 from faulty_storage import Fault, FaultyFileSystem
+from full_disk import no_file_above
 from pipelines import options as flags
 from transforms import retries
 from transforms.audio import libsndfile
@@ -133,7 +132,8 @@ def test_each_row_that_storage_keeps_failing_is_a_dead_letter_that_says_so(
         {
             "clip/0": "permission",
             "clip/1": "missing",
-            **{f"clip/{number}": "io_error" for number in (2, 3, 4, 5)},
+            **{f"clip/{number}": "io_error" for number in (2, 3, 4)},
+            "clip/5": "disk_full",
             "clip/6": "truncated",
         },
     )
@@ -160,27 +160,16 @@ def test_storage_that_ends_in_the_middle_ends_the_run_and_resuming_completes_it(
     assert record["books"]["finished_before"] == NUM_ROWS
 
 
-@contextmanager
-def _no_file_above(num_bytes: int) -> Iterator[None]:
-    """A disk on which larger files do not fit: writing them fails in the middle."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("form", ["flac", pytest.param("wav", marks=pytest.mark.slow)])
 def test_a_stem_that_does_not_fit_onto_the_disk_leaves_nothing_behind(
     made: Path, tmp_path: Path, form: str
 ) -> None:
-    with _no_file_above(20_000):
+    with no_file_above(20_000):
         code = _run(made / "in", tmp_path / "out", "--stem_format", form)
     assert code == flags.EXIT_FAILURE_RATE
     letters = tone_runs.table(tmp_path / "out", "dead_letters")
     metrics = tone_runs.table(tmp_path / "out", "metrics")
-    assert {(row["stage"], row["error_type"]) for row in letters} == {("write", "io_error")}
+    assert {(row["stage"], row["error_type"]) for row in letters} == {("write", "disk_full")}
     assert all(f".{form}: " in row["message"] for row in letters)
     assert len(letters) >= NUM_ROWS - 1  # one is little more than a pure tone, and small as FLAC
     assert len(letters) + len(metrics) == NUM_ROWS

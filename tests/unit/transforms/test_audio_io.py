@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import time
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def test_equal_samples_give_equal_bytes_at_any_time(tmp_path: Path, form) -> Non
         writer = StemWriter(str(tmp_path / "x"), part, form)
         writer.write(_noise().T[:, :begin])
         writer.write(_noise().T[:, begin:])
-        writer.close()
+        writer.complete()
         contents.add((tmp_path / "x").read_bytes())
         time.sleep(1.1)  # the header of a float WAV would hold the second
     assert len(contents) == 1
@@ -97,7 +98,7 @@ def test_flac_saturates_and_says_the_peak(tmp_path: Path) -> None:
     part = AudioPart(sample_rate_hz=8_000, num_channels=1, start=0, num_samples=3)
     writer = StemWriter(str(tmp_path / "x"), part, "flac")
     writer.write(np.array([[-2.0, 0.5, 1.5]], np.float32))
-    writer.close()
+    writer.complete()
     assert writer.peak == 2.0
     np.testing.assert_allclose(soundfile.read(tmp_path / "x")[0], [-1, 0.5, 1], atol=2**-22)
 
@@ -107,7 +108,7 @@ def test_a_float_stem_beyond_four_gigabytes_becomes_rf64(tmp_path: Path, monkeyp
     part = AudioPart(sample_rate_hz=8_000, num_channels=1, start=0, num_samples=3)
     writer = StemWriter(str(tmp_path / "x"), part, "wav")
     writer.write(np.array([[0.1, 0.2, 0.3]], np.float32))
-    writer.close()
+    writer.complete()
     assert soundfile.info(tmp_path / "x").format == "RF64"
 
 
@@ -118,6 +119,9 @@ def test_a_float_stem_beyond_four_gigabytes_becomes_rf64(tmp_path: Path, monkeyp
         (PermissionError(), "permission"),
         (IsADirectoryError(), "not_a_file"),
         (ConnectionResetError(), "io_error"),
+        (OSError(errno.ENOSPC, "full"), "disk_full"),
+        (OSError(errno.EDQUOT, "over quota"), "disk_full"),
+        (OSError(errno.EFBIG, "too large"), "disk_full"),
         (AudioError("silent", ""), "silent"),
     ],
 )
