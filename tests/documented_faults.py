@@ -113,6 +113,7 @@ FILES: dict[str, tuple[str, ...]] = {
     ),
     "permission": ("denied://bucket/a.wav", "faulty://in/403.wav"),
     "not_a_file": ("folder.wav", "pipe.wav", "/dev/zero"),
+    "disk_full": ("faulty://in/full.wav",),
     "io_error": ("faulty://in/503.wav", "faulty://in/reset.wav", "loop.wav", "nonsense://b/a.wav"),
     "empty_file": ("empty.wav",),
     "not_audio": ("text.wav", "cut.flac", "raises.wav"),
@@ -168,8 +169,8 @@ ERRORS: dict[tuple[str, str], list[Fault]] = {
         Fault(columns=_mixture("simplecache::memory://bucket/a"), said="may stand before ::"),
     ],
     ("permission", "write"): [Fault(columns={**PLAIN, "dataset": "forbidden"}, said="forbidden")],
+    ("disk_full", "write"): [Fault(columns={**PLAIN, "dataset": "full"}, said="no space left")],
     ("io_error", "write"): [
-        Fault(columns={**PLAIN, "dataset": "full"}, said="no space left"),
         Fault(columns={**PLAIN, "dataset": "broken"}, said="the store answered 503"),
     ],
     ("decoder_crashed", "read"): [
@@ -533,6 +534,7 @@ def _storage_faults() -> list[faulty_storage.Fault]:
         fault(pattern=r"/in/429\.wav", kind="status", status=429),
         fault(pattern=r"/in/503\.wav", kind="status", status=503),
         fault(pattern=r"/in/reset\.wav", kind="reset"),
+        fault(pattern=r"/in/full\.wav", kind="full"),
         fault(pattern=r"/in/short\.wav", kind="short"),
         fault(pattern="/stems/dataset=full/", kind="full", mode="w"),
         fault(pattern="/stems/dataset=forbidden/", kind="status", status=403, mode="w"),
@@ -691,10 +693,20 @@ RELIABILITY: dict[str, Case] = {
     "storage fails for good in the middle, where the journal or the tables are written": (
         _ends_and_is_resumed(_written("/journal/", "status"), _written("/metrics/", "reset"))
     ),
-    "the disk is full while a stem is written": [
-        Fault(columns={**PLAIN, "dataset": "full"}, code="io_error"),
-        Fault(columns=_mixture("long.wav", dataset="full"), code="io_error"),
+    "the disk is full while a stem, a residual or a rendered mixture is written, to its very last "
+    "byte": [
+        Fault(columns={**PLAIN, "dataset": "full"}, code="disk_full"),
+        Fault(columns=_mixture("long.wav", dataset="full"), code="disk_full"),
     ],
+    "the power fails, or the machine stops": Elsewhere(
+        ("unit/transforms/test_durability.py::test_a_row_is_booked_after_its_files_are_on_disk",)
+    ),
+    "`stems/`, `metrics/`, … or the whole output is a link to another disk": Elsewhere(
+        (
+            "pipeline/test_linked_folders.py::test_every_part_of_an_output_may_lie_elsewhere",
+            "pipeline/test_linked_folders.py::test_the_output_may_be_a_link",
+        )
+    ),
     "the disk is full while the journal, metrics or the record are written": _ends_and_is_resumed(
         _written("/journal/", "full"),
         _written("/metrics/", "full"),

@@ -8,7 +8,7 @@ import errno
 import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import soundfile
@@ -155,7 +155,7 @@ class StemWriter:
             )
         except soundfile.LibsndfileError as err:
             self._raw.close()
-            raise self._failure(err) from err
+            self._fail(err)
         _leave_out_the_date(self._file)
         self.peak = 0.0
 
@@ -172,7 +172,7 @@ class StemWriter:
         try:
             self._file.write(clipped.T)
         except (soundfile.LibsndfileError, AssertionError) as err:  # the latter: fewer than given
-            raise self._failure(err) from err
+            self._fail(err)
         self._require_written()
 
     def complete(self) -> None:
@@ -194,14 +194,13 @@ class StemWriter:
 
     def _require_written(self) -> None:
         if self._raw.error is not None:
-            raise self._failure(self._raw.error) from self._raw.error
+            self._fail(self._raw.error)
 
-    def _failure(self, error: Exception) -> WriteError:
-        """What the system said of it, or else what libsndfile did."""
-        if self._raw.error is not None:
-            return WriteError(*self._raw.error.args[:2], self._uri)
-        reason = getattr(error, "error_string", "not all samples were taken")
-        return WriteError(f"{self._uri}: cannot be written: {reason}")
+    def _fail(self, error: Exception) -> NoReturn:
+        """Raises what the system said, or else what libsndfile did."""
+        cause = self._raw.error or error
+        reason = getattr(cause, "error_string", str(cause) or "not all samples were taken")
+        raise WriteError(f"{self._uri}: cannot be written: {reason}") from cause
 
 
 def require_whole(path: str, part: AudioPart) -> None:
