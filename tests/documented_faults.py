@@ -377,7 +377,7 @@ def _write_files(folder: Path) -> None:
             tar.addfile(member)
     _Handler.clip = (folder / "plain.wav").read_bytes()
     (folder.parent / "store").mkdir()
-    for name in ("403", "404", "429", "503", "reset", "short", *map(str, range(6))):
+    for name in ("403", "404", "429", "503", "reset", "short", "full", *map(str, range(6))):
         (folder.parent / "store" / f"{name}.wav").write_bytes(_Handler.clip)
 
 
