@@ -20,8 +20,8 @@ from manifests.publishing import ShortTransferError
 from metric_rows import PROVENANCE
 from model.transience import RetryPolicy
 from transforms import audio_io
+from transforms.audio.parts import AudioPart
 from transforms.audio_io import StemFormat, StemWriter, WriteError, require_whole
-from transforms.decoding import AudioPart
 from transforms.elements import MetricsRow, ScoredClip, Scores, SeparatedClip, Stem
 from transforms.journal import write_piece
 from transforms.storage import Storage
