@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 
 from transforms import isolation
-from transforms.audio import decoding
+from transforms.audio import decoding, libsndfile
 from transforms.audio.parts import AudioError, AudioPart, AudioReader, Request
 from transforms.elements import Samples
 from transforms.storage import Storage
@@ -215,9 +215,10 @@ def require_whole(path: str, part: AudioPart) -> None:
             found = file.samplerate, file.channels, file.frames
             if found == expected:  # so says its header; a FLAC may end before all the same
                 file.seek(part.num_samples - 1)
-                found = (*found[:2], part.num_samples - 1 + len(file.read(2)))
-    except soundfile.LibsndfileError as err:
-        raise WriteError(f"is not whole: {err.error_string}") from err
+                last = np.empty((2, part.num_channels), np.float32)
+                found = (*found[:2], part.num_samples - 1 + libsndfile.read_into(last, file))
+    except libsndfile.DECODER_ERRORS as err:
+        raise WriteError(f"is not whole: {getattr(err, 'error_string', err)}") from err
     if found != expected:
         raise WriteError(f"is not whole: rate, channels and samples are {found} of {expected}")
 

@@ -24,7 +24,7 @@ _UNSET_BYTES = 0x7F00_0000
 _UNSET_FRAMES = 2**62
 _MP3_FRAMES = 4 * 1_152
 _DROPPED_AT_ONCE = 2**16
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     soundfile.LibsndfileError,
     TypeError,
     RuntimeError,
@@ -33,6 +33,7 @@ _DECODER_ERRORS = (
     MemoryError,
     SystemError,
 )
+"""What libsndfile and its binding raise over content, whatever is in it."""
 
 
 class RefusedError(Exception):
@@ -81,7 +82,7 @@ def opened(
     found = _looked_at(raw, form, audio_start, request.uri)
     try:
         file = soundfile.SoundFile(found.source, closefd=False)
-    except _DECODER_ERRORS as err:
+    except DECODER_ERRORS as err:
         raise RefusedError(_reason(err)) from err
     with file:
         if file.frames >= _UNSET_FRAMES or (form is not MP3 and file.format in {"MP3", "MPEG"}):
@@ -238,7 +239,7 @@ def read_into(block: Samples, file: soundfile.SoundFile) -> int:
 def _decoding(uri: str) -> Iterator[None]:
     try:
         yield
-    except _DECODER_ERRORS as err:
+    except DECODER_ERRORS as err:
         raise AudioError("not_audio", f"{uri}: cannot be decoded: {_reason(err)}") from err
 
 
