@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.codec import iter_rows
+from manifests.files import existing_path, links_of
 from manifests.row import EXTRA_PREFIX, ManifestRow
 from pipelines.config import SeparateConfig
 from pipelines.options import UsageError
@@ -253,11 +255,17 @@ class _Places:
 
     def hold(self, uri: str) -> bool:
         """Whether ``uri``, or the archive that it lies in, is in one of the folders, or is one."""
-        address = uri.rsplit("::", 1)[-1] if "://" in uri else uri
+        address = links_of(uri)[-1]
+        try:
+            path = self._storage.local_path(address)
+        except ValueError:  # a file:// URI of another machine: nothing here is meant
+            return False
+        if path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                address = path = existing_path(path)
         for place in self._spellings(address):
             if any(place[:end] in self._prefixes for end in range(1, len(place) + 1)):
                 return True
-        path = self._storage.local_path(address)
         return path is not None and "\x00" not in path and self._above(os.path.realpath(path))
 
     def _spellings(self, uri: str) -> Iterator[tuple[str, ...]]:

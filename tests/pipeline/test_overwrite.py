@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,3 +301,18 @@ def test_uris_that_lead_nowhere_do_not_stop_the_check(made: Path, out: Path) -> 
     config: Any = type("Config", (), {"overwrite": True, "output": str(out)})
     with pytest.raises(UsageError, match="lies in --output"):
         clearing.require_apart(config, Storage(), [("it", str(out))])
+
+
+def test_places_that_are_written_in_other_ways_are_the_same(tmp_path: Path) -> None:
+    out = tmp_path / unicodedata.normalize("NFC", "März 1")
+    (out / "stems").mkdir(parents=True)
+    places = clearing._Places(Storage(), clearing._deleted_from(str(out)))
+    clip = out / "stems" / "a.wav"
+    clip.touch()
+    encoded = clip.as_uri()
+    for uri in (encoded, encoded.replace("file://", "file:"), f"zip://x.wav::{encoded}"):
+        assert places.hold(uri)
+    assert places.hold(encoded.replace("file://", "file://localhost"))
+    assert places.hold(unicodedata.normalize("NFD", str(clip)))
+    for uri in ("file://server/x.wav", "http://[::1]/x.wav", f"{tmp_path}/a::b.wav"):
+        assert not places.hold(uri)
