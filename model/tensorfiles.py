@@ -124,7 +124,9 @@ def _read_torch(path: Path, where: str) -> Any:
             message = f"{where}: the pickle asks for {name}, which is not data; it was not run"
             raise UnsafePickleError(message) from err
         raise DamagedFileError(f"{where}: a damaged torch file: {_reason(err)}") from err
-    except (EOFError, RuntimeError, ValueError, KeyError, IndexError) as err:
+    except OSError:
+        raise
+    except Exception as err:  # any type at all: damaged bytes call what was not meant to be called
         message = f"{where}: a damaged torch file, or only a part of one: {_reason(err)}"
         raise DamagedFileError(message) from err
 
