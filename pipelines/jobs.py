@@ -153,7 +153,7 @@ def _run(job: Job, options: PipelineOptions) -> int:
         _dataflow().check(config, options)
     storage = outputs.storage_of(config)
     require_ended = functools.partial(_require_ended, options=options)
-    with outputs.usable(config.output):
+    with outputs.usable(config.output, "read"):
         outputs.require_free(config, storage, require_ended)
         earlier = outputs.examine(config, storage, job.command)
     outputs.require_no_job(earlier, config, require_ended)

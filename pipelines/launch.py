@@ -190,7 +190,7 @@ def _examined(
     config: SeparateConfig, storage: Storage, require_ended: RequireEnded
 ) -> tuple[list[ManifestFacts], ModelFacts]:
     """What the output folder, the manifests and the model say, before anything is written."""
-    with usable(config.output):
+    with usable(config.output, "read"):
         require_free(config, storage, require_ended)
         earlier = examine(config, storage, SEPARATE)
     try:

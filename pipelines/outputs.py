@@ -123,8 +123,8 @@ def _command_of(record: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def usable(output: str) -> Iterator[None]:
-    """Names ``--output`` in what a storage has against it.
+def usable(output: str, done: str = "written") -> Iterator[None]:
+    """Names ``--output`` in what a storage has against it, as it is ``read`` or ``written``.
 
     Raises:
         UsageError: its scheme is not known, needs a package that is not installed, or the folder
@@ -141,7 +141,7 @@ def usable(output: str) -> Iterator[None]:
         extra = "; this project's extra s3 brings it" if output.startswith("s3") else ""
         raise UsageError(f"--output {output}: {err}{extra}") from err
     except (OSError, ValueError) as err:
-        raise UsageError(f"--output: cannot be used: {describe(err, output)}") from err
+        raise UsageError(f"--output: cannot be {done}: {describe(err, output)}") from err
 
 
 def clear(config: SeparateConfig, storage: Storage, earlier: Earlier, command: str) -> list[str]:

@@ -86,7 +86,7 @@ def test_a_device_that_is_not_there(
     [
         ("{folder}/file", "expected a folder"),
         ("{folder}/file/below/it", "expected a folder"),
-        ("/proc/no_place_for_results", "--output: cannot be used"),
+        ("/proc/no_place_for_results", "--output: cannot be written"),
         ("nonsense://bucket/out", "nonsense"),
         ("s3://bucket/out", "Install s3fs to access S3; this project's extra s3 brings it"),
         ("{folder}/done", "add --resume"),
