@@ -37,6 +37,7 @@ from model.separator import Capabilities
 from pipelines import options as flags
 from pipelines import score, separate, synthesize
 from transforms import isolation, transfers
+from transforms.audio import libsndfile
 
 GOOD = ""
 """In the place of a code: the row has its stem."""
@@ -405,13 +406,13 @@ def _isolated(folder: Path) -> Iterator[None]:
             isolation._IDLE.pop().end()
 
 
-def _raising_read(self: soundfile.SoundFile, *args: Any, **kwargs: Any) -> Any:
-    if self.samplerate == tones.RATE_HZ + 1:
+def _raising_read(block: np.ndarray, file: soundfile.SoundFile) -> int:
+    if file.samplerate == tones.RATE_HZ + 1:
         raise SystemError("the decoder has lost its mind")
-    return _READ(self, *args, **kwargs)
+    return _READ(block, file)
 
 
-_READ = soundfile.SoundFile.read
+_READ = libsndfile.read_into
 
 
 def _late_down(_: transfers.InPlace, tensor: torch.Tensor) -> transfers.Arriving:
@@ -432,7 +433,7 @@ def faulty_models(capabilities: Capabilities | None = None) -> Iterator[None]:
         stack.enter_context(
             mock.patch.object(tenacity.nap, "time", SimpleNamespace(sleep=lambda _: None))
         )
-        stack.enter_context(mock.patch.object(soundfile.SoundFile, "read", _raising_read))
+        stack.enter_context(mock.patch.object(libsndfile, "read_into", _raising_read))
         stack.enter_context(mock.patch.object(transfers.InPlace, "down", _late_down))
         loaded = stack.enter_context(tone_runs.tones_as_models())
         separator = FaultyTones()
@@ -714,7 +715,8 @@ RELIABILITY: dict[str, Case] = {
     ),
     "memory too small for a batch": _lost("out_of_memory", "out_of_memory.wav"),
     "the decoder raises an error, of whatever type, on one clip": _lost("not_audio", "raises.wav"),
-    "the decoder *crashes the process* on one clip (a segmentation fault in libsndfile)": [
+    "the decoder *crashes the process* on one clip (a segmentation fault in libsndfile or FFmpeg), "
+    "or hangs for 60 s": [
         Fault(columns=_mixture("poison.wav"), job="isolated", code="decoder_crashed"),
         Fault(columns=PLAIN, job="isolated", code=GOOD),
     ],
