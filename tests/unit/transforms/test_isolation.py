@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,7 +16,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from bench.formats import by_pyav
+from bench.formats import signal as noise
 from transforms import isolation
+from transforms.audio import decoding
 from transforms.audio.parts import AudioError, AudioPart, Request
 from transforms.audio_io import open_audio
 from transforms.storage import Storage
@@ -125,6 +129,33 @@ def test_a_process_that_dies_is_the_fault_of_its_file(wav: str) -> None:
         assert reader.part == AudioPart(
             sample_rate_hz=RATE_HZ, num_channels=2, start=0, num_samples=4_000
         )
+
+
+def test_a_process_that_is_silent_is_ended(wav: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_audio(APART, wav) as reader:
+        pid = reader._decoder._process.pid
+        os.kill(pid, signal.SIGSTOP)
+        monkeypatch.setattr(isolation, "SILENCE_S", 0.05)
+        with pytest.raises(AudioError, match="no answer within") as caught:
+            reader.read()
+    assert caught.value.code == "decoder_crashed"
+    assert not Path(f"/proc/{pid}").exists()
+    assert isolation._IDLE == []
+
+
+def test_counting_samples_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that takes long to count gives signs of life while it is counted."""
+    signs: list[object] = []
+    monkeypatch.setattr(isolation, "_SIGN_S", 0.0)
+    ours, theirs = multiprocessing.Pipe()
+    working = isolation._Signs(theirs)
+    data = by_pyav(noise(16_000), 16_000, "adts", "aac")
+    with decoding.decoded(io.BytesIO(data), Request(uri="x"), working) as reader:
+        assert reader.part.num_samples > 48_000
+    while ours.poll():
+        signs.append(ours.recv())
+    assert len(signs) > 10
+    assert set(signs) == {isolation._WORKING}
 
 
 def test_threads_do_not_wait_for_one_another(wav: str) -> None:
