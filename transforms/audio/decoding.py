@@ -31,6 +31,8 @@ def decoded(
     """
     audio_start, head = headers.audio_start(raw)
     form = recognised(head)
+    # Before libsndfile reads: it moves the place of the descriptor under ``raw``.
+    is_plain_wav = form is WAV and headers.is_plain_wav(raw)
     with contextlib.ExitStack() as stack:
         links: tuple[int, ...]
         reader, refusal, links = None, "", ()
@@ -40,7 +42,7 @@ def decoded(
             except libsndfile.RefusedError as err:
                 refusal, links = str(err), err.links
         if reader is None:
-            if form is WAV and headers.is_plain_wav(raw):  # FFmpeg reads some of them wrongly
+            if is_plain_wav:  # FFmpeg reads some of them wrongly
                 raise AudioError("not_audio", f"{request.uri}: cannot be decoded: {refusal}")
             reader = stack.enter_context(_by_ffmpeg(raw, request, working, refusal, links))
         yield reader
