@@ -42,6 +42,7 @@ _TABLES: Mapping[str, re.Pattern[str]] = {
     DEAD_LETTERS: re.compile(rf"part-\d{{3,}}-{_FILE}"),
     MANIFEST: re.compile(rf"rows-{_FILE}"),
 }
+_SET_ASIDE = re.compile(rf"(.*/)?_part-\d{{3,}}-{_FILE}\.damaged")
 _PIECE = re.compile(r"[0-9a-f]{32}\.parquet")
 SEPARATE, SCORE, SYNTHESIZE = "pipelines.separate", "pipelines.score", "pipelines.synthesize"
 _AUDIO: Mapping[str, tuple[str, ...]] = {
@@ -116,7 +117,8 @@ def written(
     config = (record or {}).get("config")
     before = config.get("output") if isinstance(config, Mapping) else None
     named: set[str] = set()
-    tables, unreadable = [], []
+    tables: list[str] = []
+    unreadable: list[str] = []
     candidates = [uri for name in _TABLES for uri in tables_in(storage, output, name)]
     for uri in (*candidates, *pieces_in(storage, output)):
         try:
@@ -129,6 +131,8 @@ def written(
             named |= names
         if uri in candidates:
             tables.append(uri)
+    for name in (METRICS, DEAD_LETTERS):
+        tables += _matching(storage, join(output, name), _SET_ASIDE, ".damaged")
     audio: list[str] = []
     unknown: list[str] = []
     for folder in _AUDIO[command]:
@@ -205,7 +209,7 @@ def require_apart(
     """
     if not config.overwrite:
         return
-    places = _Places(storage, _deleted_from(config.output))
+    places = Places(storage, _deleted_from(config.output))
     for what, uri in reads:
         if places.hold(uri):
             raise UsageError(
@@ -239,7 +243,7 @@ def _deleted_from(output: str) -> list[str]:
     return [output, *(join(output, name) for name in folders)]
 
 
-class _Places:
+class Places:
     """Whether URIs lead into some folders: compared are places, not spellings."""
 
     def __init__(self, storage: Storage, folders: Iterable[str]) -> None:

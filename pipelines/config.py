@@ -55,6 +55,7 @@ class SeparateConfig:
         stem_format: ``flac`` or ``wav``.
         residual: whether residuals are written.
         resume: go on with what is in ``output``.
+        verify: look at the stems of finished rows before they are trusted.
         overwrite: delete what earlier runs wrote into ``output`` first.
         force_unlock: take ``output`` although another run holds it.
         max_failure_rate: above it the exit code is 1.
@@ -82,6 +83,7 @@ class SeparateConfig:
     stem_format: str
     residual: bool
     resume: bool
+    verify: bool
     overwrite: bool
     force_unlock: bool
     max_failure_rate: float
@@ -132,6 +134,8 @@ def separate_config(options: PipelineOptions, command: Sequence[str] = ()) -> Se
         raise UsageError("--output is required")
     if output.resume and output.overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
+    if output.verify and not output.resume:
+        raise UsageError("--verify goes with --resume: it looks at stems of an earlier run")
     try:
         devices.require_name(model.device)
     except ValueError as err:
@@ -168,6 +172,7 @@ def separate_config(options: PipelineOptions, command: Sequence[str] = ()) -> Se
         stem_format=output.stem_format,
         residual=output.residual,
         resume=output.resume,
+        verify=output.verify,
         overwrite=output.overwrite,
         force_unlock=output.force_unlock,
         max_failure_rate=output.max_failure_rate,

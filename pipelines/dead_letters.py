@@ -29,25 +29,34 @@ class WriteDeadLetters(beam.PTransform[Any, Any]):
     """Failures → the table of dead letters, without credentials in its messages.
 
     Out: ``(uri, rows)`` of its files.
+
+    Attributes:
+        uri: the output folder.
+        storage: how it is reached.
+        prefix: of the files' names.
+        names: PCollection of ``extra_…`` columns; None: those of the rows.
+        kept: PCollection of ``TableRow``: dead letters of earlier attempts that stay.
     """
 
     uri: str
     storage: Storage
     prefix: str = "part-000"
+    names: Any = None
+    kept: Any = None
 
     def expand(self, failed: Any) -> Any:
         """Wires the steps."""
-        return (
-            failed
-            | "Rows"
-            >> beam.Map(_dead_letter, secrets_of(self.storage.options)).with_output_types(TableRow)
-            | "Write"
-            >> WriteTable(
-                uri=join(self.uri, DEAD_LETTERS),
-                schema=DEAD_LETTER_SCHEMA,
-                storage=self.storage,
-                prefix=self.prefix,
-            )
+        rows = failed | "Rows" >> beam.Map(
+            _dead_letter, secrets_of(self.storage.options)
+        ).with_output_types(TableRow)
+        if self.kept is not None:
+            rows = (rows, self.kept) | "WithKept" >> beam.Flatten()
+        return rows | "Write" >> WriteTable(
+            uri=join(self.uri, DEAD_LETTERS),
+            schema=DEAD_LETTER_SCHEMA,
+            storage=self.storage,
+            prefix=self.prefix,
+            names=self.names,
         )
 
 

@@ -158,7 +158,7 @@ def _run(job: Job, options: PipelineOptions) -> int:
         earlier = outputs.examine(config, storage, job.command)
     outputs.require_no_job(earlier, config, require_ended)
     manifests = run_record.manifest_facts(config.manifests, storage)
-    if earlier.record is not None:
+    if earlier.exists:
         reads = clearing.reads_of(config, manifests, storage, job.reads)
         clearing.require_apart(config, storage, reads)
     record = run_record.new_record(

@@ -19,7 +19,7 @@ from manifests.errors import ManifestError
 from model.fetch import CheckpointError
 from model.registry import UnknownModelError
 from model.separator import Capabilities
-from pipelines.clearing import SEPARATE, reads_of, require_apart
+from pipelines.clearing import SEPARATE, reads_of, remove_working_files, require_apart
 from pipelines.closing import closing_lines
 from pipelines.config import SeparateConfig
 from pipelines.engines import DATAFLOW
@@ -49,12 +49,15 @@ from pipelines.outputs import (
     require_free,
     require_no_job,
     require_same_settings,
+    resumed_lines,
     say,
+    sources_after,
     storage_of,
     tidy,
     usable,
 )
 from pipelines.plan import (
+    BOOKS,
     ERROR_FILE,
     Plan,
     model_choice,
@@ -71,6 +74,7 @@ from pipelines.run_record import (
 )
 from pipelines.wiring import SeparateManifest
 from transforms import models
+from transforms.books import Resumed, read_resumed
 from transforms.redaction import redact, redacted
 from transforms.storage import Storage, join
 
@@ -152,6 +156,12 @@ def _run(
         attempt=earlier.attempt,
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+    record["sources"] = sources_after(config, storage, earlier)
+    if config.resume and earlier.damage is not None:
+        say(
+            f"{join(config.output, FILE)} {earlier.damage}: what its rows were made with is not "
+            "known, and those of this manifest are done again"
+        )
     plan = _plan(config, storage, earlier, facts)
     total = _total_rows(config, manifests)
     with usable(config.output):
@@ -168,8 +178,14 @@ def _run(
         lock.check()
         if not outcome.books.balanced:
             raise JobError(f"the books do not balance: {outcome.books}")
-        write_record(storage, join(config.output, FILE), _finished(record, outcome))
-    return _finish(plan, earlier, outcome)
+        tidy(config, storage, earlier)
+        resumed = read_resumed(storage, plan.uri(BOOKS))
+        others = resumed.others + resumed.letters
+        record["sources"] = sources_after(config, storage, earlier, others=others)
+        if plan.kept:
+            record["resumed"] = dataclasses.asdict(resumed)
+        write_record(storage, plan.uri(FILE), _finished(record, outcome))
+    return _finish(plan, resumed, outcome)
 
 
 def _plan(config: SeparateConfig, storage: Storage, earlier: Earlier, facts: ModelFacts) -> Plan:
@@ -179,6 +195,8 @@ def _plan(config: SeparateConfig, storage: Storage, earlier: Earlier, facts: Mod
         attempt=earlier.attempt,
         metrics_uris=earlier.metrics_uris,
         journal_uris=earlier.journal_uris,
+        letter_uris=earlier.letter_uris,
+        rules=earlier.rules,
         model_rate_hz=facts.rate_hz,
         window_samples=facts.window_samples,
         capabilities=facts.capabilities,
@@ -196,7 +214,7 @@ def _examined(
     try:
         require_no_job(earlier, config, require_ended)
         manifests = manifest_facts(config.manifests, storage)
-        if earlier.record is not None:
+        if earlier.exists:
             require_apart(config, storage, reads_of(config, manifests, storage))
         return manifests, model_facts(config)
     except _UNUSABLE as err:
@@ -313,13 +331,15 @@ def _finished(record: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _finish(plan: Plan, earlier: Earlier, outcome: Outcome) -> int:
+def _finish(plan: Plan, resumed: Resumed, outcome: Outcome) -> int:
     """Tidies up and says what came of a run that ``run.json`` calls finished."""
     config, books = plan.config, outcome.books
     with finishing(config.secrets):
-        tidy(config, plan.storage, earlier)
+        remove_working_files(plan.storage, config.output)
     outcome.measurements.log()
     with finishing(config.secrets):
+        for line in resumed_lines(resumed):
+            say(line)
         for text in closing_lines(plan, books, outcome.measurements, wall_s=outcome.wall_s):
             sys.stdout.write(redact(text) + "\n")
     if books.failure_rate > config.max_failure_rate:

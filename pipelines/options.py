@@ -199,7 +199,16 @@ class OutputOptions(PipelineOptions):
         group.add_argument(
             "--resume",
             action="store_true",
-            help="Go on with what an earlier run left in --output; finished rows are skipped.",
+            help="Go on with what an earlier run left in --output: finished rows are skipped where "
+            "the manifest says the same of them, and done again where it does not. Rows that are "
+            "no longer in the manifest leave the tables when all manifests of the earlier runs "
+            "are given again; with another manifest, or --manifest OUTPUT/dead_letters, they stay.",
+        )
+        group.add_argument(
+            "--verify",
+            action="store_true",
+            help="With --resume: look whether the stems of finished rows are there, readable and "
+            "as long as they should be; rows with others are done again.",
         )
         group.add_argument(
             "--overwrite",

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from manifests.schema import SCHEMA_VERSION
+from model import plain_text
 from pipelines import locks
 from pipelines.clearing import (
     SCORE,
     SEPARATE,
     SYNTHESIZE,
+    Places,
     delete,
     pieces_in,
-    remove_working_files,
     tables_in,
     written,
 )
 from pipelines.config import SeparateConfig
 from pipelines.options import UsageError
-from pipelines.plan import DEAD_LETTERS, METRICS, STAGING
+from pipelines.plan import DEAD_LETTERS, MANIFEST, METRICS, STAGING
 from pipelines.run_record import FILE, differences, read_record, write_record
 from transforms.access import UriAccess
 from transforms.audio_io import describe
+from transforms.books import Resumed
+from transforms.kept import BROKEN, CHANGED, DOUBLE, GONE, UNKNOWN, KeptRules
 from transforms.redaction import redact, redacted
 from transforms.storage import Storage, join
 
+COMMAND_LINE = "the command line"
+_ATTEMPT = re.compile(r"^part-(\d+)-")
 CLEARING = "clearing"
 
 
@@ -37,18 +43,29 @@ class Earlier:
     """What earlier runs left in an output folder.
 
     Attributes:
-        record: the last run's ``run.json``; None where there was no run.
+        record: the last run's ``run.json``; None where there was no run, or it is damaged.
+        damage: what is wrong with ``run.json``.
         attempt: of the run that comes now: 0 for the first.
         metrics_uris: files of metrics that it goes on with.
         journal_uris: files of the journal of a run that did not end.
-        dead_letter_uris: files of dead letters.
+        letter_uris: files of dead letters.
+        sources: manifests whose rows the output is about, as far as that is known.
+        rules: how what is there is held against the manifest.
     """
 
     record: Mapping[str, Any] | None
+    damage: str | None = None
     attempt: int = 0
     metrics_uris: tuple[str, ...] = ()
     journal_uris: tuple[str, ...] = ()
-    dead_letter_uris: tuple[str, ...] = ()
+    letter_uris: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    rules: KeptRules = dataclasses.field(default_factory=KeptRules)
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was there."""
+        return self.record is not None or self.damage is not None
 
 
 def storage_of(config: SeparateConfig, access: UriAccess | None = None) -> Storage:
@@ -80,38 +97,117 @@ def examine(config: SeparateConfig, storage: Storage, command: str) -> Earlier:
         UsageError: there is a run, and neither --resume nor --overwrite was given; or --overwrite
             was, and the run is another command's, or what is there is no run's.
     """
-    record = read_record(storage, join(config.output, FILE))
-    if record is None:
-        if config.overwrite and storage.list_files(config.output, ""):
+    uri, output = join(config.output, FILE), config.output
+    record, damage = _record(storage, uri)
+    metrics, letters = (tables_in(storage, output, name) for name in (METRICS, DEAD_LETTERS))
+    pieces = pieces_in(storage, output)
+    ours = [*metrics, *letters, *pieces, *tables_in(storage, output, MANIFEST)]
+    if record is None and damage is None and ours:
+        damage = "is missing"
+    if record is None and damage is None:
+        if config.overwrite and storage.list_files(output, ""):
             raise UsageError(
-                f"--overwrite: {config.output} has files but no {FILE}: it is not an output folder"
+                f"--overwrite: {output} has files but no {FILE}: it is not an output folder"
             )
         return Earlier(record=None)
+    if record is None and not ours:
+        raise UsageError(f"{uri} {damage}, and there are no tables of a run: move it away")
     if not (config.resume or config.overwrite):
+        also = "" if damage is None else f" (its {FILE} {damage})"
         raise UsageError(
-            f"{config.output} holds the results of a run; add --resume to go on with it, "
+            f"{output} holds the results of a run{also}; "
+            f"{'add --resume to go on with it, ' if command == SEPARATE else 'add '}"
             "--overwrite to begin again, or take another --output"
         )
     if config.overwrite:
-        before = _command_of(record)
+        before = command if record is None else _command_of(record)
         if before != command:
             raise UsageError(
-                f"--overwrite: {config.output} holds what {before} wrote, and {command} would not "
+                f"--overwrite: {output} holds what {before} wrote, and {command} would not "
                 "write it again; take another --output"
             )
-        return Earlier(record=record)
-    if record.get("status") == CLEARING:
+        return Earlier(record=record, damage=damage)
+    if record is not None and record["status"] == CLEARING:
         raise UsageError(
-            f"--resume: {config.output} was left by an --overwrite that was stopped while it "
+            f"--resume: {output} was left by an --overwrite that was stopped while it "
             "deleted earlier results; repeat it with --overwrite"
         )
+    sources = _sources_of(record)
     return Earlier(
         record=record,
-        attempt=int(record.get("attempt", 0)) + 1,
-        metrics_uris=tuple(tables_in(storage, config.output, METRICS)),
-        journal_uris=tuple(pieces_in(storage, config.output)),
-        dead_letter_uris=tuple(tables_in(storage, config.output, DEAD_LETTERS)),
+        damage=damage,
+        attempt=_attempt(record, [*metrics, *letters]),
+        metrics_uris=tuple(metrics),
+        journal_uris=tuple(pieces),
+        letter_uris=tuple(letters),
+        sources=sources,
+        rules=_rules(config, storage, sources, trusted=record is not None),
     )
+
+
+def _record(storage: Storage, uri: str) -> tuple[Mapping[str, Any] | None, str | None]:
+    """The record of the last run, or what is wrong with it."""
+    try:
+        record: Any = read_record(storage, uri)
+    except (ValueError, RecursionError):
+        return None, "is not JSON"
+    kinds = {"status": str, "settings": dict, "config": dict}
+    if record is None or (
+        isinstance(record, dict)
+        and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+    ):
+        return record, None
+    return None, "is not the record of a run"
+
+
+def _attempt(record: Mapping[str, Any] | None, tables: Sequence[str]) -> int:
+    """The next one: no file of an earlier attempt has its name, whatever the record says."""
+    before = [int(name) for uri in tables for name in _ATTEMPT.findall(uri.rsplit("/", 1)[-1])]
+    known = (record or {}).get("attempt")
+    return max([*before, known if isinstance(known, int) else 0]) + 1
+
+
+def _sources_of(record: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The manifests of all runs that an output holds; empty where that is not known."""
+    if record is None:
+        return ()
+    before = record["config"].get("manifests") or [COMMAND_LINE]
+    return tuple(record.get("sources") or before)
+
+
+def _given(config: SeparateConfig, storage: Storage) -> list[str]:
+    """The manifests of a run as ``run.json`` names them, but for the output's own dead letters."""
+    letters = Places(storage, [join(config.output, DEAD_LETTERS)])
+    own = [uri.rstrip("/") for uri in config.manifests if not letters.hold(uri)]
+    return list(map(str, redacted(own)))
+
+
+def _rules(
+    config: SeparateConfig, storage: Storage, sources: Sequence[str], *, trusted: bool
+) -> KeptRules:
+    given = _given(config, storage)
+    return KeptRules(
+        covers=bool(sources) and {uri.rstrip("/") for uri in sources} <= set(given),
+        retrying=bool(config.manifests) and not given,
+        trusted=trusted,
+    )
+
+
+def sources_after(
+    config: SeparateConfig, storage: Storage, earlier: Earlier, *, others: int | None = None
+) -> list[str]:
+    """The manifests whose rows the output is about with this run.
+
+    Args:
+        config: of the run.
+        storage: how files are reached.
+        earlier: what was there.
+        others: rows that stay and are not in its manifests; None: not known yet.
+    """
+    given = [COMMAND_LINE] if config.rows else _given(config, storage)
+    if given and (others == 0 or earlier.rules.covers):
+        return given
+    return list(dict.fromkeys([*earlier.sources, *given]))
 
 
 def _command_of(record: Mapping[str, Any]) -> str:
@@ -146,11 +242,12 @@ def usable(output: str, done: str = "written") -> Iterator[None]:
 
 def clear(config: SeparateConfig, storage: Storage, earlier: Earlier, command: str) -> list[str]:
     """Deletes what earlier runs wrote into the output folder; gives lines about what stays."""
-    if earlier.record is None:
+    if not earlier.exists:
         return []
     found = written(storage, config.output, earlier.record, command)
+    empty: Mapping[str, Any] = {"settings": {}, "config": {}}
     write_record(
-        storage, join(config.output, FILE), {**earlier.record, "status": CLEARING}
+        storage, join(config.output, FILE), {**(earlier.record or empty), "status": CLEARING}
     )  # a run that is stopped here is not resumed
     delete(storage, config.output, found)
     said = []
@@ -240,21 +337,31 @@ def require_same_settings(earlier: Earlier, settings: Mapping[str, Any]) -> None
 
 
 def tidy(config: SeparateConfig, storage: Storage, earlier: Earlier) -> None:
-    """Removes what only a running job needs, and dead letters that were tried again."""
-    if _same_rows(config, earlier):
-        storage.remove_files(earlier.dead_letter_uris, config.output)
-    remove_working_files(storage, config.output)
+    """Removes dead letters of earlier attempts: those that still stand are among the new ones."""
+    storage.remove_files(earlier.letter_uris, config.output)
 
 
-def _same_rows(config: SeparateConfig, earlier: Earlier) -> bool:
-    """Whether this run took the rows of the earlier one, or its dead letters."""
-    if earlier.record is None:
-        return False
-    before = earlier.record.get("config", {})
-    manifests, rows = redacted(config.manifests), [row.to_record() for row in config.rows]
-    if manifests == before.get("manifests") and not rows:
-        return True
-    dead_letters = join(config.output, DEAD_LETTERS)
-    return [uri.rstrip("/") for uri in config.manifests] == [dead_letters] or (
-        bool(rows) and redacted(rows) == before.get("rows")
-    )
+_LEFT = {
+    CHANGED: "{n} finished before with other content are done again",
+    GONE: "{n} finished before are no longer in the manifest and leave the tables, not the stems",
+    DOUBLE: "{n} that the tables had twice are there once",
+    BROKEN: "{n} whose stems are missing or cut leave the tables; those in the manifest are done "
+    "again",
+    UNKNOWN: "{n} are done again, since nothing says any more what they were made with",
+}
+
+
+def resumed_lines(resumed: Resumed) -> list[str]:
+    """What became of what earlier attempts had left."""
+    lines = [
+        f"{uri} could not be read ({reason}): its rows are done again"
+        for uri, reason in resumed.damaged.items()
+    ]
+    for why, count in resumed.left.items():
+        names = resumed.named.get(why, ())
+        more = f" and {count - len(names)} more" if count > len(names) else ""
+        said = _LEFT[why].format(n="1 row" if count == 1 else f"{count} rows")
+        lines.append(f"{said}: {', '.join(map(plain_text.one_line, names))}{more}")
+    if resumed.others:
+        lines.append(f"{resumed.others} finished rows that are not in this manifest stay")
+    return lines

@@ -8,6 +8,7 @@ from model import registry
 from model.separator import Capabilities
 from pipelines.config import SeparateConfig
 from transforms import models
+from transforms.kept import KeptRules
 from transforms.storage import Storage, join
 
 WORK = "_work"
@@ -34,6 +35,8 @@ class Plan:
         attempt: 0 for the first run into this output, 1 for the first that resumes it, …
         metrics_uris: files of metrics of earlier attempts.
         journal_uris: files of the journal that they left.
+        letter_uris: files of dead letters of earlier attempts.
+        rules: how what earlier attempts left is held against the manifest.
         model_rate_hz: of the model.
         window_samples: of the model.
         capabilities: of the model.
@@ -45,6 +48,8 @@ class Plan:
     attempt: int
     metrics_uris: tuple[str, ...]
     journal_uris: tuple[str, ...]
+    letter_uris: tuple[str, ...]
+    rules: KeptRules
     model_rate_hz: int
     window_samples: int
     capabilities: Capabilities
@@ -53,6 +58,11 @@ class Plan:
     def uri(self, name: str) -> str:
         """A place in the output folder."""
         return join(self.config.output, name)
+
+    @property
+    def kept(self) -> bool:
+        """Whether earlier attempts left anything to go on with."""
+        return bool(self.metrics_uris or self.journal_uris or self.letter_uris)
 
     @property
     def journal_interval_s(self) -> float:

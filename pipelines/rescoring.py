@@ -40,7 +40,7 @@ from transforms.foreign_stems import (
     without_embeddings,
 )
 from transforms.grouping import GroupByMixture
-from transforms.manifest_io import FINISHED, AdmitRows, ReadManifest
+from transforms.manifest_io import AdmitRows, ReadManifest
 from transforms.mixtures import ReadSettings
 from transforms.queries import EmbedQueries
 from transforms.scoring import ScoreStems, ScoringSettings
@@ -140,11 +140,7 @@ class ScoreManifest(beam.PTransform[Any, Any]):
         rows, invalid = root | "ReadManifest" >> ReadManifest(
             uris=self.config.manifests, storage=self.storage, access=self.places.access
         )
-        none = root | "NoneFinished" >> beam.Create([], reshuffle=False).with_output_types(str)
-        admitted, duplicates, finished = {
-            "rows": rows,
-            FINISHED: none,
-        } | "AdmitRows" >> AdmitRows()
+        admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
         queries, unembedded = self._queries(admitted)
         reading = ReadSettings(
             model_rate_hz=self.scoring.model_rate_hz,
@@ -166,7 +162,6 @@ class ScoreManifest(beam.PTransform[Any, Any]):
         all_failed = (invalid, duplicates, *unembedded, untaken) | "AllFailed" >> beam.Flatten()
         return {
             books.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
-            books.FINISHED_BEFORE: finished,
             books.STEMS: scored,
             books.DEAD: all_failed,
             books.METRICS_FILES: self._tables(scored),

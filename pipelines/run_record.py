@@ -110,7 +110,11 @@ def code_version() -> str:
 
 
 def read_record(storage: Storage, uri: str) -> dict[str, Any] | None:
-    """An earlier run's record; None where there is none."""
+    """An earlier run's record; None where there is none.
+
+    Raises:
+        ValueError: what is there is not JSON.
+    """
     try:
         record: dict[str, Any] = json.loads(storage.read_bytes(uri))
     except FileNotFoundError:

@@ -21,7 +21,7 @@ from transforms import books
 from transforms.access import UriAccess
 from transforms.audio.parts import MAX_RATE_HZ, MIN_RATE_HZ
 from transforms.audio_io import StemFormat
-from transforms.manifest_io import FINISHED, AdmitRows, ReadManifest
+from transforms.manifest_io import AdmitRows, ReadManifest
 from transforms.mixtures import ReadSettings
 from transforms.rendering import RenderMixtures, RenderSettings
 from transforms.storage import join
@@ -88,11 +88,7 @@ class SynthesizeManifest(beam.PTransform[Any, Any]):
         rows, invalid = root | "ReadManifest" >> ReadManifest(
             uris=self.uris, storage=settings.storage, access=self.access
         )
-        none = root | "NoneFinished" >> beam.Create([], reshuffle=False).with_output_types(str)
-        admitted, duplicates, finished = {
-            "rows": rows,
-            FINISHED: none,
-        } | "AdmitRows" >> AdmitRows()
+        admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
         rendered, failed = (
             admitted | "Spread" >> beam.Reshuffle() | "Render" >> RenderMixtures(settings)
         )
@@ -111,7 +107,6 @@ class SynthesizeManifest(beam.PTransform[Any, Any]):
         )
         return {
             books.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
-            books.FINISHED_BEFORE: finished,
             books.STEMS: rendered,
             books.DEAD: all_failed,
             books.METRICS_FILES: manifest,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, cast
 
 import apache_beam as beam
 
+from manifests.row import ManifestRow
 from manifests.schema import METRICS_SCHEMA
 from model.adaptation import Policy
 from model.conditioning import Normalisation
@@ -27,9 +29,18 @@ from transforms.attaching import AttachQueriesFn
 from transforms.audio_io import StemFormat
 from transforms.elements import MetricsRow
 from transforms.grouping import GroupByMixture
+from transforms.kept import (
+    AfterFiles,
+    CheckStems,
+    KeptRow,
+    LeaveTables,
+    NameSome,
+    ReadKept,
+    Reconcile,
+)
 from transforms.long_recordings import SeparateLongRecordings
 from transforms.lookahead import Overlap
-from transforms.manifest_io import FINISHED, AdmitRows, ReadManifest
+from transforms.manifest_io import AdmitRows, ReadManifest
 from transforms.mixtures import ReadSettings
 from transforms.network import NetworkSettings
 from transforms.queries import EmbedQueries
@@ -62,41 +73,80 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             storage=plan.storage,
             access=UriAccess(prefixes=plan.config.allowed_uri_prefix),
         )
-        kept = self._kept(root)
-        admitted, duplicates, finished = {
-            "rows": rows,
-            FINISHED: kept | "KeptIds" >> beam.Map(_kept_id).with_output_types(str),
-        } | "AdmitRows" >> AdmitRows()
+        plain = rows | "Columns" >> beam.FlatMap(_extra_names).with_output_types(str)
+        if plan.kept:
+            admitted, duplicates, kept, letters, names, counted = self._resumed(
+                root, rows, invalid, plain
+            )
+        else:
+            admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
+            kept = letters = None
+            names, counted = plain | "DistinctColumns" >> beam.Distinct(), {}
         policy = cast(Policy, plan.config.on_unsupported_query)
         asked, unsupported = admitted | "AdaptQueries" >> AdaptQueries(plan.capabilities, policy)
         mixtures = asked | "GroupByMixture" >> GroupByMixture()
         done, *failed = (mixtures, asked) | "Separate" >> Separate(plan)
         not_done = (invalid, duplicates, unsupported, *failed)
         all_failed = not_done | "AllFailed" >> beam.Flatten()
-        tables = self._write_tables(done, kept, all_failed)
+        tables = self._write_tables(done, kept, all_failed, letters, names)
         return {
             **tables,
+            **counted,
             books.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
-            books.FINISHED_BEFORE: finished,
             books.STEMS: done,
             books.DEAD: all_failed,
         } | "KeepBooks" >> books.KeepBooks(uri=plan.uri(BOOKS), storage=plan.storage)
 
-    def _kept(self, root: Any) -> Any:
-        """Rows of earlier attempts."""
+    def _resumed(self, root: Any, rows: Any, invalid: Any, columns: Any) -> tuple[Any, ...]:
+        """What earlier attempts left, held against the manifest, and taken out of their files."""
         plan = self.plan
-        if not (plan.metrics_uris or plan.journal_uris):
-            none = beam.Create([], reshuffle=False).with_output_types(journal.KeptRow)
-            return root | "NothingKept" >> none
-        return root | "ReadKept" >> journal.ReadKept(
-            table_uris=plan.metrics_uris, journal_uris=plan.journal_uris, storage=plan.storage
+        files = {"table_uris": plan.metrics_uris, "journal_uris": plan.journal_uris}
+        kept, letters, damaged, names = root | "ReadKept" >> ReadKept(
+            **files, letter_uris=plan.letter_uris, storage=plan.storage
         )
+        if plan.config.verify:
+            overlap = Overlap(num_threads=_FILES_AT_ONCE[1], max_pending=_FILES_AT_ONCE[1])
+            kept = kept | "CheckStems" >> CheckStems(plan.storage, overlap)
+        names = (names, columns) | "AllColumns" >> beam.Flatten()
+        names = names | "DistinctColumns" >> beam.Distinct()
+        found = {
+            "rows": rows,
+            "invalid": invalid,
+            "kept": kept,
+            "letters": letters,
+        } | "Reconcile" >> Reconcile(plan.rules)
+        ready = {
+            "leaving": found["leaving"],
+            "damaged": damaged,
+            "names": names,
+        } | "LeaveTables" >> LeaveTables(uri=plan.config.output, **files, storage=plan.storage)
+        # A stem is only written over when no table says any more what was in it.
+        admitted = found["rows"] | "AfterTables" >> AfterFiles(ready)
+        asked, others = found["kept"] | "Asked" >> beam.Partition(_is_other, 2)  # type: ignore[arg-type]
+        counted = {
+            books.FINISHED_BEFORE: asked,
+            books.OTHERS: others,
+            books.LETTERS: found["letters"],
+            books.LEFT: found["leaving"],
+            books.NAMED: found["leaving"] | "NameLeaving" >> NameSome(),
+            books.DAMAGED: damaged,
+        }
+        return admitted, found["failed"], found["kept"], found["letters"], names, counted
 
-    def _write_tables(self, done: Any, kept: Any, all_failed: Any) -> dict[str, Any]:
+    def _write_tables(
+        self, done: Any, kept: Any, all_failed: Any, letters: Any, names: Any
+    ) -> dict[str, Any]:
         plan = self.plan
-        recovered = kept | "OnlyInJournal" >> beam.FlatMap(_recovered).with_output_types(MetricsRow)
-        new = (done, recovered) | "NewRows" >> beam.Flatten()
-        earlier = kept | "InTable" >> beam.FlatMap(_in_table).with_output_types(MetricsRow)
+        new, every_row, counted = done, done, {}
+        if kept is not None:
+            recovered, earlier = kept | "InTable" >> beam.Partition(_is_in_table, 2)  # type: ignore[arg-type]
+            recovered, earlier = (
+                part | f"Rows{name}" >> beam.Map(_row_of).with_output_types(MetricsRow)
+                for name, part in (("Recovered", recovered), ("InTable", earlier))
+            )
+            new = (done, recovered) | "NewRows" >> beam.Flatten()
+            every_row = (new, earlier) | "EveryRow" >> beam.Flatten()
+            counted = {books.RECOVERED: recovered}
         metrics_files = (
             new
             | "TableRows" >> beam.Map(metrics_rows.table_row).with_output_types(TableRow)
@@ -107,18 +157,15 @@ class SeparateManifest(beam.PTransform[Any, Any]):
                 storage=plan.storage,
                 prefix=plan.prefix,
                 shards=plan.config.shards,
+                names=names,
             )
         )
-        _ = (
-            (new, earlier)
-            | "EveryRow" >> beam.Flatten()
-            | "Summarise" >> SummariseMetrics(uri=plan.uri(SUMMARY), storage=plan.storage)
-        )
+        _ = every_row | "Summarise" >> SummariseMetrics(uri=plan.uri(SUMMARY), storage=plan.storage)
         dead_letter_files = all_failed | "WriteDeadLetters" >> WriteDeadLetters(
-            plan.config.output, plan.storage, plan.prefix
+            plan.config.output, plan.storage, plan.prefix, names, letters
         )
         return {
-            books.RECOVERED: recovered,
+            **counted,
             books.METRICS_FILES: metrics_files,
             books.DEAD_LETTER_FILES: dead_letter_files,
         }
@@ -241,13 +288,17 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
         return separation, scoring, writing
 
 
-def _kept_id(kept: journal.KeptRow) -> str:
-    return kept.row.id
+def _extra_names(row: ManifestRow) -> Iterable[str]:
+    return row.extra.keys()
 
 
-def _recovered(kept: journal.KeptRow) -> list[MetricsRow]:
-    return [] if kept.in_table else [kept.row]
+def _is_other(kept: KeptRow, _: int) -> int:
+    return int(not kept.asked)
 
 
-def _in_table(kept: journal.KeptRow) -> list[MetricsRow]:
-    return [kept.row] if kept.in_table else []
+def _is_in_table(kept: KeptRow, _: int) -> int:
+    return int(kept.in_table)
+
+
+def _row_of(kept: KeptRow) -> MetricsRow:
+    return kept.row

@@ -662,6 +662,10 @@ def _written(what: str, kind: str, after: int = 0) -> faulty_storage.Fault:
     return faulty_storage.Fault(pattern=what, kind=kind, mode="w", after=after)
 
 
+def _resumed(*tests: str) -> Elsewhere:
+    return Elsewhere(tuple(f"pipeline/test_resume_otherwise.py::test_{name}" for name in tests))
+
+
 RELIABILITY: dict[str, Case] = {
     "storage that fails 1 request in 20 (429, 500, 503, lost connections), or is slow": (
         _now_and_then(
@@ -767,6 +771,37 @@ RELIABILITY: dict[str, Case] = {
     "`--overwrite` that is stopped while it deletes": Elsewhere(
         ("pipeline/test_overwrite.py::test_an_overwrite_that_was_stopped_is_not_resumed",)
     ),
+    "a row of the manifest says something else than when it was finished: another query, "
+    "recording, part, column": _resumed(
+        "another_query_for_the_same_recording_is_extracted",
+        "a_file_of_the_same_name_in_another_folder_is_another_row",
+        "rows_whose_content_differs_are_done_again_and_no_others",
+    ),
+    "rows are no longer in the manifest": _resumed(
+        "rows_that_are_no_longer_in_the_manifest_are_named_and_leave_the_tables",
+        "with_another_manifest_nothing_leaves_and_with_all_of_them_it_does",
+    ),
+    "a larger manifest, of the same name or another": _resumed(
+        "a_larger_manifest_of_another_name_takes_the_place_of_the_first"
+    ),
+    "dead letters were mended in between, or their files are there now": _resumed(
+        "dead_letters_are_tried_again_and_finished_rows_stay",
+        "dead_letters_that_were_mended_in_between_are_done",
+    ),
+    "a resumed run is killed too, and the manifest is changed back": _resumed(
+        "no_stem_is_written_over_while_a_table_still_says_what_was_in_it"
+    ),
+    "`run.json` is missing, empty or no record": _resumed(
+        "without_its_record_a_run_is_not_mixed_and_its_rows_are_done_again"
+    ),
+    "a file of metrics, of dead letters or of the journal is cut, empty or not a table": _resumed(
+        "a_damaged_file_of_metrics_is_named_and_its_rows_are_done_again",
+        "a_damaged_journal_is_named_and_its_rows_are_done_again",
+        "damaged_dead_letters_are_set_aside",
+    ),
+    "rows stand twice in the metrics": _resumed("rows_that_the_tables_have_twice_are_there_once"),
+    "a stem was deleted or cut": _resumed("stems_are_looked_at_before_they_are_trusted"),
+    "only some rows have a column of one's own": _resumed("columns_of_ones_own_are_everywhere"),
     "a worker process of `--num_workers` is killed": Elsewhere(
         ("pipeline/test_workers.py::test_a_killed_worker_ends_the_run_and_resuming_completes_it",)
     ),

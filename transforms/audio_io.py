@@ -8,7 +8,7 @@ import errno
 import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Literal, NoReturn
+from typing import BinaryIO, Literal, NoReturn
 
 import numpy as np
 import soundfile
@@ -203,15 +203,15 @@ class StemWriter:
         raise WriteError(f"{self._uri}: cannot be written: {reason}") from cause
 
 
-def require_whole(path: str, part: AudioPart) -> None:
-    """Checks that a local stem has the rate, channels and length of ``part``, and an end.
+def require_whole(stem: str | BinaryIO, part: AudioPart) -> None:
+    """Checks that a stem, by path or open, has rate, channels and length of ``part``, and an end.
 
     Raises:
         WriteError: it has not.
     """
     expected = part.sample_rate_hz, part.num_channels, part.num_samples
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(stem) as file:
             found = file.samplerate, file.channels, file.frames
             if found == expected:  # so says its header; a FLAC may end before all the same
                 file.seek(part.num_samples - 1)

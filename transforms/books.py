@@ -11,6 +11,7 @@ import apache_beam as beam
 from apache_beam.transforms.combiners import ToDict
 
 from transforms.elements import Failure
+from transforms.kept import Damage, Leaving
 from transforms.storage import Storage
 
 ROWS = "rows"
@@ -18,6 +19,11 @@ FINISHED_BEFORE = "finished_before"
 STEMS = "stems"
 DEAD = "dead_letters"
 RECOVERED = "recovered"
+OTHERS = "others"
+LETTERS = "letters"
+LEFT = "left"
+NAMED = "named"
+DAMAGED = "damaged"
 METRICS_FILES = "metrics_files"
 DEAD_LETTER_FILES = "dead_letter_files"
 
@@ -33,7 +39,7 @@ class Books:
         dead_letters: rows that failed.
         recovered: rows of metrics that an earlier run had left in its journal only.
         metrics_written: rows in this run's files of metrics.
-        dead_letters_written: rows in this run's files of dead letters.
+        dead_letters_written: rows in this run's files of dead letters, without those that stay.
         by_reason: dead letters by ``stage/error_type``.
     """
 
@@ -59,6 +65,25 @@ class Books:
     def failure_rate(self) -> float:
         """Dead letters over rows; 0 for an empty manifest."""
         return self.dead_letters / self.rows if self.rows else 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """What became of what earlier runs had left.
+
+    Attributes:
+        others: finished rows that stay and are not in this manifest.
+        letters: dead letters that stay, about rows that are not in it.
+        left: rows that left the tables, by reason.
+        named: ids of some of them, by reason.
+        damaged: files that could not be read, and why.
+    """
+
+    others: int
+    letters: int
+    left: Mapping[str, int]
+    named: Mapping[str, tuple[str, ...]]
+    damaged: Mapping[str, str]
 
 
 @dataclasses.dataclass(eq=False)
@@ -94,6 +119,12 @@ class KeepBooks(beam.PTransform[Any, Any]):
 def _entry(element: Any, name: str) -> tuple[str, int]:
     if isinstance(element, Failure):
         return f"{name}/{element.stage}/{element.error_type}", 1
+    if isinstance(element, Leaving):
+        return f"{name}/{element.why}", 1
+    if isinstance(element, Damage):
+        return f"{name}/{json.dumps([element.uri, element.reason])}", 1
+    if name == NAMED:
+        return f"{name}/{element}", 1
     return name, element[1] if name in (METRICS_FILES, DEAD_LETTER_FILES) else 1
 
 
@@ -105,11 +136,7 @@ def _write(counts: Mapping[str, int], uri: str, storage: Storage) -> str:
 def read_books(storage: Storage, uri: str) -> Books:
     """The books of a run that has ended."""
     counts: dict[str, int] = json.loads(storage.read_bytes(uri))
-    by_reason = {
-        name.removeprefix(f"{DEAD}/"): count
-        for name, count in sorted(counts.items())
-        if name.startswith(f"{DEAD}/")
-    }
+    by_reason = _of(counts, DEAD)
     # Rows that did not validate are counted among the rows like all others.
     rows = sum(count for name, count in counts.items() if name.split("/", 1)[0] == ROWS)
     return Books(
@@ -119,6 +146,30 @@ def read_books(storage: Storage, uri: str) -> Books:
         dead_letters=sum(by_reason.values()),
         recovered=counts.get(RECOVERED, 0),
         metrics_written=counts.get(METRICS_FILES, 0),
-        dead_letters_written=counts.get(DEAD_LETTER_FILES, 0),
+        dead_letters_written=counts.get(DEAD_LETTER_FILES, 0) - counts.get(LETTERS, 0),
         by_reason=by_reason,
     )
+
+
+def read_resumed(storage: Storage, uri: str) -> Resumed:
+    """What the books of a run say of earlier ones."""
+    counts: dict[str, int] = json.loads(storage.read_bytes(uri))
+    named: dict[str, tuple[str, ...]] = {}
+    for name in _of(counts, NAMED):
+        why, _, row_id = name.partition("/")
+        named[why] = (*named.get(why, ()), row_id)
+    damaged = dict(json.loads(text) for text in _of(counts, DAMAGED))
+    return Resumed(
+        others=counts.get(OTHERS, 0),
+        letters=counts.get(LETTERS, 0),
+        left=_of(counts, LEFT),
+        named=named,
+        damaged=damaged,
+    )
+
+
+def _of(counts: Mapping[str, int], kind: str) -> dict[str, int]:
+    """The counts of one kind, by what follows its name."""
+    start = f"{kind}/"
+    found = sorted(name for name in counts if name.startswith(start))
+    return {name.removeprefix(start): counts[name] for name in found}

@@ -61,4 +61,9 @@ def record_of(failure: Failure) -> dict[str, Any]:
 
 def sort_key(failure: Failure) -> str:
     """Orders dead letters as the manifest does."""
-    return f"{failure.manifest_uri or ''}\x00{failure.manifest_row or 0:012d}"
+    return place_key(failure.manifest_uri, failure.manifest_row)
+
+
+def place_key(manifest_uri: str | None, manifest_row: int | None) -> str:
+    """Orders rows as their manifests do."""
+    return f"{manifest_uri or ''}\x00{manifest_row or 0:012d}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -18,9 +18,9 @@ from apache_beam.transforms.window import GlobalWindow
 from manifests.schema import METRICS_SCHEMA, with_extra
 from transforms.elements import MetricsRow
 from transforms.lookahead import in_window
-from transforms.metrics_rows import from_record, table_row
+from transforms.metrics_rows import table_row
 from transforms.storage import Storage, join
-from transforms.tables import parquet_bytes, read_records, sorted_table
+from transforms.tables import parquet_bytes, sorted_table
 
 
 @dataclasses.dataclass(eq=False)
@@ -88,57 +88,3 @@ def write_piece(storage: Storage, uri: str, rows: list[MetricsRow]) -> None:
     name = hashlib.sha256("\x00".join(ids).encode("utf-8", "surrogatepass")).hexdigest()[:32]
     table = sorted_table((table_row(row) for row in rows), schema)
     storage.write_bytes(join(uri, f"{name}.parquet"), parquet_bytes(table))
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class KeptRow:
-    """A row of an earlier run, and whether it is in the metrics or only in the journal."""
-
-    row: MetricsRow
-    in_table: bool
-
-
-@dataclasses.dataclass(eq=False)
-class ReadKept(beam.PTransform[Any, Any]):
-    """Rows of earlier runs, one for each id.
-
-    In: a pipeline. Out: ``KeptRow``; where an id is in the metrics and in the journal, the former.
-
-    Attributes:
-        table_uris: files of the metrics.
-        journal_uris: files of the journal.
-        storage: how they are reached.
-    """
-
-    table_uris: tuple[str, ...]
-    journal_uris: tuple[str, ...]
-    storage: Storage
-
-    def expand(self, root: Any) -> Any:
-        """Wires the steps."""
-        files = [(uri, True) for uri in self.table_uris] + [
-            (uri, False) for uri in self.journal_uris
-        ]
-        return (
-            root
-            | "Files" >> beam.Create(files)
-            | "Read" >> beam.ParDo(_ReadKeptFn(self.storage)).with_output_types(tuple[str, KeptRow])
-            | "ById" >> beam.GroupByKey()
-            | "One" >> beam.Map(_preferred).with_output_types(KeptRow)
-        )
-
-
-class _ReadKeptFn(beam.DoFn):
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-
-    def process(self, file: tuple[str, bool]) -> Iterator[tuple[str, KeptRow]]:
-        uri, in_table = file
-        for record in read_records(self._storage, uri):
-            row = from_record(record)
-            yield row.id, KeptRow(row=row, in_table=in_table)
-
-
-def _preferred(group: tuple[str, Iterable[KeptRow]]) -> KeptRow:
-    rows = list(group[1])
-    return next((kept for kept in rows if kept.in_table), rows[0])

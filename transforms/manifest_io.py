@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -18,8 +18,6 @@ from transforms.access import UriAccess
 from transforms.audio.parts import AudioError
 from transforms.elements import Failure, failed
 from transforms.storage import Storage
-
-FINISHED = "finished"
 
 
 @dataclasses.dataclass(eq=False)
@@ -118,59 +116,51 @@ def invalid(error: RowError) -> Failure:
 
 @dataclasses.dataclass(eq=False)
 class AdmitRows(beam.PTransform[Any, Any]):
-    """Drops rows that are finished already, and all but the first row of an id.
+    """Drops all but the first row of an id.
 
-    In: ``{"rows": ManifestRow, "finished": str}``, the ids of an earlier run's metrics. Out: rows
-    to be done; failures of duplicates; ids of rows that were finished before. Which of several rows
-    with one id comes first is decided by file and row number, never by the order of arrival.
+    In: ``ManifestRow``. Out: rows to be done; failures of duplicates. Which of several rows with
+    one id comes first is decided by file and row number, never by the order of arrival.
     """
 
-    def expand(self, inputs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    def expand(self, rows: Any) -> tuple[Any, Any]:
         """Wires the steps."""
-        keyed = {
-            "rows": inputs["rows"]
-            | "KeyRows" >> beam.Map(_by_id).with_output_types(tuple[str, ManifestRow]),
-            FINISHED: inputs[FINISHED]
-            | "KeyFinished" >> beam.Map(_with_none).with_output_types(tuple[str, None]),
-        }
         outputs = (
-            keyed
-            | "ById" >> beam.CoGroupByKey()
-            | "Admit" >> beam.FlatMap(_admit).with_outputs(failures.FAILED, FINISHED, main="rows")
+            rows
+            | "KeyRows" >> beam.Map(_by_id).with_output_types(tuple[str, ManifestRow])
+            | "ById" >> beam.GroupByKey()
+            | "Admit" >> beam.FlatMap(_admit).with_outputs(failures.FAILED, main="rows")
         )
-        return outputs["rows"], outputs[failures.FAILED], outputs[FINISHED]
+        return outputs["rows"], outputs[failures.FAILED]
 
 
 def _by_id(row: ManifestRow) -> tuple[str, ManifestRow]:
     return row.id, row
 
 
-def _with_none(row_id: str) -> tuple[str, None]:
-    return row_id, None
+def _admit(group: tuple[str, Iterable[ManifestRow]]) -> Iterator[Any]:
+    first = yield from first_of(group[1])
+    if first is not None:
+        yield first
 
 
-def _admit(group: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
-    row_id, found = group
+def first_of(rows: Iterable[ManifestRow]) -> Generator[Any, None, ManifestRow | None]:
+    """Returns the first of the rows with one id; yields the others as failures."""
     first: ManifestRow | None = None
-    for row in found["rows"]:
+    for row in rows:
         if first is None:
             first = row
             continue
         first, later = (first, row) if _place(first) <= _place(row) else (row, first)
-        yield failures.dead(_duplicate(later))
-    if first is None:
-        return
-    if any(True for _ in found[FINISHED]):
-        yield beam.pvalue.TaggedOutput(FINISHED, row_id)
-    else:
-        yield first
+        yield failures.dead(duplicate(later))
+    return first
 
 
 def _place(row: ManifestRow) -> tuple[str, int]:
     return row.manifest_uri or "", row.manifest_row or 0
 
 
-def _duplicate(row: ManifestRow) -> Failure:
+def duplicate(row: ManifestRow) -> Failure:
+    """The failure of a row whose id an earlier row has."""
     return failed(
         row, "manifest", "duplicate_id", f"id {row.id[:200]!r} stands in an earlier row too"
     )

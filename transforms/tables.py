@@ -48,10 +48,11 @@ class WriteTable(beam.PTransform[Any, Any]):
 
     Attributes:
         uri: folder of the table.
-        schema: its columns; ``extra_…`` columns of any row are added to every file.
+        schema: its columns; ``extra_…`` columns are added to every file.
         storage: how files are reached.
         prefix: of the files' names: an earlier attempt's files are left alone.
         shards: files a partition; 0: as many as it takes to stay near ``ROWS_PER_FILE`` rows each.
+        names: PCollection of ``extra_…`` columns that every file has; None: those of the rows.
     """
 
     uri: str
@@ -59,14 +60,17 @@ class WriteTable(beam.PTransform[Any, Any]):
     storage: Storage
     prefix: str = "part"
     shards: int = 0
+    names: Any = None
 
     def expand(self, rows: Any) -> Any:
         """Wires the steps."""
-        names = (
-            rows
-            | "ExtraNames" >> beam.FlatMap(_extra_names).with_output_types(str)
-            | "DistinctNames" >> beam.Distinct()
-        )
+        names = self.names
+        if names is None:
+            names = (
+                rows
+                | "ExtraNames" >> beam.FlatMap(_extra_names).with_output_types(str)
+                | "DistinctNames" >> beam.Distinct()
+            )
         counts = (
             rows
             | "Partitions" >> beam.Map(_partition).with_output_types(str)

@@ -202,7 +202,7 @@ def test_stems_on_another_disk_are_in_the_output_too(
     ],
 )
 def test_places_in_buckets_are_compared_and_not_spellings(uri: str, inside: bool) -> None:
-    places = clearing._Places(Storage(), clearing._deleted_from("s3://b/out"))
+    places = clearing.Places(Storage(), clearing._deleted_from("s3://b/out"))
     assert places.hold(uri) is inside
 
 
@@ -295,7 +295,7 @@ def test_the_help_says_what_goes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_uris_that_lead_nowhere_do_not_stop_the_check(made: Path, out: Path) -> None:
-    places = clearing._Places(Storage(), [str(out)])
+    places = clearing.Places(Storage(), [str(out)])
     for uri in ("/with\x00zero", "odd://x", "http://h/a?b", "gs://", ""):
         assert not places.hold(uri)
     config: Any = type("Config", (), {"overwrite": True, "output": str(out)})

@@ -9,7 +9,7 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from manifests.schema import METRICS_SCHEMA
 from metric_rows import metrics
-from transforms.journal import ReadKept, WriteJournal, write_piece
+from transforms.journal import WriteJournal
 from transforms.metrics_rows import from_record, table_row
 from transforms.storage import Storage
 from transforms.tables import sorted_table
@@ -58,17 +58,3 @@ def _colour():
     import pyarrow as pa
 
     return pa.field("extra_colour", pa.string())
-
-
-def test_of_each_id_one_row_is_read_and_the_table_comes_before_the_journal(tmp_path: Path) -> None:
-    write_piece(STORAGE, str(tmp_path / "t"), [metrics("a", 1.0), metrics("b", 1.0)])
-    write_piece(STORAGE, str(tmp_path / "j"), [metrics("b", 2.0), metrics("c", 2.0)])
-    write_piece(STORAGE, str(tmp_path / "j"), [metrics("c", 2.0)])
-    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        kept = pipeline | ReadKept(
-            table_uris=tuple(map(str, (tmp_path / "t").iterdir())),
-            journal_uris=tuple(map(str, (tmp_path / "j").iterdir())),
-            storage=STORAGE,
-        )
-        facts = kept | beam.Map(lambda k: (k.row.id, k.in_table, k.row.values["sdri_db"]))
-        assert_that(facts, equal_to([("a", True, 1.0), ("b", True, 1.0), ("c", False, 2.0)]))
