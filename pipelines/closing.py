@@ -20,7 +20,7 @@ from pipelines.run_record import FILE
 from transforms import retries
 from transforms.books import Books
 from transforms.storage import Storage, join
-from transforms.writing import STEMS_FOLDER
+from transforms.writing import OTHER_FORMAT, STEMS_FOLDER
 
 NOTHING_TO_DO = "nothing to do: the manifest has no rows"
 _SHOWN = ("sdri_db", "clap_score")
@@ -78,6 +78,11 @@ def closing_lines(plan: Plan, books: Books, measured: Measurements, *, wall_s: f
     text += reasons(books, plan.storage, plan.config.output)
     if on_average:
         text.append(on_average)
+    if other := measured.counters.get(f"WriteStems/{OTHER_FORMAT}"):
+        text.append(
+            f"{other} stems or residuals are float WAV, since FLAC cannot hold them; "
+            "the column stem_note says why"
+        )
     if repeated := retries.repeated(measured.counters):
         text.append(f"{repeated} requests to storage failed and were repeated; see run.json")
     if summary and registry.default_scorer(plan.config.model) == plan.config.scorer == "own":

@@ -191,7 +191,8 @@ class OutputOptions(PipelineOptions):
             "--stem_format",
             choices=("flac", "wav"),
             default="flac",
-            help="24-bit FLAC, or WAV in 32-bit float. Default %(default)s.",
+            help="24-bit FLAC, or WAV in 32-bit float. Default %(default)s. What FLAC cannot hold "
+            "(samples over full scale, some rates from 65,536 Hz) becomes WAV all the same.",
         )
         group.add_argument(
             "--residual", action="store_true", help="Write the mixture minus the stem too."

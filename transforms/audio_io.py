@@ -23,6 +23,8 @@ StemFormat = Literal["flac", "wav"]
 _SFC_SET_ADD_PEAK_CHUNK = 0x1050
 _FLOAT_BYTES = 4
 _MAX_WAV_BYTES = 2**32 - 2**16
+_BLOCK_SAMPLES = 2**16
+_FLAC_MAX_HZ = 655_350
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ERRORS = (OSError, EOFError, ValueError, ImportError)
 """What reading a file can raise, AudioError included; ImportError: no package for a protocol."""
@@ -121,6 +123,32 @@ def require_sound(samples: Samples, uri: str) -> None:
         raise AudioError("silent", f"{uri}: all samples are zero")
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A stem's file.
+
+    Attributes:
+        uri: where it is.
+        form: its format.
+        note: why that is not the format that was asked for.
+        peak: its largest absolute sample.
+    """
+
+    uri: str
+    form: StemFormat
+    note: str | None
+    peak: float
+
+
+def held_by(form: StemFormat, rate_hz: int, peak: float) -> tuple[StemFormat, str | None]:
+    """The format that holds a stem, and why it is not ``form``: what FLAC cannot hold is WAV."""
+    if form == "flac" and not (rate_hz < 2**16 or (rate_hz % 10 == 0 and rate_hz <= _FLAC_MAX_HZ)):
+        return "wav", f"FLAC has no sample rate of {rate_hz} Hz"
+    if form == "flac" and peak > 1.0:
+        return "wav", "samples over full scale"
+    return form, None
+
+
 class StemWriter:
     """Writes a stem block by block to a local file, that is published once it is whole.
 
@@ -181,10 +209,18 @@ class StemWriter:
         Raises:
             WriteError: it is not whole.
         """
-        self.close()
-        self._require_written()
+        self.end()
         with write_errors(self._uri):
             require_whole(self._path, self._part)
+
+    def end(self) -> None:
+        """Ends the file where it is.
+
+        Raises:
+            WriteError: something of it could not be written.
+        """
+        self.close()
+        self._require_written()
 
     def close(self) -> None:
         """Lets go of the file, whole or not."""
@@ -221,6 +257,21 @@ def require_whole(stem: str | BinaryIO, part: AudioPart) -> None:
         raise WriteError(f"is not whole: {getattr(err, 'error_string', err)}") from err
     if found != expected:
         raise WriteError(f"is not whole: rate, channels and samples are {found} of {expected}")
+
+
+def stem_blocks(path: str) -> Iterator[Samples]:
+    """What was written of a local stem so far, float32[C, n] each.
+
+    Raises:
+        WriteError: it cannot be read back.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            block = np.empty((_BLOCK_SAMPLES, file.channels), np.float32)
+            while count := libsndfile.read_into(block, file):
+                yield block[:count].T
+    except libsndfile.DECODER_ERRORS as err:
+        raise WriteError(f"is not whole: {getattr(err, 'error_string', err)}") from err
 
 
 class _ErrorKeepingFile:

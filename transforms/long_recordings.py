@@ -29,7 +29,7 @@ from transforms.separation import (
     window_queries,
 )
 from transforms.similarity import Embeddings
-from transforms.writing import WriteSettings, count_result, row_of
+from transforms.writing import WriteSettings, count_result, note_of, row_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +124,12 @@ class _Run:
         if stem.failure is not None:
             return stem.failure
         query, job = self._queries[index], self._job
+        written, residual = stem.stem, stem.residual
+        if written is None:
+            raise RuntimeError("a stem is finished before it is complete")
         try:
             require_heard(self._peak, self._mixture.uri)
-            uris = list(stem.paths)
-            heard = self._embeddings(query, stem.paths[uris[0]])
+            heard = self._embeddings(query, stem.paths[written.uri])
             has_reference = query.row.reference_uri is not None
             similarity = job.scoring.similarity(query, heard, has_reference)
             scores = joined(stem.ratios(), similarity)
@@ -141,11 +143,12 @@ class _Run:
             sample_rate_hz=self._mixture.part.sample_rate_hz,
             n_channels=self._mixture.num_channels,
             n_windows=self._num_windows,
-            peak=stem.peak,
+            peak=written.peak,
             inference_s=float(self._inference_s[index]),
-            stem_uri=uris[0],
-            residual_uri=uris[1] if len(uris) > 1 else None,
-            stem_format=job.writing.stem_format,
+            stem_uri=written.uri,
+            residual_uri=None if residual is None else residual.uri,
+            stem_format=written.form,
+            stem_note=note_of(written, residual),
             input_gain_db=mean_gain_db(self._gains),
         )
         provenance = job.separation.provenance

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,9 +19,12 @@ from transforms.audio_io import (
     READ_ERRORS,
     StemWriter,
     WriteError,
+    Written,
     describe,
     error_code,
+    held_by,
     open_audio,
+    stem_blocks,
     write_errors,
 )
 from transforms.branches import Cutter
@@ -88,6 +93,55 @@ def _block_samples(part: AudioPart) -> int:
     return max(1, round(BLOCK_S * part.sample_rate_hz))
 
 
+class _GrowingFile:
+    """A temporary file of a stem; float WAV as soon as it turns out that FLAC does not hold it.
+
+    What was in the FLAC until then is what FLAC holds of it: it is exact to 2⁻²⁴ of full scale.
+    """
+
+    def __init__(
+        self,
+        row: ManifestRow,
+        ending: str,
+        part: AudioPart,
+        settings: WriteSettings,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self._row, self._ending, self._part = row, ending, part
+        self._settings, self._stack = settings, stack
+        self._num_samples = 0
+        self._begin(peak=0.0)
+
+    def _begin(self, peak: float) -> None:
+        settings = self._settings
+        form, note = held_by(settings.stem_format, self._part.sample_rate_hz, peak)
+        uri = settings.stem_uri(self._row, self._ending, form)
+        with write_errors(uri):
+            self.path = self._stack.enter_context(settings.storage.temporary(uri))
+        self._writer = StemWriter(self.path, self._part, form, uri)
+        self._stack.callback(self._writer.close)
+        self.written = Written(uri=uri, form=form, note=note, peak=peak)
+
+    def write(self, block: Samples) -> None:
+        """Appends float32[C, T]."""
+        peak = max(self.written.peak, waveforms.peak(block))
+        if held_by(self.written.form, self._part.sample_rate_hz, peak)[1] is not None:
+            self._writer.end()
+            before = self.path
+            self._begin(peak)
+            with write_errors(self.written.uri):
+                for earlier in stem_blocks(before) if self._num_samples else ():
+                    self._writer.write(earlier)
+                os.unlink(before)
+        self._writer.write(block)
+        self._num_samples += block.shape[1]
+        self.written = dataclasses.replace(self.written, peak=peak)
+
+    def complete(self) -> None:
+        """Completes the file and reads it back."""
+        self._writer.complete()
+
+
 class LongStem:
     """A stem and its residual in temporary files, until they are whole."""
 
@@ -110,7 +164,8 @@ class LongStem:
         """
         self.failure: Failure | None = None
         self.paths: dict[str, str] = {}
-        self.peak = 0.0
+        self.stem: Written | None = None
+        self.residual: Written | None = None
         self._query, self._mixture, self._pieces = query, mixture, pieces
         self._settings, self._stack = settings, stack
         self._scorer = PairScorer() if query.row.reference_uri is not None else None
@@ -136,8 +191,8 @@ class LongStem:
         if isinstance(error, SeparationError):
             self.failure = failed(row, "separate", error.code, str(error))
         else:
-            uri = self._settings.stem_uri(row) if stage == "write" else self._mixture.uri
-            self.failure = failed(row, stage, error_code(error), describe(error, uri))
+            said = str(error) if stage == "write" else describe(error, self._mixture.uri)
+            self.failure = failed(row, stage, error_code(error), said)
         return self.failure
 
     def ratios(self) -> Scores:
@@ -154,8 +209,8 @@ class LongStem:
             start=0,
             num_samples=mixture.part.num_samples,
         )
-        stem = self._writer("", part)
-        residual = self._writer(".residual", part) if settings.residual else None
+        stem = self._file("", part)
+        residual = self._file(".residual", part) if settings.residual else None
         again = Cutter(mixture.blocks())
         left = part.num_samples
         resampled = waveforms.resample_blocks(
@@ -168,19 +223,16 @@ class LongStem:
             if residual is not None:
                 residual.write(again.take(samples.shape[1]) - samples)
             yield
-        self.peak = stem.peak
-        for writer in (stem, residual):
-            if writer is not None:
-                writer.complete()
+        stem.complete()
+        self.stem = stem.written
+        self.paths[stem.written.uri] = stem.path
+        if residual is not None:
+            residual.complete()
+            self.residual = residual.written
+            self.paths[residual.written.uri] = residual.path
 
-    def _writer(self, ending: str, part: AudioPart) -> StemWriter:
-        uri = self._settings.stem_uri(self._query.row, ending)
-        with write_errors(uri):
-            path = self._stack.enter_context(self._settings.storage.temporary(uri))
-        writer = StemWriter(path, part, self._settings.stem_format, uri)
-        self._stack.callback(writer.close)
-        self.paths[uri] = path
-        return writer
+    def _file(self, ending: str, part: AudioPart) -> _GrowingFile:
+        return _GrowingFile(self._query.row, ending, part, self._settings, self._stack)
 
     def _compared(self) -> Iterator[Samples]:
         """The pieces as they pass, compared with the reference."""

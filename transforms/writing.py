@@ -6,18 +6,29 @@ import dataclasses
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.metrics.metric import Metrics
 
 from manifests.ids import output_name, partition_value
 from manifests.row import ManifestRow
 from model import audio as waveforms
 from transforms import failures, tally
-from transforms.audio_io import READ_ERRORS, StemFormat, describe, error_code, write_audio
+from transforms.audio_io import (
+    READ_ERRORS,
+    StemFormat,
+    WriteError,
+    Written,
+    describe,
+    error_code,
+    held_by,
+    write_audio,
+)
 from transforms.elements import (
     Clip,
     Failure,
     MetricsRow,
     Provenance,
+    Samples,
     ScoredClip,
     Scores,
     Stem,
@@ -28,6 +39,8 @@ from transforms.metrics_rows import StemFacts, metrics_row
 from transforms.storage import Storage, join
 
 STEMS_FOLDER = "stems"
+OTHER_FORMAT = "other_format"
+"""Counter of stems that are not in the format that was asked for."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +63,16 @@ class WriteSettings:
     model_rate_hz: int
     code_version: str
 
-    def stem_uri(self, row: ManifestRow, ending: str = "") -> str:
-        """Where a row's stem goes; ``ending`` is ``.residual`` for its residual."""
+    def stem_uri(self, row: ManifestRow, ending: str = "", form: StemFormat | None = None) -> str:
+        """Where a row's stem goes, unless it needs another format than is asked for.
+
+        Args:
+            row: the row.
+            ending: ``.residual`` for its residual.
+            form: the format that it got; None: the one that is asked for.
+        """
         folder = [f"dataset={partition_value(row.dataset)}"] if row.dataset is not None else []
-        name = f"{output_name(row.id)}{ending}.{self.stem_format}"
+        name = f"{output_name(row.id)}{ending}.{form or self.stem_format}"
         return join(self.uri, STEMS_FOLDER, *folder, name)
 
 
@@ -98,6 +117,8 @@ def count_result(result: MetricsRow | Failure) -> Any:
     if isinstance(result, Failure):
         return failures.dead(result)
     Metrics.counter("WriteStems", "out").inc()
+    if result.values["stem_note"] is not None:
+        Metrics.counter("WriteStems", OTHER_FORMAT).inc()
     duration_s = result.values["duration_s"]
     Metrics.counter("WriteStems", "audio_msec").inc(round(1_000 * duration_s))
     tally.add(done=1, audio_s=duration_s)
@@ -113,7 +134,8 @@ def write_clip(scored: ScoredClip, settings: WriteSettings) -> list[MetricsRow |
         try:
             facts = write_stem(separated.clip, stem, settings)
         except READ_ERRORS as err:
-            message = describe(err, settings.stem_uri(row))
+            named = isinstance(err, WriteError)
+            message = str(err) if named else describe(err, settings.stem_uri(row))
             results.append(failed(row, "write", error_code(err), message))
             continue
         results.append(
@@ -150,24 +172,41 @@ def write_stem(clip: Clip, stem: Stem, settings: WriteSettings) -> StemFacts:
     rate_hz, num_samples = clip.sample_rate_hz, clip.audio.shape[1]
     resampled = waveforms.resample(stem.audio, settings.model_rate_hz, rate_hz)
     samples = waveforms.fit_length(resampled, num_samples)
-    row, storage = stem.query.row, settings.storage
-    stem_uri, residual_uri = settings.stem_uri(row), None
+    residual = None
     if settings.residual:
-        residual_uri = settings.stem_uri(row, ".residual")
         heard = clip.audio
         if len(heard) != len(samples):
             heard = waveforms.to_mono(clip.audio)[None]
-        write_audio(storage, residual_uri, heard - samples, rate_hz, settings.stem_format)
-    peak = write_audio(storage, stem_uri, samples, rate_hz, settings.stem_format)
+        residual = _write(stem.query.row, ".residual", heard - samples, rate_hz, settings)
+    written = _write(stem.query.row, "", samples, rate_hz, settings)
     return StemFacts(
         duration_s=num_samples / rate_hz,
         sample_rate_hz=rate_hz,
         n_channels=len(samples),
         n_windows=stem.num_windows,
-        peak=peak,
+        peak=written.peak,
         inference_s=stem.inference_s,
-        stem_uri=stem_uri,
-        residual_uri=residual_uri,
-        stem_format=settings.stem_format,
+        stem_uri=written.uri,
+        residual_uri=None if residual is None else residual.uri,
+        stem_format=written.form,
+        stem_note=note_of(written, residual),
         input_gain_db=stem.input_gain_db,
     )
+
+
+def _write(
+    row: ManifestRow, ending: str, samples: Samples, rate_hz: int, settings: WriteSettings
+) -> Written:
+    peak = float(np.abs(samples).max(initial=0.0))
+    form, note = held_by(settings.stem_format, rate_hz, peak)
+    uri = settings.stem_uri(row, ending, form)
+    write_audio(settings.storage, uri, samples, rate_hz, form)
+    return Written(uri=uri, form=form, note=note, peak=peak)
+
+
+def note_of(stem: Written, residual: Written | None) -> str | None:
+    """Why files are not what was asked for."""
+    notes = [] if stem.note is None else [stem.note]
+    if residual is not None and residual.note is not None:
+        notes.append(f"residual: {residual.note}")
+    return "; ".join(notes) or None

@@ -23,7 +23,7 @@ from pipelines.reporting.runs import ReportClip, Run, RunError
 from pipelines.reporting.spectrograms import Picture
 from transforms.access import UriAccess
 from transforms.audio.parts import AudioError
-from transforms.audio_io import READ_ERRORS, describe, open_audio
+from transforms.audio_io import READ_ERRORS, describe, held_by, open_audio
 from transforms.foreign_stems import fixed_folder
 from transforms.mixtures import ReadSettings, read_mixture, read_reference
 from transforms.storage import Storage, join
@@ -256,5 +256,6 @@ def _heard(kind: str, signals: Sequence[tuple[str, Signal]], rate_hz: int) -> It
 
 def _audio_uri(signal: Signal, rate_hz: int) -> str:
     buffer = io.BytesIO()
-    soundfile.write(buffer, signal, rate_hz, format="FLAC", subtype="PCM_16")
-    return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode()
+    form, _ = held_by("flac", rate_hz, peak=0.0)
+    soundfile.write(buffer, signal, rate_hz, format=form.upper(), subtype="PCM_16")
+    return f"data:audio/{form};base64," + base64.b64encode(buffer.getvalue()).decode()

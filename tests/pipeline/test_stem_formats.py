@@ -1,0 +1,138 @@
+"""Stems that FLAC cannot hold: they become float WAV, and the run says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+import tone_runs
+from pipelines import report, score, separate
+
+CASE = Path(__file__).parents[1] / "data" / "cases" / "float_over_full_scale" / "over.wav"
+STUB = ("--model", "mixture", "--scorer", "none")
+"""A network whose stem is the mixture, so that one knows what must be in the file."""
+OVER = "samples over full scale"
+
+
+def _run(tmp_path: Path, rows: list[dict[str, Any]], *arguments: str) -> int:
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    given = ["--manifest", str(manifest), "--output", str(tmp_path / "out")]
+    return separate.run([*given, *STUB, *tone_runs.QUIET, *arguments])
+
+
+def _row(name: str, path: Path) -> dict[str, Any]:
+    return {"id": name, "mixture_uri": str(path), "positive_text": "a bell"}
+
+
+def _noise(path: Path, rate_hz: int, peak: float, seconds: float = 0.5, from_s: float = 0) -> Path:
+    """Noise, of which all before ``from_s`` is quiet."""
+    rng = np.random.default_rng(0)
+    samples = rng.uniform(-0.5, 0.5, round(seconds * rate_hz)).astype(np.float32)
+    samples[-1] = peak
+    if from_s:
+        samples[: round(from_s * rate_hz)] *= 0.5
+    soundfile.write(path, samples, rate_hz, "FLOAT")
+    return path
+
+
+@pytest.mark.parametrize("length", ["clip", "long"])
+def test_samples_over_full_scale_are_kept(
+    tmp_path: Path, length: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The case ``float_over_full_scale``: a field recording at +12 dB came out clipped."""
+    rows = [
+        _row("over", CASE),
+        _row("late", _noise(tmp_path / "late.wav", 32_000, -1.7, seconds=13.0)),
+        _row("full", _noise(tmp_path / "full.wav", 32_000, 1.0)),
+        _row("high", _noise(tmp_path / "high.wav", 32_000, 1.000001)),
+    ]
+    arguments = ("--max_clip_in_memory_s", "0.01") * (length == "long")
+    assert _run(tmp_path, rows, *arguments) == 0
+    assert "3 stems or residuals are float WAV" in capsys.readouterr().out
+
+    found = {row["id"]: row for row in tone_runs.table(tmp_path / "out", "metrics")}
+    written = {name: (row["stem_format"], row["stem_note"]) for name, row in found.items()}
+    assert written == {
+        "over": ("wav", OVER),
+        "late": ("wav", OVER),
+        "full": ("flac", None),
+        "high": ("wav", OVER),
+    }
+    for row in rows:
+        stem_uri = found[row["id"]]["stem_uri"]
+        assert stem_uri == str(tmp_path / "out" / "stems" / row["id"]) + (
+            ".flac" if row["id"] == "full" else ".wav"
+        )
+        heard, rate_hz = soundfile.read(row["mixture_uri"], dtype="float32")
+        stem, _ = soundfile.read(stem_uri, dtype="float32")
+        tolerance = 2e-6 if rate_hz == 32_000 else 0.2  # others are resampled there and back
+        np.testing.assert_allclose(stem, heard, rtol=0, atol=tolerance)
+        assert np.abs(stem).max() == pytest.approx(np.abs(heard).max(), abs=tolerance)
+        assert found[row["id"]]["peak"] == pytest.approx(np.abs(stem).max(), abs=2e-6)
+    assert len(list((tmp_path / "out" / "stems").iterdir())) == len(rows)
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("length", ["clip", "long"])
+def test_rates_that_flac_has_not_are_written_as_wav(tmp_path: Path, length: str) -> None:
+    rates = {65_535: "flac", 65_536: "wav", 65_540: "flac", 96_000: "flac", 100_001: "wav"}
+    rows = [_row(f"{hz}", _noise(tmp_path / f"{hz}.wav", hz, 0.5)) for hz in rates]
+    arguments = ("--max_clip_in_memory_s", "0.01") * (length == "long")
+    assert _run(tmp_path, rows, *arguments) == 0
+    for row in tone_runs.table(tmp_path / "out", "metrics"):
+        rate_hz = int(row["id"])
+        form = rates[rate_hz]
+        assert row["stem_format"] == form
+        assert row["stem_uri"].endswith(f"{row['id']}.{form}")
+        assert soundfile.info(row["stem_uri"]).samplerate == rate_hz
+        expected = None if form == "flac" else f"FLAC has no sample rate of {rate_hz} Hz"
+        assert row["stem_note"] == expected
+    assert report.run([str(tmp_path / "out"), "--output", str(tmp_path / "report")]) == 0
+
+
+@pytest.mark.parametrize("length", ["clip", "long"])
+@pytest.mark.usefixtures("loaded")
+def test_a_residual_has_a_format_of_its_own(tmp_path: Path, length: str) -> None:
+    (row,) = tone_runs.write_mixtures(tmp_path / "in", count=1)
+    mixture, rate_hz = soundfile.read(row["mixture_uri"], dtype="float32")
+    reference, _ = soundfile.read(row["reference_uri"], dtype="float32")
+    soundfile.write(row["mixture_uri"], reference + 4 * (mixture - reference), rate_hz, "FLOAT")
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", [row])
+    output = tmp_path / "out"
+    arguments = ("--max_clip_in_memory_s", "0.01") * (length == "long")
+    code = tone_runs.run("--manifest", manifest, "--output", output, "--residual", *arguments)
+    assert code == 0
+    (found,) = tone_runs.table(output, "metrics")
+    assert (found["stem_format"], found["stem_note"]) == ("flac", f"residual: {OVER}")
+    assert found["stem_uri"].endswith(".flac")
+    assert found["residual_uri"].endswith(".residual.wav")
+    residual, _ = soundfile.read(found["residual_uri"], dtype="float32")
+    np.testing.assert_allclose(residual, 4 * (mixture - reference), rtol=0, atol=2e-3)
+    assert np.abs(residual).max() > 1
+
+
+def test_what_follows_finds_such_stems(tmp_path: Path) -> None:
+    """Going on with the run, scoring its stems and reporting it."""
+    rows = [
+        {**_row("over", CASE), "reference_uri": str(CASE)},
+        {**_row("quiet", _noise(tmp_path / "quiet.wav", 32_000, 0.5))},
+    ]
+    rows[1]["reference_uri"] = rows[1]["mixture_uri"]
+    assert _run(tmp_path, rows) == 0
+    before = tone_runs.table(tmp_path / "out", "metrics")
+    assert _run(tmp_path, rows, "--resume") == 0
+    assert tone_runs.record(tmp_path / "out")["books"]["finished_before"] == len(rows)
+    assert tone_runs.table(tmp_path / "out", "metrics") == before
+
+    given = ["--manifest", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "scored")]
+    given += ["--stems", str(tmp_path / "out" / "stems"), "--system", "ours", "--scorer", "none"]
+    assert score.run([*given, *tone_runs.QUIET]) == 0
+    scored = tone_runs.table(tmp_path / "scored", "metrics")
+    assert [row["stem_uri"] for row in scored] == [row["stem_uri"] for row in before]
+    assert report.run([str(tmp_path / "out"), "--output", str(tmp_path / "report")]) == 0
+    assert _run(tmp_path, rows, "--overwrite") == 0
+    assert len(list((tmp_path / "out" / "stems").iterdir())) == len(rows)
