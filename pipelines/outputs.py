@@ -342,12 +342,12 @@ def tidy(config: SeparateConfig, storage: Storage, earlier: Earlier) -> None:
 
 
 _LEFT = {
-    CHANGED: "{n} finished before with other content are done again",
-    GONE: "{n} finished before are no longer in the manifest and leave the tables, not the stems",
-    DOUBLE: "{n} that the tables had twice are there once",
-    BROKEN: "{n} whose stems are missing or cut leave the tables; those in the manifest are done "
-    "again",
-    UNKNOWN: "{n} are done again, since nothing says any more what they were made with",
+    CHANGED: "{n} finished before with other content, done again",
+    GONE: "{n} no longer in the manifest, taken out of the tables (their stems stay)",
+    DOUBLE: "{n} found twice in the tables, kept once",
+    BROKEN: "{n} with a stem that is missing or cut, taken out of the tables and done again where "
+    "the manifest has them",
+    UNKNOWN: "{n} of which nothing says any more what they were made with, done again",
 }
 
 

@@ -107,7 +107,7 @@ def test_another_query_for_the_same_recording_is_extracted(
         assert tone_runs.run(*given) == 0
     (row,) = tone_runs.table(out, "metrics")
     assert row["positive_text"] == other
-    assert "1 row finished before with other content are done again: m0" in capfd.readouterr().err
+    assert "1 row finished before with other content, done again: m0" in capfd.readouterr().err
     fresh = tmp_path / "fresh"
     given = ["--mixture", str(mixture), "--positive", other, "--output", str(fresh)]
     assert tone_runs.run(*given) == 0
@@ -182,7 +182,7 @@ def test_rows_that_are_no_longer_in_the_manifest_are_named_and_leave_the_tables(
     manifest = rewrite(tmp_path, rows[1:])
     assert run(manifest, out, "--resume") == 0
     said = capfd.readouterr().err
-    assert "1 row finished before are no longer in the manifest and leave the tables" in said
+    assert "1 row no longer in the manifest, taken out of the tables" in said
     assert "clip/0" in said
     assert tone_runs.stems(out).keys() == stems
     assert_once(out, all_ids(rows[1:]))
@@ -487,7 +487,7 @@ def test_stems_are_looked_at_before_they_are_trusted(
 
     assert run(manifest, out, "--resume", "--verify") == 0
 
-    assert f"{len(STEMS)} rows whose stems are missing or cut" in capfd.readouterr().err
+    assert f"{len(STEMS)} rows with a stem that is missing or cut" in capfd.readouterr().err
     books = tone_runs.record(out)["books"]
     assert (books["finished_before"], books["stems"]) == (1, len(STEMS))
     assert tone_runs.record(out)["resumed"]["named"] == {"broken": sorted(STEMS)}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import stores
 from pipelines import locks
 from pipelines.options import UsageError
 from pipelines.plan import LOCK
@@ -216,6 +217,17 @@ def test_a_claim_that_a_killed_run_left_is_forced(held: Held) -> None:
         held().__enter__()
     with held(force=True):
         pass
+
+
+@pytest.mark.parametrize("kind", stores.KINDS)
+def test_every_store_creates_a_file_once(kind: str, tmp_path: Path) -> None:
+    with stores.place(kind, tmp_path) as place:
+        uri = f"{place}/out[1]/lock.json"
+        assert STORAGE.create(uri, b"1")
+        assert not STORAGE.create(uri, b"2")
+        assert STORAGE.read_bytes(uri) == b"1"
+        STORAGE.remove_files([uri], place)
+        assert STORAGE.create(uri, b"2")
 
 
 def test_a_disk_without_hard_links_knows_exclusive_creation_too(
