@@ -106,7 +106,7 @@ def _write_by_pyav(
     bit_rate: int,
     options: dict[str, str],
 ) -> None:
-    layout = {1: "mono", 2: "stereo", 8: "7.1"}[len(samples)]
+    layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[len(samples)]
     with av.open(target, "w", format=container, options=options) as file:
         stream: Any = file.add_stream(codec, rate=rate_hz, options={"strict": "experimental"})
         stream.layout, stream.bit_rate = layout, bit_rate

@@ -9,6 +9,7 @@ every other address that a file may name.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -65,6 +66,23 @@ def opened(
         return
     with _Decoding(raw, request.uri, links) as decoding:
         yield _Reader(part, _cut(decoding.blocks(), part.start, part.num_samples), request.uri)
+
+
+def begins_at_zero(raw: BinaryIO) -> bool:
+    """Whether the first sample of a file has the place 0, as far as FFmpeg can tell.
+
+    In streams that were recorded while they ran, and in what was cut out of a file without being
+    encoded anew, it has another one.
+    """
+    try:
+        errors = (_pyav("").error.FFmpegError, *_DECODER_ERRORS)
+        with contextlib.closing(_Link(_Nameless(raw), errors, "")) as link:
+            first = next(link.packets(), None)
+            if link.track.start_time or first is None or first.pts is None:
+                return not link.track.start_time
+            return bool(first.pts + (first.duration or 0) >= 0)  # the first one is for the decoder
+    except AudioError:  # libsndfile may know it
+        return True
 
 
 def _counted(
@@ -279,7 +297,7 @@ class _Link:
         """
         failed: Exception | None = None
         some = False
-        for packet in self._packets():
+        for packet in self.packets():
             try:
                 frames = packet.decode()
             except self._errors as err:
@@ -293,7 +311,12 @@ class _Link:
         if failed is not None and not some:
             raise self._undecodable(failed)
 
-    def _packets(self) -> Iterator[Any]:
+    def packets(self) -> Iterator[Any]:
+        """Packets as they are in the file.
+
+        Raises:
+            AudioError: the file is damaged.
+        """
         packets = self._container.demux(self.track)
         while True:
             with self._decoding():

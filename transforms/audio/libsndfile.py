@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 
 from manifests.audio_formats import MP3, OGG, WAV, AudioFormat
-from transforms.audio import headers
+from transforms.audio import ffmpeg, headers
 from transforms.audio.parts import AudioError, AudioPart, AudioReader, Request
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _SHORT_DATA = re.compile(r"(data|SSND) *: *(?P<announced>\d+) \(should be (?P<actual>\d+)\)")
 _UNSET_BYTES = 0x7F00_0000
 _UNSET_FRAMES = 2**62
-_MP3_FRAMES = 4 * 1_152
+_MP3_BORROWED = 100 * 576
+"""Samples in which the most that an MP3 frame borrows, 255 bytes in MPEG-2, fits, where a frame of
+8 kb/s has room for 3 bytes, with some to spare; a frame of MPEG-1 borrows from 9 others at most."""
 _DROPPED_AT_ONCE = 2**16
 DECODER_ERRORS = (
     soundfile.LibsndfileError,
@@ -87,6 +89,8 @@ def opened(
     with file:
         if file.frames >= _UNSET_FRAMES or (form is not MP3 and file.format in {"MP3", "MPEG"}):
             raise RefusedError("libsndfile cannot tell how long it is")
+        if form is OGG and file.channels > 2:
+            raise RefusedError("it orders surround channels in another way than WAV and FLAC")
         _require_whole(file, request.uri)
         yield _Reader(file, _part(file, request), found, form, request.uri)
 
@@ -97,13 +101,15 @@ def _looked_at(raw: BinaryIO, form: AudioFormat, audio_start: int, uri: str) -> 
     if form is MP3:
         if not headers.mp3_says_its_length(raw, audio_start):
             raise RefusedError("it does not say how long it is")
-        return _Found(source=_descriptor(raw), borrowed=_MP3_FRAMES)
+        return _Found(source=_descriptor(raw), borrowed=_MP3_BORROWED)
     if form is OGG:
         pages = headers.ogg_pages(raw)
         if pages.num_streams > 1:
             raise RefusedError("it has several streams", pages.links[1:])
         if pages.opus_rate_hz == 0:
             raise RefusedError("it does not say its rate")
+        if not ffmpeg.begins_at_zero(raw):
+            raise RefusedError("it does not begin at the place 0, where libsndfile seeks wrongly")
         return _Found(source=_descriptor(raw), tail=pages.last_page)
     return _Found(source=_descriptor(raw))
 

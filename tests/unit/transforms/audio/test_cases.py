@@ -5,11 +5,12 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
 
-from bench.formats import by_soundfile, signal
+from bench.formats import by_pyav, by_soundfile, signal
 from transforms.audio.parts import AudioError
 from transforms.audio_io import open_audio
 from transforms.storage import Storage
@@ -188,3 +189,62 @@ def test_mp3_is_right_from_an_offset_and_in_blocks(tmp_path: Path) -> None:
     with open_audio(STORAGE, str(path)) as reader:
         blocks = list(reader.blocks(rate_hz))
     np.testing.assert_allclose(np.concatenate(blocks, axis=1)[0], whole, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "num_channels", "bit_rate"), [(48_000, 2, 32_000), (24_000, 1, 8_000)]
+)
+def test_mp3_of_the_lowest_rates_borrows_from_many_frames(
+    tmp_path: Path, rate_hz: int, num_channels: int, bit_rate: int
+) -> None:
+    source = signal(rate_hz, num_channels, 6.0)
+    path = tmp_path / "a.mp3"
+    path.write_bytes(by_pyav(source, rate_hz, "mp3", "libmp3lame", bit_rate=bit_rate))
+    with open_audio(STORAGE, str(path)) as reader:
+        whole = reader.read()
+    for offset_s in np.linspace(0.1, 5.9, 40):
+        with open_audio(STORAGE, str(path), offset_s, 0.05) as reader:
+            assert not reader.part.from_start
+            begin, samples = reader.part.start, reader.read()
+        expected = whole[:, begin : begin + samples.shape[1]]
+        np.testing.assert_allclose(samples, expected, atol=1e-6)
+
+
+def _shifted(source: Path, target: Path, shift_s: float) -> None:
+    """Copies an Ogg file with all its places moved, as programs do that cut or record streams."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as write:
+        stream = write.add_stream_from_template(read.streams.audio[0])
+        for packet in read.demux(read.streams.audio[0]):
+            if packet.pts is not None:
+                shift = round(shift_s / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts + shift, None, stream
+                write.mux(packet)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("shift_s", [-0.5, 100.0])
+def test_an_ogg_that_was_cut_or_recorded_from_a_stream(
+    tmp_path: Path, subtype: str, shift_s: float
+) -> None:
+    rate_hz = 48_000
+    source, path = signal(rate_hz, 1, 8.0), tmp_path / "cut.ogg"
+    (tmp_path / "a.ogg").write_bytes(by_soundfile(source, rate_hz, "OGG", subtype))
+    _shifted(tmp_path / "a.ogg", path, shift_s)
+    with open_audio(STORAGE, str(path)) as reader:
+        whole = reader.read()
+    assert 7.4 * rate_hz < whole.shape[1] < 8.1 * rate_hz
+    for offset_s in (0.01, 1.0, 3.3, 5.0, 7.0):
+        with open_audio(STORAGE, str(path), offset_s, 0.4) as reader:
+            begin, samples = reader.part.start, reader.read()
+        expected = whole[:, begin : begin + samples.shape[1]]
+        np.testing.assert_allclose(samples, expected, atol=1e-6)
+
+
+def test_surround_channels_come_in_the_order_in_which_stems_have_them(tmp_path: Path) -> None:
+    rate_hz, levels = 48_000, [0.3, 0.1, 0.03, 0.0, 0.2, 0.06]
+    source = signal(rate_hz) * np.float32(5) * np.array(levels, np.float32)[:, None]
+    path = tmp_path / "a.ogg"
+    path.write_bytes(by_pyav(source, rate_hz, "ogg", "libopus", bit_rate=384_000))
+    with open_audio(STORAGE, str(path)) as reader:
+        found = np.std(reader.read(), axis=1)
+    assert list(np.argsort(found)) == list(np.argsort(levels))
