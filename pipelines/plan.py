@@ -48,8 +48,8 @@ class Plan:
     attempt: int
     metrics_uris: tuple[str, ...]
     journal_uris: tuple[str, ...]
-    letter_uris: tuple[str, ...]
-    rules: KeptRules
+    letter_uris: tuple[str, ...] = ()
+    rules: KeptRules = dataclasses.field(default_factory=KeptRules)
     model_rate_hz: int
     window_samples: int
     capabilities: Capabilities

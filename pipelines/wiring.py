@@ -114,7 +114,7 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             "invalid": invalid,
             "kept": kept,
             "letters": letters,
-        } | "Reconcile" >> Reconcile(plan.rules)
+        } | "AdmitRows" >> Reconcile(plan.rules)
         ready = {
             "leaving": found["leaving"],
             "damaged": damaged,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -124,10 +124,10 @@ class AdmitRows(beam.PTransform[Any, Any]):
 
     def expand(self, rows: Any) -> tuple[Any, Any]:
         """Wires the steps."""
+        keyed = rows | "KeyRows" >> beam.Map(_by_id).with_output_types(tuple[str, ManifestRow])
         outputs = (
-            rows
-            | "KeyRows" >> beam.Map(_by_id).with_output_types(tuple[str, ManifestRow])
-            | "ById" >> beam.GroupByKey()
+            {"rows": keyed}  # labels are those of a resumed run, which joins more by id
+            | "ById" >> beam.CoGroupByKey()
             | "Admit" >> beam.FlatMap(_admit).with_outputs(failures.FAILED, main="rows")
         )
         return outputs["rows"], outputs[failures.FAILED]
@@ -137,8 +137,8 @@ def _by_id(row: ManifestRow) -> tuple[str, ManifestRow]:
     return row.id, row
 
 
-def _admit(group: tuple[str, Iterable[ManifestRow]]) -> Iterator[Any]:
-    first = yield from first_of(group[1])
+def _admit(group: tuple[str, Mapping[str, Iterable[ManifestRow]]]) -> Iterator[Any]:
+    first = yield from first_of(group[1]["rows"])
     if first is not None:
         yield first
 
