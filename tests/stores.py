@@ -26,9 +26,10 @@ def place(kind: str, folder: Path) -> Iterator[str]:
         yield uri
         fsspec.filesystem("memory").rm(uri, recursive=True)
     elif kind == "s3":
+        bucket = f"place-{uuid.uuid4().hex}"  # what a process emulates stays in it
         with s3_emulator.running():
-            fsspec.filesystem("s3").mkdir("place")
-            yield "s3://place"
+            fsspec.filesystem("s3").mkdir(bucket)
+            yield f"s3://{bucket}"
     else:
         with gcs_emulator.running(folder) as front:
             yield front.bucket("place")
