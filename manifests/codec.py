@@ -348,6 +348,8 @@ def _as_csv_says(batch: pa.RecordBatch) -> pa.RecordBatch:
         kind, column = field.type, batch.column(number)
         if pa.types.is_float32(kind):
             column = column.cast(pa.string()).cast(pa.float64())
+        elif pa.types.is_list(kind) and pa.types.is_float32(kind.value_type):
+            column = column.cast(pa.list_(pa.string())).cast(pa.list_(pa.float64()))
         elif kind == _SIXTEEN_BYTES:
             values = column.to_pylist()
             column = pa.array([None if value is None else _sixteen(value) for value in values])

@@ -93,8 +93,11 @@ def absolute(uri: str) -> str:
     Shells leave ``~`` alone in ``--output=~/x``. A slash at the end does not count.
 
     Raises:
-        ValueError: ``file://`` names another machine.
+        ValueError: it is blank, which would be the working folder, or ``file://`` names another
+            machine.
     """
+    if not uri.strip():
+        raise ValueError("found an empty value; expected a path or a URI")
     path = local_path(os.path.expanduser(uri))
     if path is not None:
         return path
@@ -245,6 +248,8 @@ def expand(uri: str, storage_options: StorageOptions = None) -> tuple[str, ...]:
     Raises:
         ManifestError: nothing there, no permission, or a file of another format.
     """
+    if not uri.strip():
+        raise ManifestError("found an empty name; expected a file, a folder or a pattern")
     if len(links_of(uri)) > 1:
         format_of(uri)
         return (uri,)

@@ -147,14 +147,14 @@ def read_header(lines: LineReader, uri: str) -> tuple[str, ...]:
     """
     for line in lines:
         text = line.strip()
-        if text and not text.startswith(("#", '"#')) and text != _EXCEL_COMMA:
+        if text and not text.startswith(("#", '"#')) and text.strip('"') != _EXCEL_COMMA:
             break
     else:
         return ()
     if any("\udc80" <= char <= "\udcff" for char in line):
         raise ManifestError(f"{uri}: row {lines.row} is not UTF-8 text")
     try:
-        cells = next(csv.reader([line], strict=True))
+        cells = next(csv.reader([line], strict=True, skipinitialspace=True))
     except csv.Error as err:
         _check_separator(line, uri)
         raise ManifestError(f"{uri}: row {lines.row}: the header is not CSV ({err})") from err
@@ -197,15 +197,15 @@ def check_columns(names: Sequence[str], uri: str) -> None:
 
 
 def csv_records(lines: LineReader, columns: Sequence[str], uri: str) -> Iterator[Record]:
-    """Rows of CSV from where ``lines`` stands; rows of blank cells are passed over.
+    """Rows of CSV from where ``lines`` stands; rows in which no cell says anything are passed over.
 
-    Blanks around a cell do not count, and what stands for nothing in a column of manifests that may
-    lack is no value.
+    Blanks around a cell do not count, also before a quote, nor do blank cells beyond the header's.
+    What stands for nothing in a column of manifests that may lack is no value.
 
     After a row that is not CSV, such as one with a quote that is never closed, it goes on at the
     line after the one where that row began: no row behind it is lost.
     """
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(lines, strict=True, skipinitialspace=True)
     while True:
         row, start = lines.row + 1, lines.position
         lines.begin_row()
@@ -220,7 +220,7 @@ def csv_records(lines: LineReader, columns: Sequence[str], uri: str) -> Iterator
         if broken_line is not None and _ESCAPED_QUOTE.search(broken_line):
             cells = _with_escaped_quotes(broken_line)
             broken_line = None if cells else broken_line
-        if broken_line is None and not lines.was_cut and not any(map(str.strip, cells)):
+        if broken_line is None and not lines.was_cut and all(map(_says_nothing, cells)):
             continue
         place = {"uri": uri, "row": row}
         if lines.was_cut:
@@ -229,11 +229,11 @@ def csv_records(lines: LineReader, columns: Sequence[str], uri: str) -> Iterator
             error = malformed(
                 place, broken_line, f"CSV with closed quotes and fields below {_FIELD} characters"
             )
-        elif len(cells) != len(columns):
+        elif len(cells) < len(columns) or any(map(str.strip, cells[len(columns) :])):
             error = malformed(place, cells, f"{len(columns)} cells, not {len(cells)}")
         else:
             values = {
-                name: read_cell(name, cell) for name, cell in zip(columns, cells, strict=True)
+                name: read_cell(name, cell) for name, cell in zip(columns, cells, strict=False)
             }
             yield Record(row=row, start=start, values=values)
             continue
@@ -244,6 +244,11 @@ def read_cell(name: str, cell: str) -> str | None:
     """The text of a cell; None where an optional column of manifests says that there is nothing."""
     text = cell.strip()
     return None if text in NOTHING_IN_CSV and name in _OPTIONAL else text
+
+
+def _says_nothing(cell: str) -> bool:
+    text = cell.strip()
+    return not text or text in NOTHING_IN_CSV
 
 
 def _with_escaped_quotes(line: str) -> list[str]:

@@ -273,11 +273,17 @@ class Places:
         return path is not None and "\x00" not in path and self._above(os.path.realpath(path))
 
     def _spellings(self, uri: str) -> Iterator[tuple[str, ...]]:
-        """Scheme, host or bucket, and the parts of the path; with and without ``..`` resolved."""
+        """Scheme, host or bucket, and the parts of the path; with and without ``..`` resolved.
+
+        A local link has two places: its own, from which it would be deleted, and where it leads.
+        """
         path = self._storage.local_path(uri)
         if path is not None:
-            real = path if "\x00" in path else os.path.realpath(path)
-            yield ("file", *(part for part in real.split("/") if part))
+            folder, name = os.path.split(path)
+            known = "\x00" in path
+            own = path if known else os.path.join(os.path.realpath(folder), name)
+            for spelling in (own, path if known else os.path.realpath(path)):
+                yield ("file", *(part for part in spelling.split("/") if part))
             return
         scheme, _, rest = uri.partition("://")
         scheme = _ALIASES.get(scheme.lower(), scheme.lower())

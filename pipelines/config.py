@@ -132,6 +132,8 @@ def separate_config(options: PipelineOptions, command: Sequence[str] = ()) -> Se
     output = options.view_as(OutputOptions)
     if not (output.output or "").strip():
         raise UsageError("--output is required")
+    if is_url(output.output) and not output.output.partition("://")[2].strip("/"):
+        raise UsageError(f"--output {output.output}: expected a bucket or a folder after ://")
     if output.resume and output.overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
     if output.verify and not output.resume:
@@ -211,6 +213,8 @@ def _records(given: InputOptions) -> Iterator[dict[str, Any]]:
     if repeated := [text for text, count in Counter(texts).items() if count > 1]:
         raise UsageError(f"--positive: {repeated[0]!r} is given twice; give each text once")
     negative = given.negative.strip() if given.negative is not None else None
+    if negative == "":
+        raise UsageError("--negative: found an empty text; expected what to suppress, or no flag")
     others = negative is not None and negative.lower() == OTHERS
     if others and len(texts) < 2:
         raise UsageError(
@@ -223,13 +227,14 @@ def _records(given: InputOptions) -> Iterator[dict[str, Any]]:
             "queries, a manifest's rows say their own"
         )
     mixture = _absolute("--mixture", given.mixture)
+    references = [given.reference] if given.reference is not None else []
     name = _name_of(mixture)
     parts = dict(zip(texts, slugs(texts), strict=True))
     for text in texts or [None]:
         yield {
             "id": name if text is None or len(texts) == 1 else f"{name}/{parts[text]}",
             "mixture_uri": mixture,
-            "reference_uri": given.reference and _absolute("--reference", given.reference),
+            "reference_uri": next(iter(_absolutes("--reference", references)), None),
             "positive_text": text,
             "negative_text": " and ".join(t for t in texts if t != text) if others else negative,
             "positive_audio_uris": _absolutes("--positive_audio", given.positive_audio),

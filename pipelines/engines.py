@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import importlib
 from collections.abc import Mapping
 
 from apache_beam.options.pipeline_options import (
@@ -11,6 +13,7 @@ from apache_beam.options.pipeline_options import (
     StandardOptions,
     WorkerOptions,
 )
+from apache_beam.transforms.resources import parse_resource_hints
 
 from pipelines.options import ModelOptions, RunOptions, UsageError
 from transforms.cores import cores
@@ -25,6 +28,7 @@ _REFUSED = {
     "PrismRunner": "Prism is a binary that would be downloaded, and does not run this job",
     "BundleBasedDirectRunner": "it does not run this job",
 }
+_NAMES = {name.lower(): name for name in (*StandardOptions.KNOWN_RUNNER_NAMES, *_REFUSED, DASK)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +77,11 @@ def execution_of(options: PipelineOptions) -> Execution:
     """Where the flags say that a job runs.
 
     Raises:
-        UsageError: an engine that is refused, or flags that do not go together.
+        UsageError: an engine that is refused or unknown, a hint that says nothing, or flags that do
+            not go together.
     """
     run = options.view_as(RunOptions)
-    runner = options.view_as(StandardOptions).runner
-    name = None if runner is None else str(runner).rsplit(".", 1)[-1]
+    name = _name_of(options.view_as(StandardOptions).runner)
     if name in _REFUSED:
         raise UsageError(f"--runner={name} is refused: {_REFUSED[name]}")
     direct = options.view_as(DirectOptions)
@@ -96,17 +100,48 @@ def execution_of(options: PipelineOptions) -> Execution:
     cluster = _cluster(name, run.dask_client_address)
     threads = max(1, cores() // num_workers) if local else int(cluster is not None)
     hints = {"accelerator": run.accelerator, "min_ram": run.min_ram}
+    hints = {key: value for key, value in hints.items() if value}
+    try:
+        parse_resource_hints(hints)
+    except ValueError as err:
+        raise UsageError(f"--min_ram {run.min_ram}: expected a size such as 16GB") from err
     return Execution(
         runner=IN_PROCESS if local else str(name),
         num_workers=num_workers,
         num_threads=options.view_as(ModelOptions).num_threads or threads,
-        resource_hints={key: value for key, value in hints.items() if value},
+        resource_hints=hints,
         share_model=run.share_model,
         isolate_decoder=run.isolate_decoder,
         progress=run.progress,
         log_level=run.log_level,
         cluster=cluster,
     )
+
+
+def _name_of(runner: str | None) -> str | None:
+    """The engine's name as Beam understands it.
+
+    Capitals do not count, and ``Runner`` at the end may be left out; a name with dots is that of a
+    class.
+
+    Raises:
+        UsageError: there is no such engine.
+    """
+    if not runner:
+        return None
+    module, _, name = runner.rpartition(".")
+    if module:
+        try:
+            getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as err:
+            raise UsageError(f"--runner={runner}: cannot be had: {err}") from err
+        return name
+    low = runner.lower()
+    if low not in _NAMES and f"{low}runner" not in _NAMES:
+        close = difflib.get_close_matches(low, _NAMES, n=1)
+        near = f"; is it {_NAMES[close[0]]}?" if close else ""
+        raise UsageError(f"--runner={runner}: no such runner is known{near}")
+    return _NAMES.get(low) or _NAMES[f"{low}runner"]
 
 
 def _cluster(runner: str | None, address: str | None) -> str | None:

@@ -61,7 +61,7 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
         raise UsageError(f"--score_rate_hz={own.score_rate_hz}: {expected}")
     try:
         access = UriAccess(prefixes=config.allowed_uri_prefix)
-        places = StemPlaces(where=absolute(own.stems) if own.stems else None, access=access)
+        places = StemPlaces(where=None if own.stems is None else absolute(own.stems), access=access)
         reachable = places.reachable
     except ValueError as err:
         raise UsageError(f"--stems: {err}") from err

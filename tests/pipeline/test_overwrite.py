@@ -173,6 +173,18 @@ def test_nothing_that_the_run_reads_lies_where_it_deletes(
     assert tree(out) == before
 
 
+def test_a_link_that_would_be_deleted_is_not_read(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stem = next((out / "stems").rglob("*.flac"))
+    shutil.move(stem, tmp_path / "elsewhere.flac")
+    _link(stem, tmp_path / "elsewhere.flac")
+    arguments = ("--mixture", stem, "--positive", "a bell", "--output", out, "--overwrite")
+    assert tone_runs.run(*arguments) == 2
+    assert "lies in --output" in capsys.readouterr().err
+    assert stem.is_symlink()
+
+
 def test_stems_on_another_disk_are_in_the_output_too(
     out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -306,7 +318,7 @@ def test_uris_that_lead_nowhere_do_not_stop_the_check(made: Path, out: Path) -> 
 def test_places_that_are_written_in_other_ways_are_the_same(tmp_path: Path) -> None:
     out = tmp_path / unicodedata.normalize("NFC", "März 1")
     (out / "stems").mkdir(parents=True)
-    places = clearing._Places(Storage(), clearing._deleted_from(str(out)))
+    places = clearing.Places(Storage(), clearing._deleted_from(str(out)))
     clip = out / "stems" / "a.wav"
     clip.touch()
     encoded = clip.as_uri()

@@ -134,7 +134,7 @@ def test_parquet_with_a_column_twice(tmp_path):
     ("line", "expected"),
     [
         ("a,m.wav", "3 cells, not 2"),
-        ("a,m.wav,x,", "3 cells, not 4"),
+        ("a,m.wav,x,y", "3 cells, not 4"),
         ('a,m.wav,"x', "CSV with closed quotes"),
         ('a,m.wav,"x" y', "CSV with closed quotes"),
         ("a,m.wav," + "x" * 140_000, "below 131072 characters"),

@@ -19,7 +19,7 @@ import pytest
 from manifest_files import HEADER, rows, write
 from manifests.checking import check
 from manifests.codec import iter_split, plan_splits
-from manifests.errors import RowError
+from manifests.errors import ManifestError, RowError
 from manifests.row import ManifestRow
 from manifests.text import NOTHING_IN_CSV
 
@@ -50,7 +50,10 @@ def test_blank_rows_are_passed_over_and_not_counted():
     assert (report.is_valid, report.num_rows) == (True, 2)
 
 
-@pytest.mark.parametrize("blank", [",,", ",,,,,", " , ,", "   ", "\t", '"","",""', ",\u00a0,"])
+@pytest.mark.parametrize(
+    "blank",
+    [",,", ",,,,,", " , ,", "   ", "\t", '"","",""', ",\u00a0,", "NA,NA,NA", "nan,,NULL,,"],
+)
 def test_every_blank_row(tmp_path, blank):
     uri = write(tmp_path / "m.csv", f"{HEADER}\r\n{blank}\r\na,m.wav,dog\r\n{blank}\r\n{blank}")
     (row,) = rows(uri)
@@ -99,6 +102,40 @@ def test_blanks_around_cells_do_not_count(name, uris):
     found = rows(CASES / "csv_habits" / name)
     assert [Path(row.mixture_uri).name for row in found] == uris
     assert all(row.id == row.id.strip() for row in found)
+
+
+def test_blanks_before_quotes_and_blank_cells_beyond_the_header_do_not_count(tmp_path):
+    text = f'{HEADER.replace(",", ", ")}\na, "m.wav", "dog, loud"\nb,m.wav,cat,\nc,m.wav,cat,, \n'
+    found = rows(write(tmp_path / "m.csv", text))
+    assert [(row.id, row.positive_text) for row in found] == [
+        ("a", "dog, loud"),
+        ("b", "cat"),
+        ("c", "cat"),
+    ]
+    (error,) = rows(write(tmp_path / "x.csv", f"{HEADER}\n1,a,m.wav,dog\n"))
+    assert error.expected == "3 cells, not 4"
+
+
+@pytest.mark.parametrize("line", ["sep=,", '"sep=,"', "\ufeffsep=,", '\ufeff"sep=,"\r'])
+def test_a_first_line_that_tells_excel_the_separator_is_passed_over(tmp_path, line):
+    (row,) = rows(write(tmp_path / "m.csv", f"{line}\n{HEADER}\na,m.wav,dog\n"))
+    assert row.id == "a"
+
+
+def test_lists_of_single_precision_are_what_csv_would_say(tmp_path):
+    levels = pa.array([[0.1, -2.5], None, []], pa.list_(pa.float32()))
+    names = {"id": ["a", "b", "c"], "target_uri": ["t.wav"] * 3, "positive_text": ["dog"] * 3}
+    interferers = [["i.wav", "j.wav"]] * 3
+    table = pa.table({**names, "interferer_uris": interferers, "snr_db": levels})
+    pq.write_table(table, tmp_path / "m.parquet")
+    assert [row.snr_db for row in rows(tmp_path / "m.parquet")] == [(0.1, -2.5), (), ()]
+
+
+def test_an_empty_name_is_not_the_working_folder(tmp_path, monkeypatch):
+    write(tmp_path / "m.csv", f"{HEADER}\na,m.wav,dog\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ManifestError, match="found an empty name"):
+        rows("")
 
 
 def test_ids_that_differ_by_blanks_only_are_duplicates():

@@ -237,3 +237,48 @@ def test_a_file_uri_in_a_flag_is_its_path(tmp_path: Path) -> None:
     assert config.rows[0].mixture_uri == f"{folder}/a b.wav"
     with pytest.raises(UsageError, match="--output: file://server/x: file:// names the machine"):
         _config_of("--mixture", "a.wav", "--positive", "x", "--output", "file://server/x")
+
+
+@pytest.mark.parametrize(
+    ("runner", "expected"),
+    [
+        ("dataflow", "DataflowRunner"),
+        ("DATAFLOWRUNNER", "DataflowRunner"),
+        ("apache_beam.runners.dataflow.dataflow_runner.DataflowRunner", "DataflowRunner"),
+        ("direct", IN_PROCESS),
+        ("directrunner", IN_PROCESS),
+        ("", IN_PROCESS),
+    ],
+)
+def test_runners_are_known_by_every_name_that_beam_takes(runner: str, expected: str) -> None:
+    assert _config("--manifest", "a.csv", f"--runner={runner}").execution.runner == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--runner=dataflo"], "--runner=dataflo: no such runner is known; is it DataflowRunner?"),
+        (["--runner=no.such.Runner"], "--runner=no.such.Runner: cannot be had: No module named"),
+        (["--runner=prism"], "--runner=PrismRunner is refused"),
+        (["--min_ram=lots"], "--min_ram lots: expected a size such as 16GB"),
+        (["--min_ram=-1"], "--min_ram -1: expected"),
+        (["--manifest="], "--manifest: found an empty value"),
+        (["--allowed_uri_prefix="], "--allowed_uri_prefix: found an empty value"),
+    ],
+)
+def test_engines_and_values_that_nothing_has_are_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        _config("--manifest", "a.csv", *flags)
+
+
+@pytest.mark.parametrize("flag", ["reference", "positive_audio", "negative_audio", "negative"])
+@pytest.mark.parametrize("blank", ["", " "])
+def test_empty_values_of_one_recording_are_refused(flag: str, blank: str) -> None:
+    with pytest.raises(UsageError, match=f"--{flag}: found an empty"):
+        _of_one("--positive", "dog", f"--{flag}={blank}")
+
+
+@pytest.mark.parametrize("output", ["s3://", "gs:///", "memory://", "file:///"])
+def test_an_output_without_a_bucket_is_refused(output: str) -> None:
+    with pytest.raises(UsageError, match="expected a bucket or a folder after ://"):
+        _config_of("--mixture", "a.wav", "--positive", "x", "--output", output)
