@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,10 @@ import pytest
 
 if TYPE_CHECKING:
     import tone_runs
+
+# Before torch is imported. Two OpenMP threads that wait for each other, on a core that others use,
+# take ten times as long: single tests ran into their 300 s.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A deadline asserts a time, and machines differ.
 hypothesis.settings.register_profile("project", deadline=None)

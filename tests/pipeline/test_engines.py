@@ -62,12 +62,6 @@ def _assert_same(alone: Path, output: Path) -> None:
     assert kept == tone_runs.comparable(tone_runs.table(alone, "dead_letters"))
 
 
-def test_two_worker_processes(manifest: Path, model: str, alone: Path) -> None:
-    output = manifest.parent / "workers"
-    assert separate.run([*_arguments(manifest, output, model), "--num_workers", "2"]) == 0
-    _assert_same(alone, output)
-
-
 def test_a_dask_cluster(manifest: Path, model: str, alone: Path, cluster: DaskCluster) -> None:
     output = manifest.parent / "dask"
     where = ["--runner=dask", "--dask_client_address", cluster.address]
@@ -76,20 +70,20 @@ def test_a_dask_cluster(manifest: Path, model: str, alone: Path, cluster: DaskCl
 
 
 def test_a_dask_worker_that_is_killed_costs_nothing_but_time(
-    manifest: Path, model: str, alone: Path, tmp_path: Path
+    manifest: Path, model: str, alone: Path, cluster: DaskCluster
 ) -> None:
+    """The last one on this cluster."""
     output = manifest.parent / "mortal"
     codes: list[int] = []
-    with dask_cluster(tmp_path / "cluster", [(), ()]) as mortal:
-        where = ["--runner=dask", "--dask_client_address", mortal.address, "--batch_size", "1"]
-        arguments = [*_arguments(manifest, output, model), *where]
-        job = threading.Thread(target=lambda: codes.append(separate.run(arguments)), daemon=True)
-        job.start()
-        while not list(output.glob("_work/journal/*.parquet")):
-            assert job.is_alive()
-            time.sleep(0.02)
-        mortal.workers[0].kill()
-        job.join()
+    where = ["--runner=dask", "--dask_client_address", cluster.address, "--batch_size", "1"]
+    arguments = [*_arguments(manifest, output, model), *where]
+    job = threading.Thread(target=lambda: codes.append(separate.run(arguments)), daemon=True)
+    job.start()
+    while not list(output.glob("_work/journal/*.parquet")):
+        assert job.is_alive()
+        time.sleep(0.02)
+    cluster.workers[0].kill()
+    job.join()
     assert codes == [0]
     tone_runs.assert_same_results(alone, output)
     assert tone_runs.record(output)["books"] == tone_runs.record(alone)["books"]

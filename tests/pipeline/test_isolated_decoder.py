@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import subprocess
 import sys
@@ -66,24 +65,25 @@ def test_the_poisoned_clip_fails_and_the_others_are_the_same(tmp_path: Path) -> 
     assert found.items() < expected.items()
 
 
-def test_a_run_that_a_clip_has_ended_is_completed_by_the_flag(tmp_path: Path, model: str) -> None:
+RUN = """
+import sys
+sys.path[:0] = ["tests", "."]
+import tone_runs
+with tone_runs.tones_as_models():
+    tone_runs.run(*sys.argv[1:])
+"""
+
+
+def test_a_run_that_a_clip_has_ended_is_completed_by_the_flag(tmp_path: Path) -> None:
     rows = tone_runs.write_mixtures(tmp_path, 3)
     manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
     poisoned = Path(rows[1]["mixture_uri"])
     poisoned.write_bytes(b"poison" + poisoned.read_bytes())
-    path = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
-    command = [
-        *(sys.executable, "-m", "pipelines.separate", "--manifest", str(manifest)),
-        *("--output", str(tmp_path / "out"), "--model", model, *tone_runs.QUIET),
-        *("--max_failure_rate", "1"),
-    ]
-
-    def run(*more: str) -> int:
-        environment = {**os.environ, "PYTHONPATH": path}
-        return subprocess.run([*command, *more], env=environment, cwd=tmp_path).returncode
-
-    assert run() == -signal.SIGSEGV
-    assert run("--resume", "--isolate_decoder") == 0
+    given = ["--manifest", str(manifest), "--output", str(tmp_path / "out")]
+    given += ["--max_failure_rate", "1"]
+    ended = subprocess.run([sys.executable, "-c", RUN, *given], cwd=ROOT)
+    assert ended.returncode == -signal.SIGSEGV
+    assert tone_runs.run(*given, "--resume", "--isolate_decoder") == 0
     (letter,) = tone_runs.table(tmp_path / "out", "dead_letters")
     assert (letter["id"], letter["error_type"]) == (rows[1]["id"], "decoder_crashed")
     done = {row["id"] for row in tone_runs.table(tmp_path / "out", "metrics")}

@@ -130,6 +130,10 @@ def test_another_order_other_batches_and_processes_give_the_same_bytes(
     other = output.parent / "workers"
     run(other, rows[::-1], model, "--num_workers", "2", "--num_threads", "1", "--batch_size", "3")
     assert digests(other) == digests(output)
+    tone_runs.assert_same_results(other, output)
+    there, here = tone_runs.record(other), tone_runs.record(output)
+    assert there["books"] == here["books"]
+    assert there["counters"] == here["counters"]
 
 
 def test_a_run_that_was_resumed_and_other_threads_give_the_same_bytes(

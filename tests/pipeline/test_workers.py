@@ -26,6 +26,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rows")
     rows = tone_runs.write_mixtures(folder / "in", count=6, duration_s=0.9)
     rows[3]["mixture_uri"] = "gone.wav"
+    rows.append({**rows[0]})  # a duplicate
     return tone_runs.write_manifest(folder / "rows.jsonl", rows)
 
 
@@ -77,6 +78,8 @@ def test_a_killed_worker_ends_the_run_and_resuming_completes_it(
     assert alive == []
     assert separate.run([*arguments, "--resume"]) == 0
     tone_runs.assert_same_results(alone, output)
+    one, other = (tone_runs.table(each, "dead_letters") for each in (alone, output))
+    assert tone_runs.comparable(one) == tone_runs.comparable(other)
 
 
 def test_a_step_that_fails_ends_the_run_though_another_worker_is_busy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,10 @@ def _tone(label: str, take: int) -> np.ndarray:
     return 0.2 * envelope * np.sin(2 * np.pi * frequency * (1 + 0.02 * take) * time_s)
 
 
-@pytest.fixture
-def corpus_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Train and validation split, two takes a class each."""
-    monkeypatch.setenv("CLAPSEP_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "corpus"
-    folder.mkdir()
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Train and validation split, two takes a class each; nobody changes it."""
+    folder = tmp_path_factory.mktemp("corpus")
     with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
         columns = ["path", "label", "caption", "alt_caption", "split", "group"]
         writer = csv.DictWriter(stream, columns)
@@ -45,10 +44,12 @@ def corpus_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                     "path": name, "label": label, "caption": f"a {label} sounding",
                     "alt_caption": "", "split": split, "group": f"{label}{take}",
                 })  # fmt: skip
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLAPSEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> ClapSepConfig:
     """The tiny network with the bundled model's sentence encoder."""
     clap = dataclasses.replace(TINY.clap, text=MINI.clap.text)

@@ -21,9 +21,9 @@ COMMON = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def config_file(tmp_path: Path, tiny_config: ClapSepConfig) -> Path:
-    path = tmp_path / "config.json"
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory, tiny_config: ClapSepConfig) -> Path:
+    path = tmp_path_factory.mktemp("config") / "config.json"
     path.write_text(to_json(tiny_config), encoding="utf-8")
     return path
 
@@ -40,9 +40,11 @@ def _losses(output: Path) -> list[float]:
     return [float(line.split(",")[column]) for line in lines[1:]]
 
 
-@pytest.fixture
-def trained_clap(corpus_folder: Path, config_file: Path, tmp_path: Path) -> Path:
-    output = tmp_path / "clap"
+@pytest.fixture(scope="module")
+def trained_clap(
+    corpus_folder: Path, config_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    output = tmp_path_factory.mktemp("trained") / "clap"
     _train(
         "contrastive", corpus_folder, config_file, output, "--steps", "30", "--validate_every", "10"
     )
