@@ -59,7 +59,7 @@ def test_every_benchmark_runs_from_its_list_to_the_report(tmp_path: Path) -> Non
     table = (tmp_path / "report" / "tables.md").read_text(encoding="utf-8")
     for name in BENCHMARKS.values():
         assert f"| out | {name.replace('-', chr(92) + '-')} | text P\\+N |" in table
-    assert table.count("CLAPSep\\-hybrid: ") >= len(BENCHMARKS)
+    assert table.count("CLAPSep\\-hybrid\\: ") >= len(BENCHMARKS)
 
 
 def test_levels_and_sources_run_to_their_curves(tmp_path: Path) -> None:
