@@ -38,7 +38,7 @@ check: $(ENVIRONMENT) ## lint, formatting, types, import contracts
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/shellcheck .ci/run bench/*.sh
+	$(BIN)/shellcheck .ci/run bench/*.sh findings/*.sh
 	$(BIN)/hadolint Dockerfile
 
 format: $(ENVIRONMENT) ## format, and fix what the linter can
