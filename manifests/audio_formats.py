@@ -231,6 +231,35 @@ DEMUXERS: Final = tuple(dict.fromkeys(name for form in FORMATS for name in form.
 """What FFmpeg may open a file as. None of them names another file that would be opened."""
 
 
+_ELSE: Final[tuple[tuple[tuple[bytes, ...], str], ...]] = (
+    (
+        (b"<!doctype html", b"<html"),
+        "a web page: its address leads to a page, not to the recording",
+    ),
+    ((b"<?xml", b"{", b"["), "a text in XML or JSON, perhaps what a server said instead of sound"),
+    ((b"version https://git-lfs",), "a pointer of Git LFS: git lfs pull fetches the file itself"),
+    ((b"pk\x03\x04",), "a zip archive: name a file in it, as in zip://talk.wav::ARCHIVE"),
+    ((b"\x1f\x8b",), "compressed with gzip: unpack it first"),
+    ((b"\x89png", b"\xff\xd8\xff", b"gif8", b"bm6"), "a picture"),
+    ((b"%pdf",), "a PDF document"),
+    ((b"mthd",), "MIDI, which is notes and not sound: a synthesiser makes sound of it"),
+)
+
+
+def named_otherwise(head: bytes) -> str:
+    """What a file is that is no recording, and what to do; empty where its first bytes do not say.
+
+    Asked only of files that no reader takes.
+    """
+    if head and not head.strip(b"\0"):
+        return "zeros, as where a copy was begun and not completed"
+    beginning = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for signatures, name in _ELSE:
+        if beginning.startswith(signatures):
+            return name
+    return ""
+
+
 def recognised(head: bytes) -> AudioFormat:
     """What a file is whose first bytes, after an ID3 tag, are ``head``."""
     return next(form for form in FORMATS if form.signature(head))

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 FILE = "run.json"
 _PACKAGES = ("apache-beam", "torch", "numpy", "pyarrow", "soundfile", "soxr", "transformers")
 _BLOCK_BYTES = 1 << 20
+_NOTES = re.compile(rb"(?:\s*#[^\n]*\n)*")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,15 +72,18 @@ def manifest_facts(uris: Sequence[str], storage: Storage) -> list[ManifestFacts]
 
 
 def _facts(uri: str, storage: Storage) -> ManifestFacts:
+    form = format_of(uri)
     digest, num_bytes, lines = hashlib.sha256(), 0, 0
     fs, path = storage.resolve(uri)
     with reading(uri), fs.open(path, "rb") as stream:
         while block := stream.read(_BLOCK_BYTES):
             digest.update(block)
+            if form == "csv" and not num_bytes:
+                notes = _NOTES.match(block)
+                lines -= 1 + (notes[0].count(b"\n") if notes else 0)  # the header is a line too
             num_bytes += len(block)
             lines += block.count(b"\n")
-    form = format_of(uri)
-    rows: int | None = None if is_gzip(uri) else max(0, lines - (form == "csv"))
+    rows: int | None = None if is_gzip(uri) else max(0, lines)
     if form == "parquet":
         rows = _parquet_rows(uri, storage)
     return ManifestFacts(uri=uri, sha256=digest.hexdigest(), num_bytes=num_bytes, rows=rows)

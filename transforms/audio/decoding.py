@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from manifests.audio_formats import WAV, recognised
+from manifests.audio_formats import MP4, OTHER, WAV, AudioFormat, named_otherwise, recognised
 from transforms.audio import ffmpeg, headers, libsndfile
 from transforms.audio.parts import AudioError, AudioReader, Request
 
@@ -44,13 +44,17 @@ def decoded(
         if reader is None:
             if is_plain_wav:  # FFmpeg reads some of them wrongly
                 raise AudioError("not_audio", f"{request.uri}: cannot be decoded: {refusal}")
-            reader = stack.enter_context(_by_ffmpeg(raw, request, working, refusal, links))
+            what = named_otherwise(head) if form is OTHER else ""
+            if what:
+                raise AudioError("not_audio", f"{request.uri}: is no recording but {what}")
+            reader = stack.enter_context(_by_ffmpeg(raw, form, request, working, refusal, links))
         yield reader
 
 
 @contextmanager
 def _by_ffmpeg(
     raw: BinaryIO,
+    form: AudioFormat,
     request: Request,
     working: Callable[[], None],
     refusal: str,
@@ -60,7 +64,16 @@ def _by_ffmpeg(
         try:
             reader = stack.enter_context(ffmpeg.opened(raw, request, working, links))
         except AudioError as err:
-            if err.code != "not_audio" or not refusal:
+            if err.code != "not_audio":
+                raise
+            missing = headers.mp4_missing_bytes(raw) if form is MP4 else 0
+            if missing:
+                raise AudioError(
+                    "truncated",
+                    f"{request.uri}: ends {missing} bytes early, as an MP4 does that was not "
+                    "recorded or copied to its end: what is needed to decode it would follow",
+                ) from err
+            if not refusal:
                 raise
             raise AudioError(err.code, f"{err} (libsndfile: {refusal})") from err
         yield reader

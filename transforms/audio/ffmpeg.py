@@ -304,7 +304,8 @@ class _Link:
                 failed = failed or err
                 continue
             for frame in frames:
-                if failed is not None and some and not self.form.resynchronises:
+                in_the_middle = packet.size > 0  # else the decoder gives what it has left
+                if failed and some and in_the_middle and not self.form.resynchronises:
                     raise self._undecodable(failed)
                 some = True
                 yield frame

@@ -302,17 +302,28 @@ def mp3_says_its_length(raw: BinaryIO, start: int) -> bool:
 
 def mp4_is_fragmented(raw: BinaryIO) -> bool:
     """Whether an MP4 file is a row of fragments, of which the header knows nothing."""
+    return any(name in {b"moof", b"sidx", b"styp"} for name, _ in _boxes(raw))
+
+
+def mp4_missing_bytes(raw: BinaryIO) -> int:
+    """How many bytes earlier an MP4 file ends than its last box does."""
+    end = max((end for _, end in _boxes(raw)), default=0)
+    return max(0, end - file_size(raw))
+
+
+def _boxes(raw: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Names and ends of the boxes of an MP4 file, as far as they follow one another."""
     position, size = 0, file_size(raw)
     for _ in range(_MAX_CHUNKS):
         head = read_at(raw, position, 16)
         if len(head) < _CHUNK:
-            return False
+            return
         length = int.from_bytes(head[:4], "big")
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
-        if head[4:8] in {b"moof", b"sidx", b"styp"}:
-            return True
-        if length < _CHUNK or position + length > size:
-            return False
+        if length < _CHUNK:
+            return
         position += length
-    return True
+        yield head[4:8], position
+        if position > size:
+            return

@@ -22,6 +22,13 @@ def test_a_manifest_has_a_digest_and_a_number_of_rows(tmp_path: Path, ending: st
     assert (facts.num_bytes, facts.rows) == (path.stat().st_size, 5)
 
 
+def test_notes_before_the_header_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("# one\n# two\nid,mixture_uri,positive_text\na,a.wav,x\nb,b.wav,#x\n")
+    (facts,) = run_record.manifest_facts([str(path)], Storage())
+    assert facts.rows == 2
+
+
 def test_a_folder_of_manifests_has_facts_of_each(tmp_path: Path) -> None:
     for name in ("b.csv", "a.jsonl"):
         tone_runs.write_manifest(tmp_path / name, ROWS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import re
 import sys
 from pathlib import Path
@@ -165,8 +166,16 @@ def test_an_mp4_that_was_cut_is_truncated(tmp_path: Path) -> None:
         assert reader.read().shape == (1, 8_000)
 
 
+def test_an_mp4_without_its_end_is_truncated(tmp_path: Path) -> None:
+    data = _m4a()  # what describes the sound follows it
+    (tmp_path / "a.m4a").write_bytes(data[: len(data) // 2])
+    with pytest.raises(AudioError, match=r"ends \d+ bytes early") as caught:
+        whole(str(tmp_path / "a.m4a"))
+    assert caught.value.code == "truncated"
+
+
 @pytest.mark.parametrize(
-    "name", ["WebM Opus", "AAC (ADTS)", "MPEG Layer II", "MP3", "AMR", "Ogg Opus"]
+    "name", ["WebM Opus", "AAC (ADTS)", "MPEG Layer II", "MP3", "AMR", "Ogg Opus", "WMA"]
 )
 def test_what_does_not_say_how_long_it_is_is_read_as_far_as_it_goes(
     tmp_path: Path, name: str
@@ -230,11 +239,36 @@ def test_the_sound_of_a_film_is_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(whole(str(tmp_path / "film.mkv")), source, atol=2**-14)
 
 
-@pytest.mark.parametrize("content", [b"no sound " * 500, b"\x00" * 5_000, b"RIFF" * 99, b"x"])
+@pytest.mark.parametrize("content", [b"no sound " * 500, b"\x01" * 5_000, b"RIFF" * 99, b"x"])
 def test_what_is_no_sound_says_what_both_readers_found(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.wav").write_bytes(content)
     with pytest.raises(AudioError, match=r"a\.wav: .*libsndfile") as caught:
         whole(str(tmp_path / "a.wav"))
+    assert caught.value.code == "not_audio"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"\n<!DOCTYPE html><html><title>Not Found</title></html>", "a web page"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>", "XML or JSON"),
+        (b'{"error": {"code": 403}}', "XML or JSON"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
+        (b"PK\x03\x04" + bytes(500), "zip archive"),
+        (gzip.compress(b"RIFF"), "gzip"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(500), "a picture"),
+        (b"%PDF-1.7\n", "PDF"),
+        (b"MThd\x00\x00\x00\x06" + bytes(20), "MIDI"),
+        (bytes(5_000), "zeros"),
+    ],
+)
+@pytest.mark.parametrize("storage", [STORAGE, APART])
+def test_what_is_no_recording_is_called_what_it_is(
+    tmp_path: Path, content: bytes, expected: str, storage: Storage
+) -> None:
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(AudioError, match=rf"a\.wav: is no recording but .*{expected}") as caught:
+        whole(str(tmp_path / "a.wav"), storage)
     assert caught.value.code == "not_audio"
 
 
