@@ -236,6 +236,7 @@ _ELSE: Final[tuple[tuple[tuple[bytes, ...], str], ...]] = (
         (b"<!doctype html", b"<html"),
         "a web page: its address leads to a page, not to the recording",
     ),
+    ((b"#extm3u", b"[playlist]"), "a playlist, which names recordings: give those"),
     ((b"<?xml", b"{", b"["), "a text in XML or JSON, perhaps what a server said instead of sound"),
     ((b"version https://git-lfs",), "a pointer of Git LFS: git lfs pull fetches the file itself"),
     ((b"pk\x03\x04",), "a zip archive: name a file in it, as in zip://talk.wav::ARCHIVE"),
@@ -252,7 +253,7 @@ def named_otherwise(head: bytes) -> str:
     Asked only of files that no reader takes.
     """
     if head and not head.strip(b"\0"):
-        return "zeros, as where a copy was begun and not completed"
+        return "zeros, at least where it begins, as where a copy was not completed"
     beginning = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for signatures, name in _ELSE:
         if beginning.startswith(signatures):

@@ -127,7 +127,6 @@ def test_two_channels(tmp_path: Path, container: str) -> None:
 
 
 def test_eight_channels(tmp_path: Path) -> None:
-    """As many as a file may have."""
     source = signal(16_000, 8)
     (tmp_path / "a.m4a").write_bytes(by_pyav(source, 16_000, "ipod", "aac", bit_rate=512_000))
     with open_audio(APART, str(tmp_path / "a.m4a")) as reader:
@@ -254,6 +253,8 @@ def test_what_is_no_sound_says_what_both_readers_found(tmp_path: Path, content: 
         (b"\xef\xbb\xbf<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>", "XML or JSON"),
         (b'{"error": {"code": 403}}', "XML or JSON"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
+        (b"#EXTM3U\nhttp://127.0.0.1/a.mp3\n", "a playlist"),
+        (b"[playlist]\nFile1=http://127.0.0.1/a.mp3\n", "a playlist"),
         (b"PK\x03\x04" + bytes(500), "zip archive"),
         (gzip.compress(b"RIFF"), "gzip"),
         (b"\x89PNG\r\n\x1a\n" + bytes(500), "a picture"),
