@@ -43,7 +43,7 @@ _URL = re.compile(rf"({_SCHEME}::)*{_SCHEME}://|file:/", re.IGNORECASE)
 _LOCAL = re.compile(r"(?:file|local):/(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _OTHER_PATH = re.compile(r"\\|[A-Za-z]:[\\/]")
 _PATTERN = re.compile(r"[*?\[]")
-_NUMERIC_HOST = re.compile(rf"((?:^|::){_SCHEME}://)\[([0-9A-Fa-f:.]+)\]")
+_NUMERIC_HOST = re.compile(rf"((?:^|::){_SCHEME}://)\[([0-9A-Fa-f:.]+(?:%\w+)?)\]")
 _HOSTS_HERE = ("", "localhost")
 _FORMS: Final = ("NFC", "NFD")
 _MAX_FORMS = 64
@@ -181,11 +181,18 @@ def connect(uri: str, storage_options: StorageOptions = None) -> tuple[Any, str]
 def _link_for_fsspec(link: str) -> str:
     """A link as fsspec expects it: local paths are not encoded, and ``::`` only parts links."""
     if not _LOCAL.fullmatch(link):
-        return _NUMERIC_HOST.sub(lambda host: f"{host[1]}[{IPv6Address(host[2]).exploded}]", link)
+        return _NUMERIC_HOST.sub(_with_all_digits, link)
     path = local_path(link) or ""
     if "::" in path:  # it would lead on to another address than the one that was checked
         raise ValueError(f"{link}: a name with :: cannot be a link of a chain")
     return f"file://{path}"
+
+
+def _with_all_digits(host: re.Match[str]) -> str:
+    """A numeric host without ``::``; the interface that follows stays, decoded as in RFC 6874."""
+    number, percent, interface = host[2].partition("%")
+    zone = percent + interface.removeprefix("25")
+    return f"{host[1]}[{IPv6Address(number).exploded}{zone}]"
 
 
 def format_of(uri: str) -> str:

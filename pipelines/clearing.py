@@ -27,6 +27,7 @@ from pipelines.plan import (
     MANIFEST,
     METRICS,
     SUMMARY,
+    WORK,
 )
 from pipelines.run_record import ManifestFacts
 from transforms.access import uris_of
@@ -81,6 +82,12 @@ def tables_in(storage: Storage, output: str, name: str) -> list[str]:
 def pieces_in(storage: Storage, output: str) -> list[str]:
     """The files of the journal that a run left."""
     return _matching(storage, join(output, JOURNAL), _PIECE, ".parquet")
+
+
+def has_results(storage: Storage, output: str) -> bool:
+    """Whether anything is in a folder but what a run keeps there while it works, as its lock."""
+    files = storage.list_files(output, "")
+    return any(not _below(storage, uri, output).startswith(f"{WORK}/") for uri in files)
 
 
 def remove_working_files(storage: Storage, output: str) -> None:

@@ -18,6 +18,7 @@ from pipelines.clearing import (
     SYNTHESIZE,
     Places,
     delete,
+    has_results,
     pieces_in,
     tables_in,
     written,
@@ -105,7 +106,7 @@ def examine(config: SeparateConfig, storage: Storage, command: str) -> Earlier:
     if record is None and damage is None and ours:
         damage = "is missing"
     if record is None and damage is None:
-        if config.overwrite and storage.list_files(output, ""):
+        if config.overwrite and has_results(storage, output):
             raise UsageError(
                 f"--overwrite: {output} has files but no {FILE}: it is not an output folder"
             )

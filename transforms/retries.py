@@ -137,6 +137,8 @@ def as_os_error(err: Exception, uri: str) -> Exception:
     in_archive = uri.partition("://")[0] in ARCHIVES
     if status in (404, 410) or (in_archive and isinstance(err, KeyError)):
         return FileNotFoundError(text)
+    if cause is not err and isinstance(cause, ValueError):  # nothing was asked for it
+        return OSError(f"{uri}: no address that can be read: {cause}")
     if isinstance(err, FileNotFoundError):
         return FileNotFoundError(text if said else f"{uri}: no such file or object")
     if isinstance(err, ImportError | MemoryError | ManifestError):

@@ -74,6 +74,38 @@ def test_what_runs_wrote_goes_and_what_they_did_not_stays(
     shutil.rmtree(fresh)
 
 
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "what a killed run left"])
+def test_what_holds_no_results_is_taken_like_any_new_folder(
+    made: Path, tmp_path: Path, there: str
+) -> None:
+    output = tmp_path / "new"
+    if there != "nothing":
+        output.mkdir()
+    if there == "what a killed run left":
+        (output / "_work" / "staging").mkdir(parents=True)
+        (output / "_work" / "staging" / "unfinished").touch()
+    assert overwrite(made / "rows.jsonl", output) == 0
+    assert len(tone_runs.table(output, "metrics")) == 2
+
+
+@pytest.mark.parametrize("command", [score, synthesize])
+def test_the_other_commands_take_a_new_folder_too(made: Path, tmp_path: Path, command: Any) -> None:
+    (tmp_path / "none.csv").write_text("id,target_uri,interferer_uris,positive_text\n")
+    own = ("--stems", str(made)) if command is score else ()
+    arguments = ("--manifest", str(tmp_path / "none.csv"), "--output", str(tmp_path / "new"))
+    assert command.run([*arguments, *own, *QUIET[:2], "--overwrite"]) == 0
+
+
+def test_a_folder_of_somebody_else_is_not_taken(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "_workshop.txt").touch()
+    assert overwrite(made / "rows.jsonl", tmp_path / "theirs") == 2
+    assert "is not an output folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["_workshop.txt"]
+
+
 def test_folders_left_empty_go(made: Path, out: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (made / "rows.jsonl").read_text().splitlines()]
     assert overwrite(tone_runs.write_manifest(tmp_path / "one.jsonl", rows[:1]), out) == 0
