@@ -177,6 +177,9 @@ def as_text(report: Report) -> str:
         lines.append(
             f"  column {_plain(name)} is carried as extra_{_plain(name)} ({count:,} rows){hint}"
         )
+    for name, near in report.hints.items():
+        if name not in report.extra:  # no row could be used, perhaps for that
+            lines.append(f"  column {_plain(name)} is not used; did you mean {near}?")
     lines.extend(report.errors)
     hidden = report.num_invalid + report.num_duplicates - len(report.errors)
     if hidden > 0:

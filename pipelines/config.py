@@ -202,6 +202,11 @@ def _rows(given: InputOptions) -> tuple[ManifestRow, ...]:
         return ()
     if not given.mixture:
         raise UsageError("expected --manifest URI, or --mixture URI with --positive or --negative")
+    if not any((given.positive, given.negative, given.positive_audio, given.negative_audio)):
+        raise UsageError(
+            "--mixture needs a query: --positive TEXT, --negative TEXT, or example clips with "
+            "--positive_audio or --negative_audio"
+        )
     return tuple(_row(record) for record in _records(given))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from model import plain_text
 from pipelines.reporting.chart_types import Bar, Chart, Curve
@@ -56,6 +57,7 @@ _CAPTION_CHARS = 105
 _MAX_CAPTION_CHARS = 1_000
 _MAX_LABEL_CHARS = 40
 _MAX_FILLED = 3
+_FEW_POINTS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +120,7 @@ def _histograms(axes: Any, chart: Chart) -> None:
             label=_cut(series.name),
         )
     axes.axvline(0.0, color=MUTED, linewidth=0.8)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _clouds(axes: Any, chart: Chart) -> None:
@@ -125,8 +128,8 @@ def _clouds(axes: Any, chart: Chart) -> None:
         axes.scatter(
             series.x,
             series.y,
-            s=9,
-            alpha=0.45,
+            s=9 if len(series.x) > _FEW_POINTS else 25,
+            alpha=0.45 if len(series.x) > _FEW_POINTS else 0.85,
             linewidths=0,
             color=SERIES[number % len(SERIES)],
             marker=_MARKERS[number % len(_MARKERS)],

@@ -205,7 +205,7 @@ def test_dead_letters_are_a_manifest(rows: list[dict[str, object]], tmp_path: Pa
     [
         ([], "--output is required"),
         (["--output", "o"], "expected --manifest URI"),
-        (["--output", "o", "--mixture", "a.wav"], "expected a query"),
+        (["--output", "o", "--mixture", "a.wav"], "needs a query: --positive TEXT"),
         (["--output", "o", "--mixture", "a.wav", "--manifest", "b.csv"], "exclude each other"),
         (["--output", "o", "--manifest", "b.csv", "--positive", "x"], "goes with --mixture"),
         (["--output", "o", "--manifest", "nowhere.csv"], "no such file"),

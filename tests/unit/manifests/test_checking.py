@@ -49,6 +49,11 @@ def test_a_misspelt_column_is_pointed_out(tmp_path):
     assert "did you mean positive_text?" in as_text(report)
 
 
+def test_a_misspelt_column_is_pointed_out_where_no_row_can_be_used_for_it(tmp_path):
+    (tmp_path / "m.csv").write_text("id,mixture,positive_text\na,m,x\n")
+    assert "did you mean mixture_uri?" in as_text(check(str(tmp_path / "m.csv")))
+
+
 def test_invalid_rows_are_listed_up_to_a_limit(manifest):
     report = check(manifest(*["a,m,,,,,,"] * 5), max_errors=2)
     assert (report.num_invalid, len(report.errors), report.is_valid) == (5, 2, False)

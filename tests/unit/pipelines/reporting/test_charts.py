@@ -43,6 +43,16 @@ def test_text_in_a_drawing_is_text(content: dict[str, object]) -> None:
     assert drawing.png.startswith(b"\x89PNG")
 
 
+def test_numbers_of_clips_are_whole() -> None:
+    series = (Histogram(name="a", values=100 * VALUES),)
+    svg = draw(
+        Chart(name="one", title="t", x_label="x", y_label="y", caption="c", histograms=series)
+    ).svg
+    root = ElementTree.fromstring(svg)  # noqa: S314 - made here
+    texts = {(element.text or "").strip() for element in root.iter()}
+    assert not {"0.5", "0.50", "0.2", "0.25"} & texts
+
+
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_every_series_is_named_in_its_legend() -> None:
     named = {"title": "a\x1b\nb", "x_label": "x", "y_label": "y", "caption": "a\x1b\nb " * 200}
