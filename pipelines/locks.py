@@ -14,6 +14,7 @@ import datetime
 import getpass
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -179,12 +180,13 @@ def read(storage: Storage, uri: str) -> Owner | str | None:
     """Who holds a lock; what is wrong with the file; None where there is none."""
     try:
         found: dict[str, Any] = json.loads(storage.read_bytes(uri))
-        found["command"] = tuple(found["command"])
+        found["command"] = tuple(map(str, found["command"]))
         owner = Owner(**found)
-        datetime.datetime.fromisoformat(owner.beat_at)
+        if not isinstance(owner.job, dict | None) or not math.isfinite(owner.silent_s):
+            raise TypeError(f"job {owner.job!r}")
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as err:
+    except (ValueError, TypeError, KeyError, RecursionError) as err:
         return f"cannot be read ({type(err).__name__})"
     return owner
 
@@ -213,7 +215,9 @@ def refusal(
     wait = f"wait for it, stop it, or take another --output{how}"
     if found.is_here:
         return f"{who}; {wait}"
-    silent = f"its last sign of life is {max(0, round(found.silent_s))} s old"
+    silent = f"its last sign of life is {round(found.silent_s)} s old"
+    if found.silent_s < -BEAT_S:
+        silent = f"its clock is {-round(found.silent_s)} s ahead of the one here"
     return f"{who}; {silent}, and its lock falls free after {STALE_S:.0f} s without one; {wait}"
 
 

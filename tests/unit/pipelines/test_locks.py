@@ -199,7 +199,9 @@ def test_a_job_that_nobody_can_ask_about_holds_it_until_it_is_forced(held: Held)
         pass
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"token": 1}', b"null"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b"\xff", b'{"token": 1}', b"null", b"[" * 9_999]
+)
 def test_a_lock_that_cannot_be_read_is_only_forced(held: Held, content: bytes) -> None:
     held.storage.write_bytes(f"{held.output}/{LOCK}", content)
     with pytest.raises(UsageError, match=r"lock\.json cannot be read .*--force_unlock"):
@@ -207,6 +209,23 @@ def test_a_lock_that_cannot_be_read_is_only_forced(held: Held, content: bytes) -
     with held(force=True):
         pass
     with held():
+        pass
+
+
+@pytest.mark.parametrize(
+    "changes", [{"job": "x"}, {"job": []}, {"beat_at": "2020-01-01T00:00:00"}, {"beat_at": 5}]
+)
+def test_a_lock_of_other_values_is_only_forced(held: Held, changes: dict[str, Any]) -> None:
+    held.leave(machine="elsewhere", **changes)
+    with pytest.raises(UsageError, match=r"lock\.json cannot be read .*--force_unlock"), held():
+        pass
+    with held(force=True):
+        pass
+
+
+def test_a_clock_that_is_ahead_is_said(held: Held) -> None:
+    held.leave(machine="elsewhere", beat_at=_ago(-86_400))
+    with pytest.raises(UsageError, match=r"its clock is 86[34]"), held():
         pass
 
 
