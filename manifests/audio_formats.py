@@ -227,6 +227,11 @@ OTHER_STEM_SUFFIXES: Final = tuple(
     if form is not OTHER and suffix not in STEM_SUFFIXES
 )
 """The usual ones of all others; each costs requests where a stem is missing."""
+FROM_START_SUFFIXES: Final = (
+    *(suffix for form in FORMATS if form.reader == "FFmpeg" for suffix in form.suffixes),
+    *MP3.suffixes,
+)
+"""Of formats in which a place is, or may be, reached only by decoding all before it."""
 DEMUXERS: Final = tuple(dict.fromkeys(name for form in FORMATS for name in form.demuxers))
 """What FFmpeg may open a file as. None of them names another file that would be opened."""
 

@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import errno
 import io
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import BinaryIO, Literal, NoReturn
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import IO, BinaryIO, Literal, NoReturn
 
 import numpy as np
 import soundfile
@@ -16,10 +17,12 @@ import soundfile
 from transforms import isolation
 from transforms.audio import decoding, libsndfile
 from transforms.audio.parts import AudioError, AudioPart, AudioReader, Request
+from transforms.copies import copied
 from transforms.elements import Samples
 from transforms.storage import Storage
 
 StemFormat = Literal["flac", "wav"]
+_Decode = Callable[[BinaryIO, Request], AbstractContextManager[AudioReader]]
 _SFC_SET_ADD_PEAK_CHUNK = 0x1050
 _FLOAT_BYTES = 4
 _MAX_WAV_BYTES = 2**32 - 2**16
@@ -102,8 +105,72 @@ def open_audio(
             if not raw.read(1):
                 raise AudioError("empty_file", f"{uri}: the file is empty")
             raw.seek(0)
-            reader = stack.enter_context(decode(raw, request))
+            reader = _from_copy(raw, request, decode, stack)
+            if reader is None:
+                raw.seek(0)
+                reader = stack.enter_context(decode(raw, request))
+        if offset_s and reader.part.from_start:
+            _DECODED_FROM_START.add(uri)
         yield reader
+
+
+class _LatestNames:
+    """Some names, the latest that were added; threads share it."""
+
+    def __init__(self, limit: int) -> None:
+        self._lock, self._limit = threading.Lock(), limit
+        self._names: dict[str, None] = {}
+
+    def __contains__(self, name: str) -> bool:
+        with self._lock:
+            return name in self._names
+
+    def add(self, name: str) -> None:
+        with self._lock:
+            self._names.pop(name, None)
+            self._names[name] = None
+            if len(self._names) > self._limit:
+                del self._names[next(iter(self._names))]
+
+
+_DECODED_FROM_START = _LatestNames(1_000)
+"""Recordings of which a part was reached by decoding all before it: the next part is read from a
+copy, so that the parts of a recording, however many, cost it two passes."""
+_NOT_COPIED = _LatestNames(1_000)
+"""Recordings of which no copy can be made, or which are too long for one."""
+
+
+def _from_copy(
+    raw: BinaryIO, request: Request, decode: _Decode, stack: ExitStack
+) -> AudioReader | None:
+    """Opens a part in a decoded copy of its recording; None: it is to be decoded from the start.
+
+    The copy has the samples as they are decoded, in 32-bit float: the part is the same.
+    """
+    uri = request.uri
+    if request.known is not None or not request.offset_s:
+        return None
+    if uri not in _DECODED_FROM_START or uri in _NOT_COPIED:
+        return None
+
+    def fill(file: IO[bytes]) -> None:
+        raw.seek(0)
+        with decode(raw, Request(uri=uri)) as reader:
+            part = reader.part
+            if part.num_values * _FLOAT_BYTES > _MAX_WAV_BYTES:
+                raise AudioError("too_long", f"{uri}: too long for a copy")
+            with soundfile.SoundFile(
+                file, "w", part.sample_rate_hz, part.num_channels, format="WAV", subtype="FLOAT"
+            ) as copy:
+                for block in reader.blocks(_BLOCK_SAMPLES):
+                    copy.write(block.T)
+
+    try:
+        copy = stack.enter_context(copied("decoded", uri, raw.seek(0, io.SEEK_END), fill))
+    except READ_ERRORS:  # the part itself may be whole
+        _NOT_COPIED.add(uri)
+        return None
+    return stack.enter_context(decoding.decoded(copy, request))
 
 
 @contextmanager

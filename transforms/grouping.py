@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.transforms.util import ReshufflePerKey
 
+from manifests.audio_formats import FROM_START_SUFFIXES
 from manifests.row import ManifestRow
 from transforms.elements import MixtureRows
 
@@ -35,7 +37,8 @@ class GroupByMixture(beam.PTransform[Any, Any]):
 
     In: ``ManifestRow``. Out: ``MixtureRows``, each row in exactly one. The second shuffle spreads
     the pieces of a mixture that very many rows name, and keeps the reading of audio out of the
-    stage that gathers rows.
+    stage that gathers rows. Parts of one hour of a recording that has to be decoded from its start
+    stay together, so that one worker decodes it once for all of them.
     """
 
     max_rows: int = MAX_ROWS
@@ -53,8 +56,40 @@ class GroupByMixture(beam.PTransform[Any, Any]):
             | "Key" >> beam.Map(_keyed).with_output_types(tuple[str, ManifestRow])
             | "ByMixture" >> beam.GroupByKey()
             | "Cut" >> beam.ParDo(_CutFn(self.max_rows)).with_output_types(MixtureRows)
-            | "Spread" >> beam.Reshuffle()
+            | "Spread" >> _Spread()
         )
+
+
+class _Spread(beam.PTransform[Any, Any]):
+    """Pieces → the same pieces, on whatever worker their key falls to."""
+
+    def expand(self, pieces: Any) -> Any:
+        return (
+            pieces
+            | "Key" >> beam.Map(_with_place).with_output_types(tuple[str, MixtureRows])
+            | "ReshufflePerKey" >> ReshufflePerKey()
+            | "NoKey" >> beam.Map(_without_place).with_output_types(MixtureRows)
+        )
+
+
+def _with_place(piece: MixtureRows) -> tuple[str, MixtureRows]:
+    return spread_key(piece), piece
+
+
+def _without_place(keyed: tuple[str, MixtureRows]) -> MixtureRows:
+    return keyed[1]
+
+
+def spread_key(piece: MixtureRows) -> str:
+    """Equal for parts of one hour of a recording whose format is decoded from the start.
+
+    The format is that of the name: a wrong guess costs time and changes no result.
+    """
+    row = piece.rows[0]
+    name = (row.mixture_uri or "").lower()
+    if row.offset_s is None or not name.endswith(FROM_START_SUFFIXES):
+        return hashlib.sha256(f"{mixture_key(row)}/{row.id}".encode()).hexdigest()
+    return f"{row.mixture_uri}#{int(row.offset_s // 3_600)}"
 
 
 def _keyed(row: ManifestRow) -> tuple[str, ManifestRow]:

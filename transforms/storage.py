@@ -34,7 +34,7 @@ from manifests.publishing import (
     upload,
 )
 from model.transience import RetryPolicy, is_transient
-from transforms.archives import unpacked
+from transforms.copies import copied
 from transforms.retries import (
     REPEATING_CLIENTS,
     attempt,
@@ -166,7 +166,9 @@ class Storage:
             yield io.BytesIO(found)
             return
         if "::" in uri:
-            with unpacked(uri, found, lambda file: self._unpack(uri, found, file)) as member:
+            with copied(
+                "member", uri, found, lambda file: self._unpack(uri, found, file)
+            ) as member:
                 yield member
             return
         blocks: Any = _Blocks(self, uri, found)

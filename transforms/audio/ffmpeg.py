@@ -355,8 +355,7 @@ def _pyav(uri: str) -> Any:
 def _as_float(frame: Any) -> Samples:
     """float32[C, T] of a frame of any sample format.
 
-    From as many planes as there are channels, and not by PyAV's ``to_ndarray``, which was seen to
-    end the process.
+    Plane by plane: PyAV 18's own conversion is not right for every layout.
     """
     name, num_channels = frame.format.name, frame.layout.nb_channels
     kind = _KINDS[name.removesuffix("p")]

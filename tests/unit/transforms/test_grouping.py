@@ -7,7 +7,7 @@ from apache_beam.testing.util import assert_that
 
 import tone_clips
 from transforms.elements import MixtureRows
-from transforms.grouping import GroupByMixture, mixture_key
+from transforms.grouping import GroupByMixture, mixture_key, spread_key
 
 
 def test_the_key_is_of_the_samples_and_not_of_the_query() -> None:
@@ -58,3 +58,21 @@ def test_every_row_is_in_one_piece_of_a_bounded_size() -> None:
 def test_a_piece_has_at_least_a_row() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         GroupByMixture(max_rows=0)
+
+
+def _piece(row_id: str, mixture_uri: str, offset_s: float | None) -> MixtureRows:
+    return MixtureRows(rows=(tone_clips.row(row_id, mixture_uri=mixture_uri, offset_s=offset_s),))
+
+
+def test_parts_of_an_hour_of_a_recording_that_is_decoded_from_its_start_stay_together() -> None:
+    first, second = (spread_key(_piece(name, "a.M4A", at)) for name, at in (("a", 0.0), ("b", 9.0)))
+    assert first == second
+    assert spread_key(_piece("c", "a.M4A", 3_600.0)) != first
+    assert spread_key(_piece("d", "b.m4a", 9.0)) != first
+    assert spread_key(_piece("e", "a.M4A", None)) != first
+
+
+def test_all_other_pieces_are_spread() -> None:
+    pieces = [_piece(str(number), "a.wav", float(number)) for number in range(9)]
+    pieces += [_piece(f"hot{number}", "a.m4a", None) for number in range(9)]
+    assert len({spread_key(piece) for piece in pieces}) == 18

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gzip
 import re
 import sys
 from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
 
 import av
 import numpy as np
@@ -18,8 +20,9 @@ import fuzzing
 from bench import formats
 from bench.formats import EXAMPLES, Example, by_pyav, by_soundfile, signal
 from manifests.audio_formats import AUDIO_SUFFIXES, FORMATS, recognised
+from transforms import audio_io
 from transforms.audio import ffmpeg
-from transforms.audio.parts import AudioError
+from transforms.audio.parts import AudioError, Request
 from transforms.audio_io import open_audio
 from transforms.storage import Storage
 
@@ -127,6 +130,7 @@ def test_two_channels(tmp_path: Path, container: str) -> None:
 
 
 def test_eight_channels(tmp_path: Path) -> None:
+    """As many as a file may have."""
     source = signal(16_000, 8)
     (tmp_path / "a.m4a").write_bytes(by_pyav(source, 16_000, "ipod", "aac", bit_rate=512_000))
     with open_audio(APART, str(tmp_path / "a.m4a")) as reader:
@@ -307,3 +311,49 @@ def test_without_pyav_it_is_said_what_to_install(
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(AudioError, match="pip install av"):
         whole(str(tmp_path / "a.m4a"))
+
+
+def _parts(path: str, storage: Storage) -> list[tuple[int, np.ndarray]]:
+    found = []
+    for number in range(6):
+        with open_audio(storage, path, 0.1 + 0.1 * number, 0.1) as reader:
+            found.append((reader.part.start, reader.read()))
+    return found
+
+
+@pytest.mark.parametrize("storage", [STORAGE, APART], ids=["here", "apart"])
+def test_parts_of_a_recording_share_a_pass(
+    tmp_path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.m4a"
+    path.write_bytes(by_pyav(signal(16_000), 16_000, "ipod", "aac"))
+    everything = whole(str(path))
+    passes: list[Request] = []
+    opened = ffmpeg.opened
+
+    def watched(raw: BinaryIO, request: Request, *others: Any) -> Any:
+        passes.append(request)
+        return opened(raw, request, *others)
+
+    monkeypatch.setattr(ffmpeg, "opened", watched)
+    for start, samples in _parts(str(path), storage):
+        np.testing.assert_array_equal(samples, everything[:, start : start + 1_600])
+    if storage is STORAGE:  # the other one decodes where nobody watches
+        assert [request.offset_s for request in passes] == [0.1, None]
+    with pytest.raises(AudioError, match="past its end"), open_audio(storage, str(path), 1e4):
+        pass
+
+
+def test_parts_are_the_same_where_there_is_no_room_for_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.m4a"
+    path.write_bytes(by_pyav(signal(16_000), 16_000, "ipod", "aac"))
+    everything = whole(str(path))
+
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(audio_io, "copied", full)
+    for start, samples in _parts(str(path), STORAGE):
+        np.testing.assert_array_equal(samples, everything[:, start : start + 1_600])

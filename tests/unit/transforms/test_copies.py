@@ -1,4 +1,4 @@
-"""Large members of archives are unpacked once, however often and wherever they are read."""
+"""What can only be read from its start is copied once, however often and wherever it is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from transforms import archives, storage
+from transforms import copies, storage
 from transforms.audio.parts import AudioError
 from transforms.audio_io import open_audio
 from transforms.storage import Storage
@@ -34,9 +34,9 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(Storage, "_unpack", watched)
     monkeypatch.setattr(storage, "LARGE_OBJECT_BYTES", 1_000)
-    archives._COPIES.clear()
+    copies._COPIES.clear()
     yield seen
-    archives._COPIES.clear()
+    copies._COPIES.clear()
 
 
 @pytest.fixture(params=["zip", "tar", "tar.gz"])
@@ -91,7 +91,7 @@ def test_few_copies_are_kept_and_one_that_is_open_stays(
         for uri in uris[1:]:
             with open_audio(files, uri) as reader:
                 reader.read()
-        assert len(archives._COPIES) == archives.KEPT_COPIES
+        assert len(copies._COPIES) == copies.KEPT_COPIES
         np.testing.assert_array_equal(first.read()[0] * 2**15, NOISE)
     with open_audio(files, uris[2]), open_audio(files, uris[0]):
         pass

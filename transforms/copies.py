@@ -1,7 +1,8 @@
-"""Large members of archives (``zip://…::…``, ``tar://…::…``), unpacked once to be read anywhere.
+"""Copies of what can only be read from its start, made once to be read anywhere.
 
-A range of a compressed member is decompressed from the member's start: a recording that is read
-range by range would take time that grows with the square of its length.
+A range of a compressed member of an archive is decompressed from the member's start, and a part of
+a recording in some formats is decoded from the recording's: whoever reads it part by part would
+take time that grows with the square of its length.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from contextlib import contextmanager
 from typing import IO, BinaryIO
 
 KEPT_COPIES = 2
-"""Copies that a process keeps for the next row; each takes the member's size in the temporary
-folder, has no name there, and is gone with the process."""
+"""Copies that a process keeps for the next row; each takes its size in the temporary folder, has
+no name there, and is gone with the process."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -25,27 +26,30 @@ class _Copy:
 
 
 _LOCK = threading.Lock()
-_COPIES: dict[tuple[str, int], _Copy] = {}
+_COPIES: dict[tuple[str, str, int], _Copy] = {}
 
 
 @contextmanager
-def unpacked(uri: str, num_bytes: int, unpack: Callable[[IO[bytes]], None]) -> Iterator[BinaryIO]:
-    """A member as a local file that is open for reading.
+def copied(
+    what: str, uri: str, num_bytes: int, fill: Callable[[IO[bytes]], None]
+) -> Iterator[BinaryIO]:
+    """Opens a local copy for reading, which is made if it is not there.
 
     Args:
-        uri: the chain.
-        num_bytes: size of the member; another size under the same URI is another member.
-        unpack: writes all of the member into an empty file.
+        what: was made of the file, in a word: one file can have several copies.
+        uri: the file.
+        num_bytes: its size; another size under the same URI is another file.
+        fill: writes all of the copy into an empty file.
 
     Raises:
         OSError: it cannot be read, or the temporary folder is full.
     """
-    copy = _latest((uri, num_bytes))
+    copy = _latest((what, uri, num_bytes))
     with copy.filling:
         if copy.file is None:
             file = tempfile.TemporaryFile()  # noqa: SIM115 - it is kept
             try:
-                unpack(file)
+                fill(file)
                 file.flush()
             except BaseException:
                 file.close()
@@ -56,8 +60,8 @@ def unpacked(uri: str, num_bytes: int, unpack: Callable[[IO[bytes]], None]) -> I
         yield again
 
 
-def _latest(key: tuple[str, int]) -> _Copy:
-    """The copy of a member, which becomes the last one to be dropped."""
+def _latest(key: tuple[str, str, int]) -> _Copy:
+    """The copy under a key, which becomes the last one to be dropped."""
     with _LOCK:
         copy = _COPIES.pop(key, None) or _Copy()
         _COPIES[key] = copy
