@@ -286,7 +286,9 @@ def test_a_run_whose_lock_was_taken_stops_and_leaves_the_record_alone(
     taken = json.dumps(dataclasses.asdict(locks.this_process(("their", "command"))))
 
     def stolen(storage, uri, kept) -> None:
-        (output / "_work" / "lock.json").write_text(taken, encoding="utf-8")
+        # In one step, as a lock is written: the heartbeat may look at any moment.
+        (tmp_path / "lock.json").write_text(taken, encoding="utf-8")
+        (tmp_path / "lock.json").replace(output / "_work" / "lock.json")
         (output / "run.json").write_text("theirs", encoding="utf-8")
         write_piece(storage, uri, kept)
 
