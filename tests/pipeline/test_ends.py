@@ -80,7 +80,7 @@ def test_what_an_earlier_run_finished_is_named(clips: Path, tmp_path: Path, caps
 BELL = ("--positive", "bell")
 
 
-@pytest.mark.parametrize("step", ["tidy", "closing_lines"])
+@pytest.mark.parametrize("step", ["remove_working_files", "closing_lines"])
 def test_what_fails_after_a_run_has_finished_does_not_make_it_a_failed_one(
     step: str, clips: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

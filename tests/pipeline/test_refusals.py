@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("run.json", "metrics/part.parquet", "stems/a.flac"):
         path = tmp_path / "done" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}", encoding="utf-8")
+        path.write_text('{"status": "finished", "settings": {}, "config": {}}', encoding="utf-8")
     (tmp_path / "file").write_text("text", encoding="utf-8")
     return tmp_path
 
@@ -89,7 +89,7 @@ def test_a_device_that_is_not_there(
         ("/proc/no_place_for_results", "--output: cannot be written"),
         ("nonsense://bucket/out", "nonsense"),
         ("s3://bucket/out", "Install s3fs to access S3; this project's extra s3 brings it"),
-        ("{folder}/done", "add --resume"),
+        ("{folder}/done", "holds the results of a run; add --"),
     ],
 )
 def test_an_output_that_cannot_be_one(
@@ -141,7 +141,9 @@ def test_flags_and_manifests_that_cannot_be_used(
 ) -> None:  # fmt: skip
     monkeypatch.setitem(sys.modules, "s3fs", None)
     settings = {"score": {"system": "x"}, "synthesize": {"mix_seed": 0}}.get(job, {})
-    (folder / "done" / "run.json").write_text(json.dumps({"settings": settings}))
+    (folder / "done" / "run.json").write_text(
+        json.dumps({"status": "finished", "settings": settings, "config": {}})
+    )
     before = tree(folder)
     given = ["--manifest", str(folder / "rows.csv"), "--output", str(folder / "done")]
     given += ["--overwrite", *more, *(["--scorer", "none"] if job == "score" else [])]
