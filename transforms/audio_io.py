@@ -14,6 +14,7 @@ from typing import IO, BinaryIO, Literal, NoReturn
 import numpy as np
 import soundfile
 
+from manifests.audio_formats import FLAC
 from transforms import isolation
 from transforms.audio import decoding, libsndfile
 from transforms.audio.parts import AudioError, AudioPart, AudioReader, Request
@@ -27,7 +28,6 @@ _SFC_SET_ADD_PEAK_CHUNK = 0x1050
 _FLOAT_BYTES = 4
 _MAX_WAV_BYTES = 2**32 - 2**16
 _BLOCK_SAMPLES = 2**16
-_FLAC_MAX_HZ = 655_350
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ERRORS = (OSError, EOFError, ValueError, ImportError)
 """What reading a file can raise, AudioError included; ImportError: no package for a protocol."""
@@ -209,7 +209,8 @@ class Written:
 
 def held_by(form: StemFormat, rate_hz: int, peak: float) -> tuple[StemFormat, str | None]:
     """The format that holds a stem, and why it is not ``form``: what FLAC cannot hold is WAV."""
-    if form == "flac" and not (rate_hz < 2**16 or (rate_hz % 10 == 0 and rate_hz <= _FLAC_MAX_HZ)):
+    in_tens = rate_hz % 10 == 0 and rate_hz <= (FLAC.max_written_rate_hz or 0)
+    if form == "flac" and not (rate_hz < 2**16 or in_tens):
         return "wav", f"FLAC has no sample rate of {rate_hz} Hz"
     if form == "flac" and peak > 1.0:
         return "wav", "samples over full scale"

@@ -289,21 +289,6 @@ class Storage:
             if os.path.basename(path).startswith(UNFINISHED):
                 Path(path).unlink(missing_ok=True)
 
-    def remove(self, uri: str) -> None:
-        """Removes a file, or a folder with all that is in it; nothing happens if it is missing.
-
-        The name is taken as it is, whatever brackets, question marks and asterisks are in it. A
-        local folder that is a link or a mount point is emptied and stays.
-
-        Raises:
-            OSError: something could not be removed.
-        """
-        path = self.local_path(uri)
-        if path is not None:
-            _remove_local(path)
-            return
-        self._ask(uri, _remove_remote)
-
     def remove_files(self, uris: Iterable[str], root: str) -> None:
         """Removes files by their names as they are, and local folders below ``root`` left empty.
 
@@ -405,17 +390,6 @@ def _below(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
     return [name for name in found if name == path or name.startswith(folder)]
 
 
-def _remove_remote(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    """Removes all that is below a folder, and the folder."""
-    _remove_objects(fs, _below(fs, path))
-    if "/" in path.strip("/"):  # no bucket
-        _remove_object(fs, path)  # it may be called like a folder
-    _remove_folders(fs, path)
-    left = _below(fs, path)
-    if left:  # S3 tells nobody that it kept some of many
-        raise OSError(f"{len(left)} files could not be removed, such as {left[0]}")
-
-
 def _remove_objects(fs: fsspec.AbstractFileSystem, names: Sequence[str]) -> None:
     """Removes each object by its literal name: stores take most other names for patterns."""
     plain = [name for name in names if not has_magic(name)]
@@ -432,18 +406,6 @@ def _remove_object(fs: fsspec.AbstractFileSystem, path: str) -> None:
         fs.rm_file(path)
 
 
-def _remove_folders(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    """Removes what is left where folders are more than a part of their files' names."""
-    fs.invalidate_cache()
-    if not fs.isdir(path):
-        return
-    inside = path.rstrip("/") + "/"
-    below = [name for name in fs.find(path, withdirs=True) if name.startswith(inside)]
-    for folder in [*sorted(below, reverse=True), path]:
-        with contextlib.suppress(OSError):  # whoever fills it again wants it
-            fs.rmdir(folder)
-
-
 def _local_files(folder: str) -> Iterator[str]:
     """The files below a local folder, also through links to folders, or the file itself."""
     if os.path.isfile(folder):
@@ -454,19 +416,6 @@ def _local_files(folder: str) -> Iterator[str]:
         real = {name: os.path.realpath(os.path.join(place, name)) for name in names}
         names[:] = [name for name in names if real[name] not in seen]
         seen.update(real.values())
-
-
-def _remove_local(path: str) -> None:
-    if not os.path.isdir(path):
-        Path(path).unlink(missing_ok=True)
-    elif os.path.islink(path) or os.path.ismount(path):
-        for entry in list(os.scandir(path)):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            else:
-                os.unlink(entry.path)
-    else:
-        shutil.rmtree(path)
 
 
 def _client_repeats(uri: str) -> bool:

@@ -75,8 +75,8 @@ def test_remote_files_are_written_listed_read_and_removed() -> None:
     assert [storage.read_bytes(uri) for uri in found] == [b"1", b"2"]
     with storage.open(f"{base}/t/b.parquet") as file:
         assert file.read() == b"2"
-    storage.remove(f"{base}/t")
-    storage.remove(f"{base}/t")
+    storage.remove_files(storage.list_files(f"{base}/t", ""), base)
+    storage.remove_files([f"{base}/t/gone"], base)
     assert storage.list_files(f"{base}/t", "") == []
 
 
