@@ -20,7 +20,7 @@ from pipelines.plan import BOOKS, MANIFEST
 from transforms import books
 from transforms.access import UriAccess
 from transforms.audio.parts import MAX_RATE_HZ, MIN_RATE_HZ
-from transforms.audio_io import StemFormat
+from transforms.audio_io import StemFormat, held_by
 from transforms.manifest_io import AdmitRows, ReadManifest
 from transforms.mixtures import ReadSettings
 from transforms.rendering import RenderMixtures, RenderSettings
@@ -40,6 +40,10 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
     if not MIN_RATE_HZ <= own.mix_rate_hz <= MAX_RATE_HZ:
         expected = f"expected {MIN_RATE_HZ} to {MAX_RATE_HZ}"
         raise UsageError(f"--mix_rate_hz={own.mix_rate_hz}: {expected}")
+    form = cast(StemFormat, config.stem_format)
+    held, why = held_by(form, own.mix_rate_hz, peak=0.0)
+    if held != form:
+        raise UsageError(f"--mix_rate_hz={own.mix_rate_hz}: {why}; add --stem_format {held}")
     levels = own.mix_level_range_db
     reading = ReadSettings(
         model_rate_hz=own.mix_rate_hz, max_in_memory_s=config.max_clip_in_memory_s
@@ -49,7 +53,7 @@ def job(options: PipelineOptions, config: SeparateConfig) -> Job:
             uri=config.output,
             storage=storage_of(config),
             reading=reading,
-            stem_format=cast(StemFormat, config.stem_format),
+            stem_format=form,
             seed=own.mix_seed,
             level_range_db=None if levels is None else (levels[0], levels[1]),
         )

@@ -120,7 +120,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "not_audio": ("text.wav", "cut.flac", "raises.wav"),
     "truncated": ("cut.wav", "cut.aiff"),
     "zero_duration": ("no samples.wav",),
-    "rate": ("999 Hz.wav", "655351 Hz.wav"),
+    "rate": ("999 Hz.wav", "10000001 Hz.wav"),
     "channels": ("nine.wav",),
     "silent": ("silent.wav",),
     "uri_not_allowed": ("WEB/allowed/out",),
@@ -351,7 +351,7 @@ def _write_files(folder: Path) -> None:
     }  # fmt: skip
     for name, samples in sounds.items():
         soundfile.write(folder / f"{name}.wav", samples, rate, "FLOAT")
-    for rate_hz in (999, 4, 655_351, 8_001):
+    for rate_hz in (999, 4, 10_000_001, 8_001):
         soundfile.write(folder / f"{rate_hz} Hz.wav", bell, rate_hz)
     (folder / "8001 Hz.wav").rename(folder / "raises.wav")
     for ending in ("wav", "aiff", "flac", "mp3", "ogg"):

@@ -80,6 +80,7 @@ def test_samples_over_full_scale_are_kept(
 @pytest.mark.parametrize("length", ["clip", "long"])
 def test_rates_that_flac_has_not_are_written_as_wav(tmp_path: Path, length: str) -> None:
     rates = {65_535: "flac", 65_536: "wav", 65_540: "flac", 96_000: "flac", 100_001: "wav"}
+    rates |= {655_350: "flac", 655_360: "wav", 3_072_000: "wav"}
     rows = [_row(f"{hz}", _noise(tmp_path / f"{hz}.wav", hz, 0.5)) for hz in rates]
     arguments = ("--max_clip_in_memory_s", "0.01") * (length == "long")
     assert _run(tmp_path, rows, *arguments) == 0

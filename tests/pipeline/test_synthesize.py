@@ -125,6 +125,10 @@ def test_rows_that_cannot_be_mixed_are_dead_letters(tmp_path: Path) -> None:
     [
         (("--mix_level_range_db", "5", "-5"), "expected LOW <= HIGH"),
         (("--mix_rate_hz", "0"), "--mix_rate_hz=0"),
+        (
+            ("--mix_rate_hz", "65537"),
+            "--mix_rate_hz=65537: FLAC has no sample rate of 65537 Hz; add --stem_format wav",
+        ),
         (("--residual",), "unknown flag --residual"),
     ],
 )

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 MIN_RATE_HZ = 1_000
 """A lower rate is a damaged header: ten megabytes at 1 Hz would be two months of sound."""
-MAX_RATE_HZ = 655_350
-"""What the 20 bits of FLAC's header, as libsndfile writes it, hold."""
+MAX_RATE_HZ = 10_000_000
+"""A higher rate is a damaged header: recorders and converters end at a few megahertz."""
 MAX_CHANNELS = 8
 
 
