@@ -157,10 +157,13 @@ def _run(job: Job, options: PipelineOptions) -> int:
         outputs.require_free(config, storage, require_ended)
         earlier = outputs.examine(config, storage, job.command)
     outputs.require_no_job(earlier, config, require_ended)
-    manifests = run_record.manifest_facts(config.manifests, storage)
-    if earlier.exists:
-        reads = clearing.reads_of(config, manifests, storage, job.reads)
-        clearing.require_apart(config, storage, reads)
+    try:
+        manifests = run_record.manifest_facts(config.manifests, storage)
+        if earlier.exists:
+            reads = clearing.reads_of(config, manifests, storage, job.reads)
+            clearing.require_apart(config, storage, reads)
+    except (OSError, ValueError) as err:
+        raise flags.UsageError(str(err)) from err
     record = run_record.new_record(
         command=config.command,
         config=config.to_json(),

@@ -33,8 +33,13 @@ def decoder_with_a_hole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(dedent(CRASHES))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    _end_idle()  # another test may have left some that have no hole
     with tone_runs.tones_as_models():
         yield
+    _end_idle()
+
+
+def _end_idle() -> None:
     while isolation._IDLE:
         isolation._IDLE.pop().end()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -39,6 +40,14 @@ def refused(job: str, given: list[str], capsys: pytest.CaptureFixture[str]) -> s
     assert (see, more) == (f"See python -m pipelines.{job} --help", [])
     assert error.startswith("error: ")
     return error
+
+
+def without_s3fs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were not installed, and nobody had asked for it before in this process."""
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    registry = importlib.import_module("fsspec.registry")  # fsspec has another thing of that name
+    for protocol in ("s3", "s3a"):
+        monkeypatch.delitem(registry._registry, protocol, raising=False)
 
 
 @pytest.fixture
@@ -96,7 +105,7 @@ def test_an_output_that_cannot_be_one(
     job: str, output: str, said: str, folder: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it were not installed
+    without_s3fs(monkeypatch)
     before = tree(folder)
     output = output.format(folder=folder)
     given = ["--manifest", str(folder / "rows.csv"), "--output", output]
@@ -109,7 +118,7 @@ def test_an_output_that_cannot_be_one(
 def test_a_report_that_cannot_be_made(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "s3fs", None)
+    without_s3fs(monkeypatch)
     before = tree(folder)
     assert report.run(["s3://bucket/run", "--output", str(folder / "report")]) == 2
     assert "Install s3fs" in capsys.readouterr().err
@@ -139,7 +148,7 @@ def test_flags_and_manifests_that_cannot_be_used(
     job: str, more: list[str], said: str, folder: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setitem(sys.modules, "s3fs", None)
+    without_s3fs(monkeypatch)
     settings = {"score": {"system": "x"}, "synthesize": {"mix_seed": 0}}.get(job, {})
     (folder / "done" / "run.json").write_text(
         json.dumps({"status": "finished", "settings": settings, "config": {}})
