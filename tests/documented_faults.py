@@ -394,6 +394,7 @@ class Crashing(soundfile.SoundFile):
         super().__init__(file, *arguments, **options)
 soundfile.SoundFile = Crashing
 """
+"""In the decoder's own process, from its start: libsndfile as it would be with a hole in it."""
 
 
 @contextmanager

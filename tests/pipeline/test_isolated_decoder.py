@@ -13,19 +13,10 @@ from textwrap import dedent
 import pytest
 
 import tone_runs
+from documented_faults import CRASHES
 from transforms import isolation
 
 ROOT = Path(__file__).parents[2]
-CRASHES = """
-import os, signal, soundfile
-class Crashing(soundfile.SoundFile):
-    def __init__(self, file, *arguments, **options):
-        if isinstance(file, int) and os.pread(file, 6, 0) == b"poison":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        super().__init__(file, *arguments, **options)
-soundfile.SoundFile = Crashing
-"""
-"""In the decoder's own process, from its start: libsndfile as it would be with a hole in it."""
 
 
 @pytest.fixture(autouse=True)
