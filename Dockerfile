@@ -74,7 +74,7 @@ ENV CLAPSEP_CACHE=/opt/clapsep/cache
 ARG WEIGHTS=
 RUN mkdir -p "${CLAPSEP_CACHE}" \
  && for entry in ${WEIGHTS}; do \
-      python -c 'import sys; from model.fetch import fetch; print(fetch(sys.argv[1], sha256=sys.argv[2]))' \
+      python -c 'import sys; from model.checkpoints.fetch import fetch; print(fetch(sys.argv[1], sha256=sys.argv[2]))' \
         "${entry%#*}" "${entry##*#}" || exit 1; \
     done \
  && chmod -R a+rwX "${CLAPSEP_CACHE}"

@@ -32,9 +32,9 @@ def build(system: str) -> Any:
     import torch
 
     from model import config
-    from model.baselines import audiosep, lass, reference_points, uss, waveformer
-    from model.baselines.streaming import WaveformerConfig
-    from model.clapsep import ClapSep
+    from model.systems import audiosep, lass, reference_points, uss, waveformer
+    from model.systems.clapsep.network import ClapSep
+    from model.systems.waveformer import WaveformerConfig
 
     torch.manual_seed(0)
     builders = {
@@ -59,8 +59,8 @@ def measure(system: str, repeats: int, num_threads: int) -> dict[str, Any]:
     """One system, in this process."""
     import torch
 
-    from model.conditioning import Condition
-    from model.windowing import WindowPlan
+    from model.signal.windowing import WindowPlan
+    from model.systems import Condition
 
     for name in ("clapsep", "baselines.audiosep", "baselines.lass"):
         importlib.import_module(f"model.{name}")

@@ -24,10 +24,10 @@ from unittest import mock
 import numpy as np
 import soundfile
 
-from manifests import publishing
+from manifests.files import publishing
 from pipelines import separate
-from transforms import audio_io
 from transforms import storage as storage_module
+from transforms.audio import files
 
 RATE_HZ = 32_000
 CLIP_S = 5.0
@@ -59,7 +59,7 @@ def without() -> Iterator[None]:
             (publishing, "sync_file"),
             (publishing, "sync_folder"),
             (storage_module, "sync_folder"),
-            (audio_io, "require_whole"),
+            (files, "require_whole"),
         ):
             stack.enter_context(mock.patch.object(owner, name))
         yield

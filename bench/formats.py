@@ -27,7 +27,7 @@ import soundfile
 import soxr
 
 from manifests.audio_formats import FORMATS
-from transforms.audio_io import open_audio
+from transforms.audio.files import open_audio
 from transforms.storage import Storage
 
 DURATION_S = 3.0

@@ -29,11 +29,10 @@ from torch import Tensor
 
 import pipeline
 from model import metrics
-from model.clapsep import ClapSep
-from model.compilation import compile_separator
-from model.conditioning import Condition
 from model.config import PUBLISHED
-from transforms import models, scoring
+from model.systems import Condition
+from model.systems.clapsep.network import ClapSep, compile_separator
+from transforms import model_cache, scoring
 from transforms.network import Network, NetworkSettings, WindowQueries
 
 WANTED_SPEEDUP, WANTED_JOB_SHARE = 8.0, 0.7
@@ -117,16 +116,16 @@ def agreement(device: str) -> None:
 
 def with_metrics(model: str, device: str, precision: str, clips: int, batch: int) -> float:
     """Clips a second of the network and all scores, from arrays in memory."""
-    choice = models.ModelChoice(name=model, device=device, precision=precision)
+    choice = model_cache.ModelChoice(name=model, device=device, precision=precision)
     cores = len(os.sched_getaffinity(0))
     network = Network(
-        models.load_model(choice).separator,
+        model_cache.load_model(choice).separator,
         device,
         NetworkSettings(batch_size=batch, num_threads=cores),
     )
     scorer = scoring.Scoring(
         scoring.ScoringSettings(
-            scorer=models.ScorerChoice(model=choice),
+            scorer=model_cache.ScorerChoice(model=choice),
             device=device,
             model_rate_hz=network.separator.sample_rate_hz,
             batch_size=batch,

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import soundfile
 
-from transforms.audio_io import open_audio
+from transforms.audio.files import open_audio
 from transforms.storage import Storage
 
 RATE_HZ = 44_100

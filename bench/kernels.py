@@ -1,7 +1,7 @@
 """The equal forms of the network's linear layers and attention, on this processor.
 
 ``python bench/kernels.py [--threads 1]``: milliseconds of the processors, the best of several
-calls, at the published sizes. ``*`` marks the form that ``model/kernels.py`` uses.
+calls, at the published sizes. ``*`` marks the form that ``model/clap/kernels.py`` uses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import kernels
+from model.clap import kernels
 from model.config import PUBLISHED
 
 Form = Callable[[], Tensor]

@@ -24,7 +24,9 @@ import soundfile
 import torch
 from torchmetrics.functional.audio import signal_distortion_ratio
 
-from model import audio, metrics, mixing
+from model import metrics
+from model import signal as audio
+from model.signal import mixing
 
 AUDIO = Path(__file__).resolve().parent.parent / "manifests" / "examples" / "audio"
 RATE_HZ = 32_000

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.formats import EXAMPLES, signal
-from transforms.audio_io import READ_ERRORS, error_code, open_audio
+from transforms.audio.files import READ_ERRORS, error_code, open_audio
 from transforms.storage import Storage
 
 CONTAINERS = (

@@ -26,10 +26,9 @@ from torch import Tensor
 
 from golden import synth
 from model import metrics
-from model.clapsep import ClapSep
-from model.compilation import compile_separator
-from model.conditioning import Condition
 from model.config import PUBLISHED
+from model.systems import Condition
+from model.systems.clapsep.network import ClapSep, compile_separator
 
 DURATION_S = PUBLISHED.signal.window_samples / PUBLISHED.signal.sample_rate_hz
 OUTPUT_TOLERANCE = 2e-6

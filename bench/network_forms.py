@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from golden import published
-from model import layouts
-from model.assembly import assign, build
-from model.clapsep import ClapSep, Precision
-from model.conditioning import Condition
+from model.checkpoints import layouts
+from model.checkpoints.loading import assign, build
 from model.config import PUBLISHED, TINY
+from model.systems import Condition
+from model.systems.clapsep.network import ClapSep, Precision
 
 States = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
@@ -131,7 +131,7 @@ def interleaved(
 
 def matrix_rate(device: str, dtype: torch.dtype, size: int = 4096) -> float:
     """FLOP/s of one large linear layer, the better of ours and torch's."""
-    from model import kernels
+    from model.clap import kernels
 
     x, weight = torch.randn(2, size, size, device=device, dtype=dtype)
     timed = interleaved({"product": lambda: kernels.project(x, weight, None)}, 3, device)

@@ -23,10 +23,11 @@ import numpy.typing as npt
 import soundfile
 import torch
 
-from model import audio, metrics, mixing, registry
-from model.conditioning import Condition
-from model.window_plan import WindowPlan
-from model.windowing import separate_array
+from model import metrics, registry
+from model import signal as audio
+from model.signal import mixing
+from model.signal.windowing import WindowPlan, separate_array
+from model.systems import Condition
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "manifests" / "examples" / "audio"
 OVERLAPS = (0.0, 0.125, 0.25, 0.5)

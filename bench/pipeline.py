@@ -28,17 +28,17 @@ import numpy as np
 import soundfile
 import torch
 
-from model import checkpoints
-from model.assembly import build
-from model.audio import sinc_resample
+from model.checkpoints import convert
+from model.checkpoints.loading import Networks, build
 from model.clap import Clap
-from model.clapsep import ClapSep
-from model.conditioning import Condition
 from model.config import MINI, PUBLISHED
-from model.loading import Networks
+from model.signal import sinc_resample
+from model.systems import Condition
+from model.systems.clapsep.network import ClapSep
 from pipelines import separate
-from transforms import journal, models, queries, reading, scoring, separation, writing
+from transforms import model_cache, queries, reading, scoring, separation, writing
 from transforms.network import Network, NetworkSettings, WindowQueries
+from transforms.tables import journal
 
 SECONDS = 10.0
 LOOP = "bare loop, torch's own threads"
@@ -96,7 +96,7 @@ def write_model(folder: Path) -> str:
                         separator=build(lambda: ClapSep(config)).eval())  # fmt: skip
     for parameter in [*networks.clap.parameters(), *networks.separator.parameters()]:
         torch.nn.init.normal_(parameter, std=0.02)
-    checkpoints.save(str(folder / "full.safetensors"), networks)
+    convert.save(str(folder / "full.safetensors"), networks)
     return str(folder / "full.safetensors")
 
 
@@ -118,7 +118,7 @@ def write_clips(folder: Path, count: int) -> Path:
 
 def bare_loop(model: str, count: int, batch_size: int) -> float:
     """Seconds for the network's part alone, on all cores."""
-    loaded = models.load_model(models.ModelChoice(name=model))
+    loaded = model_cache.load_model(model_cache.ModelChoice(name=model))
     separator, clap = loaded.separator, loaded.query_encoder
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # the job leaves it at one a thread
     rng = torch.Generator().manual_seed(0)
@@ -139,11 +139,11 @@ def bare_loop(model: str, count: int, batch_size: int) -> float:
 
 def bare_threads(model: str, count: int, batch_size: int) -> float:
     """Seconds for the network's part alone, in the threads that the job uses."""
-    choice, cores = models.ModelChoice(name=model), len(os.sched_getaffinity(0))
+    choice, cores = model_cache.ModelChoice(name=model), len(os.sched_getaffinity(0))
     settings = NetworkSettings(batch_size=batch_size, num_threads=cores)
-    separator = models.load_model(choice).separator
+    separator = model_cache.load_model(choice).separator
     network = Network(separator, "cpu", settings)
-    own = models.ScorerChoice(model=choice)
+    own = model_cache.ScorerChoice(model=choice)
     rate_hz = separator.sample_rate_hz
     scorer = scoring.Scoring(
         scoring.ScoringSettings(
@@ -198,7 +198,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         model = given.model or write_model(folder)
         manifest = write_clips(folder, given.clips)
         bare_loop(model, 1, 1)
-        models.load_model(models.ModelChoice(name=model)).query_encoder.embed_text(["warm"])
+        model_cache.load_model(model_cache.ModelChoice(name=model)).query_encoder.embed_text(
+            ["warm"]
+        )
         runs: dict[str, list[float]] = {LOOP: [], SAME_THREADS: [], "whole job": []}
         spent_s: dict[str, float] = {}
         for repeat in range(given.repeats):

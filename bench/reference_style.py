@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchlibrosa.stft import ISTFT, STFT, magphase
 
-from model import laion
-from model.conditioning import Condition
+from model.clap import laion
 from model.config import ClapSepConfig, LoraConfig
-from model.decoder import Decoder
+from model.systems import Condition
+from model.systems.clapsep.decoder import Decoder
 
 AUDIOSET_CLASSES = 527
 

@@ -33,10 +33,10 @@ import apache_beam as beam
 
 from bench import scale_model
 from bench.pipeline import write_clips, write_model
-from manifests.schema import METRIC_COLUMNS, METRICS_SCHEMA
-from pipelines import separate, wiring
-from transforms import journal
+from manifests.columns import METRIC_COLUMNS, METRICS_SCHEMA
+from pipelines import separate, separate_graph
 from transforms.elements import Failure, MetricsRow, MixtureQueries
+from transforms.tables import journal
 
 ROOT = Path(__file__).parents[1]
 SINGLE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -190,7 +190,7 @@ def run_one(given: argparse.Namespace) -> None:
                     "dataset": "made",
                 }
                 file.write(json.dumps(row) + "\n")
-        with mock.patch.object(wiring, "SeparateMixtures", lambda plan, _: _Stub(plan)):
+        with mock.patch.object(separate_graph, "SeparateMixtures", lambda plan, _: _Stub(plan)):
             seconds = job(manifest, folder / "out", "--model", given.model)
     print(f"{count:9} rows: {seconds:8.1f} s, {1e6 * seconds / count:6.0f} µs a row", flush=True)
 

@@ -32,7 +32,7 @@ import soundfile
 
 from bench.faulty_files import FaultyFiles
 from pipelines import separate
-from transforms import retries
+from transforms.storage import retries
 
 RATE_HZ = 32_000
 CLIP_S = 1.5

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
+from manifests.columns import column_rules, column_type
 from manifests.errors import RowError, as_json, as_text, is_nothing, quoted
 from manifests.files import resolve
 from manifests.row import (
@@ -18,7 +19,6 @@ from manifests.row import (
     MAX_TEXT_CHARS,
     ManifestRow,
 )
-from manifests.schema import column_rules, column_type
 
 MAX_EXTRA_COLUMNS = 100
 _MAX_COLUMN_NAME_CHARS = 200

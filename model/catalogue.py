@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from model.fetch import CheckpointError
+from model.checkpoints.fetch import CheckpointError
 
 Kind = Literal["separator", "reference", "scorer"]
 
@@ -62,7 +62,7 @@ class Entry:
     verified: str = ""
     """What was checked of it here, and what was not."""
     input_level_dbfs: float | None = None
-    """The level that a recording is brought to before the system hears it (:mod:`model.levels`).
+    """The level that recordings are brought to before separation (:mod:`model.signal.levels`).
 
     None: it is heard as it is. So are all published systems: they are run here as their authors ran
     them, whose figures and code are of recordings as they are.
@@ -142,7 +142,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="mixture",
         kind="reference",
-        loader="model.baselines.reference_points:load_mixture",
+        loader="model.systems.reference_points:load_mixture",
         summary="Does nothing: the mixture itself, SDRi 0 by definition.",
         licence="Apache-2.0",
         source="this project",
@@ -153,7 +153,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="oracle-irm",
         kind="reference",
-        loader="model.baselines.reference_points:load_oracle_irm",
+        loader="model.systems.reference_points:load_oracle_irm",
         summary="Knows the target: ideal ratio mask, the mixture's phase; needs references.",
         licence="Apache-2.0",
         source="this project; Wang et al. 2014, TASLP 22(12)",
@@ -164,7 +164,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="audiosep",
         kind="separator",
-        loader="model.baselines.audiosep:load",
+        loader="model.systems.audiosep:load",
         summary="AudioSep, 4 million steps: positive text queries.",
         licence=f"MIT, as its repository states; CLAP: {_CC0}",
         source="Audio-AGI/AudioSep; Liu et al. 2023, arXiv 2308.05037",
@@ -184,7 +184,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="audiosep-hive",
         kind="separator",
-        loader="model.baselines.audiosep:load",
+        loader="model.systems.audiosep:load",
         summary="AudioSep trained again on the Hive data: positive text queries.",
         licence=f"Apache-2.0, as its model card states; CLAP: {_CC0}",
         source="AlayaLab/AudioSep-hive; arXiv 2601.22599; network: arXiv 2308.05037",
@@ -207,7 +207,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="lass-net",
         kind="separator",
-        loader="model.baselines.lass:load",
+        loader="model.systems.lass:load",
         summary="LASS-Net: positive text queries, through a small BERT.",
         licence="none stated in its repository",
         source="liuxubo717/LASS; Liu et al. 2022, arXiv 2203.15147",
@@ -231,7 +231,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="uss",
         kind="separator",
-        loader="model.baselines.uss:load",
+        loader="model.systems.uss:load",
         summary="USS-ResUNet30 (at_soft): example clips, through a PANNs tagger.",
         licence="Apache-2.0, as its repository states",
         source="bytedance/uss; Kong et al. 2023, arXiv 2305.07447",
@@ -256,7 +256,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="waveformer",
         kind="separator",
-        loader="model.baselines.waveformer:load",
+        loader="model.systems.waveformer:load",
         summary="Waveformer: causal, 41 labels (FSDKaggle2018), can stream.",
         licence="MIT, as its repository states",
         source="vb000/Waveformer; Veluri et al. 2023, arXiv 2211.02250",

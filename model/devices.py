@@ -1,7 +1,8 @@
-"""Names of devices: which there are, and whether this machine has the one that is asked for."""
+"""Names the devices and cores that there are, and checks the device that is asked for."""
 
 from __future__ import annotations
 
+import os
 import re
 
 AUTO = "auto"
@@ -50,3 +51,8 @@ def resolved(device: str) -> str:
         has = "one GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
         raise ValueError(f"--device {device}: this machine has {has}")
     return device
+
+
+def cores() -> int:
+    """Those that it is allowed to run on, where the system says so; else the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

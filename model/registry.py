@@ -16,9 +16,9 @@ from model.catalogue import Entry
 from terminal import flags, screen
 
 if TYPE_CHECKING:
+    from model.checkpoints.loading import Networks
     from model.clap import Clap, QueryEncoder
-    from model.loading import Networks
-    from model.separator import Separator
+    from model.systems import Separator
 
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def load_scorer(name_or_uri: str, *, device: str = "cpu") -> QueryEncoder:
         UnknownModelError: no such name.
         CheckpointError: the weights cannot be had, or hold no CLAP.
     """
-    from model.loading import load_clap
+    from model.checkpoints.loading import load_clap
 
     if _is_uri(name_or_uri):
         return _ready(load_clap(name_or_uri), device)
@@ -128,7 +128,7 @@ def load_scorer(name_or_uri: str, *, device: str = "cpu") -> QueryEncoder:
 
 def load_published(entry: Entry, options: LoadOptions) -> LoadedModel:
     """Loads a model from CLAP's and CLAPSep's published checkpoints."""
-    from model import loading
+    from model.checkpoints import loading
 
     clap, clapsep = entry.file("clap"), entry.file("clapsep")
     networks = loading.load_published(
@@ -142,7 +142,7 @@ def load_published(entry: Entry, options: LoadOptions) -> LoadedModel:
 
 def load_bundled(entry: Entry, options: LoadOptions) -> LoadedModel:
     """Loads a model from a converted file."""
-    from model.loading import load_converted
+    from model.checkpoints.loading import load_converted
 
     file = entry.file("converted")
     return _prepared(load_converted(file.location(), sha256=file.sha256), entry, options)
@@ -150,14 +150,14 @@ def load_bundled(entry: Entry, options: LoadOptions) -> LoadedModel:
 
 def load_published_clap(entry: Entry, options: LoadOptions) -> QueryEncoder:
     """Loads a published CLAP alone."""
-    from model.loading import load_clap
+    from model.checkpoints.loading import load_clap
 
     file = entry.file("clap")
     return _ready(load_clap(file.location(), sha256=file.sha256), options.device)
 
 
 def _load_uri(uri: str, options: LoadOptions) -> LoadedModel:
-    from model.loading import load_converted
+    from model.checkpoints.loading import load_converted
 
     networks = load_converted(uri)
     card = Entry(
@@ -175,8 +175,7 @@ def _load_uri(uri: str, options: LoadOptions) -> LoadedModel:
 
 
 def _prepared(networks: Networks, card: Entry, options: LoadOptions) -> LoadedModel:
-    from model.clapsep import PRECISIONS
-    from model.compilation import compile_separator
+    from model.systems.clapsep.network import PRECISIONS, compile_separator
 
     if options.precision not in PRECISIONS:
         raise ValueError(f"precision={options.precision!r}: expected one of {PRECISIONS}")
@@ -198,7 +197,7 @@ def _prepared(networks: Networks, card: Entry, options: LoadOptions) -> LoadedMo
 
 
 def _check_compiled(loaded: LoadedModel, options: LoadOptions) -> None:
-    from model.clapsep import ClapSep
+    from model.systems.clapsep.network import ClapSep
 
     if options.compile and not isinstance(loaded.separator, ClapSep):
         logger.warning("torch.compile is not used for %s: it is no CLAPSep", loaded.name)

@@ -20,10 +20,10 @@ from manifests.files import absolute, is_url
 from manifests.row import ManifestRow
 from manifests.validation import parse_record
 from model import devices
-from pipelines.engines import Execution, execution_of
-from pipelines.options import InputOptions, ModelOptions, OutputOptions, UsageError
-from transforms.access import UriAccess
-from transforms.redaction import redacted_command, secrets_of
+from pipelines.flags import InputOptions, ModelOptions, OutputOptions, UsageError
+from pipelines.runners import Execution, execution_of
+from transforms.storage.access import UriAccess
+from transforms.storage.redaction import redacted_command, secrets_of
 
 OTHERS = "others"
 """As --negative: the texts of the other queries."""

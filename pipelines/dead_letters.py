@@ -10,15 +10,14 @@ from typing import Any
 import apache_beam as beam
 import pyarrow.parquet as pq
 
-from manifests.schema import DEAD_LETTER_SCHEMA
-from model import plain_text
+from manifests.columns import DEAD_LETTER_SCHEMA
 from pipelines.plan import DEAD_LETTERS
-from transforms import failures
-from transforms.books import Books
+from terminal import escaping
 from transforms.elements import Failure
-from transforms.redaction import redact, secrets_of
 from transforms.storage import Storage, join
-from transforms.tables import TableRow, WriteTable
+from transforms.storage.redaction import redact, secrets_of
+from transforms.tables import TableRow, WriteTable, dead_letters
+from transforms.tables.row_counts import Books
 
 _SHOWN_FILES = 1
 """Of how many files the rows are looked through for examples; they can be millions."""
@@ -64,9 +63,9 @@ def _dead_letter(failure: Failure, secrets: Sequence[str]) -> TableRow:
     failure = dataclasses.replace(failure, message=redact(failure.message, secrets))
     return TableRow(
         partition="",
-        key=failures.sort_key(failure),
-        record=failures.record_of(failure),
-        extra=failures.extra_of(failure),
+        key=dead_letters.sort_key(failure),
+        record=dead_letters.record_of(failure),
+        extra=dead_letters.extra_of(failure),
     )
 
 
@@ -80,6 +79,6 @@ def reasons(books: Books, storage: Storage, output: str) -> list[str]:
             examples.setdefault(f"{stage}/{error_type}", message)
     return [
         f"  {count} of {reason}"
-        + (f": {plain_text.one_line(examples[reason])}" if reason in examples else "")
+        + (f": {escaping.one_line(examples[reason])}" if reason in examples else "")
         for reason, count in books.by_reason.items()
     ]

@@ -18,21 +18,17 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineResult, PipelineRunner
 
-from pipelines.engines import Execution
-from pipelines.local_runner import local_runner
-from pipelines.measurements import Measurements, measurements_of
-from pipelines.options import EXIT_JOB_FAILED
+from pipelines.console import LINE_INTERVAL_S, REMOTE_LINE_INTERVAL_S, ProgressDisplay, Snapshot
+from pipelines.flags import EXIT_JOB_FAILED
 from pipelines.plan import BOOKS, Plan
-from pipelines.progress import (
-    LINE_INTERVAL_S,
-    REMOTE_LINE_INTERVAL_S,
-    ProgressDisplay,
-    Snapshot,
-)
-from pipelines.wiring import SeparateManifest
-from transforms import retries, tally
-from transforms.books import Books, read_books
-from transforms.redaction import redact
+from pipelines.runners import Execution
+from pipelines.runners.local import local_runner
+from pipelines.runners.measurements import Measurements, measurements_of
+from pipelines.separate_graph import SeparateManifest
+from transforms import tally
+from transforms.storage import retries
+from transforms.storage.redaction import redact
+from transforms.tables.row_counts import Books, read_books
 
 logger = logging.getLogger(__name__)
 Graph = beam.PTransform[Any, Any]
@@ -137,7 +133,7 @@ def _engine(
         with local_runner(options, execution.num_workers) as (runner, watch):
             yield runner, watch.check if watch is not None else _nothing
     elif execution.cluster is not None:
-        from pipelines.on_dask.runner import DaskRunner
+        from pipelines.runners.dask.runner import DaskRunner
 
         yield DaskRunner(execution.cluster), _nothing
     else:

@@ -18,19 +18,18 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.errors import ManifestError
-from pipelines import command_line
-from pipelines import options as flags
+from pipelines import flags
 from pipelines.config import SeparateConfig, separate_config
-from pipelines.engines import DATAFLOW
+from pipelines.runners import DATAFLOW
 from terminal import screen
-from transforms.access import uris_of
-from transforms.redaction import redact
+from transforms.storage.access import uris_of
+from transforms.storage.redaction import redact
 
 if TYPE_CHECKING:
-    from pipelines.clearing import Reads
-    from pipelines.locks import Lock
-    from transforms.books import Books
+    from pipelines.output_folder.clearing import Reads
+    from pipelines.output_folder.lock import Lock
     from transforms.storage import Storage
+    from transforms.tables.row_counts import Books
 
 _RUN_FLAGS = ("progress", "log_level", "num_threads", "isolate_decoder")
 _EXIT_CODES = """exit codes:
@@ -61,9 +60,9 @@ class Command:
     shared: tuple[str, ...]
     own: type[PipelineOptions]
 
-    def parser(self) -> command_line.JobParser:
+    def parser(self) -> flags.JobParser:
         """The flags; shared ones are those of the main job, declared there."""
-        found = command_line.JobParser(
+        found = flags.JobParser(
             prog=f"python -m {self.name}",
             usage=f"%(prog)s {self.usage}",
             description=self.description,
@@ -75,7 +74,7 @@ class Command:
         group = found.add_argument_group(
             "shared with pipelines.separate", "Flags of Beam and its runners work too."
         )
-        main = command_line.separate_parser()
+        main = flags.separate_parser()
         found.confidential = main.confidential
         for action in main._actions:
             if action.dest in (*self.shared, *_RUN_FLAGS):
@@ -114,7 +113,7 @@ def main(
     given = list(sys.argv[1:] if argv is None else argv)
     secrets: tuple[str, ...] = ()
     try:
-        options = command_line.parse(command.parser(), given)
+        options = flags.parse(command.parser(), given)
         config = separate_config(options, ("python", "-m", command.name, *given))
         secrets = config.secrets
         flags.forget_secrets(options)
@@ -129,7 +128,7 @@ def main(
 
 
 def _run_and_report(job: Job, options: PipelineOptions) -> int:
-    from pipelines import execution  # torch, which --help and a wrong flag do without
+    from pipelines import execution
     from pipelines.preflight import PackageCollisionError
 
     try:
@@ -143,28 +142,30 @@ def _run_and_report(job: Job, options: PipelineOptions) -> int:
 
 
 def _run(job: Job, options: PipelineOptions) -> int:
-    from pipelines import clearing, logs, outputs, run_record
+    from pipelines import console, output_folder
+    from pipelines.output_folder import clearing
+    from pipelines.output_folder import record as records
     from pipelines.preflight import check_packages
 
     config = job.config
     check_packages()
-    logs.configure_logging(config.execution.log_level, config.secrets)
+    console.configure_logging(config.execution.log_level, config.secrets)
     if config.execution.runner == DATAFLOW:
         _dataflow().check(config, options)
-    storage = outputs.storage_of(config)
+    storage = output_folder.storage_of(config)
     require_ended = functools.partial(_require_ended, options=options)
-    with outputs.usable(config.output, "read"):
-        outputs.require_free(config, storage, require_ended)
-        earlier = outputs.examine(config, storage, job.command)
-    outputs.require_no_job(earlier, config, require_ended)
+    with output_folder.usable(config.output, "read"):
+        output_folder.require_free(config, storage, require_ended)
+        earlier = output_folder.examine(config, storage, job.command)
+    output_folder.require_no_job(earlier, config, require_ended)
     try:
-        manifests = run_record.manifest_facts(config.manifests, storage)
+        manifests = records.manifest_facts(config.manifests, storage)
         if earlier.exists:
             reads = clearing.reads_of(config, manifests, storage, job.reads)
             clearing.require_apart(config, storage, reads)
     except (OSError, ValueError) as err:
         raise flags.UsageError(str(err)) from err
-    record = run_record.new_record(
+    record = records.new_record(
         command=config.command,
         config=config.to_json(),
         settings=job.settings,
@@ -172,13 +173,17 @@ def _run(job: Job, options: PipelineOptions) -> int:
         attempt=0,
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    with outputs.held(config, storage, require_ended) as lock:
-        earlier = outputs.examine(config, storage, job.command)  # a run may have ended meanwhile
-        with outputs.usable(config.output):
+    with output_folder.held(config, storage, require_ended) as lock:
+        earlier = output_folder.examine(
+            config, storage, job.command
+        )  # a run may have ended meanwhile
+        with output_folder.usable(config.output):
             for line in (
-                outputs.clear(config, storage, earlier, job.command) if config.overwrite else ()
+                output_folder.clear(config, storage, earlier, job.command)
+                if config.overwrite
+                else ()
             ):
-                outputs.say(line)
+                output_folder.say(line)
         return _run_alone(job, options, storage, record, lock)
 
 
@@ -186,29 +191,24 @@ def _run_alone(
     job: Job, options: PipelineOptions, storage: Storage, record: dict[str, Any], lock: Lock
 ) -> int:
     """What happens while the output folder is this run's."""
-    from pipelines import (
-        clearing,
-        closing,
-        dead_letters,
-        execution,
-        measurements,
-        outputs,
-        run_record,
-    )
-    from pipelines.locks import LockLostError
+    from pipelines import console, dead_letters, execution, output_folder
+    from pipelines.output_folder import clearing
+    from pipelines.output_folder import record as records
+    from pipelines.output_folder.lock import LockLostError
     from pipelines.plan import BOOKS, DEAD_LETTERS
-    from transforms.books import read_books
+    from pipelines.runners import measurements
     from transforms.storage import join
+    from transforms.tables.row_counts import read_books
 
     config = job.config
-    run_uri = join(config.output, run_record.FILE)
-    with outputs.usable(config.output):
-        run_record.write_record(storage, run_uri, record)
+    run_uri = join(config.output, records.FILE)
+    with output_folder.usable(config.output):
+        records.write_record(storage, run_uri, record)
 
     def submitted(there: Any) -> None:
         record.update(status="submitted", job=dataclasses.asdict(there))
         lock.name_job(record["job"])
-        run_record.write_record(storage, run_uri, record)
+        records.write_record(storage, run_uri, record)
 
     on_dataflow = config.execution.runner == DATAFLOW
     runner = _dataflow().runner_for(config.execution, submitted) if on_dataflow else None
@@ -226,7 +226,7 @@ def _run_alone(
             **measured.to_json(),
             "wall_s": round(time.monotonic() - started_s, 3),
         }
-        run_record.write_record(storage, run_uri, {**record, **end})
+        records.write_record(storage, run_uri, {**record, **end})
     except LockLostError:  # what is there is another run's by now
         raise
     except KeyboardInterrupt:
@@ -237,7 +237,7 @@ def _run_alone(
         cause = execution.first_cause(err, config.secrets)
         with contextlib.suppress(OSError):  # a full disk, say: the screen says the cause too
             failed = {**record, "status": "failed", "error": cause}
-            run_record.write_record(storage, run_uri, failed)
+            records.write_record(storage, run_uri, failed)
         raise
     measured.log()
     with execution.finishing(config.secrets):
@@ -245,14 +245,14 @@ def _run_alone(
     with execution.finishing(config.secrets):
         named = {**job.closing, **({"failures": DEAD_LETTERS} if books.dead_letters else {})}
         reasons = dead_letters.reasons(books, storage, config.output)
-        _say(books, [*reasons, *closing.places(storage, config.output, named)])
+        _say(books, [*reasons, *console.places(storage, config.output, named)])
     over = books.failure_rate > config.max_failure_rate
     return flags.EXIT_FAILURE_RATE if over else flags.EXIT_OK
 
 
 def _dataflow() -> ModuleType:
     """Imported where it is needed: it brings Google's libraries, which take seconds."""
-    return importlib.import_module("pipelines.dataflow")
+    return importlib.import_module("pipelines.runners.dataflow")
 
 
 def _require_ended(job: Mapping[str, Any], options: PipelineOptions) -> None:
@@ -260,7 +260,7 @@ def _require_ended(job: Mapping[str, Any], options: PipelineOptions) -> None:
 
 
 def _say(books: Books, lines: Sequence[str]) -> None:
-    from pipelines.closing import NOTHING_TO_DO
+    from pipelines.console import NOTHING_TO_DO
 
     done = f"{books.stems} of {books.rows} rows done, {books.dead_letters} failed"
     sys.stdout.write(redact("\n".join([done if books.rows else NOTHING_TO_DO, *lines])) + "\n")

@@ -16,13 +16,11 @@ from typing import Any
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.errors import ManifestError
-from model.fetch import CheckpointError
+from model.checkpoints.fetch import CheckpointError
 from model.registry import UnknownModelError
-from model.separator import Capabilities
-from pipelines.clearing import SEPARATE, reads_of, remove_working_files, require_apart
-from pipelines.closing import closing_lines
+from model.systems import Capabilities
 from pipelines.config import SeparateConfig
-from pipelines.engines import DATAFLOW
+from pipelines.console import closing_lines, configure_logging
 from pipelines.execution import (
     JobError,
     Outcome,
@@ -32,16 +30,14 @@ from pipelines.execution import (
     run_graph,
     run_plan,
 )
-from pipelines.locks import Lock, LockLostError, RequireEnded
-from pipelines.logs import configure_logging
-from pipelines.options import (
+from pipelines.flags import (
     EXIT_FAILURE_RATE,
     EXIT_INTERRUPTED,
     EXIT_JOB_FAILED,
     EXIT_OK,
     UsageError,
 )
-from pipelines.outputs import (
+from pipelines.output_folder import (
     Earlier,
     clear,
     examine,
@@ -56,15 +52,9 @@ from pipelines.outputs import (
     tidy,
     usable,
 )
-from pipelines.plan import (
-    BOOKS,
-    ERROR_FILE,
-    Plan,
-    model_choice,
-    scorer_choice,
-)
-from pipelines.preflight import PackageCollisionError, check_packages
-from pipelines.run_record import (
+from pipelines.output_folder.clearing import SEPARATE, reads_of, remove_working_files, require_apart
+from pipelines.output_folder.lock import Lock, LockLostError, RequireEnded
+from pipelines.output_folder.record import (
     FILE,
     ManifestFacts,
     code_version,
@@ -72,11 +62,14 @@ from pipelines.run_record import (
     new_record,
     write_record,
 )
-from pipelines.wiring import SeparateManifest
-from transforms import models
-from transforms.books import Resumed, read_resumed
-from transforms.redaction import redact, redacted
+from pipelines.plan import BOOKS, ERROR_FILE, Plan, model_choice, scorer_choice
+from pipelines.preflight import PackageCollisionError, check_packages
+from pipelines.runners import DATAFLOW
+from pipelines.separate_graph import SeparateManifest
+from transforms import model_cache
 from transforms.storage import Storage, join
+from transforms.storage.redaction import redact, redacted
+from transforms.tables.row_counts import Resumed, read_resumed
 
 _UNUSABLE = (
     *(ManifestError, UnknownModelError, CheckpointError, ValueError, OSError, ImportError),
@@ -235,7 +228,7 @@ def _total_rows(config: SeparateConfig, manifests: Sequence[ManifestFacts]) -> i
 
 def _dataflow() -> ModuleType:
     """Imported where it is needed: it brings Google's libraries, which take seconds."""
-    return importlib.import_module("pipelines.dataflow")
+    return importlib.import_module("pipelines.runners.dataflow")
 
 
 def _run_on_dataflow(
@@ -269,8 +262,10 @@ def model_facts(config: SeparateConfig) -> ModelFacts:
     """
     if not config.execution.is_local:  # the launcher needs none of the workers' devices
         config = dataclasses.replace(config, device="cpu")
-    loaded = models.load_model(model_choice(config))
-    if config.scorer == models.OWN:  # a baseline has no CLAP of its own, but says whose to take
+    loaded = model_cache.load_model(model_choice(config))
+    if (
+        config.scorer == model_cache.OWN
+    ):  # a baseline has no CLAP of its own, but says whose to take
         config = dataclasses.replace(config, scorer=loaded.card.scorer)
     scorer = scorer_choice(config)
     facts = ModelFacts(
@@ -281,11 +276,11 @@ def model_facts(config: SeparateConfig) -> ModelFacts:
         digests={
             "model_sha256": loaded.model_sha256,
             "clap_sha256": loaded.clap_sha256,
-            "scorer_sha256": None if scorer is None else models.load_scorer(scorer).digest,
+            "scorer_sha256": None if scorer is None else model_cache.load_scorer(scorer).digest,
         },
     )
     if not config.execution.in_process:
-        models.forget()
+        model_cache.forget()
     return facts
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from model import registry
-from model.separator import Capabilities
+from model.systems import Capabilities
 from pipelines.config import SeparateConfig
-from transforms import models
+from transforms import model_cache
 from transforms.kept import KeptRules
 from transforms.storage import Storage, join
 
@@ -75,9 +75,9 @@ class Plan:
         return f"part-{self.attempt:03d}"
 
 
-def model_choice(config: SeparateConfig) -> models.ModelChoice:
+def model_choice(config: SeparateConfig) -> model_cache.ModelChoice:
     """The model of a run."""
-    return models.ModelChoice(
+    return model_cache.ModelChoice(
         name=config.model,
         device=config.device,
         precision=config.precision,
@@ -86,9 +86,11 @@ def model_choice(config: SeparateConfig) -> models.ModelChoice:
     )
 
 
-def scorer_choice(config: SeparateConfig) -> models.ScorerChoice | None:
+def scorer_choice(config: SeparateConfig) -> model_cache.ScorerChoice | None:
     """The scorer of a run; None for no CLAPScores."""
     if config.scorer == "none":
         return None
-    name = registry.default_scorer(config.model) if config.scorer == models.OWN else config.scorer
-    return models.ScorerChoice(model=model_choice(config), name=name)
+    name = (
+        registry.default_scorer(config.model) if config.scorer == model_cache.OWN else config.scorer
+    )
+    return model_cache.ScorerChoice(model=model_choice(config), name=name)

@@ -1,13 +1,156 @@
-"""Metrics of runs as tables, plots and a page: ``python -m pipelines.report RUN --output DIR``."""
+"""``python -m pipelines.report RUN --output DIR``: writes metrics as tables, plots and a page."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from pipelines.logs import configure_logging
-from terminal import screen
-from transforms.redaction import redact, secrets_of
+from manifests.columns import METRIC_COLUMNS
+from manifests.files import absolute
+from pipelines.console import configure_logging
+from terminal import flags, screen
+from transforms.storage.redaction import redact, secrets_of
+
+_EXAMPLES = """writes:
+  report.html            a page that opens from disk; nothing is fetched from a network
+  tables.md .csv .tex    every figure with model, scorer, protocol, n, undefined and failed
+  plots/*.png            the plots of the page
+
+examples:
+  python -m pipelines.report out/ --output report/
+  python -m pipelines.report baseline/ new/ --names before after --output report/
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig:
+    """What is reported, and how.
+
+    Attributes:
+        runs: run folders; the first is the baseline of comparisons.
+        names: of the runs.
+        output: folder of the report.
+        title: of the page.
+        metric: what plots and examples are about.
+        listen: clips to listen to of each kind (best, median, worst), a run.
+        allowed_uri_prefix: what rows and metrics may name to be listened to; empty: what the runs
+            themselves were allowed.
+        storage_options: fsspec options by protocol.
+    """
+
+    runs: tuple[str, ...]
+    names: tuple[str, ...]
+    output: str
+    title: str
+    metric: str
+    listen: int
+    allowed_uri_prefix: tuple[str, ...]
+    storage_options: Mapping[str, Mapping[str, Any]]
+
+
+def parser() -> flags.Parser:
+    """The flags."""
+    found = flags.Parser(
+        prog="python -m pipelines.report",
+        description="Metrics of one or more runs → tables, plots and a page to look at and listen "
+        "to. With several runs, each is compared with the first on the ids that both have.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.confidential = frozenset({"--storage_options"})
+    found.add_argument(
+        "runs", nargs="+", metavar="RUN", help="Folder that pipelines.separate or score wrote."
+    )
+    found.add_argument("--output", required=True, metavar="URI", help="Folder for the report.")
+    found.add_argument("--names", nargs="+", metavar="NAME", help="Of the runs, in their order.")
+    found.add_argument(
+        "--title", default="Separation report", help="Of the page. Default: %(default)s."
+    )
+    found.add_argument(
+        "--metric",
+        default="sdri_db",
+        choices=METRIC_COLUMNS,
+        metavar="COLUMN",
+        help="What plots and examples are about; a column of the metrics. Default: %(default)s.",
+    )
+    found.add_argument(
+        "--listen",
+        type=int,
+        default=1,
+        metavar="N",
+        help="Best, median and worst clips of each run to put into the page, so many of each kind. "
+        "About 2 MB a clip. Default: %(default)s.",
+    )
+    found.add_argument(
+        "--allowed_uri_prefix",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="Folder, bucket or host from which clips may be read to be put into the page, beside "
+        "the run folders; to be given once for each. For runs of somebody else. Default: what each "
+        "run itself was allowed to read, as its run.json says.",
+    )
+    found.add_argument(
+        "--storage_options",
+        default="{}",
+        metavar="JSON",
+        help='fsspec options by protocol. Example: \'{"gs": {"token": "anon"}}\'',
+    )
+    return found
+
+
+def config_of(argv: Sequence[str]) -> ReportConfig:
+    """The configuration that the command line asks for.
+
+    Raises:
+        ValueError: a value that cannot be used.
+        SystemExit: ``--help``, or a flag that there is not.
+    """
+    from pipelines.reporting.runs import run_names
+
+    options = parser().parse_args(list(argv))
+    runs = tuple(absolute(uri) for uri in options.runs)
+    names = options.names or run_names(runs)
+    if len(names) != len(runs) or len(set(names)) != len(names):
+        raise ValueError(f"--names: expected {len(runs)} different names, found {names}")
+    if not 0 <= options.listen <= 20:
+        raise ValueError(f"--listen={options.listen}: expected 0 to 20")
+    return ReportConfig(
+        runs=runs,
+        names=tuple(names),
+        output=absolute(options.output),
+        title=options.title,
+        metric=options.metric,
+        listen=options.listen,
+        allowed_uri_prefix=_prefixes(options.allowed_uri_prefix),
+        storage_options=_storage_options(options.storage_options),
+    )
+
+
+def _prefixes(given: Sequence[str]) -> tuple[str, ...]:
+    from transforms.storage.access import UriAccess
+
+    prefixes = tuple(absolute(uri) for uri in given)
+    try:
+        UriAccess(prefixes=prefixes)
+    except ValueError as err:
+        raise ValueError(f"--allowed_uri_prefix: {err}") from err
+    return prefixes
+
+
+def _storage_options(text: str) -> Mapping[str, Mapping[str, Any]]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as err:
+        raise ValueError(f"--storage_options: not JSON ({err})") from err
+    if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
+        raise ValueError('--storage_options: expected {"protocol": {"option": value}}')
+    return found
+
 
 EXIT_USAGE = 2
 
@@ -15,14 +158,13 @@ EXIT_USAGE = 2
 def run(argv: Sequence[str] | None = None) -> int:
     """Writes the report that the command line asks for; gives the exit code."""
     screen.steady()
-    from pipelines.reporting import command
 
     secrets: tuple[str, ...] = ()
     try:
-        config = command.config_of(sys.argv[1:] if argv is None else argv)
+        config = config_of(sys.argv[1:] if argv is None else argv)
         secrets = secrets_of(config.storage_options)
         configure_logging("warning", secrets)
-        from pipelines.reporting.build import build  # torch and matplotlib, which --help can spare
+        from pipelines.reporting.build import build
 
         written = build(config)
     except (ValueError, OSError, ImportError) as err:  # RunError is a ValueError

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines import command_line, jobs
+from pipelines import flags, jobs
 from pipelines.config import SeparateConfig
-from pipelines.job_options import ScoreOptions
+from pipelines.flags import ScoreOptions
 
 COMMAND = jobs.Command(
     name="pipelines.score",
@@ -40,12 +40,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Runs the job that the command line asks for; gives the exit code."""
 
     def build(options: PipelineOptions, config: SeparateConfig) -> jobs.Job:
-        from pipelines import rescoring  # torch
+        from pipelines import score_graph
 
-        return rescoring.job(options, config)
+        return score_graph.job(options, config)
 
     return jobs.main(COMMAND, build, argv)
 
 
 if __name__ == "__main__":
-    command_line.leave(run())
+    flags.leave(run())

@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pipelines import command_line
 from pipelines import config as configuration
-from pipelines import options as flags
+from pipelines import flags
 from terminal import screen
-from transforms.redaction import redact
+from transforms.storage.redaction import redact
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -18,12 +17,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     secrets: tuple[str, ...] = ()
     try:
         given = sys.argv[1:] if argv is None else argv
-        options = command_line.parse(command_line.separate_parser(), given)
+        options = flags.parse(flags.separate_parser(), given)
         command = ("python", "-m", "pipelines.separate", *given)
         config = configuration.separate_config(options, command)
         secrets = config.secrets
         flags.forget_secrets(options)
-        from pipelines import launch  # torch, which --help and a wrong flag do without
+        from pipelines import launch
 
         return launch.run_separate(config, options)
     except flags.UsageError as err:
@@ -36,4 +35,4 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    command_line.leave(run())
+    flags.leave(run())

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines import command_line, jobs
+from pipelines import flags, jobs
 from pipelines.config import SeparateConfig
-from pipelines.job_options import SynthesizeOptions
+from pipelines.flags import SynthesizeOptions
 
 COMMAND = jobs.Command(
     name="pipelines.synthesize",
@@ -38,12 +38,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Runs the job that the command line asks for; gives the exit code."""
 
     def build(options: PipelineOptions, config: SeparateConfig) -> jobs.Job:
-        from pipelines import synthesis  # torch
+        from pipelines import synthesize_graph
 
-        return synthesis.job(options, config)
+        return synthesize_graph.job(options, config)
 
     return jobs.main(COMMAND, build, argv)
 
 
 if __name__ == "__main__":
-    command_line.leave(run())
+    flags.leave(run())

@@ -32,12 +32,10 @@ import hostile_rows
 import tone_runs
 import tones
 from faulty_storage import FaultyFileSystem
-from model.conditioning import Condition
-from model.separator import Capabilities
-from pipelines import options as flags
-from pipelines import score, separate, synthesize
-from transforms import isolation, transfers
-from transforms.audio import libsndfile
+from model.systems import Capabilities, Condition
+from pipelines import flags, score, separate, synthesize
+from transforms import network
+from transforms.audio import isolation, libsndfile
 
 GOOD = ""
 """In the place of a code: the row has its stem."""
@@ -419,7 +417,7 @@ def _raising_read(block: np.ndarray, file: soundfile.SoundFile) -> int:
 _READ = libsndfile.read_into
 
 
-def _late_down(_: transfers.InPlace, tensor: torch.Tensor) -> transfers.Arriving:
+def _late_down(_: network.InPlace, tensor: torch.Tensor) -> network.Arriving:
     """As a GPU says what went wrong: when the answers are fetched."""
 
     def arrive() -> np.ndarray:
@@ -438,7 +436,7 @@ def faulty_models(capabilities: Capabilities | None = None) -> Iterator[None]:
             mock.patch.object(tenacity.nap, "time", SimpleNamespace(sleep=lambda _: None))
         )
         stack.enter_context(mock.patch.object(libsndfile, "read_into", _raising_read))
-        stack.enter_context(mock.patch.object(transfers.InPlace, "down", _late_down))
+        stack.enter_context(mock.patch.object(network.InPlace, "down", _late_down))
         loaded = stack.enter_context(tone_runs.tones_as_models())
         separator = FaultyTones()
         if capabilities is not None:

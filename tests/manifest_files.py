@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from manifests.codec import iter_rows
+from manifests.files.readers import iter_rows
 from manifests.row import ManifestRow
 
 HEADER = "id,mixture_uri,positive_text"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 import tone_clips
-from manifests.schema import METRIC_COLUMNS
+from manifests.columns import METRIC_COLUMNS
 from transforms.elements import MetricsRow, Provenance, Scores
-from transforms.metrics_rows import StemFacts, metrics_row
+from transforms.tables.metrics_rows import StemFacts, metrics_row
 
 PROVENANCE = Provenance(
     model="tones", model_sha256="m", clap_sha256="c", device="cpu", precision="fp32"

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.schema import DEAD_LETTER_SCHEMA, METRIC_COLUMNS, METRICS_SCHEMA, with_extra
+from manifests.columns import DEAD_LETTER_SCHEMA, METRIC_COLUMNS, METRICS_SCHEMA, with_extra
 
 NASTY = (
     *("[/]", "[red]x[/red]", ":dog:", "[a](http://b.c)", "![a](b)", "<http://b.c>", "www.b.c"),

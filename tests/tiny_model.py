@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from model import checkpoints
+from model.checkpoints import convert
+from model.checkpoints.loading import Networks
 from model.clap import Clap
-from model.clapsep import ClapSep
 from model.config import MINI, TINY, ClapSepConfig
-from model.loading import Networks
+from model.systems.clapsep.network import ClapSep
 
 CONFIG: ClapSepConfig = dataclasses.replace(
     TINY, clap=dataclasses.replace(TINY.clap, text=MINI.clap.text)
@@ -23,5 +23,5 @@ def write_tiny_model(path: Path, seed: int = 0) -> str:
     torch.manual_seed(seed)
     clap, separator = Clap(CONFIG.clap).eval(), ClapSep(CONFIG).eval()
     networks = Networks(config=CONFIG, clap=clap, separator=separator)
-    checkpoints.save(str(path), networks)
+    convert.save(str(path), networks)
     return str(path)

@@ -20,7 +20,7 @@ import soundfile
 import tones
 from model import catalogue, registry
 from pipelines import separate
-from transforms import models
+from transforms import model_cache
 
 QUIET = ("--progress", "none", "--num_threads", "1")
 
@@ -48,13 +48,13 @@ class Loaded:
 def tones_as_models() -> Iterator[Loaded]:
     """Lets the registry give the tone separator, whatever name it is asked for."""
     loaded = Loaded(loaded_tones())
-    models.forget()
+    model_cache.forget()
     with (
         mock.patch.object(registry, "load", side_effect=lambda *_, **__: loaded.model),
         mock.patch.object(registry, "load_scorer", side_effect=lambda *_, **__: tones.ToneClap()),
     ):
         yield loaded
-    models.forget()
+    model_cache.forget()
 
 
 def run(*arguments: str | Path) -> int:

@@ -11,8 +11,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from model.conditioning import Condition
-from model.separator import Capabilities
+from model.systems import Capabilities, Condition
 
 RATE_HZ = 8_000
 LABELS = ("bell", "dog_bark", "frog", "rain", "singing", "wind")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from model.transience import RetryPolicy
+from model.checkpoints.fetch import RetryPolicy
 
 CONTENT = b"weights " * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -21,17 +21,16 @@ import pyarrow.parquet as pq
 from apache_beam.coders.typecoders import registry
 from apache_beam.transforms.combiners import Top
 
+from manifests.columns import DEAD_LETTER_SCHEMA, METRICS_SCHEMA, with_extra
 from manifests.row import EXTRA_PREFIX, ManifestRow
-from manifests.schema import DEAD_LETTER_SCHEMA, METRICS_SCHEMA, with_extra
-from transforms import failures
-from transforms.audio.parts import AudioPart
-from transforms.audio_io import WriteError, describe, require_whole
+from transforms.audio import AudioPart
+from transforms.audio.files import WriteError, describe, require_whole
 from transforms.elements import Failure, MetricsRow, RecordCoder
-from transforms.lookahead import LookAheadFn, Overlap
 from transforms.manifest_io import duplicate, first_of
-from transforms.metrics_rows import from_record
 from transforms.storage import Storage, join
-from transforms.tables import TableRow, parquet_bytes
+from transforms.tables import TableRow, dead_letters, parquet_bytes
+from transforms.tables.metrics_rows import from_record
+from transforms.threaded import LookAheadFn, Overlap
 
 CHANGED, GONE, DOUBLE, BROKEN, UNKNOWN = "changed", "gone", "double", "broken", "unknown"
 MAX_NAMED = 20
@@ -206,7 +205,7 @@ def _letter(record: Mapping[str, Any]) -> KeptLetter:
         for name, value in record.items()
         if name.startswith(EXTRA_PREFIX) and value is not None
     }
-    place = failures.place_key(record["manifest_uri"], record["manifest_row"])
+    place = dead_letters.place_key(record["manifest_uri"], record["manifest_row"])
     columns = {name: value for name, value in record.items() if name in _LETTER_FIELDS}
     row = TableRow(partition="", key=place, record=columns, extra=extra)
     return KeptLetter(key=_key(record["id"], record["row_json"]), row=row)
@@ -312,10 +311,10 @@ class Reconcile(beam.PTransform[Any, Any]):
             | "ById" >> beam.CoGroupByKey()
             | "Decide"
             >> beam.FlatMap(_decided, self.rules).with_outputs(
-                failures.FAILED, "kept", "letters", "leaving", main="rows"
+                dead_letters.FAILED, "kept", "letters", "leaving", main="rows"
             )
         )
-        names = ("rows", failures.FAILED, "kept", "letters", "leaving")
+        names = ("rows", dead_letters.FAILED, "kept", "letters", "leaving")
         return {name: found[name] for name in names}
 
 
@@ -351,7 +350,7 @@ def _decided(group: tuple[str, Mapping[str, Iterable[Any]]], rules: KeptRules) -
         yield beam.pvalue.TaggedOutput("leaving", leaving)
     is_second = chosen is not None and first is not None and not _same(chosen, first)
     if is_second and first is not None:
-        yield failures.dead(duplicate(first))
+        yield dead_letters.dead(duplicate(first))
     elif chosen is None and first is not None:
         yield first
     if chosen is not None:

@@ -1,23 +1,30 @@
-"""Manifest files → rows, and the decision which of them are to be done."""
+"""Reads manifest files into rows, decides which of them are to be done, and groups them by mixture.
+
+Rows that name the same mixture are brought together so that it is read and encoded once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
+from apache_beam.transforms.util import ReshufflePerKey
 
-from manifests.codec import Split, expand, iter_split, plan_splits
+from manifests.audio_formats import FROM_START_SUFFIXES
 from manifests.errors import RowError
+from manifests.files.readers import Split, expand, iter_split, plan_splits
 from manifests.row import ManifestRow
-from transforms import failures
-from transforms.access import UriAccess
-from transforms.audio.parts import AudioError
-from transforms.elements import Failure, failed
+from transforms.audio import AudioError
+from transforms.elements import Failure, MixtureRows, failed
 from transforms.storage import Storage
+from transforms.storage.access import UriAccess
+from transforms.tables import dead_letters
 
 
 @dataclasses.dataclass(eq=False)
@@ -58,9 +65,9 @@ class ReadManifest(beam.PTransform[Any, Any]):
                 | "ReadSplits" >> beam.ParDo(_ReadSplitFn(self.storage))
             )
         outputs = read | "Count" >> beam.ParDo(_CountFn(self.access)).with_outputs(
-            failures.FAILED, main="rows"
+            dead_letters.FAILED, main="rows"
         )
-        return outputs["rows"], outputs[failures.FAILED]
+        return outputs["rows"], outputs[dead_letters.FAILED]
 
 
 class _PlanSplitsFn(beam.DoFn):
@@ -92,7 +99,7 @@ class _CountFn(beam.DoFn):
     def process(self, element: Any) -> Iterator[Any]:
         self._rows.inc()
         checked = element if isinstance(element, Failure) else self._checked(element)
-        yield failures.dead(checked) if isinstance(checked, Failure) else checked
+        yield dead_letters.dead(checked) if isinstance(checked, Failure) else checked
 
     def _checked(self, row: ManifestRow) -> ManifestRow | Failure:
         try:
@@ -128,9 +135,9 @@ class AdmitRows(beam.PTransform[Any, Any]):
         outputs = (
             {"rows": keyed}  # labels are those of a resumed run, which joins more by id
             | "ById" >> beam.CoGroupByKey()
-            | "Admit" >> beam.FlatMap(_admit).with_outputs(failures.FAILED, main="rows")
+            | "Admit" >> beam.FlatMap(_admit).with_outputs(dead_letters.FAILED, main="rows")
         )
-        return outputs["rows"], outputs[failures.FAILED]
+        return outputs["rows"], outputs[dead_letters.FAILED]
 
 
 def _by_id(row: ManifestRow) -> tuple[str, ManifestRow]:
@@ -151,7 +158,7 @@ def first_of(rows: Iterable[ManifestRow]) -> Generator[Any, None, ManifestRow | 
             first = row
             continue
         first, later = (first, row) if _place(first) <= _place(row) else (row, first)
-        yield failures.dead(duplicate(later))
+        yield dead_letters.dead(duplicate(later))
     return first
 
 
@@ -164,3 +171,103 @@ def duplicate(row: ManifestRow) -> Failure:
     return failed(
         row, "manifest", "duplicate_id", f"id {row.id[:200]!r} stands in an earlier row too"
     )
+
+
+MAX_ROWS = 64
+
+
+def mixture_key(row: ManifestRow) -> str:
+    """Equal for rows whose mixtures are the same samples, on any machine."""
+    what = (
+        row.mixture_uri,
+        row.targets if row.mixture_uri is None else (),
+        row.interferer_uris if row.mixture_uri is None else (),
+        row.levels_db if row.mixture_uri is None else (),
+        row.offset_s or 0.0,
+        row.duration_s,
+    )
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+@dataclasses.dataclass(eq=False)
+class GroupByMixture(beam.PTransform[Any, Any]):
+    """Rows → ``MixtureRows`` of at most ``max_rows``; only rows cross the shuffles.
+
+    In: ``ManifestRow``. Out: ``MixtureRows``, each row in exactly one. The second shuffle spreads
+    the pieces of a mixture that very many rows name, and keeps the reading of audio out of the
+    stage that gathers rows. Parts of one hour of a recording that has to be decoded from its start
+    stay together, so that one worker decodes it once for all of them.
+    """
+
+    max_rows: int = MAX_ROWS
+
+    def __post_init__(self) -> None:
+        """Checks the size of a piece."""
+        super().__init__()
+        if self.max_rows < 1:
+            raise ValueError(f"max_rows={self.max_rows}; expected at least 1")
+
+    def expand(self, rows: Any) -> Any:
+        """Wires the steps."""
+        return (
+            rows
+            | "Key" >> beam.Map(_keyed).with_output_types(tuple[str, ManifestRow])
+            | "ByMixture" >> beam.GroupByKey()
+            | "Cut" >> beam.ParDo(_CutFn(self.max_rows)).with_output_types(MixtureRows)
+            | "Spread" >> _Spread()
+        )
+
+
+class _Spread(beam.PTransform[Any, Any]):
+    """Pieces → the same pieces, on whatever worker their key falls to."""
+
+    def expand(self, pieces: Any) -> Any:
+        return (
+            pieces
+            | "Key" >> beam.Map(_with_place).with_output_types(tuple[str, MixtureRows])
+            | "ReshufflePerKey" >> ReshufflePerKey()
+            | "NoKey" >> beam.Map(_without_place).with_output_types(MixtureRows)
+        )
+
+
+def _with_place(piece: MixtureRows) -> tuple[str, MixtureRows]:
+    return spread_key(piece), piece
+
+
+def _without_place(keyed: tuple[str, MixtureRows]) -> MixtureRows:
+    return keyed[1]
+
+
+def spread_key(piece: MixtureRows) -> str:
+    """Equal for parts of one hour of a recording whose format is decoded from the start.
+
+    The format is that of the name: a wrong guess costs time and changes no result.
+    """
+    row = piece.rows[0]
+    name = (row.mixture_uri or "").lower()
+    if row.offset_s is None or not name.endswith(FROM_START_SUFFIXES):
+        return hashlib.sha256(f"{mixture_key(row)}/{row.id}".encode()).hexdigest()
+    return f"{row.mixture_uri}#{int(row.offset_s // 3_600)}"
+
+
+def _keyed(row: ManifestRow) -> tuple[str, ManifestRow]:
+    return mixture_key(row), row
+
+
+class _CutFn(beam.DoFn):
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
+
+    def process(self, group: tuple[str, Iterable[ManifestRow]]) -> Iterator[Any]:
+        piece: list[ManifestRow] = []
+        for row in group[1]:
+            piece.append(row)
+            if len(piece) == self._max_rows:
+                yield _piece(piece)
+                piece = []
+        if piece:
+            yield _piece(piece)
+
+
+def _piece(rows: list[ManifestRow]) -> MixtureRows:
+    return MixtureRows(rows=tuple(sorted(rows, key=lambda row: row.id)))

@@ -1,11 +1,15 @@
-"""What rows ask for: each distinct query is embedded once a run."""
+"""Embeds each distinct query once a run, and joins the embeddings to the rows that ask for them.
+
+Rows whose query a system cannot use as it is become dead letters, or are adapted to the nearest
+setting that it can use.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,20 +18,100 @@ import numpy as np
 import torch
 from apache_beam.metrics.metric import Metrics
 
-from manifests.row import ManifestRow
+from manifests.row import DEFAULT_TEXT_WEIGHT, ManifestRow
 from model.clap import QueryEncoder
-from model.conditioning import pool_shots
-from model.levels import at_level
-from transforms import models
-from transforms.audio_io import READ_ERRORS, describe, error_code, require_sound
-from transforms.cores import cores
+from model.devices import cores
+from model.signal.levels import at_level
+from model.systems import POLICIES, Capabilities, Policy, QuerySetting, adapt, fuse, pool_shots
+from transforms import model_cache
+from transforms.audio.files import READ_ERRORS, describe, error_code, require_sound
+from transforms.audio.mixtures import read_mono
 from transforms.elements import (
     EmbeddedQuery,
+    Failure,
+    MixtureQueries,
+    MixtureRows,
     Query,
+    RowQuery,
+    Samples,
+    failed,
 )
-from transforms.lookahead import LookAhead, Overlap
-from transforms.mixtures import read_mono
 from transforms.storage import Storage
+from transforms.tables import dead_letters
+from transforms.threaded import LookAhead, Overlap
+
+UNSUPPORTED = "unsupported_query"
+
+
+@dataclasses.dataclass(eq=False)
+class AdaptQueries(beam.PTransform[Any, Any]):
+    """Rows → rows that the system can run.
+
+    In: ``ManifestRow``. Out: the row as it is, where the system can use all of its query; else,
+    with ``nearest``, the row without what it cannot use, so that all that follows (metrics
+    included) speaks of the query that was really run; else, and where nothing is left, a failure
+    with the reason.
+
+    Attributes:
+        capabilities: of the system.
+        policy: ``dead_letter`` or ``nearest``.
+    """
+
+    capabilities: Capabilities
+    policy: Policy = "dead_letter"
+
+    def __post_init__(self) -> None:
+        """Checks the policy's name."""
+        super().__init__()
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy={self.policy!r}: expected one of {POLICIES}")
+
+    def expand(self, rows: Any) -> tuple[Any, Any]:
+        """Wires the step."""
+        outputs = rows | "Adapt" >> beam.FlatMap(
+            _routed, self.capabilities, self.policy
+        ).with_outputs(dead_letters.FAILED, main="rows")
+        return outputs["rows"], outputs[dead_letters.FAILED]
+
+
+def adapted(row: ManifestRow, capabilities: Capabilities, policy: Policy) -> ManifestRow | Failure:
+    """The row as it can be run, or why it cannot."""
+    setting = setting_of(row)
+    adaptation = adapt(capabilities, setting)
+    if adaptation.supported:
+        return row
+    reasons, nearest = "; ".join(adaptation.reasons), adaptation.nearest
+    if capabilities.needs_reference and not setting.reference:
+        message = f"the model cannot run this row: {reasons}; give reference_uri, or sources to mix"
+        return failed(row, "separate", "no_reference", message)
+    if policy == "dead_letter" or nearest is None:
+        message = f"the model cannot use this query: {reasons}"
+        return failed(row, "embed_queries", UNSUPPORTED, message)
+    return dataclasses.replace(
+        row,
+        manifest_sha256=row.sha256,
+        positive_text=nearest.positive_text,
+        negative_text=nearest.negative_text,
+        positive_audio_uris=row.positive_audio_uris if nearest.positive_audio else (),
+        negative_audio_uris=row.negative_audio_uris if nearest.negative_audio else (),
+    )
+
+
+def setting_of(row: ManifestRow) -> QuerySetting:
+    """What the query of a row is made of."""
+    return QuerySetting(
+        positive_text=row.positive_text,
+        negative_text=row.negative_text,
+        positive_audio=bool(row.positive_audio_uris),
+        negative_audio=bool(row.negative_audio_uris),
+        reference=row.reference_uri is not None or row.mixture_uri is None,
+    )
+
+
+def _routed(row: ManifestRow, capabilities: Capabilities, policy: Policy) -> Iterator[Any]:
+    result = adapted(row, capabilities, policy)
+    yield dead_letters.dead(result) if isinstance(result, Failure) else result
+
 
 Shot = torch.Tensor | EmbeddedQuery
 """An example clip, or why it cannot be used."""
@@ -84,7 +168,7 @@ class EmbedQueries(beam.PTransform[Any, Any]):
         batch_size: queries that are read ahead; on a GPU also texts in one forward pass.
     """
 
-    encoder: models.ScorerChoice
+    encoder: model_cache.ScorerChoice
     storage: Storage
     max_values: int
     num_threads: int = 0
@@ -123,7 +207,7 @@ class _EmbedFn(beam.DoFn):
         self._took = Metrics.distribution("EmbedQueries", "embed_msec")
 
     def setup(self) -> None:
-        self._encoder = models.load_scorer(self._choice)
+        self._encoder = model_cache.load_scorer(self._choice)
         self._ahead = LookAhead(self._read, Overlap(), "EmbedQueries", "read")
         on_cpu = self._choice.model.resolved_device() == "cpu"
         self._pool = ThreadPoolExecutor(self._num_threads or cores(), "embed") if on_cpu else None
@@ -222,3 +306,85 @@ def _embedded(vector: torch.Tensor) -> EmbeddedQuery:
     if not np.isfinite(values).all():
         return EmbeddedQuery(error_type="model_error", message="the embedding is not finite")
     return EmbeddedQuery(embedding=values.tobytes())
+
+
+Embedded = Mapping[str, Iterable[EmbeddedQuery]]
+
+
+class AttachQueriesFn(beam.DoFn):
+    """``MixtureRows`` → ``MixtureQueries``: looks up the embeddings of each row.
+
+    The embeddings are a side input that is read by key: a worker holds those it used, not all.
+    """
+
+    def __init__(self, scores: bool) -> None:
+        """Whether rows are to be scored by CLAPScore."""
+        self._scores = scores
+
+    def process(self, mixture: MixtureRows, embedded: Embedded, by_scorer: Embedded) -> Any:
+        """Yields the mixture with the rows whose queries could be embedded, and the failures."""
+        scorer = by_scorer if self._scores else None
+        queries = []
+        for row in mixture.rows:
+            result = attach(row, embedded, scorer)
+            if isinstance(result, Failure):
+                yield dead_letters.dead(result)
+            else:
+                queries.append(result)
+        if queries:
+            yield MixtureQueries(queries=tuple(queries))
+
+
+def attach(row: ManifestRow, embedded: Embedded, scorer: Embedded | None) -> RowQuery | Failure:
+    """A row with its condition, and with what its stem is to resemble."""
+    asks = asks_of(row)
+    found: dict[str, dict[Query, EmbeddedQuery]] = {"model": {}, "scorer": {}}
+    tables = {"model": embedded} if scorer is None else {"model": embedded, "scorer": scorer}
+    for role, table in tables.items():
+        for query in asks:
+            result = next(iter(table[query.key]))
+            if result.error_type is not None:
+                return failed(row, "embed_queries", result.error_type, result.message)
+            found[role][query] = result
+    positive, negative = (
+        _fused(text, audio, found["model"], row.text_weight)
+        for text, audio in (
+            (asks.positive_text, asks.positive_audio),
+            (asks.negative_text, asks.negative_audio),
+        )
+    )
+    present = positive if positive is not None else negative
+    if present is None:
+        raise ValueError(f"{row.id}: has no query; expected a row that was validated")
+    absent = np.zeros_like(present)
+    return RowQuery(
+        row=row,
+        positive=absent if positive is None else positive,
+        negative=absent if negative is None else negative,
+        scorer_positive=_spoken(asks.positive_text, asks.positive_audio, found["scorer"]),
+        scorer_negative=_spoken(asks.negative_text, asks.negative_audio, found["scorer"]),
+    )
+
+
+def _fused(
+    text: Query | None,
+    audio: Query | None,
+    found: Mapping[Query, EmbeddedQuery],
+    text_weight: float | None,
+) -> Samples | None:
+    weight = DEFAULT_TEXT_WEIGHT if text_weight is None else text_weight
+    parts = [None if query is None else _tensor(found[query]) for query in (text, audio)]
+    vector = fuse(*parts, text_weight=weight)
+    return None if vector is None else vector.numpy()
+
+
+def _spoken(
+    text: Query | None, audio: Query | None, found: Mapping[Query, EmbeddedQuery]
+) -> Samples | None:
+    """What CLAPScore compares with: the words; the example clips where there are none."""
+    query = text or audio
+    return _tensor(found[query]).numpy() if query is not None and query in found else None
+
+
+def _tensor(query: EmbeddedQuery) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(query.embedding, dtype="<f4").astype(np.float32))

@@ -8,8 +8,8 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 
-from transforms import failures
-from transforms.audio_io import READ_ERRORS, describe, error_code
+from transforms.audio.files import READ_ERRORS, describe, error_code
+from transforms.audio.mixtures import MixtureAudio, ReadSettings, read_mixture, read_reference
 from transforms.elements import (
     Clip,
     Failure,
@@ -19,9 +19,9 @@ from transforms.elements import (
     Samples,
     failed,
 )
-from transforms.lookahead import LookAheadFn, Overlap
-from transforms.mixtures import MixtureAudio, ReadSettings, read_mixture, read_reference
 from transforms.storage import Storage
+from transforms.tables import dead_letters
+from transforms.threaded import LookAheadFn, Overlap
 
 LONG = "long"
 MAX_STEM_VALUES = 16 * 320_000
@@ -52,8 +52,8 @@ class ReadAudio(beam.PTransform[Any, Any]):
         """Wires the step."""
         outputs = mixtures | "Read" >> beam.ParDo(
             _ReadAudioFn(self.storage, self.settings, self.overlap)
-        ).with_outputs(failures.FAILED, LONG, main="clips")
-        return outputs["clips"], outputs[LONG], outputs[failures.FAILED]
+        ).with_outputs(dead_letters.FAILED, LONG, main="clips")
+        return outputs["clips"], outputs[LONG], outputs[dead_letters.FAILED]
 
 
 class _ReadAudioFn(LookAheadFn[MixtureQueries, ReadResult]):
@@ -66,7 +66,7 @@ class _ReadAudioFn(LookAheadFn[MixtureQueries, ReadResult]):
 
     def emit(self, result: ReadResult) -> Any:
         if isinstance(result, Failure):
-            return failures.dead(result)
+            return dead_letters.dead(result)
         Metrics.counter("ReadAudio", "out").inc(len(result.queries))
         if isinstance(result, LongRecording):
             return beam.pvalue.TaggedOutput(LONG, result)

@@ -11,12 +11,13 @@ import numpy as np
 
 from manifests.ids import output_name, partition_value, stable_seed
 from manifests.row import ManifestRow
-from transforms import failures, tally
-from transforms.audio.parts import AudioError
-from transforms.audio_io import READ_ERRORS, StemFormat, describe, error_code, write_audio
+from transforms import tally
+from transforms.audio import AudioError
+from transforms.audio.files import READ_ERRORS, StemFormat, describe, error_code, write_audio
+from transforms.audio.mixtures import MixedSources, ReadSettings, mix_row
 from transforms.elements import Failure, Samples, failed
-from transforms.mixtures import MixedSources, ReadSettings, mix_row
 from transforms.storage import Storage, join
+from transforms.tables import dead_letters
 
 MIXTURES, REFERENCES, INTERFERERS = "mixtures", "references", "interferers"
 INTERFERER_COLUMN = "interferer_files"
@@ -65,9 +66,9 @@ class RenderMixtures(beam.PTransform[Any, Any]):
     def expand(self, rows: Any) -> tuple[Any, Any]:
         """Wires the step."""
         outputs = rows | "Render" >> beam.ParDo(_RenderFn(self.settings)).with_outputs(
-            failures.FAILED, main="rows"
+            dead_letters.FAILED, main="rows"
         )
-        return outputs["rows"], outputs[failures.FAILED]
+        return outputs["rows"], outputs[dead_letters.FAILED]
 
 
 class _RenderFn(beam.DoFn):
@@ -77,7 +78,7 @@ class _RenderFn(beam.DoFn):
     def process(self, row: ManifestRow) -> Iterator[Any]:
         result = render(row, self._settings)
         if isinstance(result, Failure):
-            yield failures.dead(result)
+            yield dead_letters.dead(result)
             return
         tally.add(done=1)
         yield result

@@ -1,4 +1,4 @@
-"""How well a stem answers: ratios against its reference, CLAPScores against its query."""
+"""Scores stems: ratios against their references, CLAPScores against their queries."""
 
 from __future__ import annotations
 
@@ -13,16 +13,82 @@ import numpy as np
 import torch
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
-from manifests.schema import METRIC_COLUMNS
-from model import audio as waveforms
+from manifests.columns import METRIC_COLUMNS
 from model import devices
+from model import signal as waveforms
 from model.clap import QueryEncoder
-from model.metrics import ClipScore, score_pair
-from transforms import models
-from transforms.cores import cores
+from model.devices import cores
+from model.metrics import ClipScore, score_pair, similarity
+from transforms import model_cache
 from transforms.elements import RowQuery, Samples, ScoredClip, Scores, SeparatedClip
-from transforms.similarity import CLAP_COLUMNS, Embeddings, clap_scores
-from transforms.transfers import InPlace, Transfers, transfers_for
+from transforms.network import InPlace, Transfers, transfers_for
+
+CLAP_COLUMNS = tuple(name for name in METRIC_COLUMNS if "clap_score" in name)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Embeddings:
+    """What the scorer hears in one query's signals, float32[D] each; None: silent or absent."""
+
+    stem: Samples | None
+    mixture: Samples | None
+    reference: Samples | None
+
+
+def clap_scores(query: RowQuery, heard: Embeddings, *, has_reference: bool) -> Scores:
+    """The CLAPScores that there is something for, and why the others are undefined.
+
+    Args:
+        query: with the scorer's embeddings of its texts, or of its example clips.
+        heard: the scorer's embeddings of the signals.
+        has_reference: whether the row has a reference, be it silent.
+    """
+    positive, negative = query.scorer_positive, query.scorer_negative
+    values: dict[str, float] = {}
+    if heard.stem is not None:
+        found = similarity.clap_scores(
+            _row(heard.stem),
+            positive=_optional(positive),
+            mixture=_optional(heard.mixture),
+            negative=_optional(negative),
+            reference=_optional(heard.reference),
+        )
+        columns = {name: float(getattr(found, name)) for name in CLAP_COLUMNS}
+        values = {name: value for name, value in columns.items() if value == value}
+    elif heard.mixture is not None and positive is not None:
+        # The mixture's score does not need the stem.
+        before = similarity.clap_scores(_row(heard.mixture), positive=_row(positive))
+        values = {"clap_score_mixture": float(before.clap_score)}
+    return Scores(
+        values=values,
+        reasons={
+            name: _reason(name, query, heard, has_reference)
+            for name in CLAP_COLUMNS
+            if name not in values
+        },
+    )
+
+
+def _reason(name: str, query: RowQuery, heard: Embeddings, has_reference: bool) -> str:
+    """Why one of the scores is undefined, the strongest reason first."""
+    if name != "clap_score_mixture" and heard.stem is None:
+        return "silent_stem"
+    if name != "clap_score_negative" and query.scorer_positive is None:
+        return "no_positive_query"
+    if name in ("clap_score_negative", "clap_score_contrast"):
+        return "no_negative_query"
+    if name == "ref_clap_score":
+        return "silent_reference" if has_reference else "no_reference"
+    return "silent_mixture"
+
+
+def _row(embedding: Samples) -> torch.Tensor:
+    return torch.from_numpy(embedding)[None]
+
+
+def _optional(embedding: Samples | None) -> torch.Tensor | None:
+    return None if embedding is None else _row(embedding)
+
 
 RATIO_COLUMNS = tuple(name for name in METRIC_COLUMNS if name not in CLAP_COLUMNS)
 
@@ -39,7 +105,7 @@ class ScoringSettings:
         num_threads: threads on a CPU; 0: as many as the machine it runs on has cores.
     """
 
-    scorer: models.ScorerChoice | None
+    scorer: model_cache.ScorerChoice | None
     model_rate_hz: int
     device: str = "cpu"
     batch_size: int = 8
@@ -56,7 +122,7 @@ class Scoring:
         self.encoder: QueryEncoder | None = None
         device = devices.resolved(settings.device)
         if settings.scorer is not None:
-            self.encoder = models.load_scorer(settings.scorer)
+            self.encoder = model_cache.load_scorer(settings.scorer)
             device = settings.scorer.model.resolved_device()
         self._on_device = transfers_for(device) if device.startswith("cuda") else None
         threads = (settings.num_threads or cores()) if device == "cpu" else 1

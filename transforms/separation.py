@@ -10,9 +10,9 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
-from model.levels import InputGain, input_gain
-from model.windowing import OverlapAdder, WindowPlan
-from transforms import failures, models
+from model.signal.levels import InputGain, input_gain
+from model.signal.windowing import OverlapAdder, WindowPlan
+from transforms import model_cache
 from transforms.elements import (
     Clip,
     Failure,
@@ -30,6 +30,7 @@ from transforms.network import (
     WindowAnswers,
     WindowQueries,
 )
+from transforms.tables import dead_letters
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class SeparationSettings:
         share_across_processes: one model for all worker processes of a machine.
     """
 
-    model: models.ModelChoice
+    model: model_cache.ModelChoice
     network: NetworkSettings = dataclasses.field(default_factory=NetworkSettings)
     overlap: float = 0.25
     share_across_processes: bool = False
@@ -68,7 +69,7 @@ class Separation:
 
     def __init__(self, settings: SeparationSettings) -> None:
         """Loads the model."""
-        loaded = models.load_model(settings.model)
+        loaded = model_cache.load_model(settings.model)
         self.network = Network(loaded.separator, settings.model.resolved_device(), settings.network)
         self.provenance = provenance_of(loaded, settings.model)
         self.plan = WindowPlan(
@@ -177,7 +178,7 @@ class Separation:
         return np.concatenate([*pieces, adder.flush(clip.model_audio.shape[1])], axis=1)
 
 
-def provenance_of(loaded: Any, choice: models.ModelChoice) -> Provenance:
+def provenance_of(loaded: Any, choice: model_cache.ModelChoice) -> Provenance:
     """What the metrics say of a loaded model."""
     return Provenance(
         model=loaded.name,
@@ -286,14 +287,14 @@ class SeparateClips(beam.PTransform[Any, Any]):
         outputs = (
             clips
             | "Infer" >> RunInference(handler)
-            | "Part" >> beam.FlatMap(_part).with_outputs(failures.FAILED, main="separated")
+            | "Part" >> beam.FlatMap(_part).with_outputs(dead_letters.FAILED, main="separated")
         )
-        return outputs["separated"], outputs[failures.FAILED]
+        return outputs["separated"], outputs[dead_letters.FAILED]
 
 
 def _part(separated: SeparatedClip) -> Iterator[Any]:
     """Takes the failures out of a separated clip."""
     for failure in separated.failures:
-        yield failures.dead(failure)
+        yield dead_letters.dead(failure)
     if separated.stems:
         yield dataclasses.replace(separated, failures=())

@@ -11,9 +11,9 @@ from apache_beam.metrics.metric import Metrics
 
 from manifests.ids import output_name, partition_value
 from manifests.row import ManifestRow
-from model import audio as waveforms
-from transforms import failures, tally
-from transforms.audio_io import (
+from model import signal as waveforms
+from transforms import tally
+from transforms.audio.files import (
     READ_ERRORS,
     StemFormat,
     WriteError,
@@ -34,9 +34,10 @@ from transforms.elements import (
     Stem,
     failed,
 )
-from transforms.lookahead import LookAheadFn, Overlap
-from transforms.metrics_rows import StemFacts, metrics_row
 from transforms.storage import Storage, join
+from transforms.tables import dead_letters
+from transforms.tables.metrics_rows import StemFacts, metrics_row
+from transforms.threaded import LookAheadFn, Overlap
 
 STEMS_FOLDER = "stems"
 OTHER_FORMAT = "other_format"
@@ -96,8 +97,8 @@ class WriteStems(beam.PTransform[Any, Any]):
         """Wires the step."""
         outputs = scored | "Write" >> beam.ParDo(
             _WriteStemsFn(self.settings, self.overlap)
-        ).with_outputs(failures.FAILED, main="metrics")
-        return outputs["metrics"], outputs[failures.FAILED]
+        ).with_outputs(dead_letters.FAILED, main="metrics")
+        return outputs["metrics"], outputs[dead_letters.FAILED]
 
 
 class _WriteStemsFn(LookAheadFn[ScoredClip, MetricsRow | Failure]):
@@ -115,7 +116,7 @@ class _WriteStemsFn(LookAheadFn[ScoredClip, MetricsRow | Failure]):
 def count_result(result: MetricsRow | Failure) -> Any:
     """An output of a DoFn, entered into the counters."""
     if isinstance(result, Failure):
-        return failures.dead(result)
+        return dead_letters.dead(result)
     Metrics.counter("WriteStems", "out").inc()
     if result.values["stem_note"] is not None:
         Metrics.counter("WriteStems", OTHER_FORMAT).inc()

@@ -19,11 +19,9 @@ from typing import Any
 import numpy as np
 
 from manifests.audio_formats import AUDIO_SUFFIXES
-from manifests.benchmarks.clips import clip_uri
+from manifests.benchmarks.clips import QuerySetting, clip_uri
 from manifests.benchmarks.lists import Line, filled, read_table
-from manifests.benchmarks.multisource import Clip
-from manifests.benchmarks.pairs import DURATION_S, stem_of
-from manifests.benchmarks.queries import QuerySetting
+from manifests.benchmarks.mixtures import DURATION_S, Clip, stem_of
 from manifests.errors import ManifestError, quoted
 from manifests.files import StorageOptions, open_bytes, reading
 from manifests.ids import stable_seed

@@ -18,9 +18,9 @@ import numpy as np
 from manifests.benchmarks.lists import Pair, filled, read_table
 from manifests.errors import ManifestError
 from manifests.files import filesystem, reading
+from manifests.files.publishing import written
+from manifests.files.writing import csv_cell
 from manifests.ids import stable_seed
-from manifests.publishing import written
-from manifests.writing import csv_cell
 from terminal import flags, screen
 
 _EXAMPLES = """\

@@ -21,13 +21,7 @@ from model.evaluation.comparison import DECIBEL_TOLERANCE, differences
 from model.evaluation.cost import bundle_files, measure
 from model.evaluation.results import Results
 from model.evaluation.rows import write_manifests
-from model.evaluation.suite import (
-    ALL_SETS,
-    EvaluationSettings,
-    draw_rows,
-    evaluate,
-    load_phrasings,
-)
+from model.evaluation.suite import ALL_SETS, EvaluationSettings, draw_rows, evaluate, load_phrasings
 from model.training.corpus import Corpus
 from terminal import flags, screen
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from model.catalogue import Entry
-from model.conditioning import Condition
 from model.evaluation.results import Cost
-from model.separator import Separator
-from model.windowing import WindowPlan, separate_array
+from model.signal.windowing import WindowPlan, separate_array
+from model.systems import Condition, Separator
 
 _TIMED_S = 60.0
 _WARM_UP_S = 10.0

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from model.audio import resample
 from model.clap import QueryEncoder
-from model.conditioning import Condition, stack
 from model.evaluation.rows import Query
-from model.levels import at_level
+from model.signal import resample
+from model.signal.levels import at_level
+from model.systems import Condition, stack
 from model.training.corpus import Corpus
 
 _TEXTS_AT_ONCE = 256

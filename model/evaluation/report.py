@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from model import plain_text
 from model.evaluation.results import (
     METRICS,
     Cost,
@@ -21,6 +20,7 @@ from model.evaluation.results import (
     summarise_scores,
 )
 from model.evaluation.sets import QUERY_SETS
+from terminal import escaping
 
 _DECIMALS = 4
 _UNDEFINED = "n/a"
@@ -74,7 +74,7 @@ def to_csv(results: Results) -> str:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, str):
-        return plain_text.spreadsheet(value)
+        return escaping.spreadsheet(value)
     return "" if value is None else value
 
 
@@ -124,7 +124,7 @@ def _phrases(phrases: dict[str, list[Score]]) -> str:
     for phrase, scores in phrases.items():
         summary = summarise_scores(scores)
         rows.append(
-            [plain_text.markdown(phrase), _spread(summary), _fixed(summary.median), str(summary.n)]
+            [escaping.markdown(phrase), _spread(summary), _fixed(summary.median), str(summary.n)]
         )
     return _table(["positive query", "SDRi", "median", "n"], rows)
 
@@ -137,7 +137,7 @@ def _per_class(results: Results) -> str:
     for label in labels:
         cells = [_spread(summarise_scores(by_label[name].get(label, []))) for name in datasets]
         rows.append(
-            [plain_text.markdown(label), *cells, str(len(by_label[datasets[0]].get(label, [])))]
+            [escaping.markdown(label), *cells, str(len(by_label[datasets[0]].get(label, [])))]
         )
     return _table(["class", *(f"`{name}`" for name in datasets), "n"], rows)
 

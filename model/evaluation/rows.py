@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """A mixture: clips, each at one level relative to the first; see :func:`model.mixing.mix`."""
+    """Clips of a mixture, each at one level relative to the first."""
 
     paths: tuple[str, ...]
     """Clips relative to the corpus; targets come first."""

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.audio import fit_length, resample
 from model.evaluation.queries import EmbeddedQueries
 from model.evaluation.rows import EvaluationRow, Query, Sources
-from model.levels import input_gain
-from model.mixing import mix
-from model.separator import Separator
+from model.signal import fit_length, resample
+from model.signal.levels import input_gain
+from model.signal.mixing import mix
+from model.signal.windowing import OverlapAdder, WindowPlan
+from model.systems import Separator
 from model.training.corpus import Corpus
-from model.windowing import OverlapAdder, WindowPlan
 
 FloatArray = npt.NDArray[np.float32]
 

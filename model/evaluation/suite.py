@@ -21,7 +21,7 @@ from model.evaluation.runner import Answer, Runner
 from model.evaluation.sets import SETS, Draw, Phrasings
 from model.evaluation.zero_shot import classify
 from model.metrics import ClipScore, score_pair
-from model.separator import Separator
+from model.systems import Separator
 from model.training.corpus import Corpus
 
 ZERO_SHOT = "zero_shot"

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from model import checkpoints, lora
+from model.checkpoints import convert
+from model.checkpoints.loading import Networks
 from model.clap import Clap
-from model.clapsep import ClapSep
 from model.config import ClapSepConfig, LoraConfig
-from model.loading import Networks
+from model.systems.clapsep import lora
+from model.systems.clapsep.network import ClapSep
 
 MAX_FILE_BYTES = 19_000_000
 
@@ -45,6 +46,6 @@ def load_networks(config: ClapSepConfig, clap_path: Path, separation_path: Path)
 def bundle(config: ClapSepConfig, clap_path: Path, separation_path: Path, output: Path) -> str:
     """Writes half-precision safetensors of at most 19 MB each; returns the set's SHA-256."""
     networks = load_networks(config, clap_path, separation_path)
-    return checkpoints.save(
+    return convert.save(
         str(output), networks, dtype="fp16", max_file_bytes=MAX_FILE_BYTES, notes="clapsep-mini"
     )

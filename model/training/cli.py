@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 
 from model import config as configs
-from model import config_json
 from model.clap import Clap
 from model.training.bundle import bundle, part
 from model.training.captions import BUNDLED, CaptionBook
@@ -116,7 +115,7 @@ def _train(arguments: argparse.Namespace, config: configs.ClapSepConfig) -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     record = {
         "stage": arguments.stage,
-        "config": json.loads(config_json.to_json(config)),
+        "config": json.loads(configs.to_json(config)),
         "settings": dataclasses.asdict(settings),
         "processes": accelerator.num_processes,
     }
@@ -237,4 +236,4 @@ def _config(name: str) -> configs.ClapSepConfig:
     path = Path(name)
     if not path.is_file():
         raise SystemExit(f"--config {name}: expected one of {sorted(PRESETS)} or a JSON file")
-    return config_json.from_json(configs.ClapSepConfig, path.read_text(encoding="utf-8"))
+    return configs.from_json(configs.ClapSepConfig, path.read_text(encoding="utf-8"))

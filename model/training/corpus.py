@@ -16,8 +16,8 @@ import numpy.typing as npt
 import soundfile
 from filelock import FileLock
 
-from model.audio import resample
-from model.fetch import cache_dir
+from model.checkpoints.fetch import cache_dir
+from model.signal import resample
 
 _INT16_SCALE = 32767.0
 

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import conditioning, lora
+from model import systems
 from model.clap import Clap
-from model.clapsep import ClapSep
-from model.conditioning import Condition
+from model.clap.audio import StageFeatures
 from model.config import ClapSepConfig, LoraConfig
-from model.encoder import StageFeatures
+from model.systems import Condition
+from model.systems.clapsep import lora
+from model.systems.clapsep.network import ClapSep
 from model.training.augment import SpecAugment
 from model.training.captions import CaptionBook, LatentCache
 from model.training.contrastive import embed_clips
@@ -241,8 +242,8 @@ class QueryEmbedder:
         fused = []
         for query, text in zip(asked, texts, strict=True):
             variant = int(rng.integers(len(self._shots)))
-            audio = conditioning.pool_shots(self._shots[variant, list(query.clips)])
-            fused.append(conditioning.fuse(text, audio, text_weight=query.text_weight))
+            audio = systems.pool_shots(self._shots[variant, list(query.clips)])
+            fused.append(systems.fuse(text, audio, text_weight=query.text_weight))
         rows = [index for index, query in enumerate(queries) if query is not None]
         result[rows] = torch.stack([item for item in fused if item is not None])
         return result

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from pipelines.reporting import charts, page_html, page_view, spectrograms, tables
-from pipelines.reporting.chart_data import charts_of
-from pipelines.reporting.chart_types import Chart
-from pipelines.reporting.clip_data import clip_data, script_json
-from pipelines.reporting.command import ReportConfig
-from pipelines.reporting.listening import Example, examples_of
-from pipelines.reporting.measured import SHOWN_METRICS, TITLES, Line, lines_of, provenance_of_runs
-from pipelines.reporting.paired import Comparison, compare
+from pipelines.report import ReportConfig
+from pipelines.reporting import charts, listening, page, tables
+from pipelines.reporting.charts import Chart, charts_of
+from pipelines.reporting.listening import Example, clip_data, examples_of, script_json
+from pipelines.reporting.measured import (
+    SHOWN_METRICS,
+    TITLES,
+    Comparison,
+    Line,
+    compare,
+    lines_of,
+    provenance_of_runs,
+)
 from pipelines.reporting.runs import Run, read_run
 from transforms.storage import Storage, join
 
@@ -51,7 +56,7 @@ def _tables(lines: Sequence[Line], compared: Sequence[Comparison]) -> dict[str, 
     if compared:
         shown.append(tables.comparison_table(compared))
     files = {
-        f"tables.{name}": write(shown, page_view.NOTES).encode("utf-8", "replace")
+        f"tables.{name}": write(shown, page.NOTES).encode("utf-8", "replace")
         for name, write in tables.FORMATS.items()
     }
     return {**files, "tables.csv": tables.comma_separated(lines).encode("utf-8", "replace")}
@@ -66,7 +71,7 @@ def _spectrograms(
         rows = list(group)
         caption = str(provenance_of_runs([r for r in runs if r.name == rows[0].run], metric))
         pictures = [[signal.picture for signal in example.signals] for example in rows]
-        files[f"{PLOTS}/spectrograms-{number:02d}.png"] = spectrograms.grid(pictures, caption)
+        files[f"{PLOTS}/spectrograms-{number:02d}.png"] = listening.grid(pictures, caption)
     return files
 
 
@@ -82,19 +87,19 @@ def _page(
     drawn: Sequence[tuple[Chart, str]],
     examples: Sequence[Example],
 ) -> str:
-    metrics = page_view.metrics_shown(lines)
+    metrics = page.metrics_shown(lines)
     context = {
         "title": config.title,
         "headline": TITLES[config.metric],
         "num_clips": sum(len(run.clips) for run in runs),
         "num_failures": sum(len(run.failures) for run in runs),
         "metrics": [{"title": TITLES[name]} for name in metrics],
-        "lines": page_view.lines_view(lines),
+        "lines": page.lines_view(lines),
         "comparisons": tables.comparison_table(compared) if compared else None,
-        "charts": [page_view.chart_view(chart, svg) for chart, svg in drawn],
-        "examples": [page_view.example_view(example, config.metric) for example in examples],
-        "failures": page_view.failures_view(runs),
-        "runs": [page_view.run_view(run) for run in runs],
-        "notes": page_view.NOTES,
+        "charts": [page.chart_view(chart, svg) for chart, svg in drawn],
+        "examples": [page.example_view(example, config.metric) for example in examples],
+        "failures": page.failures_view(runs),
+        "runs": [page.run_view(run) for run in runs],
+        "notes": page.NOTES,
     }
-    return page_html.render(context, script_json(clip_data(runs, config.output)))
+    return page.render(context, script_json(clip_data(runs, config.output)))

@@ -1,22 +1,374 @@
-"""Plots as PNG files and as SVG for the page, which takes its colours from the page's theme."""
+"""Draws plots as PNG files and as SVG for the page, which takes its colours from the page's theme.
+
+Shown are distributions, classes and levels of measured clips, and curves over level, sources and
+shots beside those of the paper's tables IV to VI.
+"""
 
 from __future__ import annotations
 
 import io
+import math
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
-from model import plain_text
-from pipelines.reporting.chart_types import Bar, Chart, Curve
+from manifests.published import PublishedResult, load
+from pipelines.reporting.measured import (
+    TITLES,
+    by_setting,
+    provenance_of,
+    provenance_of_runs,
+    summary_of,
+    values_of,
+)
+from pipelines.reporting.runs import ReportClip, Run, Setting
+from terminal import escaping
+
+MAX_SERIES = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A mean and its 95 % interval, or the mean alone twice over where there is none."""
+
+    x: float
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """Means over something that varies."""
+
+    name: str
+    points: tuple[Point, ...]
+    is_published: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """A class."""
+
+    label: str
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Histogram:
+    """Values of many clips, float64[n]."""
+
+    name: str
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cloud:
+    """A point a clip, float64[n] each."""
+
+    name: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Chart:
+    """A plot to be drawn: one of curves, bars, histograms and clouds.
+
+    Attributes:
+        name: of its file.
+        title: a line above it.
+        x_label: of the axis.
+        y_label: of the axis.
+        caption: provenance and what was left out.
+    """
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    caption: str
+    curves: tuple[Curve, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    histograms: tuple[Histogram, ...] = ()
+    clouds: tuple[Cloud, ...] = ()
+
+
+def series_name(runs: Sequence[Run], run: Run, what: str) -> str:
+    """What a series is about, with its run where there are several."""
+    return what if len(runs) == 1 else f"{run.name}: {what}"
+
+
+def caption_of(runs: Sequence[Run], clips: Sequence[ReportClip], metric: str) -> str:
+    """Provenance of a plot."""
+    failed = provenance_of_runs(runs, metric).n_failed
+    return str(provenance_of(clips, metric, failed))
+
+
+def left_out(found: int, limit: int, what: str) -> str:
+    """Says that not everything is drawn, where that is so."""
+    return f" · {limit} of {found} {what} shown" if found > limit else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Axis:
+    name: str
+    title: str
+    label: str
+    read: Callable[[Setting], float | None]
+    without: Callable[[Setting], Setting]
+    published: Callable[[PublishedResult], float | None]
+    table: str
+
+
+_AXES = (
+    _Axis(
+        name="levels",
+        title="by input level",
+        label="target above interferers (dB)",
+        read=lambda setting: setting.input_snr_db,
+        without=lambda setting: replace(setting, input_snr_db=None),
+        published=lambda result: result.input_snr_db,
+        table="VI",
+    ),
+    _Axis(
+        name="sources",
+        title="by number of sources",
+        label="sources in the mixture",
+        read=lambda setting: setting.n_sources,
+        without=lambda setting: replace(setting, n_sources=None),
+        published=lambda result: result.num_sources,
+        table="V",
+    ),
+    _Axis(
+        name="shots",
+        title="by number of example clips",
+        label="shots",
+        read=lambda setting: setting.n_shots or None,
+        without=lambda setting: replace(setting, n_shots=None),
+        published=lambda result: result.shots,
+        table="IV",
+    ),
+)
+
+
+def curve_charts(runs: Sequence[Run], metric: str) -> list[Chart]:
+    """Means over whatever the runs vary."""
+    return [chart for axis in _AXES for chart in _charts_over(runs, metric, axis)]
+
+
+_Series = tuple[Run, Setting, dict[float, list[ReportClip]]]
+
+
+def _charts_over(runs: Sequence[Run], metric: str, axis: _Axis) -> list[Chart]:
+    charts: list[Chart] = []
+    for dataset, found in _by_dataset(runs, metric, axis).items():
+        if len({x for _, _, at in found for x in at}) < 2:
+            continue
+        shown = found[:MAX_SERIES]
+        curves = [
+            Curve(name=series_name(runs, run, _setting_name(setting)), points=_points(at, metric))
+            for run, setting, at in shown
+        ]
+        used = [clip for _, _, at in shown for clips in at.values() for clip in clips]
+        charts.append(
+            Chart(
+                name=f"{axis.name}-{len(charts) + 1:02d}",
+                title=f"{TITLES[metric]} {axis.title}: {dataset or 'no dataset'}",
+                x_label=axis.label,
+                y_label=f"{TITLES[metric]}, mean and 95 %",
+                caption=caption_of(runs, used, metric) + left_out(len(found), MAX_SERIES, "series"),
+                curves=(*curves, *_published_curves(dataset, metric, axis)),
+            )
+        )
+    return charts
+
+
+def _by_dataset(runs: Sequence[Run], metric: str, axis: _Axis) -> dict[str | None, list[_Series]]:
+    found: dict[str | None, list[_Series]] = {}
+    for run in runs:
+        groups: dict[Setting, dict[float, list[ReportClip]]] = {}
+        for setting, clips in by_setting(run).items():
+            x = axis.read(setting)
+            if x is not None and np.isfinite(values_of(clips, metric)).any():
+                groups.setdefault(axis.without(setting), {})[float(x)] = clips
+        for setting, at in groups.items():
+            found.setdefault(setting.dataset, []).append((run, setting, at))
+    return found
+
+
+def _setting_name(setting: Setting) -> str:
+    targets = f", {setting.n_targets} targets" if (setting.n_targets or 1) > 1 else ""
+    return f"{setting.query}{targets}"
+
+
+def _points(at: dict[float, list[ReportClip]], metric: str) -> tuple[Point, ...]:
+    points = []
+    for x, clips in sorted(at.items()):
+        found = summary_of(clips, metric)
+        if found.mean is not None:
+            low = found.mean if found.ci_low is None else found.ci_low
+            high = found.mean if found.ci_high is None else found.ci_high
+            points.append(Point(x=x, mean=found.mean, low=low, high=high, n=found.n))
+    return tuple(points)
+
+
+def _published_curves(dataset: str | None, metric: str, axis: _Axis) -> list[Curve]:
+    """The paper's curves of the same dataset, dashed and named as published."""
+    paper_dataset = None if dataset == "multisource" else dataset
+    series: dict[str, list[Point]] = {}
+    for result in load():
+        x = axis.published(result)
+        if result.table != axis.table or result.column != metric or x is None:
+            continue
+        if result.dataset != paper_dataset or not result.method.startswith("CLAPSep"):
+            continue
+        targets = f", {result.num_targets} targets" if result.num_targets > 1 else ""
+        name = f"published: {result.method} {result.query_type} {result.polarity}{targets}"
+        mean = result.mean
+        series.setdefault(name, []).append(Point(x=x, mean=mean, low=mean, high=mean, n=0))
+    return [
+        Curve(name=name, points=tuple(sorted(points, key=_x)), is_published=True)
+        for name, points in series.items()
+        if len(points) > 1
+    ]
+
+
+def _x(point: Point) -> float:
+    return point.x
+
+
+MAX_BARS = 40
+MAX_CLOUD = 4_000
+_MIXTURE_OF = {"sdri_db": "sdr_mixture_db", "si_sdri_db": "si_sdr_mixture_db"}
+
+
+def charts_of(runs: Sequence[Run], metric: str) -> list[Chart]:
+    """Every plot that the runs have data for."""
+    found = [*distributions(runs, metric)]
+    found += curve_charts(runs, metric)
+    found += [chart for run in runs for chart in _class_charts(runs, run, metric)]
+    found += _level_scatter(runs, metric)
+    return found
+
+
+def distributions(runs: Sequence[Run], metric: str) -> list[Chart]:
+    """Histograms by dataset, a series for each run and kind of query (the paper's Fig. 4)."""
+    by_dataset: dict[str, list[tuple[str, list[ReportClip]]]] = {}
+    for run in runs:
+        series: dict[tuple[str, str], list[ReportClip]] = {}
+        for setting, clips in by_setting(run).items():
+            series.setdefault((setting.dataset or "no dataset", setting.query), []).extend(clips)
+        for (dataset, query), clips in series.items():
+            by_dataset.setdefault(dataset, []).append((series_name(runs, run, query), clips))
+    charts: list[Chart] = []
+    for dataset, named in sorted(by_dataset.items()):
+        parts = [(name, clips, values_of(clips, metric)) for name, clips in named]
+        parts = [part for part in parts if np.isfinite(part[2]).any()]
+        if not parts:
+            continue
+        shown = parts[:MAX_SERIES]
+        charts.append(
+            Chart(
+                name=f"distribution-{len(charts) + 1:02d}",
+                title=f"Distribution of {TITLES[metric]}: {dataset}",
+                x_label=TITLES[metric],
+                y_label="clips",
+                caption=caption_of(runs, [clip for _, clips, _ in shown for clip in clips], metric)
+                + left_out(len(parts), MAX_SERIES, "series"),
+                histograms=tuple(
+                    Histogram(name=name, values=values[np.isfinite(values)])
+                    for name, _, values in shown
+                ),
+            )
+        )
+    return charts
+
+
+def _class_charts(runs: Sequence[Run], run: Run, metric: str) -> list[Chart]:
+    by_label: dict[tuple[str, str], list[ReportClip]] = {}
+    for clip in run.clips:
+        if clip.label and math.isfinite(clip.value(metric)):
+            key = (clip.setting.dataset or "no dataset", clip.label)
+            by_label.setdefault(key, []).append(clip)
+    charts: list[Chart] = []
+    for dataset in sorted({key[0] for key in by_label}):
+        labels = {key[1]: clips for key, clips in by_label.items() if key[0] == dataset}
+        if len(labels) < 2:
+            continue
+        bars = sorted((_bar(label, clips, metric) for label, clips in labels.items()), key=_mean)
+        shown = bars if len(bars) <= MAX_BARS else bars[: MAX_BARS // 2] + bars[-MAX_BARS // 2 :]
+        used = [clip for clips in labels.values() for clip in clips]
+        what = "the lowest and highest classes"
+        charts.append(
+            Chart(
+                name=f"classes-{runs.index(run) + 1:02d}-{len(charts) + 1:02d}",
+                title=f"{TITLES[metric]} by class: {series_name(runs, run, dataset)}",
+                x_label=f"{TITLES[metric]}, mean and 95 % (clips)",
+                y_label="",
+                caption=caption_of([run], used, metric) + left_out(len(bars), MAX_BARS, what),
+                bars=tuple(reversed(shown)),
+            )
+        )
+    return charts
+
+
+def _bar(label: str, clips: Sequence[ReportClip], metric: str) -> Bar:
+    found = summary_of(clips, metric)
+    mean = found.mean or 0.0
+    low = mean if found.ci_low is None else found.ci_low
+    high = mean if found.ci_high is None else found.ci_high
+    return Bar(label=label, mean=mean, low=low, high=high, n=found.n)
+
+
+def _mean(bar: Bar) -> float:
+    return bar.mean
+
+
+def _level_scatter(runs: Sequence[Run], metric: str) -> list[Chart]:
+    x_metric = _MIXTURE_OF.get(metric, "snr_mixture_db")
+    clouds: list[Cloud] = []
+    used: list[ReportClip] = []
+    for run in runs[:MAX_SERIES]:
+        x, y = values_of(run.clips, x_metric), values_of(run.clips, metric)
+        defined = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+        if len(defined):
+            kept = defined[:: -(-len(defined) // MAX_CLOUD)]
+            clouds.append(Cloud(name=run.name, x=x[kept], y=y[kept]))
+            used += run.clips
+    if not clouds:
+        return []
+    return [
+        Chart(
+            name="improvement-by-input",
+            title=f"{TITLES[metric]} against the level of the input",
+            x_label=TITLES[x_metric],
+            y_label=TITLES[metric],
+            caption=caption_of(runs, used, metric)
+            + (
+                f" · {sum(len(cloud.x) for cloud in clouds):,} points drawn, evenly chosen"
+                if any(
+                    len(cloud.x) < len(run.clips) for cloud, run in zip(clouds, runs, strict=False)
+                )
+                else ""
+            ),
+            clouds=tuple(clouds),
+        )
+    ]
+
 
 INK, MUTED, LINE = "#1c2128", "#59636e", "#d1d9e0"
 SERIES = ("#1f6feb", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#57606b")
@@ -74,7 +426,7 @@ def draw(chart: Chart) -> Drawing:
         with _figure(chart) as figure:
             svg = _svg(figure)
         with _figure(chart) as figure:
-            title = plain_text.one_line(chart.title, _CAPTION_CHARS)
+            title = escaping.one_line(chart.title, _CAPTION_CHARS)
             figure.suptitle(title, fontsize=10, color=INK)
             # Below the title: constrained layout would put a footer over the legend.
             figure.axes[0].set_title(_wrapped(chart), fontsize=5.5, color=MUTED, loc="left")
@@ -180,12 +532,12 @@ def _bars(axes: Any, bars: Sequence[Bar]) -> None:
 
 
 def _cut(text: str) -> str:
-    plain = plain_text.one_line(text, _MAX_LABEL_CHARS)
+    plain = escaping.one_line(text, _MAX_LABEL_CHARS)
     return f" {plain}" if plain.startswith("_") else plain  # a legend leaves out "_…"
 
 
 def _wrapped(chart: Chart) -> str:
-    caption = plain_text.one_line(chart.caption, _MAX_CAPTION_CHARS)
+    caption = escaping.one_line(chart.caption, _MAX_CAPTION_CHARS)
     return "\n".join(textwrap.wrap(caption, _CAPTION_CHARS, break_on_hyphens=False))
 
 

@@ -1,33 +1,132 @@
-"""Clips to listen to: the best, the median and the worst, with what they were made from."""
+"""Chooses the clips to listen to, with their sources and spectrograms, and writes clips as JSON.
+
+The examples are the best, the median and the worst clips. The JSON holds columns, so that 20,000
+rows stay small and quick. Spectrograms are small pictures, and one figure of several clips (the
+paper's Fig. 9).
+"""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
 
+import matplotlib as mpl
 import numpy as np
 import soundfile
+from matplotlib import image
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from manifests.codec import iter_rows
 from manifests.errors import ManifestError, RowError
+from manifests.files.readers import iter_rows
 from manifests.row import ManifestRow
 from manifests.validation import parse_record
-from model.audio import to_mono
-from pipelines.reporting import spectrograms
-from pipelines.reporting.command import ReportConfig
-from pipelines.reporting.runs import ReportClip, Run, RunError
-from pipelines.reporting.spectrograms import Picture
-from transforms.access import UriAccess
-from transforms.audio.parts import AudioError
-from transforms.audio_io import READ_ERRORS, describe, held_by, open_audio
-from transforms.foreign_stems import fixed_folder
-from transforms.mixtures import ReadSettings, read_mixture, read_reference
+from model.signal import to_mono
+from pipelines.report import ReportConfig
+from pipelines.reporting.measured import SHOWN_METRICS, TITLES, digits_of
+from pipelines.reporting.runs import ReportClip, Run, RunError, short
+from terminal import escaping
+from transforms.audio import AudioError
+from transforms.audio.files import READ_ERRORS, describe, held_by, open_audio
+from transforms.audio.mixtures import ReadSettings, read_mixture, read_reference
+from transforms.external_stems import fixed_folder
 from transforms.storage import Storage, join
+from transforms.storage.access import UriAccess
 from transforms.writing import STEMS_FOLDER
+
+_N_FFT = 1024
+_MAX_COLUMNS = 500
+_ROWS = 128
+_RANGE_DB = 70.0
+_COLOURS = "magma"
+_FLOOR = 1e-10
+_NO_SOFTWARE: Any = {"Software": None}  # the version of matplotlib would change the bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Picture:
+    """A spectrogram in dB below the loudest bin of its mixture, float64[rows, columns]."""
+
+    title: str
+    levels_db: NDArray[np.float64]
+    duration_s: float
+    rate_hz: int
+
+
+def power(samples: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Power over frequency and time, float64[128, at most 500]; the ends are padded with zeros.
+
+    Args:
+        samples: float32[T].
+    """
+    hop = max(_N_FFT // 4, -(-len(samples) // _MAX_COLUMNS))
+    padded = np.pad(samples.astype(np.float64), (_N_FFT // 2, _N_FFT))
+    starts = np.arange(0, max(1, len(samples)), hop)
+    frames = padded[starts[:, None] + np.arange(_N_FFT)] * np.hanning(_N_FFT)
+    bins = np.abs(np.fft.rfft(frames, axis=1))[:, : _N_FFT // 2] ** 2
+    pooled: NDArray[np.float64] = bins.reshape(len(starts), _ROWS, -1).max(axis=2).T
+    return pooled
+
+
+def picture(title: str, samples: NDArray[np.float32], rate_hz: int, loudest: float) -> Picture:
+    """The spectrogram of a signal beside a mixture whose loudest bin has power ``loudest``."""
+    levels = 10.0 * np.log10(np.maximum(power(samples), _FLOOR) / max(loudest, _FLOOR))
+    return Picture(
+        title=title, levels_db=levels, duration_s=len(samples) / rate_hz, rate_hz=rate_hz
+    )
+
+
+def data_uri(shown: Picture) -> str:
+    """The picture as a PNG in a URI."""
+    buffer = io.BytesIO()
+    image.imsave(
+        buffer,
+        shown.levels_db,
+        cmap=_COLOURS,
+        vmin=-_RANGE_DB,
+        vmax=0.0,
+        origin="lower",
+        format="png",
+        metadata=_NO_SOFTWARE,
+    )
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def grid(rows: Sequence[Sequence[Picture]], caption: str) -> bytes:
+    """A PNG with a line of pictures for each clip."""
+    columns = max(len(row) for row in rows)
+    style: Any = {"text.parse_math": False, "font.family": "sans-serif", "font.size": 8}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(3.0 * columns, 1.9 * len(rows) + 0.4), layout="constrained")
+        axes = figure.subplots(len(rows), columns, squeeze=False)
+        for row, places in zip(rows, axes, strict=True):
+            for place in places[len(row) :]:
+                place.set_axis_off()
+            for shown, place in zip(row, places, strict=False):
+                place.imshow(
+                    shown.levels_db,
+                    cmap=_COLOURS,
+                    vmin=-_RANGE_DB,
+                    vmax=0.0,
+                    origin="lower",
+                    aspect="auto",
+                    extent=(0.0, shown.duration_s, 0.0, shown.rate_hz / 2000.0),
+                )
+                place.set_title(shown.title, fontsize=8)
+                place.set_xlabel("s")
+                place.set_ylabel("kHz")
+        figure.supxlabel(escaping.one_line(caption), fontsize=5.5, x=0.01, ha="left")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=130, facecolor="white", metadata=_NO_SOFTWARE)
+    return buffer.getvalue()
+
 
 MAX_S = 10.0
 KINDS = ("best", "median", "worst")
@@ -243,13 +342,13 @@ def _heard(kind: str, signals: Sequence[tuple[str, Signal]], rate_hz: int) -> It
     cut = [(title, signal[: round(MAX_S * rate_hz)]) for title, signal in signals]
     peak = max((float(np.abs(signal).max(initial=0.0)) for _, signal in cut), default=0.0)
     gain = np.float32(1.0 / peak if peak > 1.0 else 1.0)
-    loudest = max((float(spectrograms.power(s * gain).max()) for _, s in cut), default=0.0)
+    loudest = max((float(power(s * gain).max()) for _, s in cut), default=0.0)
     for title, signal in cut:
-        shown = spectrograms.picture(f"{kind}: {title}", signal * gain, rate_hz, loudest)
+        shown = picture(f"{kind}: {title}", signal * gain, rate_hz, loudest)
         yield Heard(
             title=title,
             audio_uri=_audio_uri(signal * gain, rate_hz),
-            image_uri=spectrograms.data_uri(shown),
+            image_uri=data_uri(shown),
             picture=shown,
         )
 
@@ -259,3 +358,138 @@ def _audio_uri(signal: Signal, rate_hz: int) -> str:
     form, _ = held_by("flac", rate_hz, peak=0.0)
     soundfile.write(buffer, signal, rate_hz, format=form.upper(), subtype="PCM_16")
     return f"data:audio/{form};base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+_ID_WIDTH, _NAME_WIDTH, _NUMBER_WIDTH = 230, 140, 112
+_ESCAPES = {
+    "<": "\\u003c",
+    ">": "\\u003e",
+    "&": "\\u0026",
+    "\u2028": "\\u2028",
+    "\u2029": "\\u2029",
+}
+
+
+def clip_data(runs: Sequence[Run], output: str) -> dict[str, Any]:
+    """Everything that the script of the page needs.
+
+    Args:
+        runs: what is reported.
+        output: where the page will lie; stems are linked relative to it.
+    """
+    rows = [(run, clip) for run in runs for clip in run.clips]
+    provenances, provenance = _coded(
+        f"{clip.model or 'unnamed'} {short(clip.model_sha256)}, scorer "
+        f"{short(clip.scorer_sha256)}, protocol {clip.setting.protocol}"
+        for _, clip in rows
+    )
+    return {
+        "num_rows": len(rows),
+        "columns": _columns(runs, rows),
+        "reasons": [clip.undefined_reason for _, clip in rows],
+        "stems": [_beneath(run, clip, output) for run, clip in rows],
+        "folders": [_folder(run.uri, output) or "" for run in runs],
+        "provenances": provenances,
+        "provenance": provenance,
+    }
+
+
+def script_json(value: Any) -> str:
+    """JSON that cannot end the ``<script>`` element that it stands in."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character, escape in _ESCAPES.items():
+        text = text.replace(character, escape)
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+_Rows = Sequence[tuple[Run, ReportClip]]
+
+
+def _columns(runs: Sequence[Run], rows: _Rows) -> list[dict[str, Any]]:
+    clips = [clip for _, clip in rows]
+    metrics = [
+        _numbers(name, TITLES[name], digits_of(name), [clip.value(name) for clip in clips])
+        for name in (*SHOWN_METRICS, "sdr_mixture_db")
+        if name == "sdri_db" or any(math.isfinite(clip.value(name)) for clip in clips)
+    ]
+    columns = [
+        _text("id", "Id", _ID_WIDTH, [clip.id for clip in clips]),
+        metrics[0],
+        _names("run", "Run", [run.name for run, _ in rows], [run.name for run in runs]),
+        _names("dataset", "Dataset", [clip.setting.dataset or "-" for clip in clips]),
+        _names("label", "Label", [clip.label or "-" for clip in clips]),
+        _names("query", "Query", [clip.setting.query for clip in clips]),
+        *metrics[1:],
+    ]
+    for name, title, digits, read in _FACTS:
+        columns.append(_numbers(name, title, digits, [read(clip) for clip in clips]))
+    return columns
+
+
+def _level(clip: ReportClip) -> float | None:
+    return clip.setting.input_snr_db
+
+
+def _sources_clip_data(clip: ReportClip) -> float | None:
+    return clip.setting.n_sources
+
+
+def _duration(clip: ReportClip) -> float | None:
+    return clip.duration_s
+
+
+_FACTS: tuple[tuple[str, str, int, Callable[[ReportClip], float | None]], ...] = (
+    ("input_snr_db", "Level (dB)", 1, _level),
+    ("n_sources", "Sources", 0, _sources_clip_data),
+    ("duration_s", "Length (s)", 2, _duration),
+)
+
+
+def _text(name: str, title: str, width: int, values: list[str]) -> dict[str, Any]:
+    return {"name": name, "title": title, "width": width, "values": values}
+
+
+def _names(
+    name: str, title: str, values: list[str], names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    known, codes = _coded(values, names)
+    return {"name": name, "title": title, "width": _NAME_WIDTH, "names": known, "codes": codes}
+
+
+def _numbers(name: str, title: str, digits: int, values: Sequence[float | None]) -> dict[str, Any]:
+    rounded = [
+        None if value is None or not math.isfinite(value) else round(float(value), 4)
+        for value in values
+    ]
+    width = max(_NUMBER_WIDTH, 8 * len(title) + 34)
+    return {"name": name, "title": title, "width": width, "digits": digits, "values": rounded}
+
+
+def _coded(
+    values: Iterable[str], names: Sequence[str] | None = None
+) -> tuple[list[str], list[int]]:
+    everything = list(values)
+    known = list(names) if names is not None else sorted(set(everything))
+    codes = {value: code for code, value in enumerate(known)}
+    return known, [codes[value] for value in everything]
+
+
+def _beneath(run: Run, clip: ReportClip, output: str) -> str | None:
+    """The path of a stem from its run folder, or from the page; None where it cannot be linked."""
+    uri = stem_uri_of(run, clip)
+    if uri is None:
+        return None
+    folder = _folder(run.uri, output)
+    path = uri.removeprefix(f"{run.uri}/")
+    if folder is None or path == uri or ".." in path.split("/"):
+        return None
+    return quote(path)
+
+
+def _folder(uri: str, output: str) -> str | None:
+    """The way from one folder to another on the same storage, to be continued by a path."""
+    there, _, path = uri.rpartition("://")
+    here, _, base = output.rpartition("://")
+    if there != here or (there and path.split("/", 1)[0] != base.split("/", 1)[0]):
+        return None
+    return f"./{quote(posixpath.relpath(path, base))}/"

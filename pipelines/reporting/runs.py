@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manifests.columns import METRIC_COLUMNS, METRICS_SCHEMA
 from manifests.errors import RowError
 from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS
-from manifests.schema import METRIC_COLUMNS, METRICS_SCHEMA
 from manifests.validation import parse_record
 from transforms.storage import Storage, join
 

@@ -7,18 +7,18 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from manifests.published.results import PublishedResult
-from model import plain_text
+from manifests.published import PublishedResult
 from pipelines.reporting.measured import (
     SHOWN_METRICS,
     TITLES,
     Cell,
+    Comparison,
     Line,
     digits_of,
     interval,
     mean_std,
 )
-from pipelines.reporting.paired import Comparison
+from terminal import escaping
 
 CSV_COLUMNS = (
     *("source", "system", "dataset", "query_type", "polarity", "n_shots", "n_sources"),
@@ -115,17 +115,17 @@ def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
     parts = []
     for table in tables:
         lines = [table.header, ("---",) * len(table.header), *table.rows]
-        escaped = [[plain_text.markdown(cell) if number != 1 else cell for cell in line]
+        escaped = [[escaping.markdown(cell) if number != 1 else cell for cell in line]
                    for number, line in enumerate(lines)]  # fmt: skip
         body = "\n".join("| " + " | ".join(line) + " |" for line in escaped)
-        parts.append(f"## {plain_text.markdown(table.title)}\n\n{body}\n")
-    parts.append("\n".join(f"- {plain_text.markdown(note)}" for note in notes) + "\n")
+        parts.append(f"## {escaping.markdown(table.title)}\n\n{body}\n")
+    parts.append("\n".join(f"- {escaping.markdown(note)}" for note in notes) + "\n")
     return "\n".join(parts)
 
 
 def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
     """Tables for booktabs, notes as comments."""
-    parts = [f"% {plain_text.comment(note)}" for note in notes]
+    parts = [f"% {escaping.comment(note)}" for note in notes]
     for table in tables:
         columns = "l" * len(table.header)
         body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _tex_line(table.header)]
@@ -135,7 +135,7 @@ def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
 
 
 def _tex_line(cells: Sequence[str]) -> str:
-    return " & ".join(plain_text.latex(cell) for cell in cells) + r" \\"
+    return " & ".join(escaping.latex(cell) for cell in cells) + r" \\"
 
 
 def comma_separated(lines: Sequence[Line]) -> str:
@@ -174,7 +174,7 @@ def _published_record(result: PublishedResult) -> list[object]:
 
 def _as_text(record: Sequence[object]) -> list[object]:
     """A line in which no name is taken for a formula; numbers stay numbers."""
-    return [plain_text.spreadsheet(item) if isinstance(item, str) else item for item in record]
+    return [escaping.spreadsheet(item) if isinstance(item, str) else item for item in record]
 
 
 FORMATS: dict[str, Callable[[Sequence[Table], Sequence[str]], str]] = {

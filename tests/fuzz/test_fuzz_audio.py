@@ -19,10 +19,10 @@ import fuzzing
 from bench.formats import EXAMPLES, Example, signal
 from bench.mutated_formats import CONTAINERS
 from manifests.row import ManifestRow
-from transforms.audio.parts import AudioError
-from transforms.audio_io import READ_ERRORS, error_code
-from transforms.long_stems import LongMixture
-from transforms.mixtures import ReadSettings, read_mixture
+from transforms.audio import AudioError
+from transforms.audio.files import READ_ERRORS, error_code
+from transforms.audio.mixtures import ReadSettings, read_mixture
+from transforms.long_recordings import LongMixture
 from transforms.storage import Storage
 
 SETTINGS = ReadSettings(model_rate_hz=32_000)

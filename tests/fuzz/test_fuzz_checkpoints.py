@@ -23,12 +23,11 @@ from hypothesis import strategies as st
 
 import fuzzing
 import tiny_model
-from model import checkpoints, loading, tensorfiles
-from model.config import TINY, ClapSepConfig
-from model.config_json import from_json, to_json
-from model.fetch import CheckpointError
-from model.tensorfiles import UnsafePickleError
-from model.text import load_tokenizer
+from model.checkpoints import convert, loading, tensorfiles
+from model.checkpoints.fetch import CheckpointError
+from model.checkpoints.tensorfiles import UnsafePickleError
+from model.clap.text import load_tokenizer
+from model.config import TINY, ClapSepConfig, from_json, to_json
 
 FORMS = ("safetensors", "torch", "legacy")
 WEIGHTS = {"a.weight": torch.arange(300.0), "b": torch.ones(3, 2, dtype=torch.float16)}
@@ -196,6 +195,6 @@ def test_a_converted_file_with_a_hostile_configuration_is_an_error(tmp_path: Pat
             with fuzzing.bounded():
                 try:
                     loading.load_converted(str(other))
-                    checkpoints.describe(str(other))
+                    convert.describe(str(other))
                 except CheckpointError:
                     continue

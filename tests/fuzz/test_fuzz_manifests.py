@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fuzzing
-from manifests.checking import as_text, check
-from manifests.codec import ManifestError, ManifestRow, RowError, iter_rows
+from manifests.files.readers import ManifestError, ManifestRow, RowError, iter_rows
 from manifests.ids import output_name, partition_value
 from manifests.row import MANIFEST_COLUMNS
-from transforms.failures import record_of
+from manifests.validate import as_text, check
 from transforms.manifest_io import invalid
+from transforms.tables.dead_letters import record_of
 
 SCALARS = (
     st.none()

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 import fuzzing
 from manifests import validate
 from manifests.benchmarks import __main__ as benchmarks
-from model import checkpoints, registry
-from pipelines import command_line, report, score, synthesize
+from model import registry
+from model.checkpoints import convert
+from pipelines import flags, report, score, synthesize
 from pipelines.config import SeparateConfig, separate_config
-from pipelines.options import UsageError
-from pipelines.reporting import command
+from pipelines.flags import UsageError
 
 WORDS = st.sampled_from(
     [
@@ -45,8 +45,8 @@ def flags_of(parser: Any) -> list[str]:
     return [f for action in parser._actions for f in action.option_strings if "help" not in f]
 
 
-SEPARATE = flags_of(command_line.separate_parser())
-BEAM = sorted(command_line.beam_flags())
+SEPARATE = flags_of(flags.separate_parser())
+BEAM = sorted(flags.beam_flags())
 FLAGS = st.sampled_from([*SEPARATE, *BEAM]) | st.sampled_from(SEPARATE) | WORDS
 LINES = st.lists(st.one_of(FLAGS, WORDS, st.builds("{}={}".format, FLAGS, WORDS)), max_size=8)
 GOOD = ("--manifest", "a.csv", "--output", "o")
@@ -81,7 +81,7 @@ AS_ARGPARSE = (0, 1, 2)
 def test_the_main_job(line: list[str], good: bool) -> None:
     with fuzzing.bounded(), fuzzing.refused(UsageError), quietly(*HELP_OR_REFUSED):
         given = [*GOOD, *line] if good else line
-        options = command_line.parse(command_line.separate_parser(), given)
+        options = flags.parse(flags.separate_parser(), given)
         config = separate_config(options)
         assert isinstance(config, SeparateConfig)
         assert 0.0 <= config.overlap < 1.0
@@ -90,11 +90,11 @@ def test_the_main_job(line: list[str], good: bool) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
-    "report": lambda line: command.config_of(line),
+    "report": lambda line: report.config_of(line),
     "validate": validate.run,
     "benchmarks": benchmarks.run,
     "registry": registry.run,
-    "checkpoints": checkpoints.run,
+    "checkpoints": convert.run,
 }
 
 
@@ -114,7 +114,7 @@ def test_the_smaller_jobs(job: Any, data: st.DataObject) -> None:
     flags = st.sampled_from(flags_of(job.parser()))
     line = data.draw(st.lists(st.one_of(flags, WORDS, st.builds("{}={}".format, flags, WORDS))))
     with fuzzing.bounded(), fuzzing.refused(UsageError), quietly(*HELP_OR_REFUSED):
-        separate_config(command_line.parse(job.parser(), [*GOOD, *line]))
+        separate_config(flags.parse(job.parser(), [*GOOD, *line]))
 
 
 def test_a_report_of_nothing_is_a_usage_error(capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from golden import synth
-from model import layouts
-from model.assembly import build
+from model.checkpoints import layouts
+from model.checkpoints.loading import Networks, build, clap_from, load_published, separator_from
 from model.clap import Clap
-from model.clapsep import ClapSep
-from model.conditioning import Condition
 from model.config import TINY, ClapSepConfig
-from model.loading import Networks, clap_from, load_published, separator_from
+from model.systems import Condition
+from model.systems.clapsep.network import ClapSep
 
 _CLASSES = 527  # of AudioSet, for laion_clap's classification head
 

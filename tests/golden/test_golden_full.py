@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from golden import pairs, published, synth
-from model.audio import quantise_int16
-from model.conditioning import Condition, Normalisation, fuse
+from model.checkpoints.loading import Networks
 from model.config import PUBLISHED
-from model.loading import Networks
-from model.windowing import WindowPlan, separate_array
+from model.signal import quantise_int16
+from model.signal.windowing import WindowPlan, separate_array
+from model.systems import Condition, Normalisation, fuse
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 import float_noise
 from golden import pairs, published, small, synth
 from golden.small import CASES, SMALL, Case
-from model.conditioning import Condition
-from model.loading import Networks
+from model.checkpoints.loading import Networks
+from model.systems import Condition
 
 # How far the reference in float32 lies from itself in float64. A rotation's direction is unsure
 # where both its components are small, hence the larger one with a phase net.

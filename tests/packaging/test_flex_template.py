@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.command_line import beam_flags, separate_parser
+from pipelines.flags import beam_flags, separate_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = json.loads((ROOT / "docs" / "templates" / "separate.json").read_text(encoding="utf-8"))

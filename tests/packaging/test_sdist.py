@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.preflight import PACKAGES
+from pipelines.output_folder.record import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "CHANGELOG.md", "LICENSE", "NOTICE", "constraints.txt")
 BUILD_FILES = ("setup.py", "MANIFEST.in", "pyproject.toml", *DOCUMENTS)
-NOT_FOR_PEOPLE = {"pipelines.local_worker"}  # started by a job, with arguments of its own
+NOT_FOR_PEOPLE = {"pipelines.runners.local_worker"}  # started by a job, with arguments of its own
 NOT_SHIPPED = ("tests/unit/test_x.py", "bench/pipeline.py", "docs/sql.md", "out/run.json")
 
 

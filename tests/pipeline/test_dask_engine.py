@@ -20,11 +20,11 @@ import engine_features
 import engine_graphs
 from dask_cluster import DaskCluster, dask_cluster
 from pipelines import execution
-from pipelines.engines import DASK, IN_PROCESS, Execution
-from pipelines.measurements import Measurements, measurements_of
-from pipelines.on_dask import cluster as cluster_module
-from pipelines.on_dask import runner
-from pipelines.on_dask.cluster import ClusterError
+from pipelines.runners import DASK, IN_PROCESS, Execution
+from pipelines.runners.dask import cluster as cluster_module
+from pipelines.runners.dask import runner
+from pipelines.runners.dask.cluster import ClusterError
+from pipelines.runners.measurements import Measurements, measurements_of
 
 
 @pytest.fixture(scope="module")

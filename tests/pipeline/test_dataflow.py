@@ -22,7 +22,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 import cloud
 import dataflow_job
 import tone_runs
-from pipelines import options, separate
+from pipelines import flags, separate
 
 pytestmark = pytest.mark.timeout(300)
 JOBS = f"/v1b3/projects/{cloud.PROJECT}/locations/{cloud.REGION}/jobs"
@@ -129,7 +129,7 @@ def _finish(server: cloud.Cloud) -> None:
 def test_what_fails_for_a_moment_is_asked_again(dataflow: cloud.Cloud) -> None:
     _finish(dataflow)
     dataflow.faults = {CREATE: [503, 503], POLL: [503, 503, 503]}
-    assert _run(dataflow) == options.EXIT_OK
+    assert _run(dataflow) == flags.EXIT_OK
     assert dataflow.asked.count(CREATE) == 3
     assert len(dataflow.jobs) == 1
     assert dataflow.asked.count(POLL) >= 4
@@ -140,7 +140,7 @@ def test_counters_that_cannot_be_had_do_not_fail_a_job_that_is_done(
 ) -> None:
     _finish(dataflow)
     dataflow.faults = {f"{POLL}/metrics": [403] * 20}
-    assert _run(dataflow) == options.EXIT_OK
+    assert _run(dataflow) == flags.EXIT_OK
     assert _record(dataflow)["counters"] == {}
 
 
@@ -152,7 +152,7 @@ def test_a_refusal_is_said_at_once_and_what_to_do(
     dataflow: cloud.Cloud, code: int, advice: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataflow.faults = {CREATE: [code]}
-    assert _run(dataflow) == options.EXIT_JOB_FAILED
+    assert _run(dataflow) == flags.EXIT_JOB_FAILED
     assert dataflow.asked.count(CREATE) == 1
     said = capsys.readouterr().err
     assert f"Dataflow did not take the job ({code}: " in said
@@ -172,7 +172,7 @@ def test_a_failed_job_is_said_with_its_last_error(
         "messageText": "Traceback (most recent call last):\nValueError: no such device",
     }
     dataflow.messages = [message]
-    assert _run(dataflow) == options.EXIT_JOB_FAILED
+    assert _run(dataflow) == flags.EXIT_JOB_FAILED
     said = capsys.readouterr().err
     assert f"Dataflow job {cloud.JOB_ID} ended as FAILED: ValueError: no such device" in said
     record = _record(dataflow)
@@ -183,7 +183,7 @@ def test_a_cancelled_job_is_no_success(
     dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataflow.states = ["JOB_STATE_RUNNING", "JOB_STATE_CANCELLED"]
-    assert _run(dataflow) == options.EXIT_JOB_FAILED
+    assert _run(dataflow) == flags.EXIT_JOB_FAILED
     assert "ended as CANCELLED: Dataflow gives no reason" in capsys.readouterr().err
 
 
@@ -191,14 +191,14 @@ def test_a_run_is_not_resumed_while_its_job_goes_on(
     dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataflow.states = ["JOB_STATE_RUNNING", "JOB_STATE_FAILED"]
-    assert _run(dataflow) == options.EXIT_JOB_FAILED
+    assert _run(dataflow) == flags.EXIT_JOB_FAILED
     dataflow.states = ["JOB_STATE_RUNNING"]
-    assert _run(dataflow, "--resume") == options.EXIT_USAGE
+    assert _run(dataflow, "--resume") == flags.EXIT_USAGE
     assert f"Dataflow job {cloud.JOB_ID} of that run is RUNNING" in capsys.readouterr().err
     dataflow.faults = {POLL: [404]}
     dataflow.states = ["JOB_STATE_RUNNING", "JOB_STATE_DONE"]
     _finish(dataflow)
-    assert _run(dataflow, "--resume") == options.EXIT_OK
+    assert _run(dataflow, "--resume") == flags.EXIT_OK
     assert _record(dataflow)["attempt"] == 1
 
 
@@ -206,15 +206,15 @@ def test_results_are_not_deleted_while_their_job_goes_on(
     dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataflow.states = ["JOB_STATE_RUNNING", "JOB_STATE_FAILED"]
-    assert _run(dataflow) == options.EXIT_JOB_FAILED
+    assert _run(dataflow) == flags.EXIT_JOB_FAILED
     dataflow.states = ["JOB_STATE_RUNNING"]
     before = dict(dataflow.objects)
-    assert _run(dataflow, "--overwrite") == options.EXIT_USAGE
+    assert _run(dataflow, "--overwrite") == flags.EXIT_USAGE
     assert f"Dataflow job {cloud.JOB_ID} of that run is RUNNING" in capsys.readouterr().err
     assert dataflow.objects == before
     dataflow.states = ["JOB_STATE_FAILED", "JOB_STATE_RUNNING", "JOB_STATE_DONE"]
     _finish(dataflow)
-    assert _run(dataflow, "--overwrite") == options.EXIT_OK
+    assert _run(dataflow, "--overwrite") == flags.EXIT_OK
     assert _record(dataflow)["attempt"] == 0
 
 
@@ -236,14 +236,14 @@ def test_an_interrupt_stops_the_waiting_only(
         interrupted()
 
     monkeypatch.setattr(execution._Job, "start", start)
-    assert _run(dataflow) == options.EXIT_INTERRUPTED
+    assert _run(dataflow) == flags.EXIT_INTERRUPTED
     assert f"no longer waiting: Dataflow job {cloud.JOB_ID} goes on" in capsys.readouterr().err
     assert _record(dataflow)["status"] == "submitted"
     lock = f"{dataflow_job.BUCKET}/out/_work/lock.json"
     assert json.loads(dataflow.objects[lock])["job"]["id"] == cloud.JOB_ID
     del dataflow.objects[f"{dataflow_job.BUCKET}/out/run.json"]  # the lock alone says it
     for flag in ("--resume", "--overwrite"):
-        assert _run(dataflow, flag) == options.EXIT_USAGE
+        assert _run(dataflow, flag) == flags.EXIT_USAGE
         assert f"Dataflow job {cloud.JOB_ID} of that run is RUNNING" in capsys.readouterr().err
     dataflow.states = ["JOB_STATE_CANCELLED"]  # so that the thread that follows it ends
 
@@ -252,7 +252,7 @@ def test_a_dry_run_builds_the_job_and_leaves_nothing(
     dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = set(dataflow.objects)
-    assert _run(dataflow, "--dry_run=True") == options.EXIT_OK
+    assert _run(dataflow, "--dry_run=True") == flags.EXIT_OK
     assert "nothing was staged or submitted" in capsys.readouterr().out
     assert set(dataflow.objects) == before
     assert dataflow.jobs == []
@@ -262,7 +262,7 @@ def test_a_template_is_left_where_it_is_wanted(
     dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     location = f"gs://{dataflow_job.BUCKET}/templates/job"
-    assert _run(dataflow, f"--template_location={location}") == options.EXIT_OK
+    assert _run(dataflow, f"--template_location={location}") == flags.EXIT_OK
     assert f"the job was left at {location}" in capsys.readouterr().out
     job = json.loads(dataflow.objects[f"{dataflow_job.BUCKET}/templates/job"])
     assert job["name"] == "clapsep-test"
@@ -270,11 +270,11 @@ def test_a_template_is_left_where_it_is_wanted(
     assert _record(dataflow)["status"] == "submitted"
     _finish(dataflow)
     for flag in ("--resume", "--overwrite"):
-        assert _run(dataflow, flag) == options.EXIT_USAGE
+        assert _run(dataflow, flag) == flags.EXIT_USAGE
         said = capsys.readouterr().err
         assert f"left to the template {location}" in said
         assert "--force_unlock" in said
-    assert _run(dataflow, "--resume", "--force_unlock") == options.EXIT_OK
+    assert _run(dataflow, "--resume", "--force_unlock") == flags.EXIT_OK
     assert f"{dataflow_job.BUCKET}/out/_work/lock.json" not in dataflow.objects
 
 
@@ -283,7 +283,7 @@ def test_what_is_missing_is_named_before_anything_is_done(
     dataflow: cloud.Cloud, flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataflow.asked.clear()
-    assert _run(dataflow, without=flag) == options.EXIT_USAGE
+    assert _run(dataflow, without=flag) == flags.EXIT_USAGE
     assert f"--{flag}" in capsys.readouterr().err
     assert dataflow.asked == []
 
@@ -292,5 +292,5 @@ def test_what_is_missing_is_named_before_anything_is_done(
 def test_places_that_workers_cannot_reach_are_refused(
     dataflow: cloud.Cloud, flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run(dataflow, f"--{flag}=here/it/is", without=flag) == options.EXIT_USAGE
+    assert _run(dataflow, f"--{flag}=here/it/is", without=flag) == flags.EXIT_USAGE
     assert "Dataflow's workers cannot reach it" in capsys.readouterr().err

@@ -19,7 +19,7 @@ import engine_graphs
 import tone_runs
 from dask_cluster import TESTS, DaskCluster, dask_cluster
 from pipelines import execution, separate
-from pipelines.engines import Execution
+from pipelines.runners import Execution
 from ports import free_port
 
 START_WAIT_S = 120.0

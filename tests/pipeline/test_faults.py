@@ -20,9 +20,9 @@ import tone_runs
 import tones
 from faulty_storage import Fault, FaultyFileSystem
 from full_disk import no_file_above
-from pipelines import options as flags
-from transforms import retries
+from pipelines import flags
 from transforms.audio import libsndfile
+from transforms.storage import retries
 
 NUM_ROWS = 12
 

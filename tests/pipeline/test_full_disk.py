@@ -13,8 +13,7 @@ import report_runs
 import tone_runs
 import tones
 from full_disk import no_file_above
-from pipelines import options as flags
-from pipelines import report, synthesize
+from pipelines import flags, report, synthesize
 
 NUM_ROWS = 3
 MISSING_BYTES = [1, 300]

@@ -14,7 +14,7 @@ import pytest
 
 import tone_runs
 from documented_faults import CRASHES
-from transforms import isolation
+from transforms.audio import isolation
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tone_runs
-from manifests import publishing
+from manifests.files import publishing
 
 NUM_ROWS = 4
 LINKED = ("stems", "stems/dataset=even", "metrics", "metrics/dataset=odd", "dead_letters", "_work")

@@ -18,7 +18,7 @@ RUN = """
 import sys
 sys.path[:0] = ["tests", "."]
 import tone_runs
-from pipelines.command_line import leave
+from pipelines.flags import leave
 with tone_runs.tones_as_models():
     code = tone_runs.run(*sys.argv[1:])
 leave(code)

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 import tone_runs
-from manifests.schema import METRIC_COLUMNS
+from manifests.columns import METRIC_COLUMNS
 from pipelines import separate
 
 RATE_HZ = 32_000

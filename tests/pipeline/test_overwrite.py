@@ -14,9 +14,10 @@ import pytest
 
 import tone_runs
 from model import registry
-from model.fetch import CheckpointError
-from pipelines import clearing, outputs, score, synthesize
-from pipelines.options import UsageError
+from model.checkpoints.fetch import CheckpointError
+from pipelines import output_folder, score, synthesize
+from pipelines.flags import UsageError
+from pipelines.output_folder import clearing
 from transforms.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("loaded")
@@ -322,7 +323,7 @@ def test_an_overwrite_that_was_stopped_is_not_resumed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(outputs, "delete", stopped)
+        patch.setattr(output_folder, "delete", stopped)
         assert overwrite(made / "rows.jsonl", out) == 130
     arguments = ("--manifest", made / "rows.jsonl", "--output", out)
     assert tone_runs.run(*arguments, "--resume", "--residual") == 2

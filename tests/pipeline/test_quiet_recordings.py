@@ -11,9 +11,9 @@ import pytest
 import soundfile
 
 import tone_runs
-from model.audio import fit_length
-from model.mixing import mix
-from transforms import models
+from model.signal import fit_length
+from model.signal.mixing import mix
+from transforms import model_cache
 
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 GAINS_DB = (0, 12, -20, -40, -60)
@@ -22,9 +22,9 @@ NUM_CLIPS = 2
 
 @pytest.fixture(autouse=True)
 def _models() -> Iterator[None]:
-    models.forget()
+    model_cache.forget()
     yield
-    models.forget()
+    model_cache.forget()
 
 
 def _demo() -> list[dict[str, str]]:

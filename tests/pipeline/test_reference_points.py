@@ -8,7 +8,7 @@ import pytest
 
 import tone_runs
 import tones
-from model.separator import Capabilities
+from model.systems import Capabilities
 from pipelines import separate
 
 QUIET = ("--progress", "none", "--num_threads", "1", "--scorer", "none")

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 import tone_runs
-from pipelines import locks
-from pipelines import options as flags
-from transforms import journal
+from pipelines import flags
+from pipelines.output_folder import lock
+from transforms.tables import journal
 
 pytestmark = pytest.mark.usefixtures("loaded")
 ROOT = Path(__file__).parents[2]
@@ -281,9 +281,9 @@ def test_a_run_whose_lock_was_taken_stops_and_leaves_the_record_alone(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     output, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
-    monkeypatch.setattr(locks, "BEAT_S", 0.01)
+    monkeypatch.setattr(lock, "BEAT_S", 0.01)
     write_piece = journal.write_piece
-    taken = json.dumps(dataclasses.asdict(locks.this_process(("their", "command"))))
+    taken = json.dumps(dataclasses.asdict(lock.this_process(("their", "command"))))
 
     def stolen(storage, uri, kept) -> None:
         # In one step, as a lock is written: the heartbeat may look at any moment.

@@ -16,9 +16,10 @@ import soundfile
 
 import tone_runs
 import tones
-from pipelines import options as flags
-from transforms import journal, kept
+from pipelines import flags
+from transforms import kept
 from transforms.storage import Storage
+from transforms.tables import journal
 
 pytestmark = pytest.mark.usefixtures("loaded")
 Rows = list[dict[str, Any]]

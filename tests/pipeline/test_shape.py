@@ -18,16 +18,16 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 
 import tone_runs
-from manifests import codec
+from manifests.files import readers
 from manifests.row import ManifestRow
-from model.separator import Capabilities
-from pipelines.command_line import parse, separate_parser
+from model.systems import Capabilities
 from pipelines.config import separate_config
-from pipelines.outputs import storage_of
+from pipelines.flags import parse, separate_parser
+from pipelines.output_folder import storage_of
 from pipelines.plan import Plan
-from pipelines.wiring import SeparateManifest
-from transforms import models
-from transforms.grouping import GroupByMixture
+from pipelines.separate_graph import SeparateManifest
+from transforms import model_cache
+from transforms.manifest_io import GroupByMixture
 from transforms.queries import EmbedQueries, asks_of
 from transforms.storage import Storage
 
@@ -216,7 +216,7 @@ def test_a_query_that_all_rows_ask_is_one_key_and_one_embedding() -> None:
     def check(found: list[Any]) -> None:
         assert [each[0] for each in found] == [key]
 
-    own = models.ScorerChoice(model=models.ModelChoice(name="tones"))
+    own = model_cache.ScorerChoice(model=model_cache.ModelChoice(name="tones"))
     with tone_runs.tones_as_models(), beam.Pipeline(runner=FnApiRunner()) as pipeline:
         embedded = pipeline | beam.Create(_rows()) | EmbedQueries(own, Storage(), 1)
         assert_that(embedded, check)
@@ -242,7 +242,7 @@ def ten_million(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_manifest_of_ten_million_rows_is_planned_without_reading_them(ten_million: Path) -> None:
     with mock.patch.object(pq.ParquetFile, "iter_batches", side_effect=AssertionError("read")):
-        splits = codec.plan_splits(str(ten_million))
+        splits = readers.plan_splits(str(ten_million))
     assert len(splits) == 100
     assert [split.rows_before for split in splits] == [100_000 * i for i in range(100)]
     ends = [(split.start, split.stop) for split in splits]
@@ -250,8 +250,8 @@ def test_a_manifest_of_ten_million_rows_is_planned_without_reading_them(ten_mill
 
 
 def test_a_split_in_the_middle_is_read_alone(ten_million: Path) -> None:
-    split = codec.plan_splits(str(ten_million))[57]
-    rows: Iterator[Any] = codec.iter_split(split)
+    split = readers.plan_splits(str(ten_million))[57]
+    rows: Iterator[Any] = readers.iter_split(split)
     first = next(rows)
     assert isinstance(first, ManifestRow)
     assert first.manifest_row == 5_700_001

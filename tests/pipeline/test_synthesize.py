@@ -12,7 +12,7 @@ import soundfile
 
 import tone_runs
 import tones
-from model import mixing
+from model.signal import mixing
 from pipelines import synthesize
 
 QUIET = ("--progress", "none", "--num_threads", "1")

@@ -15,8 +15,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 import engine_graphs
 import tone_runs
 from pipelines import execution, separate
-from pipelines.engines import IN_PROCESS, Execution
-from pipelines.local_runner import WorkerError
+from pipelines.runners import IN_PROCESS, Execution
+from pipelines.runners.local import WorkerError
 
 TESTS = Path(__file__).parents[1]
 
@@ -100,7 +100,7 @@ def test_a_step_that_fails_ends_the_run_though_another_worker_is_busy(
 def _workers() -> list[psutil.Process]:
     """The worker processes of this process's job."""
     children = psutil.Process().children()
-    return [each for each in children if "pipelines.local_worker" in _command(each)]
+    return [each for each in children if "pipelines.runners.local_worker" in _command(each)]
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -1,6 +1,6 @@
 """Audio files → arrays: looks at what a file holds, and gives it to the reader that reads it right.
 
-Imports next to nothing: :mod:`transforms.isolation` runs it in processes of its own.
+Imports next to nothing: :mod:`transforms.audio.isolation` runs it in processes of its own.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from manifests.audio_formats import MP4, OTHER, WAV, AudioFormat, named_otherwise, recognised
-from transforms.audio import ffmpeg, headers, libsndfile
-from transforms.audio.parts import AudioError, AudioReader, Request
+from transforms.audio import AudioError, AudioReader, Request, ffmpeg, headers, libsndfile
 
 
 @contextmanager
 def decoded(
     raw: BinaryIO, request: Request, working: Callable[[], None] = lambda: None
 ) -> Iterator[AudioReader]:
-    """Opens the part of a file that :func:`transforms.audio_io.open_audio` describes.
+    """Opens the part of a file that :func:`transforms.audio.files.open_audio` describes.
 
     Args:
         raw: the file.

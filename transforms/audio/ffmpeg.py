@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 import numpy as np
 
 from manifests.audio_formats import DEMUXERS, FORMATS, MP4, OTHER
-from transforms.audio import headers
-from transforms.audio.parts import AudioError, AudioPart, AudioReader, Request
+from transforms.audio import AudioError, AudioPart, AudioReader, Request, headers
 
 if TYPE_CHECKING:
     from transforms.elements import Samples

@@ -13,8 +13,7 @@ import numpy as np
 import soundfile
 
 from manifests.audio_formats import MP3, OGG, WAV, AudioFormat
-from transforms.audio import ffmpeg, headers
-from transforms.audio.parts import AudioError, AudioPart, AudioReader, Request
+from transforms.audio import AudioError, AudioPart, AudioReader, Request, ffmpeg, headers
 
 if TYPE_CHECKING:
     from transforms.elements import Samples

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from manifests import schema
-from manifests.checking import as_text, check
-from manifests.codec import columns_of
+from manifests import columns
 from manifests.errors import ManifestError
+from manifests.files.readers import columns_of
 from manifests.row import misspelt, nearest_column
+from manifests.validate import as_text, check
 
 HEADER = (
     "id,mixture_uri,target_uri,interferer_uris,positive_text,reference_uri,dataset,postive_audio\n"
@@ -120,7 +120,7 @@ def test_a_column_that_is_there_is_not_what_another_was_meant_to_be():
 
 
 def test_columns_of_dead_letters_are_not_misspelt(tmp_path):
-    names = [*schema.DEAD_LETTER_SCHEMA.names, "extra_offset"]
+    names = [*columns.DEAD_LETTER_SCHEMA.names, "extra_offset"]
     table = pa.table({name: pa.array(["a"] if name == "id" else [None]) for name in names})
     pq.write_table(table, tmp_path / "m.parquet")
     assert misspelt(columns_of(str(tmp_path / "m.parquet"), named_by=str(tmp_path))) == {}

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manifest_files import HEADER, ids, numbered, rows, write
-from manifests import schema
-from manifests.codec import extra_names, iter_rows
+from manifests import columns
 from manifests.errors import ManifestError, RowError
+from manifests.files.readers import extra_names, iter_rows
 from manifests.row import ManifestRow
 
 
@@ -217,7 +217,7 @@ def test_too_many_extra_names(tmp_path):
 
 
 def dead_letter(**values):
-    return dict.fromkeys(schema.DEAD_LETTER_SCHEMA.names) | values
+    return dict.fromkeys(columns.DEAD_LETTER_SCHEMA.names) | values
 
 
 def test_dead_letters_are_a_manifest(tmp_path):
@@ -234,7 +234,7 @@ def test_dead_letters_are_a_manifest(tmp_path):
             row_json='{"id": "fixed", "mixture_uri": "m.wav", "positive_text": "x"}',
         ),
     ]
-    table_schema = schema.with_extra(schema.DEAD_LETTER_SCHEMA, ["k"])
+    table_schema = columns.with_extra(columns.DEAD_LETTER_SCHEMA, ["k"])
     folder = tmp_path / "dead_letters"
     folder.mkdir()
     pq.write_table(pa.Table.from_pylist(letters, table_schema), folder / "part-0.parquet")

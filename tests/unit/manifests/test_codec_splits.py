@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manifest_files import HEADER, numbered, rows, write
-from manifests.codec import iter_split, plan_splits
 from manifests.errors import RowError
+from manifests.files.readers import iter_split, plan_splits
 from manifests.row import ManifestRow
 
 

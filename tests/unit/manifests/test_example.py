@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from manifests.codec import iter_rows
 from manifests.example import run
+from manifests.files.readers import iter_rows
 from manifests.row import MANIFEST_COLUMNS, ManifestRow
 from manifests.validate import run as validate
 

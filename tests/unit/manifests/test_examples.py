@@ -6,7 +6,7 @@ from importlib import resources
 import pytest
 import soundfile
 
-from manifests.codec import iter_rows
+from manifests.files.readers import iter_rows
 from manifests.row import ManifestRow
 
 EXAMPLES = resources.files("manifests") / "examples"

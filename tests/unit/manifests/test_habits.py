@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifest_files import HEADER, rows, write
-from manifests.checking import check
-from manifests.codec import iter_split, plan_splits
 from manifests.errors import ManifestError, RowError
+from manifests.files.delimited import NOTHING_IN_CSV
+from manifests.files.readers import iter_split, plan_splits
 from manifests.row import ManifestRow
-from manifests.text import NOTHING_IN_CSV
+from manifests.validate import check
 
 CASES = Path(__file__).parents[2] / "data" / "cases"
 NOTHING = [

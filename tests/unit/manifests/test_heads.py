@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifest_files import HEADER, ids, rows, write
-from manifests.checking import check
-from manifests.codec import columns_of, expand, iter_rows
 from manifests.errors import ManifestError
+from manifests.files.readers import columns_of, expand, iter_rows
+from manifests.validate import check
 
 CASES = Path(__file__).parents[2] / "data" / "cases"
 ROW = {"id": "a", "mixture_uri": "m.wav", "positive_text": "dog"}

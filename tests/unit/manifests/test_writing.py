@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from manifests import schema
-from manifests.codec import iter_rows
+from manifests import columns
 from manifests.errors import ManifestError
+from manifests.files.delimited import read_cell
+from manifests.files.readers import iter_rows
+from manifests.files.writing import RowWriter, write_rows
 from manifests.row import ManifestRow
-from manifests.text import read_cell
-from manifests.writing import RowWriter, write_rows
 
 FORMATS = ["csv", "jsonl", "parquet", "csv.gz", "jsonl.gz"]
 
@@ -99,11 +99,11 @@ def test_an_example_clip_called_like_nothing_is_written_as_a_list(tmp_path):
 @given(row=MIXED | READ)
 def test_rows_satisfy_the_json_schema(row):
     record = {name: value for name, value in row.to_record().items() if value is not None}
-    jsonschema.validate(record, schema.shipped_json_schema())
+    jsonschema.validate(record, columns.shipped_json_schema())
 
 
 def test_json_schema_refuses_what_validation_refuses():
-    validator = jsonschema.Draft202012Validator(schema.shipped_json_schema())
+    validator = jsonschema.Draft202012Validator(columns.shipped_json_schema())
     good = {"id": "a", "mixture_uri": "m", "positive_text": "x", "snr_db": 5}
     assert validator.is_valid(good)
     for change in (
@@ -140,7 +140,7 @@ def test_parquet_has_the_schema_of_every_manifest(tmp_path):
     write_rows(str(tmp_path / "m.parquet"), [EXAMPLE])
     written = pq.read_schema(tmp_path / "m.parquet")
     assert written.remove_metadata().equals(
-        schema.with_extra(schema.MANIFEST_SCHEMA, ["k"]).remove_metadata()
+        columns.with_extra(columns.MANIFEST_SCHEMA, ["k"]).remove_metadata()
     )
 
 

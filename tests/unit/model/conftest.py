@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from golden import pairs
+from model.checkpoints.loading import Networks
 from model.config import TINY
-from model.loading import Networks
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.adaptation import QuerySetting, adapt
-from model.separator import Capabilities
+from model.systems import Capabilities, QuerySetting, adapt
 
 ALL = QuerySetting(
     positive_text="Bark",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from float_noise import rounding
 from golden import published, synth
-from model import audio
+from model import signal as audio
 
 TAPS = 200
 """Of the longest filters: one sample out is a sum of so many."""

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from golden import pairs
-from model import checkpoints, config_json, loading
-from model.checkpoints import run, save
+from model import config
+from model.checkpoints import convert, loading
+from model.checkpoints.convert import run, save
+from model.checkpoints.fetch import CheckpointError
+from model.checkpoints.loading import Networks, load_clap, load_converted, load_published
 from model.config import TINY, ClapSepConfig
-from model.fetch import CheckpointError
-from model.loading import Networks, load_clap, load_converted, load_published
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def paths(tmp_path: Path) -> tuple[Path, Path]:
 def arguments(tmp_path: Path, paths: tuple[Path, Path]) -> list[str]:
     """A conversion of the tiny pair."""
     settings = tmp_path / "tiny.json"
-    settings.write_text(config_json.to_json(TINY))
+    settings.write_text(config.to_json(TINY))
     return [
         "convert",
         *("--clap", str(paths[0]), "--config", str(settings)),
@@ -104,13 +105,13 @@ def test_inspect_converted(
     assert lines["kind"] == "clapsep, converted (fp32, LoRA: merged)"
     assert lines["sha256"] == networks.model_sha256
     assert lines["clap_sha256"] == networks.clap_sha256
-    assert json.loads(lines["config"]) == json.loads(config_json.to_json(TINY))
+    assert json.loads(lines["config"]) == json.loads(config.to_json(TINY))
     assert lines["source clapsep"] == f"{paths[1]} {networks.sources[1].sha256}"
 
 
 @pytest.mark.parametrize(("index", "kind"), [(0, "clap"), (1, "clapsep")])
 def test_inspect_published(paths: tuple[Path, Path], index: int, kind: str) -> None:
-    facts = checkpoints.describe(str(paths[index]))
+    facts = convert.describe(str(paths[index]))
     pair = pairs.formula_pair(TINY)
     tensors = (pair.clap, pair.clapsep)[index]
     numbers = sum(value.numel() for value in tensors.values())
@@ -148,7 +149,7 @@ def test_what_encoder_and_clap_share_is_stored_once(tmp_path: Path, networks: Ne
 
 def test_network_without_known_source_gets_a_digest_of_its_clap(tmp_path: Path) -> None:
     from model.clap import Clap
-    from model.clapsep import ClapSep
+    from model.systems.clapsep.network import ClapSep
 
     torch.manual_seed(0)
     fresh = Networks(config=TINY, clap=Clap(TINY.clap), separator=ClapSep(TINY))
@@ -159,7 +160,7 @@ def test_network_without_known_source_gets_a_digest_of_its_clap(tmp_path: Path) 
     assert found.clap.digest == found.clap_sha256
     assert same(found.clap, fresh.clap)
     assert same(found.separator, fresh.separator)
-    assert "by hand" in checkpoints.describe(str(tmp_path / "x"))["notes"]
+    assert "by hand" in convert.describe(str(tmp_path / "x"))["notes"]
 
 
 def test_adapters_without_configuration_are_refused(

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from float_noise import rounding
 from golden import pairs
-from model.audio import quantise_int16
 from model.clap import MAX_WINDOWS, Clap, cover
 from model.config import MINI, TINY
+from model.signal import quantise_int16
 
 LENGTH = TINY.clap.audio.clip_samples
 NOISE = rounding(1.0, 4_000)

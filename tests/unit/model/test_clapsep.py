@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from golden import pairs
-from model.audio import sinc_resample
-from model.clapsep import ClapSep
-from model.conditioning import Condition
 from model.config import TINY, ClapSepConfig
+from model.signal import sinc_resample
+from model.systems import Condition
+from model.systems.clapsep.network import ClapSep
 
 CONFIGS = {
     "plain": TINY,

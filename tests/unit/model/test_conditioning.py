@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.conditioning import Condition, fuse, pool_shots, stack
+from model.systems import Condition, fuse, pool_shots, stack
 
 ONE = torch.tensor([[0.6, 0.8]])
 TWO = torch.tensor([[0.0, 1.0]])

@@ -19,8 +19,9 @@ from model.config import (
     LoraConfig,
     SignalConfig,
     TextConfig,
+    from_json,
+    to_json,
 )
-from model.config_json import from_json, to_json
 
 VARIANT = dataclasses.replace(
     TINY, decoder=dataclasses.replace(TINY.decoder, conv=True, phase=True), lora=None

@@ -11,9 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from model import converted
-from model.converted import Header, SourceFile
-from model.fetch import CheckpointError, DigestMismatchError
+from model.checkpoints import converted
+from model.checkpoints.converted import Header, SourceFile
+from model.checkpoints.fetch import CheckpointError, DigestMismatchError
 
 HEADER = Header(
     kind="clapsep",

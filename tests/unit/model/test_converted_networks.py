@@ -10,11 +10,12 @@ import safetensors.torch
 import torch
 
 from golden import pairs
-from model import loading, lora
-from model.checkpoints import save
+from model.checkpoints import loading
+from model.checkpoints.convert import save
+from model.checkpoints.fetch import CheckpointError
+from model.checkpoints.loading import Networks, load_clap, load_converted
 from model.config import TINY
-from model.fetch import CheckpointError
-from model.loading import Networks, load_clap, load_converted
+from model.systems.clapsep import lora
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -11,10 +11,16 @@ from torch import Tensor, nn
 
 from float_noise import rounding
 from golden import pairs
-from model import laion
+from model.clap import laion
+from model.clap.audio import StageFeatures
 from model.config import TINY, ClapSepConfig
-from model.decoder import Decoder, DecoderStage, Film, InversePatchEmbed, SkipConnection
-from model.encoder import StageFeatures
+from model.systems.clapsep.decoder import (
+    Decoder,
+    DecoderStage,
+    Film,
+    InversePatchEmbed,
+    SkipConnection,
+)
 
 DIM = 2 * TINY.clap.embedding_dim
 SHAPES = ((256, 8), (64, 16), (64, 16))

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from golden import pairs
-from model import laion
+from model.clap import laion
+from model.clap.audio import Encoder
 from model.config import MINI, TINY, EncoderConfig
-from model.encoder import Encoder
 
 CONFIG = TINY.clap.audio
 TOLERANCE = 1e-4  # the log of nearly silent mel bands magnifies the two STFTs' difference

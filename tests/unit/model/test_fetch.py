@@ -13,9 +13,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from model import fetch as fetching
-from model.fetch import DigestMismatchError, FetchError, fetch
-from model.transience import RetryPolicy
+from model.checkpoints import fetch as fetching
+from model.checkpoints.fetch import DigestMismatchError, FetchError, RetryPolicy, fetch
 from weights_site import CONTENT, NO_WAIT, SHA256, Handler, Site, serve
 
 
@@ -190,7 +189,7 @@ def test_cache_folder_follows_the_environment(
 
 def test_many_processes_download_once(tmp_path: Path, site: Site) -> None:
     program = (
-        "import sys; from pathlib import Path; from model.fetch import fetch\n"
+        "import sys; from pathlib import Path; from model.checkpoints.fetch import fetch\n"
         "sys.stdout.write(fetch(sys.argv[1], cache=Path(sys.argv[2])).sha256)"
     )
     workers = [
@@ -198,7 +197,7 @@ def test_many_processes_download_once(tmp_path: Path, site: Site) -> None:
             [sys.executable, "-c", program, f"{site.url}/weights", str(tmp_path)],
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(fetching.__file__).parents[1],
+            cwd=Path(fetching.__file__).parents[2],
         )
         for _ in range(4)
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from model.fetch import DigestMismatchError, FetchError, fetch, storage_options
+from model.checkpoints.fetch import DigestMismatchError, FetchError, fetch, storage_options
 from weights_site import CONTENT, NO_WAIT, SHA256, Handler, Site, serve
 
 

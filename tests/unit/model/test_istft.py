@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from float_noise import rounding
-from model.istft import inverse_stft, overlap_added
+from model.signal.stft import inverse_stft, overlap_added
 
 
 @pytest.mark.parametrize(("size", "hop"), [(1024, 320), (64, 16), (64, 20)])

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from float_noise import rounding
-from model import kernels
-from model.kernels import Activation
+from model.clap import kernels
+from model.clap.kernels import Activation
 
 ACTIVATIONS: dict[Activation, object] = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.labels import find_labels, label_vectors
+from model.systems import find_labels, label_vectors
 
 LABELS = ("Acoustic_guitar", "Bark", "Burping_or_eructation", "Hi-hat")
 

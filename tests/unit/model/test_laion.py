@@ -14,7 +14,7 @@ import scipy.signal
 import torch
 from torch import nn
 
-from model import laion
+from model.clap import laion
 from model.config import TINY
 
 ROOT = Path(__file__).parents[3]
@@ -25,10 +25,11 @@ def forbidden(*args, **kwargs):
     raise AssertionError("a socket was opened")
 socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = forbidden
 socket.create_connection = socket.getaddrinfo = forbidden
-import model.audio, model.checkpoints, model.clap, model.clapsep, model.conditioning
-import model.lora, model.metrics, model.registry, model.text, model.windowing
+import model.signal, model.checkpoints.convert, model.clap, model.systems.clapsep.network
+import model.systems, model.systems.clapsep.lora, model.metrics, model.registry, model.clap.text
+import model.signal.windowing
 before = sorted(sys.modules)
-network = model.clapsep.ClapSep(model.config.TINY)
+network = model.systems.clapsep.network.ClapSep(model.config.TINY)
 heavy = {"torchvision", "wandb", "apache_beam", "laion_clap", "laion_clap.clap_module",
          "laion_clap.training", "laion_clap.hook"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)

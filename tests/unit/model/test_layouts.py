@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from golden import pairs, published
-from model import layouts
-from model.clapsep import ClapSep
+from model.checkpoints import layouts
+from model.checkpoints.layouts import LayoutError
 from model.config import PUBLISHED, TINY, LoraConfig
-from model.layouts import LayoutError
+from model.systems.clapsep.network import ClapSep
 
 LORA = TINY.lora
 assert LORA is not None
@@ -209,7 +209,7 @@ def test_names_translate_to_peft_and_back() -> None:
 
 @pytest.mark.parametrize("targets", [("qkv", "proj"), ("qkv",)])
 def test_translated_names_are_those_peft_gives(targets: tuple[str, ...]) -> None:
-    from model import lora
+    from model.systems.clapsep import lora
 
     settings = LoraConfig(rank=2, targets=targets)
     encoder = ClapSep(TINY).encoder

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import catalogue
+from model.checkpoints.loading import load_converted
 from model.config import MINI
-from model.levels import (
+from model.signal.levels import (
     AS_IT_IS,
     FLOOR_DB,
     QUIETEST_DBFS,
@@ -18,7 +19,6 @@ from model.levels import (
     at_level,
     input_gain,
 )
-from model.loading import load_converted
 
 RATE_HZ = 1_000
 WINDOW = 5 * RATE_HZ

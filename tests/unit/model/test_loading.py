@@ -10,11 +10,11 @@ import safetensors.torch
 import torch
 
 from golden import pairs, published
-from model import lora
-from model.checkpoints import save
+from model.checkpoints.convert import save
+from model.checkpoints.fetch import CheckpointError
+from model.checkpoints.loading import Networks, load_clap, load_published
 from model.config import PUBLISHED, TINY, LoraConfig
-from model.fetch import CheckpointError
-from model.loading import Networks, load_clap, load_published
+from model.systems.clapsep import lora
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from float_noise import rounding
-from model import lora
+from model.clap.audio import Encoder
 from model.config import TINY, LoraConfig
-from model.encoder import Encoder
+from model.systems.clapsep import lora
 
 CONFIG = LoraConfig(rank=2)
 BLOCKS = sum(TINY.clap.audio.depths)

@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from model import registry
-from model.audio import resample
-from model.conditioning import Condition
-from model.mixing import mix
 from model.registry import LoadedModel
-from model.window_plan import WindowPlan
-from model.windowing import separate_array
+from model.signal import resample
+from model.signal.mixing import mix
+from model.signal.windowing import WindowPlan, separate_array
+from model.systems import Condition
 
 AUDIO = Path(__file__).parents[3] / "manifests" / "examples" / "audio"
 PAIRS = (

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golden import published, synth
-from model import mixing
+from model.signal import mixing
 
 
 def _noise(seed: int, num_samples: int = 4000, scale: float = 0.05) -> np.ndarray:

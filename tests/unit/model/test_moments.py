@@ -10,14 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import moments
+from model.metrics import distortion
 
 
 def _noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).float()
 
 
-def _assert_equal(actual: moments.Moments, expected: moments.Moments) -> None:
+def _assert_equal(actual: distortion.Moments, expected: distortion.Moments) -> None:
     for field in dataclasses.fields(expected):
         values = [torch.as_tensor(getattr(each, field.name)) for each in (actual, expected)]
         torch.testing.assert_close(*values, rtol=1e-11, atol=1e-9, msg=field.name)
@@ -27,7 +27,7 @@ def _assert_equal(actual: moments.Moments, expected: moments.Moments) -> None:
 @pytest.mark.parametrize("num_samples", [1, 3, 700, 3585, 3586, 30_000])
 def test_sums_equal_their_definitions(num_samples: int, num_lags: int) -> None:
     estimates, reference = _noise(2, 3, num_samples), _noise(2, num_samples, seed=1)
-    found = moments.measure(estimates, reference, num_lags)
+    found = distortion.measure(estimates, reference, num_lags)
     signals = torch.cat([reference[:, None], estimates], dim=1).double()
     target = reference.double()[:, None]
     lags = [lag for lag in (0, 1, 2, 77, 511) if lag < num_lags]
@@ -56,35 +56,35 @@ def test_sums_equal_their_definitions(num_samples: int, num_lags: int) -> None:
 )
 def test_any_partition_gives_the_same_sums(lengths: list[int], num_lags: int) -> None:
     estimates, reference = _noise(2, 2, sum(lengths)), _noise(2, sum(lengths), seed=1)
-    accumulator = moments.MomentAccumulator(num_lags)
+    accumulator = distortion.MomentAccumulator(num_lags)
     for block, target in zip(
         estimates.split(lengths, dim=-1), reference.split(lengths, dim=-1), strict=True
     ):
         accumulator.update(block, target)
-    _assert_equal(accumulator.result(), moments.measure(estimates, reference, num_lags))
+    _assert_equal(accumulator.result(), distortion.measure(estimates, reference, num_lags))
 
 
 def test_result_may_be_taken_midway() -> None:
     estimates, reference = _noise(1, 1, 900), _noise(1, 900, seed=1)
-    accumulator = moments.MomentAccumulator(32)
+    accumulator = distortion.MomentAccumulator(32)
     accumulator.update(estimates[..., :400], reference[:, :400])
-    midway = moments.measure(estimates[..., :400], reference[:, :400], 32)
+    midway = distortion.measure(estimates[..., :400], reference[:, :400], 32)
     _assert_equal(accumulator.result(), midway)
     accumulator.update(estimates[..., 400:], reference[:, 400:])
-    _assert_equal(accumulator.result(), moments.measure(estimates, reference, 32))
+    _assert_equal(accumulator.result(), distortion.measure(estimates, reference, 32))
 
 
 def test_no_gradient_is_kept() -> None:
     estimates = _noise(1, 1, 900).requires_grad_()
-    found = moments.measure(estimates, _noise(1, 900), 16)
+    found = distortion.measure(estimates, _noise(1, 900), 16)
     assert not found.lagged_products.requires_grad
     assert not found.powers.requires_grad
 
 
 def test_nothing_has_no_moments() -> None:
     with pytest.raises(ValueError, match="no samples"):
-        moments.MomentAccumulator().result()
+        distortion.MomentAccumulator().result()
     with pytest.raises(ValueError, match="no samples"):
-        moments.measure(torch.zeros(1, 1, 0), torch.zeros(1, 0))
+        distortion.measure(torch.zeros(1, 1, 0), torch.zeros(1, 0))
     with pytest.raises(ValueError, match="no clips"):
-        moments.measure(torch.zeros(0, 1, 9), torch.zeros(0, 9))
+        distortion.measure(torch.zeros(0, 1, 9), torch.zeros(0, 9))

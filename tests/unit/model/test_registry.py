@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from golden import pairs
-from model import catalogue, compilation, registry
+from model import catalogue, registry
 from model.catalogue import Entry, WeightsFile
-from model.checkpoints import save
-from model.conditioning import Condition
+from model.checkpoints.convert import save
+from model.checkpoints.fetch import CheckpointError
+from model.checkpoints.loading import load_published
 from model.config import TINY
-from model.fetch import CheckpointError
-from model.loading import load_published
 from model.registry import UnknownModelError, load, load_scorer
+from model.systems import Condition
+from model.systems.clapsep import network
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +136,7 @@ def test_separator_lends_its_clap_for_scoring(tiny_entry: Entry, converted: str,
 def test_published_pair_loads_through_its_entry(
     paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from model import loading
+    from model.checkpoints import loading
 
     files = tuple(
         WeightsFile(role=role, uri=str(path))
@@ -204,7 +205,7 @@ def test_without_a_compiler_the_model_runs_as_it_is(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no C++ compiler\nhere")
 
-    monkeypatch.setattr(compilation.torch, "compile", broken)
+    monkeypatch.setattr(network.torch, "compile", broken)
     with caplog.at_level(logging.WARNING):
         model = load(converted, compile=True)
     assert caplog.messages == ["torch.compile is not used on cpu: RuntimeError: no C++ compiler"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from golden import pairs, published
-from model.fetch import CheckpointError
+from model.checkpoints.fetch import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

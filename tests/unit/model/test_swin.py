@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from float_noise import rounding
-from model import laion, swin
+from model.clap import laion, swin
+from model.clap.audio import Encoder
 from model.config import TINY
-from model.encoder import Encoder
 
 TERMS = 500
 """Summed one after the other in a block: projections, attention over a window, feed-forward."""

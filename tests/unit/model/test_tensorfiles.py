@@ -13,8 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from model import tensorfiles
-from model.tensorfiles import DamagedFileError, UnsafePickleError
+from model.checkpoints import tensorfiles
+from model.checkpoints.tensorfiles import DamagedFileError, UnsafePickleError
 
 WEIGHTS = {"a": torch.arange(2000.0), "b": torch.ones(3, 2)}
 

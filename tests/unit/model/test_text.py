@@ -16,10 +16,9 @@ from tokenizers import models, pre_tokenizers, processors, trainers
 
 from float_noise import rounding
 from model import registry
-from model import text as text_towers
-from model.config import MINI, TINY, TextConfig
-from model.fetch import CheckpointError, DigestMismatchError
-from model.text import (
+from model.checkpoints.fetch import CheckpointError, DigestMismatchError
+from model.clap import text as text_towers
+from model.clap.text import (
     RobertaTower,
     SentenceTower,
     TextTower,
@@ -27,6 +26,7 @@ from model.text import (
     load_tokenizer,
     package_folder,
 )
+from model.config import MINI, TINY, TextConfig
 
 TERMS = 12 * 1_000
 """Of sums one after the other: at most twelve layers of some thousand terms."""

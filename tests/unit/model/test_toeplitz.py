@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from model import toeplitz
+from model.metrics import distortion
 
 
 def _autocorrelation(signal: np.ndarray, num_lags: int) -> np.ndarray:
@@ -34,16 +34,16 @@ def test_explained_power_equals_a_dense_solve(name: str, num_lags: int) -> None:
     row = _autocorrelation(_signals()[name], num_lags)
     right = np.random.default_rng(1).standard_normal((2, num_lags)) @ scipy.linalg.toeplitz(row)
     filters = np.linalg.solve(scipy.linalg.toeplitz(row), right.T).T
-    actual = toeplitz.explained_power(torch.from_numpy(row)[None], torch.from_numpy(right)[None])
+    actual = distortion.explained_power(torch.from_numpy(row)[None], torch.from_numpy(right)[None])
     np.testing.assert_allclose(actual[0].numpy(), (right * filters).sum(axis=1), rtol=1e-9)
 
 
 def test_rows_of_a_batch_do_not_touch_each_other() -> None:
     rows = torch.from_numpy(np.stack([_autocorrelation(s[:4000], 64) for s in _signals().values()]))
     right = torch.from_numpy(np.random.default_rng(2).standard_normal((len(rows), 3, 64)))
-    together = toeplitz.explained_power(rows, right)
+    together = distortion.explained_power(rows, right)
     for index in range(len(rows)):
-        alone = toeplitz.explained_power(rows[index : index + 1], right[index : index + 1])
+        alone = distortion.explained_power(rows[index : index + 1], right[index : index + 1])
         torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-12, atol=0)
 
 
@@ -64,7 +64,7 @@ def test_singular_to_working_precision_stays_near_the_explained_power(width_s: f
     wanted[[0, 3, 40]] = [1.0, -0.4, 0.2]
     right = scipy.linalg.toeplitz(row) @ wanted
     assert _recursion_fails(row, right)
-    actual = toeplitz.explained_power(
+    actual = distortion.explained_power(
         torch.from_numpy(row)[None], torch.from_numpy(right)[None, None]
     )
     assert actual.item() == pytest.approx(right @ wanted, rel=1e-9)
@@ -74,10 +74,10 @@ def test_singular_to_working_precision_stays_near_the_explained_power(width_s: f
 def test_cholesky_gives_what_levinson_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     row = torch.from_numpy(_autocorrelation(_signals()[name], 128))[None]
     row /= row[0, 0].clone()
-    right = toeplitz.multiply(row, torch.from_numpy(_noise(1, 2, 128)))
-    expected = toeplitz.explained_power(row, right)
-    monkeypatch.setattr(toeplitz, "_levinson", toeplitz._cholesky)
-    torch.testing.assert_close(toeplitz.explained_power(row, right), expected, rtol=1e-9, atol=0)
+    right = distortion.multiply(row, torch.from_numpy(_noise(1, 2, 128)))
+    expected = distortion.explained_power(row, right)
+    monkeypatch.setattr(distortion, "_levinson", distortion._cholesky)
+    torch.testing.assert_close(distortion.explained_power(row, right), expected, rtol=1e-9, atol=0)
 
 
 def _noise(*shape: int) -> np.ndarray:
@@ -90,5 +90,5 @@ def test_product_equals_the_dense_one(num_lags: int) -> None:
     expected = np.stack(
         [x @ scipy.linalg.toeplitz(row) for row, x in zip(rows, vectors, strict=True)]
     )
-    actual = toeplitz.multiply(torch.from_numpy(rows), torch.from_numpy(vectors))
+    actual = distortion.multiply(torch.from_numpy(rows), torch.from_numpy(vectors))
     np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=1e-12)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.window_plan import WindowPlan
+from model.signal.windowing import WindowPlan
 
 PLANS = st.builds(
     WindowPlan,

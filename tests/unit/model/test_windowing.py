@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from float_noise import rounding
-from model.windowing import (
+from model.signal.windowing import (
     OverlapAdder,
     WindowPlan,
     iter_windows,

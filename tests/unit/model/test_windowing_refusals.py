@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.windowing import (
-    OverlapAdder,
-    WindowPlan,
-    separate_array,
-    separate_blocks,
-)
+from model.signal.windowing import OverlapAdder, WindowPlan, separate_array, separate_blocks
 
 
 def _silence(num_channels: int, num_samples: int) -> np.ndarray:

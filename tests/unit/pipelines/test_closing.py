@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import report_runs
-from model.plain_text import one_line
-from pipelines.closing import Pooled, pooled, table_text
+from pipelines.console import Pooled, pooled, table_text
+from terminal.escaping import one_line
 
 
 def _group(values: np.ndarray) -> dict[str, object]:

@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 
 from pipelines import score, synthesize
-from pipelines.command_line import SEPARATE_OPTIONS, beam_flags, parse, separate_parser
-from pipelines.options import InputOptions, OutputOptions, UsageError
+from pipelines.flags import (
+    SEPARATE_OPTIONS,
+    InputOptions,
+    OutputOptions,
+    UsageError,
+    beam_flags,
+    parse,
+    separate_parser,
+)
 
 ROOT = Path(__file__).parents[3]
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.command_line import parse, separate_parser
 from pipelines.config import SeparateConfig, separate_config, slugs
-from pipelines.engines import DASK, IN_PROCESS
-from pipelines.options import UsageError
+from pipelines.flags import UsageError, parse, separate_parser
+from pipelines.runners import DASK, IN_PROCESS
 
 
 def _config(*arguments: str) -> SeparateConfig:

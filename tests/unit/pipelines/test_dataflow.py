@@ -8,7 +8,7 @@ from apache_beam.metrics.execution import MetricKey, MetricResult
 from apache_beam.metrics.metricbase import MetricName
 from google.api_core.exceptions import ServiceUnavailable
 
-from pipelines import dataflow
+from pipelines.runners import dataflow
 
 
 class _Result:

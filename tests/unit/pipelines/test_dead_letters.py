@@ -5,10 +5,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.schema import DEAD_LETTER_SCHEMA
+from manifests.columns import DEAD_LETTER_SCHEMA
 from pipelines.dead_letters import reasons
-from transforms.books import Books
 from transforms.storage import Storage
+from transforms.tables.row_counts import Books
 
 
 def _books(**by_reason: int) -> Books:

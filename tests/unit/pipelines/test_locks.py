@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import stores
-from pipelines import locks
-from pipelines.options import UsageError
+from pipelines.flags import UsageError
+from pipelines.output_folder import lock as locks
 from pipelines.plan import LOCK
 from transforms.storage import Storage
 

@@ -5,8 +5,8 @@ import functools
 import pytest
 from rich.console import Console
 
-from pipelines import progress
-from pipelines.progress import ProgressDisplay, line
+from pipelines import console
+from pipelines.console import ProgressDisplay, line
 
 COUNTS = {"done": 30.0, "failed": 10.0, "audio_s": 300.0}
 
@@ -24,7 +24,7 @@ def test_without_a_total_or_at_the_end_no_time_is_left(total: int | None) -> Non
 
 
 def test_lines_come_while_it_runs_and_stop_when_it_has_ended(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.02)
+    monkeypatch.setattr(console, "LINE_INTERVAL_S", 0.02)
     asked = []
 
     def snapshot() -> dict[str, float]:
@@ -42,7 +42,7 @@ def test_lines_come_while_it_runs_and_stop_when_it_has_ended(monkeypatch, capsys
 
 def test_a_bar_shows_the_counts(monkeypatch, capsys) -> None:
     terminal = functools.partial(Console, force_terminal=True, width=120)
-    monkeypatch.setattr(progress, "Console", terminal)
+    monkeypatch.setattr(console, "Console", terminal)
     with ProgressDisplay("bar", 100, lambda: COUNTS):
         pass
     said = capsys.readouterr().err

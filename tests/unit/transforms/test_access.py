@@ -14,10 +14,10 @@ import soundfile
 
 import tones
 from manifests.row import ManifestRow
-from transforms.access import NOT_ALLOWED, UriAccess, uris_of
-from transforms.audio.parts import AudioError
-from transforms.audio_io import describe, error_code, open_audio
+from transforms.audio import AudioError
+from transforms.audio.files import describe, error_code, open_audio
 from transforms.storage import Storage
+from transforms.storage.access import NOT_ALLOWED, UriAccess, uris_of
 
 REMOTE = UriAccess(
     prefixes=("gs://bucket/clips", "https://example.org/a/b/", "s3://whole", "http://h:8080")

@@ -6,10 +6,9 @@ from apache_beam.testing.test_pipeline import TestPipeline as Pipeline
 from apache_beam.testing.util import assert_that, equal_to
 
 from manifests.row import ManifestRow
-from model.adaptation import Policy
-from model.separator import Capabilities
-from transforms.adaptation import AdaptQueries, adapted
+from model.systems import Capabilities, Policy
 from transforms.elements import Failure
+from transforms.queries import AdaptQueries, adapted
 
 TEXT_P = Capabilities(audio=False, negative=False)
 

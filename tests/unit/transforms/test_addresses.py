@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 import pytest
 
-from model.transience import RetryPolicy
+from model.checkpoints.fetch import RetryPolicy
 from ports import free_port
-from transforms.access import UriAccess
 from transforms.storage import Storage
+from transforms.storage.access import UriAccess
 
 DECOMPOSED = unicodedata.normalize("NFD", "Vögel.wav")
 ONCE = Storage(retry=RetryPolicy(attempts=1))

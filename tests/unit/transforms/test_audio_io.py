@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from transforms import audio_io
-from transforms.audio.parts import AudioError, AudioPart
-from transforms.audio_io import StemWriter, open_audio
+from transforms.audio import AudioError, AudioPart, files
+from transforms.audio.files import StemWriter, open_audio
 from transforms.storage import Storage
 
 STORAGE = Storage()
@@ -104,7 +103,7 @@ def test_flac_saturates_and_says_the_peak(tmp_path: Path) -> None:
 
 
 def test_a_float_stem_beyond_four_gigabytes_becomes_rf64(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(audio_io, "_MAX_WAV_BYTES", 8)
+    monkeypatch.setattr(files, "_MAX_WAV_BYTES", 8)
     part = AudioPart(sample_rate_hz=8_000, num_channels=1, start=0, num_samples=3)
     writer = StemWriter(str(tmp_path / "x"), part, "wav")
     writer.write(np.array([[0.1, 0.2, 0.3]], np.float32))
@@ -126,5 +125,5 @@ def test_a_float_stem_beyond_four_gigabytes_becomes_rf64(tmp_path: Path, monkeyp
     ],
 )
 def test_errors_have_codes(error: Exception, code: str) -> None:
-    assert audio_io.error_code(error) == code
-    assert "gs://b/x" in audio_io.describe(error, "gs://b/x")
+    assert files.error_code(error) == code
+    assert "gs://b/x" in files.describe(error, "gs://b/x")

@@ -8,10 +8,10 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 import tone_clips
-from transforms import books
-from transforms.books import Books, KeepBooks, read_books
 from transforms.elements import failed
 from transforms.storage import Storage
+from transforms.tables import row_counts
+from transforms.tables.row_counts import Books, KeepBooks, read_books
 
 
 def _books(**counts: int) -> Books:
@@ -34,12 +34,12 @@ def test_rows_and_files_are_counted_and_failures_by_reason(tmp_path: Path) -> No
     uri = str(tmp_path / "books.json")
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         _ = {
-            books.ROWS: pipeline | "R" >> beam.Create([*rows[:2], failures[2], *rows[3:]]),
-            books.FINISHED_BEFORE: pipeline | "F" >> beam.Create(["5"]),
-            books.STEMS: pipeline | "S" >> beam.Create(rows[3:5]),
-            books.DEAD: pipeline | "D" >> beam.Create(failures),
-            books.METRICS_FILES: pipeline | "M" >> beam.Create([("a", 1), ("b", 1)]),
-            books.DEAD_LETTER_FILES: pipeline | "L" >> beam.Create([("c", 3)]),
+            row_counts.ROWS: pipeline | "R" >> beam.Create([*rows[:2], failures[2], *rows[3:]]),
+            row_counts.FINISHED_BEFORE: pipeline | "F" >> beam.Create(["5"]),
+            row_counts.STEMS: pipeline | "S" >> beam.Create(rows[3:5]),
+            row_counts.DEAD: pipeline | "D" >> beam.Create(failures),
+            row_counts.METRICS_FILES: pipeline | "M" >> beam.Create([("a", 1), ("b", 1)]),
+            row_counts.DEAD_LETTER_FILES: pipeline | "L" >> beam.Create([("c", 3)]),
         } | KeepBooks(uri=uri, storage=Storage())
     found = read_books(Storage(), uri)
     assert found == _books(
@@ -59,7 +59,7 @@ def test_an_empty_manifest_has_books(tmp_path: Path) -> None:
     uri = str(tmp_path / "books.json")
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         none = pipeline | beam.Create([])
-        _ = {name: none for name in (books.ROWS, books.DEAD)} | KeepBooks(uri, Storage())
+        _ = {name: none for name in (row_counts.ROWS, row_counts.DEAD)} | KeepBooks(uri, Storage())
     assert read_books(Storage(), uri) == _books()
     assert _books().failure_rate == 0.0
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.branches import Branches, Cutter
+from transforms.long_recordings import Branches, Cutter
 
 
 @given(

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from transforms import copies, storage
-from transforms.audio.parts import AudioError
-from transforms.audio_io import open_audio
+from transforms import storage
+from transforms.audio import AudioError
+from transforms.audio.files import open_audio
 from transforms.storage import Storage
 
 NOISE = np.random.default_rng(0).integers(-9_999, 9_999, 60_000, np.int16)
@@ -34,9 +34,9 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(Storage, "_unpack", watched)
     monkeypatch.setattr(storage, "LARGE_OBJECT_BYTES", 1_000)
-    copies._COPIES.clear()
+    storage._COPIES.clear()
     yield seen
-    copies._COPIES.clear()
+    storage._COPIES.clear()
 
 
 @pytest.fixture(params=["zip", "tar", "tar.gz"])
@@ -91,7 +91,7 @@ def test_few_copies_are_kept_and_one_that_is_open_stays(
         for uri in uris[1:]:
             with open_audio(files, uri) as reader:
                 reader.read()
-        assert len(copies._COPIES) == copies.KEPT_COPIES
+        assert len(storage._COPIES) == storage.KEPT_COPIES
         np.testing.assert_array_equal(first.read()[0] * 2**15, NOISE)
     with open_audio(files, uris[2]), open_audio(files, uris[0]):
         pass

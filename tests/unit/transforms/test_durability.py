@@ -15,16 +15,15 @@ from hypothesis import strategies as st
 import tone_clips
 import tones
 from full_disk import no_file_above
-from manifests import publishing
-from manifests.publishing import ShortTransferError
+from manifests.files import publishing
+from manifests.files.publishing import ShortTransferError
 from metric_rows import PROVENANCE
-from model.transience import RetryPolicy
-from transforms import audio_io
-from transforms.audio.parts import AudioPart
-from transforms.audio_io import StemFormat, StemWriter, WriteError, require_whole
+from model.checkpoints.fetch import RetryPolicy
+from transforms.audio import AudioPart, files
+from transforms.audio.files import StemFormat, StemWriter, WriteError, require_whole
 from transforms.elements import MetricsRow, ScoredClip, Scores, SeparatedClip, Stem
-from transforms.journal import write_piece
 from transforms.storage import Storage
+from transforms.tables.journal import write_piece
 from transforms.writing import WriteSettings, write_clip
 
 
@@ -173,7 +172,7 @@ def test_every_byte_that_the_disk_refuses_is_noticed(tmp_path: Path, form: StemF
             pytest.raises(WriteError, match="cannot be written") as caught,
         ):
             _written(tmp_path / "cut", samples, 8_000, form)
-        assert audio_io.error_code(caught.value) == "disk_full"
+        assert files.error_code(caught.value) == "disk_full"
 
 
 def test_samples_that_were_never_given_are_missed(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def _given() -> set[str]:
         source = path.read_text(encoding="utf-8")
         for pattern in PATTERNS:
             codes.update(re.findall(pattern, source))
-        if path.name == "audio_io.py":
+        if path.name == "files.py":
             body = source.split("def error_code")[1].split("\ndef ")[0]
             codes.update(re.findall(r'return "(\w+)"', body))
     return codes

@@ -7,7 +7,7 @@ import pytest
 
 from manifests.ids import output_name, version_1_name
 from manifests.row import ManifestRow
-from transforms.foreign_stems import StemPlaces
+from transforms.external_stems import StemPlaces
 from transforms.storage import Storage
 
 

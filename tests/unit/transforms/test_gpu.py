@@ -10,14 +10,13 @@ import torch
 
 import tone_clips
 import tones
-from model.audio import resample
-from model.separator import Separator
+from model.signal import resample
+from model.systems import Separator
 from transforms.elements import Samples, SeparatedClip
-from transforms.models import ModelChoice, ScorerChoice
-from transforms.network import NetworkSettings
+from transforms.model_cache import ModelChoice, ScorerChoice
+from transforms.network import NetworkSettings, transfers_for
 from transforms.scoring import Scoring, ScoringSettings
 from transforms.separation import Separation, SeparationSettings
-from transforms.transfers import transfers_for
 
 pytestmark = [
     pytest.mark.gpu,

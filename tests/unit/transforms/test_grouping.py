@@ -7,7 +7,7 @@ from apache_beam.testing.util import assert_that
 
 import tone_clips
 from transforms.elements import MixtureRows
-from transforms.grouping import GroupByMixture, mixture_key, spread_key
+from transforms.manifest_io import GroupByMixture, mixture_key, spread_key
 
 
 def test_the_key_is_of_the_samples_and_not_of_the_query() -> None:

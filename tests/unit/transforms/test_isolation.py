@@ -18,10 +18,8 @@ import soundfile
 
 from bench.formats import by_pyav
 from bench.formats import signal as noise
-from transforms import isolation
-from transforms.audio import decoding
-from transforms.audio.parts import AudioError, AudioPart, Request
-from transforms.audio_io import open_audio
+from transforms.audio import AudioError, AudioPart, Request, decoding, isolation
+from transforms.audio.files import open_audio
 from transforms.storage import Storage
 
 HERE, APART = Storage(), Storage(isolate_decoder=True)
@@ -172,8 +170,8 @@ def test_threads_do_not_wait_for_one_another(wav: str) -> None:
 
 def test_a_child_ends_with_its_parent(wav: str) -> None:
     script = (
-        "import sys; from transforms import isolation\n"
-        "from transforms.audio.parts import Request\n"
+        "import sys; from transforms.audio import isolation\n"
+        "from transforms.audio import Request\n"
         f"with isolation.decoded(open({wav!r}, 'rb'), Request(uri='x')) as reader:\n"
         "    print(reader._decoder._process.pid, flush=True)\n"
         "    sys.stdin.read()\n"

@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
-from manifests.schema import METRICS_SCHEMA
+from manifests.columns import METRICS_SCHEMA
 from metric_rows import metrics
-from transforms.journal import WriteJournal
-from transforms.metrics_rows import from_record, table_row
 from transforms.storage import Storage
 from transforms.tables import sorted_table
+from transforms.tables.journal import WriteJournal
+from transforms.tables.metrics_rows import from_record, table_row
 
 STORAGE = Storage()
 

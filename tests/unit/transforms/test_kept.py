@@ -12,15 +12,15 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
 import tone_clips
+from manifests.columns import DEAD_LETTER_SCHEMA
 from manifests.row import ManifestRow
-from manifests.schema import DEAD_LETTER_SCHEMA
 from metric_rows import metrics
 from transforms import kept
 from transforms.elements import Failure
-from transforms.journal import write_piece
 from transforms.kept import Damage, KeptLetter, KeptRow, KeptRules, ReadKept
 from transforms.storage import Storage
 from transforms.tables import TableRow
+from transforms.tables.journal import write_piece
 
 STORAGE = Storage()
 SAME: dict[str, Any] = {"dataset": "d", "split": "test", "extra": {"colour": "red"}}

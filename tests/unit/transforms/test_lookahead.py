@@ -6,7 +6,7 @@ import pytest
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import GlobalWindow
 
-from transforms.lookahead import LookAhead, Overlap, in_window
+from transforms.threaded import LookAhead, Overlap, in_window
 
 
 def _through(ahead: LookAhead[int, int], values: range) -> list[int]:

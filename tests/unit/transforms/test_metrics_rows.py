@@ -3,9 +3,9 @@ from __future__ import annotations
 import pyarrow as pa
 
 import metric_rows
-from manifests.schema import METRICS_SCHEMA
-from transforms.metrics_rows import from_record, table_row
+from manifests.columns import METRICS_SCHEMA
 from transforms.tables import sorted_table
+from transforms.tables.metrics_rows import from_record, table_row
 
 NOT_COMPUTED_YET = (
     *("target_absent", "suppression_db", "stem_to_mixture_db", "presence", "active_s"),

@@ -8,10 +8,10 @@ import soundfile
 
 import tones
 from manifests.row import ManifestRow
-from model import audio as waveforms
-from model import mixing
-from transforms.audio.parts import AudioError
-from transforms.mixtures import (
+from model import signal as waveforms
+from model.signal import mixing
+from transforms.audio import AudioError
+from transforms.audio.mixtures import (
     ReadSettings,
     mix_sources,
     read_mixture,

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from transforms import models
-from transforms.models import ModelChoice, ScorerChoice
+from transforms import model_cache
+from transforms.model_cache import ModelChoice, ScorerChoice
 
 MINI = ModelChoice(name="clapsep-mini", device="cpu")
 
@@ -19,21 +19,21 @@ def _threads_as_before() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(threads)
-    models.forget()
+    model_cache.forget()
 
 
 def test_a_model_is_loaded_once_and_its_scorer_with_it() -> None:
-    loaded = models.load_model(MINI)
-    assert models.load_model(MINI) is loaded
-    assert models.load_scorer(ScorerChoice(model=MINI)) is loaded.query_encoder
-    models.forget()
-    assert models.load_model(MINI) is not loaded
+    loaded = model_cache.load_model(MINI)
+    assert model_cache.load_model(MINI) is loaded
+    assert model_cache.load_scorer(ScorerChoice(model=MINI)) is loaded.query_encoder
+    model_cache.forget()
+    assert model_cache.load_model(MINI) is not loaded
 
 
 def test_on_a_cpu_an_operation_is_one_threads() -> None:
     """Else a caption's embedding, and with it a stem, would depend on the number of cores."""
-    models.load_model(MINI)
+    model_cache.load_model(MINI)
     assert torch.get_num_threads() == 1
     torch.set_num_threads(2)
-    models.load_scorer(ScorerChoice(model=MINI))  # has been loaded, perhaps by another thread
+    model_cache.load_scorer(ScorerChoice(model=MINI))  # has been loaded, perhaps by another thread
     assert torch.get_num_threads() == 1

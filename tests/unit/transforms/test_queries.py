@@ -14,10 +14,9 @@ from apache_beam.testing.util import assert_that
 import tone_clips
 import tone_runs
 import tones
-from transforms.attaching import attach
 from transforms.elements import EmbeddedQuery, Failure, Query
-from transforms.models import ModelChoice, ScorerChoice
-from transforms.queries import EmbedQueries, asks_of, embed_examples, embed_texts, read_shot
+from transforms.model_cache import ModelChoice, ScorerChoice
+from transforms.queries import EmbedQueries, asks_of, attach, embed_examples, embed_texts, read_shot
 from transforms.storage import Storage
 
 

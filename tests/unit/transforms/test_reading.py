@@ -12,11 +12,11 @@ from apache_beam.testing.util import assert_that, equal_to
 import tone_clips
 import tones
 from transforms import reading
+from transforms.audio.mixtures import ReadSettings
 from transforms.elements import Clip, Failure, LongRecording, MixtureQueries
-from transforms.lookahead import Overlap
-from transforms.mixtures import ReadSettings
 from transforms.reading import ReadAudio, read
 from transforms.storage import Storage
+from transforms.threaded import Overlap
 
 SETTINGS = ReadSettings(model_rate_hz=tones.RATE_HZ)
 

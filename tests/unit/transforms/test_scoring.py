@@ -8,13 +8,13 @@ import torch
 
 import tone_clips
 import tones
-from manifests.schema import METRIC_COLUMNS
+from manifests.columns import METRIC_COLUMNS
 from model.metrics import PairScores, sdr_db, si_sdr_db, snr_db
 from transforms import scoring
 from transforms.elements import Clip, Provenance, SeparatedClip, Stem
-from transforms.models import ModelChoice, ScorerChoice
+from transforms.model_cache import ModelChoice, ScorerChoice
+from transforms.network import InPlace
 from transforms.scoring import Scoring, ScoringSettings
-from transforms.transfers import InPlace
 
 pytestmark = pytest.mark.usefixtures("loaded")
 OWN = ScorerChoice(model=ModelChoice(name="tones"))

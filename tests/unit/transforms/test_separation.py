@@ -10,8 +10,8 @@ import torch
 import tone_clips
 import tone_runs
 import tones
-from model.windowing import WindowPlan, separate_array
-from transforms.models import ModelChoice
+from model.signal.windowing import WindowPlan, separate_array
+from transforms.model_cache import ModelChoice
 from transforms.network import NetworkSettings
 from transforms.separation import Separation, SeparationHandler, SeparationSettings, WeightedClip
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tone_clips
-from transforms.similarity import CLAP_COLUMNS, Embeddings, clap_scores
+from transforms.scoring import CLAP_COLUMNS, Embeddings, clap_scores
 
 A = np.array([1, 0, 0, 0, 0, 0], np.float32)
 B = np.array([0.6, 0.8, 0, 0, 0, 0], np.float32)

@@ -13,13 +13,12 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from manifests.errors import ManifestError
-from manifests.publishing import ShortTransferError
-from model.transience import RetryPolicy
-from pipelines.measurements import measurements_of
-from transforms import retries
+from manifests.files.publishing import ShortTransferError
+from model.checkpoints.fetch import RetryPolicy
+from pipelines.runners.measurements import measurements_of
 from transforms import storage as storage_module
-from transforms.lookahead import LookAhead, Overlap
-from transforms.storage import LARGE_OBJECT_BYTES, Storage, join
+from transforms.storage import LARGE_OBJECT_BYTES, Storage, join, retries
+from transforms.threaded import LookAhead, Overlap
 
 GCS_VARIABLE = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
 
@@ -283,7 +282,7 @@ def test_a_bucket_is_not_asked_by_grpc_unless_its_user_says_so(
 ) -> None:
     script = f"""{imported}
 from manifests.files import filesystem
-from model.fetch import open_filesystem, storage_options
+from model.checkpoints.fetch import open_filesystem, storage_options
 from transforms.storage import Storage
 
 options = {{"token": "anon"}}

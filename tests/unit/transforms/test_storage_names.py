@@ -10,10 +10,9 @@ import pytest
 
 import stores
 from manifests.files import expand
+from manifests.files.writing import write_rows
 from manifests.row import ManifestRow
-from manifests.writing import write_rows
-from model.fetch import fetch
-from model.transience import RetryPolicy
+from model.checkpoints.fetch import RetryPolicy, fetch
 from transforms.storage import Storage, join
 
 NAMES = ("run", "run1", "run12", "run[1]", "run?", "run*", "run[", "run]", "[!r]un1", "**")

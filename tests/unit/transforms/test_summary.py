@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
-from manifests.schema import METRIC_COLUMNS, SUMMARY_SCHEMA
+from manifests.columns import METRIC_COLUMNS, SUMMARY_SCHEMA
 from metric_rows import metrics
-from transforms import summary
-from transforms.spread import design_effect, summarise
+from model.metrics.bootstrap import design_effect, summarise
 from transforms.storage import Storage
-from transforms.summary import SummariseMetrics, group_of
+from transforms.tables import summary
+from transforms.tables.summary import SummariseMetrics, group_of
 
 RNG = np.random.default_rng(0)
 

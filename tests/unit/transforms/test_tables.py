@@ -12,10 +12,10 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 import metric_rows
-from manifests.schema import METRICS_SCHEMA
-from transforms import metrics_rows, tables
+from manifests.columns import METRICS_SCHEMA
+from transforms import tables
 from transforms.storage import Storage
-from transforms.tables import TableRow, WriteTable, read_records, sorted_table
+from transforms.tables import TableRow, WriteTable, metrics_rows, read_records, sorted_table
 
 SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("x", pa.float64())])
 

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 import tones
-from model.assembly import build
-from model.clapsep import ClapSep
-from model.conditioning import Condition
+from model.checkpoints.loading import build
 from model.config import TINY
-from transforms import network, transfers
+from model.systems import Condition
+from model.systems.clapsep.network import ClapSep
+from transforms import network
 from transforms.network import Network, NetworkSettings, WindowQueries
 
 DIM = len(tones.LABELS)
 
 
 def test_on_the_cpu_nothing_is_copied() -> None:
-    there = transfers.transfers_for("cpu")
+    there = network.transfers_for("cpu")
     array = np.arange(3, dtype=np.float32)
     tensor = there.up(array)
     assert tensor.data_ptr() == array.ctypes.data
@@ -26,13 +26,13 @@ def test_on_the_cpu_nothing_is_copied() -> None:
 
 
 def test_any_other_device_gets_plain_copies() -> None:
-    copies = transfers.Blocking(torch.device("cpu"))
+    copies = network.Blocking(torch.device("cpu"))
     array = np.arange(3, dtype=np.float32)
     np.testing.assert_array_equal(copies.down(copies.up(array).double())(), array)
-    assert isinstance(transfers.transfers_for("meta"), transfers.Blocking)
+    assert isinstance(network.transfers_for("meta"), network.Blocking)
 
 
-class Noted(transfers.InPlace):
+class Noted(network.InPlace):
     """Notes when a pass is launched and when its answers are waited for."""
 
     ahead = 1
@@ -40,7 +40,7 @@ class Noted(transfers.InPlace):
     def __init__(self) -> None:
         self.events: list[str] = []
 
-    def down(self, tensor: torch.Tensor) -> transfers.Arriving:
+    def down(self, tensor: torch.Tensor) -> network.Arriving:
         arriving = super().down(tensor)
         self.events.append("launched")
 

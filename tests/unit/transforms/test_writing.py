@@ -13,10 +13,10 @@ from apache_beam.testing.util import assert_that, equal_to
 import tone_clips
 import tones
 from metric_rows import PROVENANCE
-from transforms.audio_io import StemWriter, WriteError
+from transforms.audio.files import StemWriter, WriteError
 from transforms.elements import Failure, MetricsRow, ScoredClip, Scores, SeparatedClip, Stem
-from transforms.lookahead import Overlap
 from transforms.storage import Storage
+from transforms.threaded import Overlap
 from transforms.writing import WriteSettings, WriteStems, write_clip
 
 

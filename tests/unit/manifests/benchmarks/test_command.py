@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from manifests.benchmarks.__main__ import run
-from manifests.codec import iter_rows
+from manifests.files.readers import iter_rows
 from manifests.row import ManifestRow
 
 LISTS = Path(__file__).parent / "lists"

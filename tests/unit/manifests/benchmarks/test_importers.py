@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from manifests.benchmarks.clips import QuerySetting
 from manifests.benchmarks.importers import (
     MixedClip,
     build_drawn,
@@ -13,8 +14,7 @@ from manifests.benchmarks.importers import (
     read_captioned_json,
     read_dcase,
 )
-from manifests.benchmarks.multisource import Clip
-from manifests.benchmarks.queries import QuerySetting
+from manifests.benchmarks.mixtures import Clip
 from manifests.errors import ManifestError
 from manifests.row import ManifestRow
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from manifests.benchmarks.clips import QuerySetting
 from manifests.benchmarks.lists import Pair
-from manifests.benchmarks.multisource import Clip, build_multisource, clips_of
-from manifests.benchmarks.queries import QuerySetting
+from manifests.benchmarks.mixtures import Clip, build_multisource, clips_of
 
 CLIPS = [Clip(name=f"{i}.wav", caption=f"c{i % 6}") for i in range(12)]
 

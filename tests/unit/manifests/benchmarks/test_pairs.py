@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from manifests.benchmarks.clips import QuerySetting
 from manifests.benchmarks.lists import Pair, read_pairs, read_samples
-from manifests.benchmarks.pairs import BENCHMARKS, build_input_sdr, build_pairs, class_of
-from manifests.benchmarks.queries import QuerySetting
+from manifests.benchmarks.mixtures import BENCHMARKS, build_input_sdr, build_pairs, class_of
 from manifests.row import ManifestRow
 
 PAIRS = [

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from manifests.benchmarks.zeroshot import split_by, unseen_classes
+from manifests.benchmarks.mixtures import split_by, unseen_classes
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from manifests.benchmarks.pairs import BENCHMARKS
-from manifests.published.results import load
-from manifests.schema import METRIC_COLUMNS
+from manifests.benchmarks.mixtures import BENCHMARKS
+from manifests.columns import METRIC_COLUMNS
+from manifests.published import load
 
 
 def find(**wanted):

@@ -9,13 +9,12 @@ import torch
 from golden import baselines, synth
 from layouts_of_baselines import Spoiled, hollow, parsed, spoil
 from model import catalogue, registry
-from model.baselines import audiosep
-from model.baselines.checkpoints import published_state, unwrap
-from model.baselines.masking import MaskingSeparator
 from model.catalogue import WeightsFile
-from model.conditioning import Condition
-from model.fetch import CheckpointError, LocalFile
-from model.layouts import LayoutError
+from model.checkpoints.fetch import CheckpointError, LocalFile
+from model.checkpoints.layouts import LayoutError
+from model.checkpoints.loading import published_state, unwrap
+from model.systems import Condition, audiosep
+from model.systems.masking import MaskingSeparator
 
 SMALL = dataclasses.replace(
     audiosep.CONFIG, condition_size=8, channels=(4, 6, 8), n_fft=256, hop_samples=80

@@ -8,12 +8,11 @@ import torch
 
 from golden import baselines
 from layouts_of_baselines import Spoiled, hollow, parsed, spoil
-from model.baselines import lass
-from model.baselines.checkpoints import published_state
-from model.baselines.masking import MaskingSeparator
 from model.catalogue import WeightsFile
-from model.conditioning import Condition
-from model.layouts import LayoutError
+from model.checkpoints.layouts import LayoutError
+from model.checkpoints.loading import published_state
+from model.systems import Condition, lass
+from model.systems.masking import MaskingSeparator
 
 CHANNELS = (2, 3, 4)
 

@@ -13,11 +13,11 @@ import torch
 from golden import baselines
 from layouts_of_baselines import hollow, parsed
 from model import registry
-from model.baselines import audiosep, lass, uss
 from model.catalogue import Entry, WeightsFile
+from model.checkpoints.fetch import CheckpointError
 from model.clap import Clap
 from model.config import PUBLISHED, TINY
-from model.fetch import CheckpointError
+from model.systems import audiosep, lass, uss
 
 
 def entry_of(name: str, folder: Path, files: Mapping[str, Any]) -> Entry:

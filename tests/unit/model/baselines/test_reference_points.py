@@ -6,10 +6,10 @@ import torch
 
 from golden import synth
 from model import registry
-from model.baselines.reference_points import MixtureSeparator, OracleIrm
-from model.conditioning import Condition
 from model.config import SignalConfig
 from model.metrics import snr_db
+from model.systems import Condition
+from model.systems.reference_points import MixtureSeparator, OracleIrm
 
 SIGNAL = SignalConfig(n_fft=256, hop_samples=64, window_samples=16_000)
 

@@ -6,11 +6,10 @@ import torch
 
 from golden import baselines
 from layouts_of_baselines import Spoiled, hollow, parsed, spoil
-from model.baselines import uss
-from model.baselines.cnn14 import Cnn14Config
-from model.baselines.masking import MaskingSeparator
-from model.conditioning import Condition
-from model.layouts import LayoutError
+from model.checkpoints.layouts import LayoutError
+from model.systems import Condition, uss
+from model.systems.masking import MaskingSeparator
+from model.systems.uss import Cnn14Config
 
 SMALL_TAGGER = Cnn14Config(channels=(8, 8, 8), num_classes=8)
 

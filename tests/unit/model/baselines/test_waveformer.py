@@ -10,13 +10,11 @@ import float_noise
 from golden import baselines
 from layouts_of_baselines import Spoiled, hollow, parsed, spoil
 from model import registry
-from model.baselines import waveformer
-from model.baselines.checkpoints import published_state
-from model.baselines.label_queries import LABELS, LabelQueries
-from model.baselines.streaming import Positions, WaveformerConfig
 from model.catalogue import WeightsFile
-from model.conditioning import Condition
-from model.layouts import LayoutError
+from model.checkpoints.layouts import LayoutError
+from model.checkpoints.loading import published_state
+from model.systems import Condition, waveformer
+from model.systems.waveformer import LABELS, LabelQueries, Positions, WaveformerConfig
 
 SMALL = WaveformerConfig(encoder_dim=16, decoder_dim=8, num_encoder_layers=3, frame_samples=4)
 

@@ -10,7 +10,7 @@ import pytest
 import report_runs
 from model.evaluation import report
 from model.evaluation.results import Cost, Results, Score, ZeroShot, summarise_scores
-from model.plain_text import markdown
+from terminal.escaping import markdown
 
 
 def _score(number: int, dataset: str, sdri_db: float, label: str, phrase: str = "") -> Score:

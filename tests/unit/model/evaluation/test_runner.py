@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from model.audio import fit_length, resample
-from model.clapsep import ClapSep
-from model.conditioning import Condition
 from model.config import TINY
 from model.evaluation.queries import EmbeddedQueries
 from model.evaluation.rows import EvaluationRow, Query, Sources
 from model.evaluation.runner import Answer, Runner
-from model.mixing import mix
+from model.signal import fit_length, resample
+from model.signal.mixing import mix
+from model.signal.windowing import WindowPlan, separate_array
+from model.systems import Condition
+from model.systems.clapsep.network import ClapSep
 from model.training.corpus import Corpus
-from model.windowing import WindowPlan, separate_array
 from tones import RATE_HZ, ToneClap, ToneSeparator, tone
 
 BELL, RAIN, FROG, WIND = (f"{name}-test-a.wav" for name in ("bell", "rain", "frog", "wind"))

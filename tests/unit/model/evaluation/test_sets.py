@@ -6,14 +6,7 @@ import dataclasses
 import pytest
 
 from model.evaluation.rows import EvaluationRow
-from model.evaluation.sets import (
-    BLIND,
-    LEVELS_DB,
-    QUERY_SETS,
-    SETS,
-    Draw,
-    compound,
-)
+from model.evaluation.sets import BLIND, LEVELS_DB, QUERY_SETS, SETS, Draw, compound
 from model.training.corpus import Clip, Corpus
 from tones import LABELS, PHRASINGS
 

@@ -9,13 +9,7 @@ import pytest
 from model.evaluation import report
 from model.evaluation.results import Results
 from model.evaluation.sets import SETS
-from model.evaluation.suite import (
-    ALL_SETS,
-    EvaluationSettings,
-    draw_rows,
-    evaluate,
-    load_phrasings,
-)
+from model.evaluation.suite import ALL_SETS, EvaluationSettings, draw_rows, evaluate, load_phrasings
 from model.training.corpus import Corpus
 from tones import PHRASINGS, ToneClap, ToneSeparator
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.config import ClapSepConfig
-from model.config_json import to_json
-from model.loading import load_converted
+from model.checkpoints.loading import load_converted
+from model.config import ClapSepConfig, to_json
 from model.training import cli
 from model.training.bundle import load_networks
 from model.training.loop import BEST, CHECKPOINT

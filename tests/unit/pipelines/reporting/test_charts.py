@@ -7,13 +7,20 @@ import numpy as np
 import pytest
 
 import report_runs
-from model import plain_text
-from pipelines.reporting.chart_data import MAX_BARS, charts_of
-from pipelines.reporting.chart_types import Bar, Chart, Cloud, Curve, Histogram, Point
-from pipelines.reporting.charts import draw
-from pipelines.reporting.listening import choose
+from pipelines.reporting.charts import (
+    MAX_BARS,
+    Bar,
+    Chart,
+    Cloud,
+    Curve,
+    Histogram,
+    Point,
+    charts_of,
+    draw,
+)
+from pipelines.reporting.listening import choose, power
 from pipelines.reporting.runs import Run, read_run
-from pipelines.reporting.spectrograms import power
+from terminal import escaping
 from transforms.storage import Storage
 
 HOSTILE = '</svg><script>x</script>$\\frac{ "&'
@@ -60,7 +67,7 @@ def test_every_series_is_named_in_its_legend() -> None:
     svg = draw(Chart(name="one", **named, histograms=series)).svg
     root = ElementTree.fromstring(svg)  # noqa: S314 - made here
     texts = [(element.text or "").strip() for element in root.iter()]
-    assert {plain_text.one_line(name) for name in report_runs.NASTY} <= set(texts)
+    assert {escaping.one_line(name) for name in report_runs.NASTY} <= set(texts)
 
 
 def test_many_kinds_of_clips_give_every_plot(tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 import report_runs
-from manifests.published.results import load
-from pipelines.reporting.measured import lines_of, mean_std, published_for
-from pipelines.reporting.paired import compare
+from manifests.published import load
+from pipelines.reporting.measured import compare, lines_of, mean_std, published_for
 from pipelines.reporting.runs import Run, read_run
 from transforms.storage import Storage
 

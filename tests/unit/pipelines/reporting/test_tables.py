@@ -5,14 +5,9 @@ import io
 from pathlib import Path
 
 import report_runs
-from pipelines.reporting.measured import lines_of
-from pipelines.reporting.paired import compare
+from pipelines.reporting.measured import compare, lines_of
 from pipelines.reporting.runs import read_run
-from pipelines.reporting.tables import (
-    comma_separated,
-    comparison_table,
-    results_table,
-)
+from pipelines.reporting.tables import comma_separated, comparison_table, results_table
 from transforms.storage import Storage
 
 HOSTILE = "=1+1|<script>&_%\n**x**"

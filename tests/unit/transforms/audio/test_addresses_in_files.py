@@ -12,11 +12,10 @@ import av
 import pytest
 
 from bench.formats import by_pyav, by_soundfile, signal
-from transforms.access import UriAccess
-from transforms.audio import ffmpeg
-from transforms.audio.parts import AudioError
-from transforms.audio_io import open_audio
+from transforms.audio import AudioError, ffmpeg
+from transforms.audio.files import open_audio
 from transforms.storage import Storage
+from transforms.storage.access import UriAccess
 
 SOUND = by_soundfile(signal(16_000), 16_000, "WAV", "PCM_16")
 

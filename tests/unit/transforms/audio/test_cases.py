@@ -11,8 +11,8 @@ import pytest
 import soundfile
 
 from bench.formats import by_pyav, by_soundfile, signal
-from transforms.audio.parts import AudioError
-from transforms.audio_io import open_audio
+from transforms.audio import AudioError
+from transforms.audio.files import open_audio
 from transforms.storage import Storage
 
 CASES = Path(__file__).parents[3] / "data" / "cases"

@@ -20,10 +20,8 @@ import fuzzing
 from bench import formats
 from bench.formats import EXAMPLES, Example, by_pyav, by_soundfile, signal
 from manifests.audio_formats import AUDIO_SUFFIXES, FORMATS, recognised
-from transforms import audio_io
-from transforms.audio import ffmpeg
-from transforms.audio.parts import AudioError, Request
-from transforms.audio_io import open_audio
+from transforms.audio import AudioError, Request, ffmpeg, files
+from transforms.audio.files import open_audio
 from transforms.storage import Storage
 
 STORAGE = Storage()
@@ -354,6 +352,6 @@ def test_parts_are_the_same_where_there_is_no_room_for_a_copy(
     def full(*_: object) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(audio_io, "copied", full)
+    monkeypatch.setattr(files, "copied", full)
     for start, samples in _parts(str(path), STORAGE):
         np.testing.assert_array_equal(samples, everything[:, start : start + 1_600])

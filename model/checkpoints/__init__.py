@@ -1,0 +1,1 @@
+"""Weight files: reading them safely, their layouts, converting them, and fetching them."""

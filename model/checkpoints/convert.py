@@ -1,0 +1,203 @@
+"""Networks → one file, and what a weight file is.
+
+``python -m model.checkpoints convert`` writes one safetensors file with the configuration inside;
+``python -m model.checkpoints inspect`` says what a file is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from model.checkpoints import converted, layouts, tensorfiles
+from model.checkpoints.converted import SourceFile
+from model.checkpoints.fetch import CheckpointError, fetch
+from model.checkpoints.loading import Adapters, Networks, load_clap, load_published
+from model.clap import Clap
+from model.config import PUBLISHED, ClapSepConfig, from_json, to_json
+from terminal import flags, screen
+
+# Computed when a network is built; the mel filters are kept, since librosa's may change.
+_RECOMPUTED = re.compile("|".join(pattern for pattern in layouts.DERIVED if "melW" not in pattern))
+
+
+def save(
+    uri: str,
+    networks: Networks,
+    *,
+    dtype: converted.StorageType = "fp32",
+    adapters: Adapters = "merge",
+    notes: str = "",
+    max_file_bytes: int | None = None,
+) -> str:
+    """Writes a file for :func:`model.checkpoints.loading.load_converted`; returns its SHA-256.
+
+    Args:
+        uri: a path, or any URI that can be written to.
+        networks: what to write.
+        dtype: ``fp16`` halves the matrices; vectors and buffers stay as they are.
+        adapters: ``merge`` LoRA into the weights, or ``keep`` it for further training.
+        notes: free text for the header, such as how the model was trained.
+        max_file_bytes: a larger model becomes a set of files ``…-1-of-N.safetensors``; it is loaded
+            by the URI of the first.
+
+    Raises:
+        CheckpointError: the encoder has adapters, of which the configuration does not know.
+    """
+    config, decoder = networks.config, networks.separator.decoder
+    encoder = _encoder_tensors(networks, adapters)
+    kept = any(key.endswith(".lora_A") for key in encoder)
+    clap = _stored(networks.clap.state_dict(), networks.clap, dtype)
+    own = _stored(encoder, networks.separator.encoder, dtype)
+    shared = [key for key, value in own.items() if _equal(value, clap.get(f"audio_branch.{key}"))]
+    header = converted.Header(
+        kind="clapsep",
+        config=to_json(config),
+        clap_sha256=_clap_digest(networks.clap_sha256, clap, dtype),
+        lora=_lora_state(config, kept),
+        dtype=dtype,
+        shared=tuple(shared),
+        sources=networks.sources,
+        notes=notes,
+    )
+    own = {key: value for key, value in own.items() if key not in shared}
+    parts = {"clap": clap, "encoder": own, "decoder": _stored(decoder.state_dict(), decoder, dtype)}
+    return converted.write(uri, converted.joined(parts), header, max_file_bytes=max_file_bytes)
+
+
+def save_clap(
+    uri: str, clap: Clap, source: SourceFile, *, dtype: converted.StorageType = "fp32"
+) -> str:
+    """Writes a CLAP alone, for scoring, and returns the file's SHA-256."""
+    tensors = _stored(clap.state_dict(), clap, dtype)
+    header = converted.Header(
+        kind="clap",
+        config=to_json(clap.config),
+        clap_sha256=_clap_digest(source.sha256, tensors, dtype),
+        dtype=dtype,
+        sources=(source,),
+    )
+    return converted.write(uri, converted.joined({"clap": tensors}), header)
+
+
+def _encoder_tensors(networks: Networks, adapters: Adapters) -> dict[str, Tensor]:
+    """The separator's encoder under loralib's names, its adapters merged or kept."""
+    encoder = layouts.from_peft(networks.separator.encoder.state_dict())
+    if not any(key.endswith(".lora_A") for key in encoder):
+        return encoder
+    settings = networks.config.lora
+    if settings is None:
+        raise CheckpointError("the encoder has LoRA adapters, but config.lora is None")
+    return encoder if adapters == "keep" else layouts.merge_lora(encoder, settings)
+
+
+def _stored(
+    tensors: Mapping[str, Tensor], module: nn.Module, dtype: converted.StorageType
+) -> dict[str, Tensor]:
+    kept = {key: value for key, value in tensors.items() if not _RECOMPUTED.search(key)}
+    return converted.stored(kept, dtype, {name for name, _ in module.named_buffers()})
+
+
+def _clap_digest(known: str, tensors: Mapping[str, Tensor], dtype: converted.StorageType) -> str:
+    """The CLAP's source, as long as storing it changed no value."""
+    return known if known and dtype == "fp32" else converted.digest_tensors(tensors)
+
+
+def _lora_state(config: ClapSepConfig, kept: bool) -> converted.LoraState:
+    if config.lora is None:
+        return "none"
+    return "adapters" if kept else "merged"
+
+
+def _equal(value: Tensor, other: Tensor | None) -> bool:
+    return other is not None and value.shape == other.shape and torch.equal(value, other)
+
+
+def _convert(options: argparse.Namespace) -> str:
+    text = None if options.config is None else fetch(options.config).path.read_text("utf-8")
+    config = PUBLISHED if text is None else from_json(ClapSepConfig, text)
+    if options.clapsep is None:
+        clap = load_clap(options.clap, config=config.clap, sha256=options.clap_sha256)
+        source = SourceFile(role="clap", uri=options.clap, sha256=clap.digest)
+        return save_clap(options.output, clap, source, dtype=options.dtype)
+    networks = load_published(
+        options.clap,
+        options.clapsep,
+        config=config,
+        clap_sha256=options.clap_sha256,
+        clapsep_sha256=options.clapsep_sha256,
+        adapters="merge" if options.merge_lora else "keep",
+    )
+    adapters: Adapters = "merge" if options.merge_lora else "keep"
+    return save(options.output, networks, dtype=options.dtype, adapters=adapters)
+
+
+def describe(uri: str) -> dict[str, str]:
+    """What a weight file is, by name: format, kind, digest, sizes, configuration, sources.
+
+    Raises:
+        CheckpointError: the URI cannot be had, or is no weight file.
+    """
+    file = fetch(uri)
+    content = tensorfiles.read(file.path, uri)
+    facts = {"uri": uri, "sha256": file.sha256, "bytes": f"{file.num_bytes:,}"}
+    state = layouts.unwrap(content.content, uri)
+    if converted.is_converted(content.metadata):
+        header = converted.read_header(content.metadata, uri)
+        kind = f"{header.kind}, converted ({header.dtype}, LoRA: {header.lora})"
+        facts |= {"kind": kind, "clap_sha256": header.clap_sha256, "config": header.config}
+        facts |= {f"source {s.role}": f"{s.uri} {s.sha256}" for s in header.sources}
+        facts |= {"notes": header.notes} if header.notes else {}
+    else:
+        facts["kind"] = f"{layouts.identify(state)}, {content.format} file"
+    types = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
+    numbers = sum(value.numel() for value in state.values())
+    return facts | {"tensors": f"{len(state)} of {numbers:,} numbers ({', '.join(types)})"}
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Converts or describes weight files; returns the exit code."""
+    screen.steady()
+    parser = flags.Parser(prog="python -m model.checkpoints", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    convert = commands.add_parser("convert", help="published checkpoints → one safetensors file")
+    convert.add_argument(
+        "--clap", type=os.path.expanduser, required=True, help="URI of the CLAP checkpoint"
+    )
+    convert.add_argument(
+        "--clapsep",
+        type=os.path.expanduser,
+        help="URI of the CLAPSep checkpoint; without it, CLAP alone",
+    )
+    convert.add_argument(
+        "--output", type=os.path.expanduser, required=True, help="URI of the file to write"
+    )
+    convert.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32", help="of matrices")
+    convert.add_argument("--merge_lora", action="store_true", help="fold the adapters in")
+    convert.add_argument(
+        "--config",
+        type=os.path.expanduser,
+        help="URI of a JSON configuration; default: the published",
+    )
+    convert.add_argument("--clap_sha256", help="expected digest")
+    convert.add_argument("--clapsep_sha256", help="expected digest")
+    inspect = commands.add_parser("inspect", help="say what a weight file is")
+    inspect.add_argument("uri", type=os.path.expanduser)
+    options = parser.parse_args(argv)
+    try:
+        if options.command == "convert":
+            sha256 = _convert(options)
+            sys.stdout.write(f"wrote {options.output} (SHA-256 {sha256})\n")
+        else:
+            for name, value in describe(options.uri).items():
+                sys.stdout.write(f"{name:>14}  {value}\n")
+    except CheckpointError as err:
+        sys.stderr.write(f"{err}\n")
+        return 1
+    return 0

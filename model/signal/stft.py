@@ -1,0 +1,127 @@
+"""Computes short-time Fourier transforms and their inverse.
+
+The inverse does not look at its result, which would make the processor wait for a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.clap.laion import torch_hann
+
+
+def inverse_stft(spectrum: Tensor, window: Tensor, hop_samples: int, length: int) -> Tensor:
+    """``torch.istft`` with ``center=True``; on a CPU it is that.
+
+    Elsewhere frames are overlap-added and divided by the sum of the squared windows, which
+    ``torch.istft`` reads back to check that it is nowhere zero. A window and hop that leave gaps
+    give values that are not finite here, and an exception there.
+
+    Args:
+        spectrum: complex64[B, K, F], one-sided.
+        window: float32[n_fft].
+        hop_samples: distance of the frames.
+        length: samples of the result, which the frames must cover.
+
+    Returns:
+        float32[B, length].
+
+    Source:
+        Griffin and Lim 1984, IEEE TASSP 32(2), equation 6.
+    """
+    if spectrum.device.type == "cpu":
+        return torch.istft(
+            spectrum, len(window), hop_samples, window=window, center=True, length=length
+        )
+    return overlap_added(spectrum, window, hop_samples, length)
+
+
+def overlap_added(spectrum: Tensor, window: Tensor, hop_samples: int, length: int) -> Tensor:
+    """As :func:`inverse_stft`, on any device."""
+    size, num_frames = len(window), spectrum.shape[-1]
+    frames = torch.fft.irfft(spectrum, n=size, dim=1) * window[:, None]
+    weights = window.square()[None, :, None].expand(1, size, num_frames)
+    total = size + hop_samples * (num_frames - 1)
+    joined = F.fold(
+        torch.cat([frames, weights]), (1, total), kernel_size=(1, size), stride=(1, hop_samples)
+    )[:, 0, 0]
+    kept = joined[:, size // 2 :][:, :length]
+    return kept[:-1] / kept[-1:]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Spectrum:
+    """A batch of mixtures: samples, and their STFT."""
+
+    mixture: Tensor
+    """float32[B, T]."""
+    values: Tensor
+    """complex64[B, K, F]."""
+
+    def index(self, rows: Tensor) -> Spectrum:
+        """Repeats or reorders mixtures."""
+        return Spectrum(mixture=self.mixture[rows], values=self.values[rows])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Transform:
+    """An STFT and its inverse: periodic Hann window, centred frames, reflected ends.
+
+    Attributes:
+        n_fft: samples of a frame.
+        hop_samples: distance of frames.
+        whole_hops: pad with zeros to a whole number of hops, so that a window covers the last
+        sample well.
+    """
+
+    n_fft: int
+    hop_samples: int
+    whole_hops: bool = False
+
+    def hear(self, mixture: Tensor) -> Spectrum:
+        """float32[B, T], T ≥ 1, as a spectrum; one too short to be reflected is padded with zeros.
+
+        Raises:
+            ValueError: not [B, T], or T is 0.
+        """
+        if mixture.ndim != 2 or mixture.shape[-1] < 1:
+            raise ValueError(f"mixture {tuple(mixture.shape)}: expected [B, T] with T ≥ 1")
+        return Spectrum(mixture=mixture, values=self.forward(mixture))
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """float32[B, T] → complex64[B, K, F]."""
+        length = self.padded(waveform.shape[-1])
+        return torch.stft(
+            F.pad(waveform, (0, length - waveform.shape[-1])),
+            self.n_fft,
+            self.hop_samples,
+            window=self.window(waveform.device),
+            center=True,
+            pad_mode="reflect",
+            return_complex=True,
+        )
+
+    def inverse(self, values: Tensor, num_samples: int) -> Tensor:
+        """complex64[B, K, F] → float32[B, T]."""
+        waveform = torch.istft(
+            values,
+            self.n_fft,
+            self.hop_samples,
+            window=self.window(values.device),
+            center=True,
+            length=self.padded(num_samples),
+        )
+        return waveform[:, :num_samples]
+
+    def padded(self, num_samples: int) -> int:
+        """How many samples are transformed for so many."""
+        length = max(num_samples, self.n_fft // 2 + 1)
+        return -(-length // self.hop_samples) * self.hop_samples if self.whole_hops else length
+
+    def window(self, device: torch.device) -> Tensor:
+        """Float32[n_fft]."""
+        return torch_hann(self.n_fft).to(device)

@@ -1,0 +1,287 @@
+"""Shows a run to people: log lines without credentials, progress, and the table at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from model import registry
+from pipelines.dead_letters import reasons
+from pipelines.output_folder.record import FILE
+from pipelines.plan import DEAD_LETTERS, METRICS, SUMMARY, Plan
+from pipelines.runners.measurements import Measurements
+from terminal import escaping
+from transforms.storage import Storage, join, retries
+from transforms.storage.redaction import redact
+from transforms.tables.row_counts import Books
+from transforms.writing import OTHER_FORMAT, STEMS_FOLDER
+
+
+class _Discreet(logging.Formatter):
+    """Formats log lines, tracebacks included, without credentials."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        super().__init__("%(levelname)s %(name)s: %(message)s")
+        self._secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record), self._secrets)
+
+
+def configure_logging(level: str, secrets: Sequence[str] = ()) -> None:
+    """Log lines on standard error; those of Beam and of fsspec only where they are wanted.
+
+    Args:
+        level: for the root logger.
+        secrets: what no line may hold.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Discreet(secrets))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    debug = level == "debug"
+    logging.getLogger("py.warnings").setLevel(logging.WARNING if debug else logging.ERROR)
+    for name in ("apache_beam", "fsspec"):  # they log what they raise too
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.CRITICAL)
+
+
+LINE_INTERVAL_S = 10.0
+REMOTE_LINE_INTERVAL_S = 60.0
+_BAR_INTERVAL_S = 0.25
+Snapshot = Callable[[], Mapping[str, float]]
+
+
+class ProgressDisplay:
+    """Shows counts while the body of a ``with`` statement runs, on standard error."""
+
+    def __init__(
+        self,
+        style: str,
+        total: int | None,
+        snapshot: Snapshot,
+        interval_s: float = LINE_INTERVAL_S,
+    ) -> None:
+        """Nothing is shown yet.
+
+        Args:
+            style: ``auto``, ``bar``, ``log`` or ``none``.
+            total: rows, where it is known.
+            snapshot: gives ``done``, ``failed`` and ``audio_s``.
+            interval_s: between lines.
+        """
+        if style == "auto":
+            style = "bar" if sys.stderr.isatty() else "log"
+        self._style, self._total, self._snapshot = style, total, snapshot
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
+        self._started_s = 0.0
+
+    def __enter__(self) -> ProgressDisplay:
+        """Begins to show."""
+        self._started_s = time.monotonic()
+        if self._style != "none":
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Shows the last state and ends."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether anything more will be shown."""
+        return self._thread.is_alive()
+
+    def _show(self) -> None:
+        if self._style == "bar":
+            self._show_bar()
+        else:
+            self._show_lines()
+
+    def _show_bar(self) -> None:
+        columns: tuple[ProgressColumn, ...] = (
+            BarColumn(),
+            TextColumn("{task.completed:.0f} of {task.fields[of]} clips"),
+            _RateColumn(),
+            TextColumn("{task.fields[failed]:.0f} failed"),
+            TimeRemainingColumn(),
+        )
+        of = "?" if self._total is None else str(self._total)
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=self._total, of=of, failed=0, rate=0.0)
+            while True:
+                ended = self._stop.wait(_BAR_INTERVAL_S)
+                counts = self._snapshot()
+                bar.update(
+                    task,
+                    completed=counts.get("done", 0) + counts.get("failed", 0),
+                    failed=counts.get("failed", 0),
+                    rate=self._rate(counts),
+                )
+                if ended:
+                    return
+
+    def _show_lines(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            sys.stderr.write(line(self._snapshot(), self._total, self._elapsed_s()) + "\n")
+            sys.stderr.flush()
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._started_s
+
+    def _rate(self, counts: Mapping[str, float]) -> float:
+        return counts.get("audio_s", 0.0) / max(self._elapsed_s(), 1e-9)
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.fields['rate']:.1f} s of audio a second")
+
+
+def line(counts: Mapping[str, float], total: int | None, elapsed_s: float) -> str:
+    """The state in words."""
+    done, failed = int(counts.get("done", 0)), int(counts.get("failed", 0))
+    of = f" of {total}" if total is not None else ""
+    text = (
+        f"{done + failed}{of} clips after {elapsed_s:.0f} s, {failed} failed, "
+        f"{counts.get('audio_s', 0.0) / max(elapsed_s, 1e-9):.1f} s of audio a second"
+    )
+    if total is not None and 0 < done + failed < total:
+        left_s = elapsed_s / (done + failed) * (total - done - failed)
+        text += f", about {left_s:.0f} s left"
+    return text
+
+
+NOTHING_TO_DO = "nothing to do: the manifest has no rows"
+_SHOWN = ("sdri_db", "clap_score")
+_MAX_GROUPS = 12
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pooled:
+    """A metric over several groups of clips."""
+
+    n: int
+    mean: float | None
+    std: float | None
+
+    def __str__(self) -> str:
+        """Mean ± standard deviation."""
+        if self.mean is None:
+            return "-"
+        return f"{self.mean:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}")
+
+
+def pooled(groups: Iterable[Mapping[str, Any]]) -> Pooled:
+    """Mean and sample standard deviation of all clips, from those of their groups."""
+    parts = [(g["n"], g["mean"], g["std"] or 0.0) for g in groups if g["n"]]
+    n = sum(part[0] for part in parts)
+    if n == 0:
+        return Pooled(n=0, mean=None, std=None)
+    mean = sum(count * value for count, value, _ in parts) / n
+    if n == 1:
+        return Pooled(n=1, mean=mean, std=None)
+    squares = sum((c - 1) * s**2 + c * (value - mean) ** 2 for c, value, s in parts)
+    return Pooled(n=n, mean=mean, std=math.sqrt(squares / (n - 1)))
+
+
+def read_summary(storage: Storage, uri: str) -> list[dict[str, Any]]:
+    """Lines of a summary table."""
+    lines: list[dict[str, Any]] = []
+    for file in storage.list_files(uri, ".parquet"):
+        lines.extend(pq.read_table(io.BytesIO(storage.read_bytes(file))).to_pylist())
+    return lines
+
+
+def closing_lines(plan: Plan, books: Books, measured: Measurements, *, wall_s: float) -> list[str]:
+    """The table of a run and the paths to open next."""
+    audio_s, on_average = measured.audio_s, measured.line()
+    rate = f", {audio_s / wall_s:.1f} times real time" if wall_s > 0 and books.stems else ""
+    summary = read_summary(plan.storage, plan.uri(SUMMARY))
+    text = [table_text(summary)] if summary else []
+    text.append(
+        NOTHING_TO_DO
+        if books.rows == 0
+        else f"{books.stems} clips ({audio_s:.0f} s of audio) in {wall_s:.0f} s{rate}; "
+        f"{books.finished_before} finished before; {books.dead_letters} failed"
+    )
+    text += reasons(books, plan.storage, plan.config.output)
+    if on_average:
+        text.append(on_average)
+    if other := measured.counters.get(f"WriteStems/{OTHER_FORMAT}"):
+        text.append(
+            f"{other} stems or residuals are float WAV, since FLAC cannot hold them; "
+            "the column stem_note says why"
+        )
+    if repeated := retries.repeated(measured.counters):
+        text.append(f"{repeated} requests to storage failed and were repeated; see run.json")
+    if summary and registry.default_scorer(plan.config.model) == plan.config.scorer == "own":
+        text.append("CLAPScore is by the model's own CLAP, which is circular; see --scorer.")
+    last = {"failures": DEAD_LETTERS} if books.dead_letters else {"run": FILE}
+    named = {"listen": STEMS_FOLDER, "numbers": METRICS, **last}
+    return text + places(plan.storage, plan.config.output, named)
+
+
+def places(storage: Storage, output: str, named: Mapping[str, str]) -> list[str]:
+    """A line for each of the files and folders in the output folder that is there.
+
+    Args:
+        storage: how files are reached.
+        output: the folder.
+        named: names in it, by what they are called.
+    """
+    uris = {label: join(output, name) for label, name in named.items()}
+    return [f"{label}: {uri}" for label, uri in uris.items() if storage.exists(uri)]
+
+
+def table_text(lines: list[dict[str, Any]]) -> str:
+    """The lines of a summary as a table; whatever a dataset is called is text in it."""
+    console = Console(file=io.StringIO(), width=100, record=True, markup=False, emoji=False)
+    console.print(_table(lines))
+    return console.export_text().rstrip()
+
+
+def _table(lines: list[dict[str, Any]]) -> Table:
+    table = Table(
+        "dataset", "query", "n", "SDRi dB", "CLAPScore", box=None, pad_edge=False, expand=False
+    )
+    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for entry in lines:
+        key = (entry["dataset"] or "-", f"{entry['query_type']} {entry['polarity']}")
+        groups.setdefault(key, {}).setdefault(entry["metric"], []).append(entry)
+    for key in sorted(groups)[:_MAX_GROUPS]:
+        table.add_row(*map(escaping.one_line, key), *_cells(groups[key]))
+    if len(groups) != 1:
+        everything: dict[str, list[dict[str, Any]]] = {}
+        for entry in lines:
+            everything.setdefault(entry["metric"], []).append(entry)
+        table.add_row("all", "", *_cells(everything))
+    return table
+
+
+def _cells(by_metric: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    some = by_metric.get(_SHOWN[0], [])
+    total = sum(entry["n"] + entry["n_undefined"] for entry in some)
+    return [str(total), *(str(pooled(by_metric.get(metric, []))) for metric in _SHOWN)]

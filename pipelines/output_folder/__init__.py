@@ -1,0 +1,368 @@
+"""The output folder: what an earlier run left there, and what a run may do about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from manifests.columns import SCHEMA_VERSION
+from pipelines.config import SeparateConfig
+from pipelines.flags import UsageError
+from pipelines.output_folder import lock as locking
+from pipelines.output_folder.clearing import (
+    SCORE,
+    SEPARATE,
+    SYNTHESIZE,
+    Places,
+    delete,
+    has_results,
+    pieces_in,
+    tables_in,
+    written,
+)
+from pipelines.output_folder.record import FILE, differences, read_record, write_record
+from pipelines.plan import DEAD_LETTERS, MANIFEST, METRICS, STAGING
+from terminal import escaping
+from transforms.audio.files import describe
+from transforms.kept import BROKEN, CHANGED, DOUBLE, GONE, UNKNOWN, KeptRules
+from transforms.storage import Storage, join
+from transforms.storage.access import UriAccess
+from transforms.storage.redaction import redact, redacted
+from transforms.tables.row_counts import Resumed
+
+COMMAND_LINE = "the command line"
+_ATTEMPT = re.compile(r"^part-(\d+)-")
+CLEARING = "clearing"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """What earlier runs left in an output folder.
+
+    Attributes:
+        record: the last run's ``run.json``; None where there was no run, or it is damaged.
+        damage: what is wrong with ``run.json``.
+        attempt: of the run that comes now: 0 for the first.
+        metrics_uris: files of metrics that it goes on with.
+        journal_uris: files of the journal of a run that did not end.
+        letter_uris: files of dead letters.
+        sources: manifests whose rows the output is about, as far as that is known.
+        rules: how what is there is held against the manifest.
+    """
+
+    record: Mapping[str, Any] | None
+    damage: str | None = None
+    attempt: int = 0
+    metrics_uris: tuple[str, ...] = ()
+    journal_uris: tuple[str, ...] = ()
+    letter_uris: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    rules: KeptRules = dataclasses.field(default_factory=KeptRules)
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was there."""
+        return self.record is not None or self.damage is not None
+
+
+def storage_of(config: SeparateConfig, access: UriAccess | None = None) -> Storage:
+    """How the files of a run are reached; local output is staged inside the output folder.
+
+    Args:
+        config: of the run.
+        access: what a web server may lead to; None: what the run's rows may name.
+    """
+    if access is None:
+        access = UriAccess(prefixes=config.allowed_uri_prefix)
+    storage = Storage(
+        options=access.guarding(config.storage_options),
+        isolate_decoder=config.execution.isolate_decoder,
+    )
+    local = storage.local_path(config.output)
+    return storage if local is None else dataclasses.replace(storage, staging=join(local, STAGING))
+
+
+def examine(config: SeparateConfig, storage: Storage, command: str) -> Earlier:
+    """Looks at the output folder, and changes nothing.
+
+    Args:
+        config: of the run.
+        storage: how files are reached.
+        command: which of our commands is to write there.
+
+    Raises:
+        UsageError: there is a run, and neither --resume nor --overwrite was given; or --overwrite
+            was, and the run is another command's, or what is there is no run's.
+    """
+    uri, output = join(config.output, FILE), config.output
+    record, damage = _record(storage, uri)
+    metrics, letters = (tables_in(storage, output, name) for name in (METRICS, DEAD_LETTERS))
+    pieces = pieces_in(storage, output)
+    ours = [*metrics, *letters, *pieces, *tables_in(storage, output, MANIFEST)]
+    if record is None and damage is None and ours:
+        damage = "is missing"
+    if record is None and damage is None:
+        if config.overwrite and has_results(storage, output):
+            raise UsageError(
+                f"--overwrite: {output} has files but no {FILE}: it is not an output folder"
+            )
+        return Earlier(record=None)
+    if record is None and not ours:
+        raise UsageError(f"{uri} {damage}, and there are no tables of a run: move it away")
+    if not (config.resume or config.overwrite):
+        also = "" if damage is None else f" (its {FILE} {damage})"
+        raise UsageError(
+            f"{output} holds the results of a run{also}; "
+            f"{'add --resume to go on with it, ' if command == SEPARATE else 'add '}"
+            "--overwrite to begin again, or take another --output"
+        )
+    if config.overwrite:
+        before = command if record is None else _command_of(record)
+        if before != command:
+            raise UsageError(
+                f"--overwrite: {output} holds what {before} wrote, and {command} would not "
+                "write it again; take another --output"
+            )
+        return Earlier(record=record, damage=damage)
+    if record is not None and record["status"] == CLEARING:
+        raise UsageError(
+            f"--resume: {output} was left by an --overwrite that was stopped while it "
+            "deleted earlier results; repeat it with --overwrite"
+        )
+    sources = _sources_of(record)
+    return Earlier(
+        record=record,
+        damage=damage,
+        attempt=_attempt(record, [*metrics, *letters]),
+        metrics_uris=tuple(metrics),
+        journal_uris=tuple(pieces),
+        letter_uris=tuple(letters),
+        sources=sources,
+        rules=_rules(config, storage, sources, trusted=record is not None),
+    )
+
+
+def _record(storage: Storage, uri: str) -> tuple[Mapping[str, Any] | None, str | None]:
+    """The record of the last run, or what is wrong with it."""
+    try:
+        record: Any = read_record(storage, uri)
+    except (ValueError, RecursionError):
+        return None, "is not JSON"
+    kinds = {"status": str, "settings": dict, "config": dict}
+    if record is None or (
+        isinstance(record, dict)
+        and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+    ):
+        return record, None
+    return None, "is not the record of a run"
+
+
+def _attempt(record: Mapping[str, Any] | None, tables: Sequence[str]) -> int:
+    """The next one: no file of an earlier attempt has its name, whatever the record says."""
+    before = [int(name) for uri in tables for name in _ATTEMPT.findall(uri.rsplit("/", 1)[-1])]
+    known = (record or {}).get("attempt")
+    return max([*before, known if isinstance(known, int) else 0]) + 1
+
+
+def _sources_of(record: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The manifests of all runs that an output holds; empty where that is not known."""
+    if record is None:
+        return ()
+    before = record["config"].get("manifests") or [COMMAND_LINE]
+    return tuple(record.get("sources") or before)
+
+
+def _given(config: SeparateConfig, storage: Storage) -> list[str]:
+    """The manifests of a run as ``run.json`` names them, but for the output's own dead letters."""
+    letters = Places(storage, [join(config.output, DEAD_LETTERS)])
+    own = [uri.rstrip("/") for uri in config.manifests if not letters.hold(uri)]
+    return list(map(str, redacted(own)))
+
+
+def _rules(
+    config: SeparateConfig, storage: Storage, sources: Sequence[str], *, trusted: bool
+) -> KeptRules:
+    given = _given(config, storage)
+    return KeptRules(
+        covers=bool(sources) and {uri.rstrip("/") for uri in sources} <= set(given),
+        retrying=bool(config.manifests) and not given,
+        trusted=trusted,
+    )
+
+
+def sources_after(
+    config: SeparateConfig, storage: Storage, earlier: Earlier, *, others: int | None = None
+) -> list[str]:
+    """The manifests whose rows the output is about with this run.
+
+    Args:
+        config: of the run.
+        storage: how files are reached.
+        earlier: what was there.
+        others: rows that stay and are not in its manifests; None: not known yet.
+    """
+    given = [COMMAND_LINE] if config.rows else _given(config, storage)
+    if given and (others == 0 or earlier.rules.covers):
+        return given
+    return list(dict.fromkeys([*earlier.sources, *given]))
+
+
+def _command_of(record: Mapping[str, Any]) -> str:
+    """The command whose run a record is of."""
+    settings = record.get("settings", {})
+    if "mix_seed" in settings:
+        return SYNTHESIZE
+    return SCORE if "system" in settings else SEPARATE
+
+
+@contextmanager
+def usable(output: str, done: str = "written") -> Iterator[None]:
+    """Names ``--output`` in what a storage has against it, as it is ``read`` or ``written``.
+
+    Raises:
+        UsageError: its scheme is not known, needs a package that is not installed, or the folder
+            cannot be reached or written.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except NotADirectoryError as err:
+        reason = "is a file, or lies in one; expected a folder"
+        raise UsageError(f"--output {output}: {reason}") from err
+    except ImportError as err:
+        extra = "; this project's extra s3 brings it" if output.startswith("s3") else ""
+        raise UsageError(f"--output {output}: {err}{extra}") from err
+    except (OSError, ValueError) as err:
+        raise UsageError(f"--output: cannot be {done}: {describe(err, output)}") from err
+
+
+def clear(config: SeparateConfig, storage: Storage, earlier: Earlier, command: str) -> list[str]:
+    """Deletes what earlier runs wrote into the output folder; gives lines about what stays."""
+    if not earlier.exists:
+        return []
+    found = written(storage, config.output, earlier.record, command)
+    empty: Mapping[str, Any] = {"settings": {}, "config": {}}
+    write_record(
+        storage, join(config.output, FILE), {**(earlier.record or empty), "status": CLEARING}
+    )  # a run that is stopped here is not resumed
+    delete(storage, config.output, found)
+    said = []
+    if found.unknown:
+        said.append(
+            f"--overwrite left {len(found.unknown)} files that no table of the earlier run names, "
+            f"such as {found.unknown[0]}"
+        )
+    said += [
+        f"--overwrite: {uri} could not be read; stems that only it names stay"
+        for uri in found.unreadable
+    ]
+    return said
+
+
+@contextmanager
+def held(
+    config: SeparateConfig, storage: Storage, require_ended: locking.RequireEnded
+) -> Iterator[locking.Lock]:
+    """Holds the output folder of a run, which no other run may enter meanwhile.
+
+    Raises:
+        UsageError: another run holds it, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        with usable(config.output):
+            lock = stack.enter_context(
+                locking.holding(
+                    storage,
+                    config.output,
+                    locking.this_process(config.command),
+                    require_ended,
+                    force=config.force_unlock,
+                    say=say,
+                )
+            )
+        yield lock
+
+
+def require_free(
+    config: SeparateConfig, storage: Storage, require_ended: locking.RequireEnded
+) -> None:
+    """Raises UsageError where another run writes into the output folder."""
+    reason = locking.refusal(storage, config.output, require_ended, force=config.force_unlock)
+    if reason is not None:
+        raise UsageError(reason)
+
+
+def require_no_job(
+    earlier: Earlier, config: SeparateConfig, require_ended: locking.RequireEnded
+) -> None:
+    """Raises UsageError where a job of the earlier run goes on, whose lock is not there any more.
+
+    Two jobs that write into one folder would give every row twice, and one that runs while its
+    results are deleted would leave half of them.
+    """
+    record = earlier.record or {}
+    if "job" in record and record["status"] != "finished" and not config.force_unlock:
+        require_ended(record["job"])
+
+
+def say(line: str) -> None:
+    """Says something on standard error, without credentials."""
+    sys.stderr.write(f"note: {redact(line)}\n")
+
+
+def require_same_settings(earlier: Earlier, settings: Mapping[str, Any]) -> None:
+    """Refuses to mix results that do not compare.
+
+    Raises:
+        UsageError: a setting differs from the earlier run's, with its name and both values.
+    """
+    if earlier.record is None:
+        return
+    version = earlier.record.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise UsageError(
+            f"--resume: the tables in --output have schema version {version}, and this release "
+            f"writes version {SCHEMA_VERSION}, which has other columns and file names; take "
+            "another --output, or --overwrite to begin again"
+        )
+    different = differences(earlier.record.get("settings", {}), settings)
+    if different:
+        raise UsageError(
+            "--resume: the run in --output had other settings: " + "; ".join(different)
+        )
+
+
+def tidy(config: SeparateConfig, storage: Storage, earlier: Earlier) -> None:
+    """Removes dead letters of earlier attempts: those that still stand are among the new ones."""
+    storage.remove_files(earlier.letter_uris, config.output)
+
+
+_LEFT = {
+    CHANGED: "{n} finished before with other content, done again",
+    GONE: "{n} no longer in the manifest, taken out of the tables (their stems stay)",
+    DOUBLE: "{n} found twice in the tables, kept once",
+    BROKEN: "{n} with a stem that is missing or cut, taken out of the tables and done again where "
+    "the manifest has them",
+    UNKNOWN: "{n} of which nothing says any more what they were made with, done again",
+}
+
+
+def resumed_lines(resumed: Resumed) -> list[str]:
+    """What became of what earlier attempts had left."""
+    lines = [
+        f"{uri} could not be read ({reason}): its rows are done again"
+        for uri, reason in resumed.damaged.items()
+    ]
+    for why, count in resumed.left.items():
+        names = resumed.named.get(why, ())
+        more = f" and {count - len(names)} more" if count > len(names) else ""
+        said = _LEFT[why].format(n="1 row" if count == 1 else f"{count} rows")
+        lines.append(f"{said}: {', '.join(map(escaping.one_line, names))}{more}")
+    if resumed.others:
+        lines.append(f"{resumed.others} finished rows that are not in this manifest stay")
+    return lines

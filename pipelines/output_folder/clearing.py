@@ -1,0 +1,310 @@
+"""``--overwrite``: what earlier runs wrote into an output folder goes, and nothing else does."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests.files import existing_path, links_of
+from manifests.files.readers import iter_rows
+from manifests.row import EXTRA_PREFIX, ManifestRow
+from pipelines.config import SeparateConfig
+from pipelines.flags import UsageError
+from pipelines.output_folder.record import ManifestFacts
+from pipelines.plan import (
+    BOOKS,
+    DEAD_LETTERS,
+    ERROR_FILE,
+    JOURNAL,
+    MANIFEST,
+    METRICS,
+    SUMMARY,
+    WORK,
+)
+from transforms.rendering import INTERFERER_COLUMN, INTERFERERS, MIXTURES, REFERENCES
+from transforms.storage import Storage, join
+from transforms.storage.access import uris_of
+from transforms.storage.redaction import redact
+from transforms.writing import STEMS_FOLDER
+
+_FILE = r"\d{5}-of-\d{5}\.parquet"
+_TABLES: Mapping[str, re.Pattern[str]] = {
+    METRICS: re.compile(rf"(.*/)?part-\d{{3,}}-{_FILE}"),
+    SUMMARY: re.compile(rf"summary-{_FILE}"),
+    DEAD_LETTERS: re.compile(rf"part-\d{{3,}}-{_FILE}"),
+    MANIFEST: re.compile(rf"rows-{_FILE}"),
+}
+_SET_ASIDE = re.compile(rf"(.*/)?_part-\d{{3,}}-{_FILE}\.damaged")
+_PIECE = re.compile(r"[0-9a-f]{32}\.parquet")
+SEPARATE, SCORE, SYNTHESIZE = "pipelines.separate", "pipelines.score", "pipelines.synthesize"
+_AUDIO: Mapping[str, tuple[str, ...]] = {
+    SEPARATE: (STEMS_FOLDER,),
+    SCORE: (),  # its stems are somebody else's
+    SYNTHESIZE: (MIXTURES, REFERENCES, INTERFERERS),
+}
+_ALIASES = {"local": "file", "gcs": "gs", "s3a": "s3"}
+
+Reads = Callable[[ManifestRow], Iterable[tuple[str, str]]]
+"""The URIs that a row makes a run read, each with the column that names it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What earlier runs wrote into an output folder, beside ``run.json``.
+
+    Attributes:
+        audio: stems, residuals and rendered mixtures that tables or the journal name.
+        tables: files of tables, with our names and our schemas.
+        unknown: files in the folders of audio that no table names.
+        unreadable: tables of ours of which nobody can say which files they name.
+    """
+
+    audio: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+
+
+def tables_in(storage: Storage, output: str, name: str) -> list[str]:
+    """The files of a table that runs wrote, by their names."""
+    return _matching(storage, join(output, name), _TABLES[name], ".parquet")
+
+
+def pieces_in(storage: Storage, output: str) -> list[str]:
+    """The files of the journal that a run left."""
+    return _matching(storage, join(output, JOURNAL), _PIECE, ".parquet")
+
+
+def has_results(storage: Storage, output: str) -> bool:
+    """Whether anything is in a folder but what a run keeps there while it works, as its lock."""
+    files = storage.list_files(output, "")
+    return any(not _below(storage, uri, output).startswith(f"{WORK}/") for uri in files)
+
+
+def remove_working_files(storage: Storage, output: str) -> None:
+    """Removes what only a running job needs, except for the lock."""
+    storage.discard_unfinished(output)
+    pieces = pieces_in(storage, output)
+    storage.remove_files([*pieces, join(output, BOOKS), join(output, ERROR_FILE)], output)
+
+
+def _matching(storage: Storage, folder: str, name: re.Pattern[str], suffix: str) -> list[str]:
+    return [
+        uri
+        for uri in storage.list_files(folder, suffix)
+        if name.fullmatch(_below(storage, uri, folder))
+    ]
+
+
+def _below(storage: Storage, uri: str, folder: str) -> str:
+    """The path of a listed file, seen from the folder."""
+    return storage.resolve(uri)[1].removeprefix(storage.resolve(folder)[1].rstrip("/") + "/")
+
+
+def written(
+    storage: Storage, output: str, record: Mapping[str, Any] | None, command: str
+) -> Written:
+    """Looks through the tables of earlier runs; changes nothing.
+
+    Args:
+        storage: how files are reached.
+        output: the folder.
+        record: of the last run, which says where the folder was when its files were named.
+        command: whose runs they were.
+    """
+    config = (record or {}).get("config")
+    before = config.get("output") if isinstance(config, Mapping) else None
+    named: set[str] = set()
+    tables: list[str] = []
+    unreadable: list[str] = []
+    candidates = [uri for name in _TABLES for uri in tables_in(storage, output, name)]
+    for uri in (*candidates, *pieces_in(storage, output)):
+        try:
+            names = _names_in(storage, uri, [redact(before or output), redact(output)])
+        except (pa.ArrowException, OSError, ValueError):
+            unreadable.append(uri)
+        else:
+            if names is None:  # a table of somebody else
+                continue
+            named |= names
+        if uri in candidates:
+            tables.append(uri)
+    for name in (METRICS, DEAD_LETTERS):
+        tables += _matching(storage, join(output, name), _SET_ASIDE, ".damaged")
+    audio: list[str] = []
+    unknown: list[str] = []
+    for folder in _AUDIO[command]:
+        for uri in storage.list_files(join(output, folder), ""):
+            known = f"{folder}/{_below(storage, uri, join(output, folder))}" in named
+            (audio if known else unknown).append(uri)
+    return Written(
+        audio=tuple(audio),
+        tables=tuple(tables),
+        unknown=tuple(unknown),
+        unreadable=tuple(unreadable),
+    )
+
+
+_NAMING_COLUMNS = ("stem_uri", "residual_uri", "model_sha256", "mixture_uri", "reference_uri")
+_INTERFERERS = EXTRA_PREFIX + INTERFERER_COLUMN
+
+
+def _names_in(storage: Storage, uri: str, outputs: Sequence[str]) -> set[str] | None:
+    """Files of audio that a table says a run wrote, as paths below the output folder.
+
+    None where the table is not one of ours.
+    """
+    with storage.open(uri) as stream:
+        file = pq.ParquetFile(stream)
+        if b"schema_version" not in (file.schema_arrow.metadata or {}):
+            return None
+        there = [name for name in (*_NAMING_COLUMNS, _INTERFERERS) if name in file.schema.names]
+        if "stage" in file.schema_arrow.names:  # dead letters have no files
+            return set()
+        return {
+            path
+            for batch in file.iter_batches(columns=there)
+            for row in batch.to_pylist()
+            for path in _paths_of(row, outputs)
+        }
+
+
+def _paths_of(row: Mapping[str, Any], outputs: Sequence[str]) -> Iterator[str]:
+    if "stem_uri" not in row:  # a row of a rendered manifest, whose files are named from its folder
+        uris = [row.get("mixture_uri"), row.get("reference_uri")]
+        uris += (row.get(_INTERFERERS) or "").split(";")
+        for uri in uris:
+            path = (uri or "").removeprefix("../")
+            if path.partition("/")[0] in (MIXTURES, REFERENCES, INTERFERERS):
+                yield path
+    elif row["model_sha256"] is not None:  # without it the stem was somebody else's, and scored
+        for uri in (row["stem_uri"], row["residual_uri"]):
+            for output in outputs:
+                start = join(output, STEMS_FOLDER) + "/"
+                if uri is not None and redact(uri).startswith(start):
+                    yield f"{STEMS_FOLDER}/{redact(uri).removeprefix(start)}"
+
+
+def delete(storage: Storage, output: str, found: Written) -> None:
+    """Deletes what runs wrote: audio first, so that what is left can still be told."""
+    storage.remove_files(found.audio, output)
+    storage.remove_files(found.tables, output)
+    remove_working_files(storage, output)
+
+
+def require_apart(
+    config: SeparateConfig, storage: Storage, reads: Iterable[tuple[str, str]]
+) -> None:
+    """Checks that nothing which a run reads lies where ``--overwrite`` deletes.
+
+    Args:
+        config: of the run.
+        storage: how files are reached.
+        reads: what is read, and its URI.
+
+    Raises:
+        UsageError: something does, by whatever spelling or link.
+    """
+    if not config.overwrite:
+        return
+    places = Places(storage, _deleted_from(config.output))
+    for what, uri in reads:
+        if places.hold(uri):
+            raise UsageError(
+                f"--overwrite would delete {what}: {uri} lies in --output; move it, or take "
+                "another --output"
+            )
+
+
+def reads_of(
+    config: SeparateConfig,
+    manifests: Sequence[ManifestFacts],
+    storage: Storage,
+    reads: Reads = uris_of,
+) -> Iterator[tuple[str, str]]:
+    """What a run reads: its manifests, and what their rows name, row by row."""
+    yield from (("the manifest", uri) for uri in config.manifests)
+    yield from (("the manifest", facts.uri) for facts in manifests)
+    for row in config.rows:
+        yield from reads(row)
+    for facts in manifests:
+        rows = functools.partial(iter_rows, facts.uri, storage.options_for(facts.uri))
+        for result in storage.iterate(facts.uri, rows):
+            if isinstance(result, ManifestRow):
+                for column, uri in reads(result):
+                    yield f"{column} of row {result.manifest_row} of {facts.uri}", uri
+
+
+def _deleted_from(output: str) -> list[str]:
+    """Folders that ``--overwrite`` deletes from; those in the output can be links to elsewhere."""
+    folders = (*_TABLES, *(folder for names in _AUDIO.values() for folder in names))
+    return [output, *(join(output, name) for name in folders)]
+
+
+class Places:
+    """Whether URIs lead into some folders: compared are places, not spellings."""
+
+    def __init__(self, storage: Storage, folders: Iterable[str]) -> None:
+        self._storage = storage
+        self._prefixes: set[tuple[str, ...]] = set()
+        self._folders: set[tuple[int, int]] = set()
+        for folder in folders:
+            path = storage.local_path(folder)
+            self._prefixes |= set(self._spellings(folder))
+            if path is not None and os.path.exists(path):
+                self._folders.add(_identity(path))
+        self._above = functools.lru_cache(maxsize=10_000)(self._lies_below)
+
+    def hold(self, uri: str) -> bool:
+        """Whether ``uri``, or the archive that it lies in, is in one of the folders, or is one."""
+        address = links_of(uri)[-1]
+        try:
+            path = self._storage.local_path(address)
+        except ValueError:  # a file:// URI of another machine: nothing here is meant
+            return False
+        if path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                address = path = existing_path(path)
+        for place in self._spellings(address):
+            if any(place[:end] in self._prefixes for end in range(1, len(place) + 1)):
+                return True
+        return path is not None and "\x00" not in path and self._above(os.path.realpath(path))
+
+    def _spellings(self, uri: str) -> Iterator[tuple[str, ...]]:
+        """Scheme, host or bucket, and the parts of the path; with and without ``..`` resolved.
+
+        A local link has two places: its own, from which it would be deleted, and where it leads.
+        """
+        path = self._storage.local_path(uri)
+        if path is not None:
+            folder, name = os.path.split(path)
+            known = "\x00" in path
+            own = path if known else os.path.join(os.path.realpath(folder), name)
+            for spelling in (own, path if known else os.path.realpath(path)):
+                yield ("file", *(part for part in spelling.split("/") if part))
+            return
+        scheme, _, rest = uri.partition("://")
+        scheme = _ALIASES.get(scheme.lower(), scheme.lower())
+        for spelling in (rest, posixpath.normpath(rest)):
+            yield (scheme, *(part for part in spelling.split("/") if part not in ("", ".")))
+
+    def _lies_below(self, path: str) -> bool:
+        """By the folders themselves: two paths can be one on some disks, and through mounts."""
+        if os.path.isdir(path) and _identity(path) in self._folders:
+            return True
+        above = os.path.dirname(path)
+        return above != path and self._above(above)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino

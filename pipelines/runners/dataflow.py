@@ -1,0 +1,291 @@
+"""The job on Google Cloud Dataflow: what is checked before, said after, and made of its answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from apache_beam.metrics.metric import MetricResults, MetricsFilter
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    SetupOptions,
+    TestOptions,
+    WorkerOptions,
+)
+from apache_beam.runners.dataflow.dataflow_runner import (
+    DataflowPipelineResult,
+    DataflowRunner,
+    DataflowRuntimeException,
+)
+from apache_beam.runners.dataflow.internal.apiclient import (
+    DataflowApplicationClient,
+    DataflowJobAlreadyExistsError,
+)
+from apache_beam.runners.runner import PipelineResult, PipelineState
+from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound
+
+from pipelines.config import SeparateConfig
+from pipelines.flags import UsageError
+from pipelines.runners import DATAFLOW, Execution
+from pipelines.runners.measurements import measurements_of
+
+logger = logging.getLogger(__name__)
+_COUNT_INTERVAL_S = 30.0
+_JOB_MESSAGES = "apache_beam.runners.dataflow.dataflow_runner"
+
+
+class DataflowError(RuntimeError):
+    """Dataflow did not take the job, or the job did not end well."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DataflowJob:
+    """A job that Dataflow has taken."""
+
+    id: str
+    name: str
+    project: str
+    region: str
+
+    @property
+    def console_url(self) -> str:
+        """Its page."""
+        place = f"{self.region}/{self.id}?project={self.project}"
+        return f"https://console.cloud.google.com/dataflow/jobs/{place}"
+
+    def command(self, verb: str) -> str:
+        """A command of Google's CLI about it."""
+        place = f"--region={self.region} --project={self.project}"
+        return f"gcloud dataflow jobs {verb} {self.id} {place}"
+
+    def lines(self) -> list[str]:
+        """What is said when it was submitted."""
+        return [
+            f"Dataflow job {self.id} ({self.name}) was submitted",
+            f"  watch: {self.console_url}",
+            f"  state: {self.command('show')}",
+            f"  stop:  {self.command('cancel')}",
+            "  This command waits for it and closes the run. The job goes on without it; after an "
+            "interruption, the same command with --resume closes the run once the job has ended.",
+        ]
+
+
+def check(config: SeparateConfig, options: PipelineOptions) -> None:
+    """Looks for what Dataflow would only find out, or its workers, some minutes later.
+
+    Raises:
+        UsageError: a flag is missing, or workers could not reach what it names.
+    """
+    cloud = options.view_as(GoogleCloudOptions)
+    for name in ("project", "region", "temp_location"):
+        if not getattr(cloud, name):
+            raise UsageError(f"--runner={DATAFLOW} needs --{name}")
+    places = {"--output": config.output, "--temp_location": cloud.temp_location}
+    for row in config.rows:
+        places |= {"--mixture": row.mixture_uri, "--reference": row.reference_uri}
+    local = [(flag, uri) for flag, uri in places.items() if uri and "://" not in uri]
+    local += [("--manifest", uri) for uri in config.manifests if "://" not in uri]
+    for flag, uri in local:
+        raise UsageError(f"{flag}={uri}: Dataflow's workers cannot reach it; expected gs://…")
+    code = options.view_as(SetupOptions)
+    if not (options.view_as(WorkerOptions).sdk_container_image or code.setup_file):
+        raise UsageError(
+            f"--runner={DATAFLOW} needs --sdk_container_image IMAGE with this project in it (see "
+            "Dockerfile), or --setup_file ./setup.py: else workers do not have its code"
+        )
+
+
+def require_ended(job: Mapping[str, Any], options: PipelineOptions) -> None:
+    """Asks whether the job of an earlier run has ended.
+
+    Args:
+        job: as ``run.json`` and the lock have it.
+        options: of the run that is to write into the same folder.
+
+    Raises:
+        UsageError: the job still runs, or nobody can say.
+    """
+    _require_ended(DataflowJob(**job), options)
+
+
+def _require_ended(job: DataflowJob, options: PipelineOptions) -> None:
+    cloud = options.view_as(GoogleCloudOptions)
+    there = PipelineOptions(
+        [],
+        project=job.project,
+        region=job.region,
+        dataflow_endpoint=cloud.dataflow_endpoint,
+        no_auth=cloud.no_auth,
+        impersonate_service_account=cloud.impersonate_service_account,
+    )
+    try:
+        # Without Beam's retries: they take minutes to believe that there is no such job.
+        client = DataflowApplicationClient(there)
+        answer = DataflowApplicationClient.get_job.__wrapped__(client, job.id)
+    except NotFound:  # Dataflow forgets jobs after some weeks
+        return
+    except GoogleAPICallError as err:
+        raise UsageError(
+            f"--output: Dataflow does not say whether job {job.id} of the earlier run ended: "
+            f"{err}; when you know that it has, --force_unlock goes on"
+        ) from err
+    state = DataflowPipelineResult.api_jobstate_to_pipeline_state(answer.current_state)
+    if not PipelineState.is_terminal(state):
+        raise UsageError(
+            f"--output: Dataflow job {job.id} of that run is {state}: wait for it "
+            f"({job.console_url}) or stop it: {job.command('cancel')}"
+        )
+
+
+def is_dry_run(options: PipelineOptions) -> bool:
+    """Whether the job is to be built and not submitted."""
+    return bool(options.view_as(TestOptions).dry_run)
+
+
+def template_of(options: PipelineOptions) -> str | None:
+    """Where the job is to be left, for something else to submit; None where it is submitted."""
+    location: str | None = options.view_as(GoogleCloudOptions).template_location
+    return location
+
+
+def runner_for(
+    execution: Execution, on_submitted: Callable[[DataflowJob], None] | None = None
+) -> Runner | None:
+    """The runner of a job on Dataflow; None for a job elsewhere.
+
+    Args:
+        execution: where the job is to run.
+        on_submitted: called when there is a job, after it was announced on standard error.
+    """
+    return Runner(execution.log_level, on_submitted) if execution.runner == DATAFLOW else None
+
+
+class Runner(DataflowRunner):
+    """Beam's runner, which says what it did and what went wrong."""
+
+    def __init__(self, log_level: str, on_submitted: Callable[[DataflowJob], None] | None) -> None:
+        """Nothing is submitted yet; ``log_level`` is of workers and of what is said of the job."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._result: DataflowPipelineResult | None = None
+        self._counts: Mapping[str, float] = {}
+        self._counted_at_s = float("-inf")
+        self._log_level, self._on_submitted = log_level, on_submitted
+
+    def run_pipeline(
+        self, pipeline: Any, options: PipelineOptions, pipeline_proto: Any = None
+    ) -> PipelineResult:
+        """Stages and submits.
+
+        Raises:
+            DataflowError: Dataflow did not take the job; the message says what to do.
+        """
+        logging.getLogger(_JOB_MESSAGES).setLevel(self._log_level.upper())
+        workers = options.view_as(WorkerOptions)
+        if workers.default_sdk_harness_log_level is None:
+            workers.default_sdk_harness_log_level = self._log_level.upper()
+        try:
+            result: PipelineResult = super().run_pipeline(  # type: ignore[no-untyped-call]
+                pipeline, options, pipeline_proto
+            )
+        except DataflowJobAlreadyExistsError as err:
+            raise DataflowError(str(err)) from err
+        except GoogleAPICallError as err:
+            raise DataflowError(_refusal(err, options)) from err
+        if not isinstance(result, DataflowPipelineResult) or not result.has_job:
+            return result
+        self._result = result
+        cloud = options.view_as(GoogleCloudOptions)
+        job = DataflowJob(
+            id=result.job_id(), name=cloud.job_name, project=cloud.project, region=cloud.region
+        )
+        sys.stderr.write("\n".join(job.lines()) + "\n")
+        if self._on_submitted is not None:
+            self._on_submitted(job)
+        return _Followed(result, job)
+
+    def counts(self) -> Mapping[str, float]:
+        """How far the job is, asked at most every half minute."""
+        now_s = time.monotonic()
+        if self._result is not None and now_s - self._counted_at_s >= _COUNT_INTERVAL_S:
+            self._counted_at_s = now_s
+            try:
+                self._counts = measurements_of(self._result).progress()
+            except GoogleAPICallError as err:  # the job does not depend on it
+                logger.debug("no counters: %s", err)
+        return self._counts
+
+
+class _Followed(PipelineResult):
+    """A submitted job whose end is put into words."""
+
+    def __init__(self, result: DataflowPipelineResult, job: DataflowJob) -> None:
+        super().__init__(result.state)  # type: ignore[no-untyped-call]
+        self._result, self._job = result, job
+
+    @property
+    def state(self) -> str:
+        return str(self._result.state)
+
+    def metrics(self) -> MetricResults:
+        return _Metrics(self._result.metrics())
+
+    def cancel(self) -> Any:
+        return self._result.cancel()
+
+    def wait_until_finish(self, duration: int | None = None) -> Any:
+        """Waits.
+
+        Raises:
+            DataflowError: the job failed or was cancelled, or can no longer be followed.
+        """
+        try:
+            return self._result.wait_until_finish(duration)
+        except DataflowRuntimeException as err:
+            said = [line.strip() for line in str(err).splitlines()[1:] if line.strip()]
+            why = said[-1] if said and said[-1] != "None" else "Dataflow gives no reason"
+            raise DataflowError(
+                f"Dataflow job {self._job.id} ended as {self._result.state}: {why}; "
+                f"its log: {self._job.console_url}"
+            ) from err
+        except (AssertionError, GoogleAPICallError) as err:  # the thread that asks has died
+            raise DataflowError(
+                f"Dataflow job {self._job.id} can no longer be followed, and may go on: "
+                f"{self._job.console_url}"
+            ) from err
+
+
+class _Metrics(MetricResults):
+    """Counters for the record: a job that is done is not failed because they cannot be had."""
+
+    def __init__(self, metrics: MetricResults) -> None:
+        super().__init__()
+        self._metrics = metrics
+
+    def query(self, filter: MetricsFilter | None = None) -> Any:
+        try:
+            return self._metrics.query(filter)
+        except (GoogleAPICallError, KeyError) as err:  # Beam wants each metric twice
+            logger.warning("Dataflow did not give the job's counters: %r", err)
+            return {name: [] for name in (self.COUNTERS, self.DISTRIBUTIONS)}
+
+
+def _refusal(error: GoogleAPICallError, options: PipelineOptions) -> str:
+    cloud = options.view_as(GoogleCloudOptions)
+    text = f"Dataflow did not take the job ({int(error.code or 0)}: {error.message})"
+    if isinstance(error, Forbidden):
+        return (
+            f"{text}; this account needs roles/dataflow.developer on project {cloud.project} and "
+            "roles/iam.serviceAccountUser on the workers' account, and the Dataflow API has to be "
+            "enabled there"
+        )
+    if error.code == 409:
+        return (
+            f"{text}; a job named {cloud.job_name} runs in {cloud.region}: wait for it, or give "
+            "another --job_name"
+        )
+    return text

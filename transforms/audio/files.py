@@ -1,0 +1,416 @@
+"""Audio files ↔ arrays, at any URI and in any of the formats of :mod:`manifests.audio_formats`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import io
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import IO, BinaryIO, Literal, NoReturn
+
+import numpy as np
+import soundfile
+
+from manifests.audio_formats import FLAC
+from transforms.audio import (
+    AudioError,
+    AudioPart,
+    AudioReader,
+    Request,
+    decoding,
+    isolation,
+    libsndfile,
+)
+from transforms.elements import Samples
+from transforms.storage import Storage, copied
+
+StemFormat = Literal["flac", "wav"]
+_Decode = Callable[[BinaryIO, Request], AbstractContextManager[AudioReader]]
+_SFC_SET_ADD_PEAK_CHUNK = 0x1050
+_FLOAT_BYTES = 4
+_MAX_WAV_BYTES = 2**32 - 2**16
+_BLOCK_SAMPLES = 2**16
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+READ_ERRORS = (OSError, EOFError, ValueError, ImportError)
+"""What reading a file can raise, AudioError included; ImportError: no package for a protocol."""
+
+
+class WriteError(OSError):
+    """A stem that could not be written."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Audio:
+    """Samples float32[C, T] and their rate."""
+
+    samples: Samples
+    sample_rate_hz: int
+
+
+def error_code(error: BaseException) -> str:
+    """One word for what went wrong when a file was read or written."""
+    refused = _audio_error(error)
+    if refused is not None:
+        return refused.code
+    if isinstance(error, WriteError) and isinstance(error.__cause__, OSError):
+        return error_code(error.__cause__)
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return "disk_full"
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    if isinstance(error, PermissionError):
+        return "permission"
+    if isinstance(error, IsADirectoryError):
+        return "not_a_file"
+    return "io_error"
+
+
+def describe(error: BaseException, uri: str) -> str:
+    """The error for a person: which file, and what about it."""
+    text = str(_audio_error(error) or error) or type(error).__name__
+    return text if uri in text else f"{uri}: {text}"
+
+
+def _audio_error(error: BaseException | None) -> AudioError | None:
+    """The error, or what a file system made another error of: it may have its own view."""
+    while error is not None and not isinstance(error, AudioError):
+        error = error.__cause__
+    return error
+
+
+@contextmanager
+def open_audio(
+    storage: Storage,
+    uri: str,
+    offset_s: float | None = None,
+    duration_s: float | None = None,
+    known: AudioPart | None = None,
+) -> Iterator[AudioReader]:
+    """Opens the part of a file that begins at ``offset_s`` and lasts at most ``duration_s``.
+
+    Args:
+        storage: how the file is reached.
+        uri: the file.
+        offset_s: where the part begins; None: where the file does.
+        duration_s: how long it lasts at most; None: to the end of the file.
+        known: the same part as it was found before, which spares counting its samples again.
+
+    Raises:
+        AudioError: the file is empty or not audio, its header is unusable, or the part is outside.
+        OSError: the file cannot be reached; an AudioError where that does not name the file.
+    """
+    decode = isolation.decoded if storage.isolate_decoder else decoding.decoded
+    request = Request(uri=uri, offset_s=offset_s, duration_s=duration_s, known=known)
+    with ExitStack() as stack:
+        with _naming(uri):
+            raw = stack.enter_context(storage.open(uri))
+            if not raw.read(1):
+                raise AudioError("empty_file", f"{uri}: the file is empty")
+            raw.seek(0)
+            reader = _from_copy(raw, request, decode, stack)
+            if reader is None:
+                raw.seek(0)
+                reader = stack.enter_context(decode(raw, request))
+        if offset_s and reader.part.from_start:
+            _DECODED_FROM_START.add(uri)
+        yield reader
+
+
+class _LatestNames:
+    """Some names, the latest that were added; threads share it."""
+
+    def __init__(self, limit: int) -> None:
+        self._lock, self._limit = threading.Lock(), limit
+        self._names: dict[str, None] = {}
+
+    def __contains__(self, name: str) -> bool:
+        with self._lock:
+            return name in self._names
+
+    def add(self, name: str) -> None:
+        with self._lock:
+            self._names.pop(name, None)
+            self._names[name] = None
+            if len(self._names) > self._limit:
+                del self._names[next(iter(self._names))]
+
+
+_DECODED_FROM_START = _LatestNames(1_000)
+"""Recordings of which a part was reached by decoding all before it: the next part is read from a
+copy, so that the parts of a recording, however many, cost it two passes."""
+_NOT_COPIED = _LatestNames(1_000)
+"""Recordings of which no copy can be made, or which are too long for one."""
+
+
+def _from_copy(
+    raw: BinaryIO, request: Request, decode: _Decode, stack: ExitStack
+) -> AudioReader | None:
+    """Opens a part in a decoded copy of its recording; None: it is to be decoded from the start.
+
+    The copy has the samples as they are decoded, in 32-bit float: the part is the same.
+    """
+    uri = request.uri
+    if request.known is not None or not request.offset_s:
+        return None
+    if uri not in _DECODED_FROM_START or uri in _NOT_COPIED:
+        return None
+
+    def fill(file: IO[bytes]) -> None:
+        raw.seek(0)
+        with decode(raw, Request(uri=uri)) as reader:
+            part = reader.part
+            if part.num_values * _FLOAT_BYTES > _MAX_WAV_BYTES:
+                raise AudioError("too_long", f"{uri}: too long for a copy")
+            with soundfile.SoundFile(
+                file, "w", part.sample_rate_hz, part.num_channels, format="WAV", subtype="FLOAT"
+            ) as copy:
+                for block in reader.blocks(_BLOCK_SAMPLES):
+                    copy.write(block.T)
+
+    try:
+        copy = stack.enter_context(copied("decoded", uri, raw.seek(0, io.SEEK_END), fill))
+    except READ_ERRORS:  # the part itself may be whole
+        _NOT_COPIED.add(uri)
+        return None
+    return stack.enter_context(decoding.decoded(copy, request))
+
+
+@contextmanager
+def _naming(uri: str) -> Iterator[None]:
+    """Has every error name the file: a row has several, and what a store says may name none."""
+    try:
+        yield
+    except READ_ERRORS as err:
+        if uri in str(err):
+            raise
+        raise AudioError(error_code(err), describe(err, uri)) from err
+
+
+def require_sound(samples: Samples, uri: str) -> None:
+    """Raises AudioError where all samples are zero: nothing to extract or to compare with."""
+    if not samples.any():
+        raise AudioError("silent", f"{uri}: all samples are zero")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A stem's file.
+
+    Attributes:
+        uri: where it is.
+        form: its format.
+        note: why that is not the format that was asked for.
+        peak: its largest absolute sample.
+    """
+
+    uri: str
+    form: StemFormat
+    note: str | None
+    peak: float
+
+
+def held_by(form: StemFormat, rate_hz: int, peak: float) -> tuple[StemFormat, str | None]:
+    """The format that holds a stem, and why it is not ``form``: what FLAC cannot hold is WAV."""
+    in_tens = rate_hz % 10 == 0 and rate_hz <= (FLAC.max_written_rate_hz or 0)
+    if form == "flac" and not (rate_hz < 2**16 or in_tens):
+        return "wav", f"FLAC has no sample rate of {rate_hz} Hz"
+    if form == "flac" and peak > 1.0:
+        return "wav", "samples over full scale"
+    return form, None
+
+
+class StemWriter:
+    """Writes a stem block by block to a local file, that is published once it is whole.
+
+    24-bit FLAC, or WAV in 32-bit float (RF64 from 4 GB). The same samples give the same bytes.
+    """
+
+    def __init__(
+        self, path: str, part: AudioPart, form: StemFormat, uri: str | None = None
+    ) -> None:
+        """Opens ``path`` for a stem of the rate, channels and length of ``part``.
+
+        Args:
+            path: the local file.
+            part: what it is to hold.
+            form: in which format.
+            uri: what messages call it; None: ``path``.
+
+        Raises:
+            WriteError: it cannot be opened, or the format does not hold such a stem.
+        """
+        self._path, self._part, self._form = path, part, form
+        self._uri = path if uri is None else uri
+        kind = {"format": "FLAC", "subtype": "PCM_24"}
+        if form == "wav":
+            large = part.num_values * _FLOAT_BYTES > _MAX_WAV_BYTES
+            kind = {"format": "RF64" if large else "WAV", "subtype": "FLOAT"}
+        with write_errors(self._uri):
+            self._raw = _ErrorKeepingFile(path)
+        try:
+            self._file = soundfile.SoundFile(
+                self._raw, "w", part.sample_rate_hz, part.num_channels, **kind
+            )
+        except soundfile.LibsndfileError as err:
+            self._raw.close()
+            self._fail(err)
+        _leave_out_the_date(self._file)
+        self.peak = 0.0
+
+    def write(self, block: Samples) -> None:
+        """Appends float32[C, T]; FLAC saturates at full scale, like any fixed-point format.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
+        if block.shape[-1] == 0:
+            return
+        self.peak = max(self.peak, float(np.abs(block).max()))
+        clipped = np.clip(block, -1.0, 1.0) if self._form == "flac" else block
+        try:
+            self._file.write(clipped.T)
+        except (soundfile.LibsndfileError, AssertionError) as err:  # the latter: fewer than given
+            self._fail(err)
+        self._require_written()
+
+    def complete(self) -> None:
+        """Completes the file and reads it back: its header, and its last sample.
+
+        Raises:
+            WriteError: it is not whole.
+        """
+        self.end()
+        with write_errors(self._uri):
+            require_whole(self._path, self._part)
+
+    def end(self) -> None:
+        """Ends the file where it is.
+
+        Raises:
+            WriteError: something of it could not be written.
+        """
+        self.close()
+        self._require_written()
+
+    def close(self) -> None:
+        """Lets go of the file, whole or not."""
+        with contextlib.suppress(soundfile.LibsndfileError):  # complete() looks at what is there
+            self._file.close()
+        self._raw.close()
+
+    def _require_written(self) -> None:
+        if self._raw.error is not None:
+            self._fail(self._raw.error)
+
+    def _fail(self, error: Exception) -> NoReturn:
+        """Raises what the system said, or else what libsndfile did."""
+        cause = self._raw.error or error
+        reason = getattr(cause, "error_string", str(cause) or "not all samples were taken")
+        raise WriteError(f"{self._uri}: cannot be written: {reason}") from cause
+
+
+def require_whole(stem: str | BinaryIO, part: AudioPart) -> None:
+    """Checks that a stem, by path or open, has rate, channels and length of ``part``, and an end.
+
+    Raises:
+        WriteError: it has not.
+    """
+    expected = part.sample_rate_hz, part.num_channels, part.num_samples
+    try:
+        with soundfile.SoundFile(stem) as file:
+            found = file.samplerate, file.channels, file.frames
+            if found == expected:  # so says its header; a FLAC may end before all the same
+                file.seek(part.num_samples - 1)
+                last = np.empty((2, part.num_channels), np.float32)
+                found = (*found[:2], part.num_samples - 1 + libsndfile.read_into(last, file))
+    except libsndfile.DECODER_ERRORS as err:
+        raise WriteError(f"is not whole: {getattr(err, 'error_string', err)}") from err
+    if found != expected:
+        raise WriteError(f"is not whole: rate, channels and samples are {found} of {expected}")
+
+
+def stem_blocks(path: str) -> Iterator[Samples]:
+    """What was written of a local stem so far, float32[C, n] each.
+
+    Raises:
+        WriteError: it cannot be read back.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            block = np.empty((_BLOCK_SAMPLES, file.channels), np.float32)
+            while count := libsndfile.read_into(block, file):
+                yield block[:count].T
+    except libsndfile.DECODER_ERRORS as err:
+        raise WriteError(f"is not whole: {getattr(err, 'error_string', err)}") from err
+
+
+class _ErrorKeepingFile:
+    """A file for libsndfile, which does not say that the end of a FLAC could not be written."""
+
+    def __init__(self, path: str) -> None:
+        self._raw = io.FileIO(path, "wb")
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Writes all of it; nothing is written after an error."""
+        left = memoryview(data)
+        while left and self.error is None:
+            try:
+                left = left[self._raw.write(left) or 0 :]
+            except OSError as err:
+                self.error = err
+        return len(data) - len(left)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Goes to a place, for the header."""
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The place."""
+        return self._raw.tell()
+
+    def close(self) -> None:
+        """Closes it; some file systems say only now that they have no room."""
+        try:
+            self._raw.close()
+        except OSError as err:
+            self.error = self.error or err
+
+
+def write_audio(
+    storage: Storage, uri: str, samples: Samples, rate_hz: int, form: StemFormat
+) -> float:
+    """Writes float32[C, T] as a file that is whole; gives its peak.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    part = AudioPart(
+        sample_rate_hz=rate_hz, num_channels=len(samples), start=0, num_samples=samples.shape[1]
+    )
+    with write_errors(uri), storage.temporary(uri) as temporary:
+        writer = StemWriter(temporary, part, form, uri)
+        with contextlib.closing(writer):
+            writer.write(samples)
+            writer.complete()
+        storage.publish(uri, temporary)
+    return writer.peak
+
+
+@contextmanager
+def write_errors(uri: str) -> Iterator[None]:
+    """Makes what storage says while ``uri`` is written a :class:`WriteError` that names it."""
+    try:
+        yield
+    except OSError as err:
+        if isinstance(err, WriteError) and uri in str(err):
+            raise
+        raise WriteError(describe(err, uri)) from err
+
+
+def _leave_out_the_date(file: soundfile.SoundFile) -> None:
+    """Drops the PEAK chunk of float WAV files, which holds the time of writing."""
+    soundfile._snd.sf_command(file._file, _SFC_SET_ADD_PEAK_CHUNK, soundfile._ffi.NULL, 0)

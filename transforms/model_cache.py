@@ -1,0 +1,107 @@
+"""The models of a process: each is loaded once, whichever transforms use it."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import torch
+
+from manifests.files import prefer_gcs_over_http
+from model import devices, registry
+from model.checkpoints import fetch
+from model.checkpoints.fetch import OptionsByProtocol
+from model.clap import QueryEncoder
+from model.registry import LoadedModel
+
+T = TypeVar("T")
+OWN = "own"
+_LOCK = threading.Lock()
+_LOADED: dict[Hashable, Any] = {}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelChoice:
+    """Which model, where and how precisely it computes.
+
+    Attributes:
+        name: a name of ``model.registry``, or the URI of a checkpoint.
+        device: a torch device, or ``auto``: the GPU where the worker has one.
+        precision: ``fp32`` or ``bf16``.
+        compile: whether the network is compiled, where that can be done.
+        storage_options: fsspec options by protocol, with which weights are fetched.
+    """
+
+    name: str
+    device: str = devices.AUTO
+    precision: str = "fp32"
+    compile: bool = False
+    storage_options: OptionsByProtocol = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def resolved_device(self) -> str:
+        """The device of this worker.
+
+        Raises:
+            ValueError: this machine does not have it.
+        """
+        return devices.resolved(self.device)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerChoice:
+    """Which CLAP gives the CLAPScores; ``own`` is the one inside the model, which is circular."""
+
+    model: ModelChoice
+    name: str = OWN
+
+
+def load_model(choice: ModelChoice) -> LoadedModel:
+    """The model, loaded on first use: a ``model.registry.LoadedModel``.
+
+    On a CPU torch is told to use one thread for an operation; whoever wants more calls the model
+    from several. How an operation is cut up shows in the last bits of its result.
+    """
+
+    def load() -> LoadedModel:
+        with fetch.storage_options(choice.storage_options):
+            return registry.load(
+                choice.name,
+                device=choice.resolved_device(),
+                precision=choice.precision,
+                compile=choice.compile,
+            )
+
+    return _once(choice, load, choice.resolved_device())
+
+
+def load_scorer(choice: ScorerChoice) -> QueryEncoder:
+    """The CLAP that scores, loaded on first use; threads as :func:`load_model` says."""
+    if choice.name == OWN:
+        return load_model(choice.model).query_encoder
+
+    def load() -> QueryEncoder:
+        with fetch.storage_options(choice.model.storage_options):
+            return registry.load_scorer(choice.name, device=choice.model.resolved_device())
+
+    return _once(choice, load, choice.model.resolved_device())
+
+
+def _once(key: Hashable, load: Callable[[], T], device: str) -> T:
+    if device == "cpu":
+        torch.set_num_threads(1)
+    prefer_gcs_over_http()  # weights may be in a bucket
+    with _LOCK:
+        if key not in _LOADED:
+            _LOADED[key] = load()
+        loaded: T = _LOADED[key]
+        return loaded
+
+
+def forget() -> None:
+    """Lets go of all models of this process."""
+    with _LOCK:
+        _LOADED.clear()

@@ -1,0 +1,518 @@
+"""Reads and writes files at any fsspec URI; a written file appears whole or not at all.
+
+What can only be read from its start is copied once. A range of a compressed member of an archive is
+decompressed from the member's start, and a part of a recording in some formats is decoded from the
+recording's: reading it part by part would take time that grows with the square of its length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import itertools
+import os
+import posixpath
+import shutil
+import stat
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from glob import has_magic
+from pathlib import Path
+from typing import IO, Any, BinaryIO, TypeVar
+from urllib.parse import unquote
+
+import fsspec
+
+from manifests.files import connect, existing_path, is_url, links_of, local_path, other_spellings
+from manifests.files.publishing import (
+    UNFINISHED,
+    ShortTransferError,
+    put_in_place,
+    send,
+    sync_folder,
+    unfinished_file,
+    upload,
+)
+from model.checkpoints.fetch import RetryPolicy, is_transient
+from transforms.storage.retries import (
+    REPEATING_CLIENTS,
+    attempt,
+    attempts,
+    listen_to_clients,
+    publish,
+)
+
+KEPT_COPIES = 2
+"""Copies that a process keeps for the next row; each takes its size in the temporary folder, has
+no name there, and is gone with the process."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Copy:
+    filling: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    file: IO[bytes] | None = None
+
+
+_LOCK = threading.Lock()
+_COPIES: dict[tuple[str, str, int], _Copy] = {}
+
+
+@contextmanager
+def copied(
+    what: str, uri: str, num_bytes: int, fill: Callable[[IO[bytes]], None]
+) -> Iterator[BinaryIO]:
+    """Opens a local copy for reading, which is made if it is not there.
+
+    Args:
+        what: was made of the file, in a word: one file can have several copies.
+        uri: the file.
+        num_bytes: its size; another size under the same URI is another file.
+        fill: writes all of the copy into an empty file.
+
+    Raises:
+        OSError: it cannot be read, or the temporary folder is full.
+    """
+    copy = _latest((what, uri, num_bytes))
+    with copy.filling:
+        if copy.file is None:
+            file = tempfile.TemporaryFile()  # noqa: SIM115 - it is kept
+            try:
+                fill(file)
+                file.flush()
+            except BaseException:
+                file.close()
+                raise
+            copy.file = file
+    # Another description of the same file, with a place of its own.
+    with open(f"/proc/self/fd/{copy.file.fileno()}", "rb") as again:
+        yield again
+
+
+def _latest(key: tuple[str, str, int]) -> _Copy:
+    """The copy under a key, which becomes the last one to be dropped."""
+    with _LOCK:
+        copy = _COPIES.pop(key, None) or _Copy()
+        _COPIES[key] = copy
+        while len(_COPIES) > KEPT_COPIES:
+            _COPIES.pop(next(iter(_COPIES)))
+        return copy
+
+
+T = TypeVar("T")
+LARGE_OBJECT_BYTES = 64 * 2**20
+_BLOCK_BYTES = 4 * 2**20
+_REMOVERS, _REMOVED_AT_ONCE = 16, 1_000
+
+
+def join(base: str, *parts: str) -> str:
+    """``base`` and path parts, with one slash between each."""
+    return posixpath.join(base.rstrip("/") or "/", *parts)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """How files are reached.
+
+    Attributes:
+        options: fsspec options by protocol, such as ``{"gs": {"token": "anon"}}``.
+        staging: local folder for files being written, so that what a killed process leaves behind
+            is in there; a file that goes to another file system is written beside its place. None:
+            each is.
+        retry: how often what fails in a way that passes is tried again.
+        isolate_decoder: decode audio in other processes, which a file may crash.
+    """
+
+    options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    staging: str | None = None
+    retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
+    isolate_decoder: bool = False
+
+    def options_for(self, uri: str) -> dict[str, Any]:
+        """The options of a URI's protocol; of a chain, those of each, by protocol."""
+        if len(links_of(uri)) > 1:
+            return {protocol: dict(options) for protocol, options in self.options.items()}
+        protocol = uri.split(":", 1)[0].lower() if is_url(uri) else "file"
+        return dict(self.options.get(protocol, {}))
+
+    def resolve(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        """The file system of a URI and the path on it."""
+        if _client_repeats(uri):
+            listen_to_clients()
+        return connect(uri, self.options_for(uri))
+
+    def local_path(self, uri: str) -> str | None:
+        """Path of a local URI; None for any other. Nothing is opened.
+
+        Raises:
+            ValueError: a ``file://`` URI of another machine.
+        """
+        return local_path(uri)
+
+    def retrying(self, uri: str, operation: Callable[[], T]) -> T:
+        """What ``operation`` gives; one that failed in a way that passes is tried again.
+
+        Raises:
+            OSError: whatever type the store has for what went wrong.
+        """
+        if self.local_path(uri) is not None:
+            return operation()
+        return attempt(operation, uri, self.retry, client_repeats=_client_repeats(uri))
+
+    def iterate(self, uri: str, make: Callable[[], Iterator[T]]) -> Iterator[T]:
+        """What the iterator of ``make`` gives; after a failure that passes it goes on.
+
+        ``make`` gives the same every time: what was given already is skipped.
+        """
+        if self.local_path(uri) is not None:
+            yield from make()
+            return
+        done = 0
+        for each in attempts(self.retry, client_repeats=_client_repeats(uri)):
+            with each:
+                for item in itertools.islice(make(), done, None):
+                    done += 1
+                    yield item
+        publish()
+
+    def _ask(self, uri: str, operation: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
+        return self.retrying(uri, lambda: operation(*self.resolve(uri)))
+
+    def exists(self, uri: str) -> bool:
+        """Whether there is a file or a folder.
+
+        Raises:
+            OSError: the store does not say.
+        """
+
+        def look(fs: fsspec.AbstractFileSystem, path: str) -> None:
+            fs.invalidate_cache(path)
+            fs.info(path)
+
+        try:
+            self._ask(uri, look)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def read_bytes(self, uri: str) -> bytes:
+        """The whole file."""
+        data: bytes = self._ask(uri, lambda fs, path: fs.cat_file(path))
+        return data
+
+    @contextmanager
+    def open(self, uri: str) -> Iterator[BinaryIO]:
+        """A seekable file open for reading; what is remote and small is fetched with one request.
+
+        Where the name is not there, it is looked for in its other Unicode forms.
+
+        Raises:
+            OSError: the file is missing, may not be read, or is a folder or a device.
+        """
+        path = self.local_path(uri)
+        if path is not None:
+            path = existing_path(path)
+            if not stat.S_ISREG(_stat(path).st_mode):
+                raise IsADirectoryError(f"{uri} is not a regular file")
+            with open(path, "rb") as file:
+                yield file
+            return
+        uri, found = self._content_or_size(uri)
+        if isinstance(found, bytes):
+            yield io.BytesIO(found)
+            return
+        if "::" in uri:
+            with copied(
+                "member", uri, found, lambda file: self._unpack(uri, found, file)
+            ) as member:
+                yield member
+            return
+        blocks: Any = _Blocks(self, uri, found)
+        with io.BufferedReader(blocks, _BLOCK_BYTES) as file:
+            yield file
+
+    def _unpack(self, uri: str, num_bytes: int, file: IO[bytes]) -> None:
+        """Copies the member of an archive, from the start again after a failure that passes."""
+
+        def copy(fs: fsspec.AbstractFileSystem, path: str) -> None:
+            file.seek(0)
+            file.truncate()
+            with fs.open(path, "rb") as member:
+                shutil.copyfileobj(member, file, _BLOCK_BYTES)
+            if file.tell() < num_bytes:
+                raise ShortTransferError(f"{file.tell()} bytes arrived of {num_bytes}")
+
+        self._ask(uri, copy)
+
+    def _content_or_size(self, uri: str) -> tuple[str, bytes | int]:
+        """A remote file, or its size, and the URI under which it is there."""
+        try:
+            return uri, self._ask(uri, _content_or_size)
+        except FileNotFoundError as err:
+            for other in () if is_transient(err) else other_spellings(uri):
+                with contextlib.suppress(FileNotFoundError):
+                    return other, self._ask(other, _content_or_size)
+            raise
+
+    def read_range(self, uri: str, start: int, stop: int) -> bytes:
+        """Bytes ``start`` to ``stop``, exclusive, of a file that has as many."""
+        if stop <= start:  # S3 would send the whole object
+            return b""
+
+        def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+            return _whole(fs.cat_file(path, start=start, end=stop), stop - start)
+
+        return self._ask(uri, read)
+
+    def list_files(self, uri: str, suffix: str) -> list[str]:
+        """Files below a folder whose names end in ``suffix``, sorted; none if it is missing."""
+        path = self.local_path(uri)
+        if path is not None:
+            return sorted(name for name in _local_files(path) if name.endswith(suffix))
+
+        def find(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+            return [fs.unstrip_protocol(name) for name in _below(fs, path) if name.endswith(suffix)]
+
+        return sorted(self._ask(uri, find))
+
+    def write_bytes(self, uri: str, data: bytes) -> None:
+        """Publishes a file: at any moment it is absent, or old, or whole."""
+        if self.local_path(uri) is None:
+            self._ask(uri, lambda fs, path: send(fs, path, data))
+            return
+        with self.temporary(uri) as temporary:
+            Path(temporary).write_bytes(data)
+            self.publish(uri, temporary)
+        self.settle([uri])
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Publishes a file that must not be there yet; False where it is, or somebody was faster.
+
+        On stores that do not know exclusive creation, what is read back decides.
+        """
+        target = self.local_path(uri)
+        if target is not None:
+            with self.temporary(uri) as temporary:
+                Path(temporary).write_bytes(data)
+                return _link(temporary, target, data)
+        with contextlib.suppress(FileExistsError):
+            self._ask(uri, functools.partial(_create, data=data))
+        try:
+            return self.read_bytes(uri) == data
+        except FileNotFoundError:  # it was there, and is gone
+            return False
+
+    def publish(self, uri: str, temporary: str) -> None:
+        """Moves or uploads a finished local file to ``uri``.
+
+        A loss of power may take a local one away until :meth:`settle` is called, but no part of it.
+        """
+        target = self.local_path(uri)
+        if target is None:
+            self._ask(uri, lambda fs, path: upload(fs, temporary, path))
+            return
+        put_in_place(temporary, target)
+
+    def settle(self, uris: Iterable[str]) -> None:
+        """Makes published files last; for many files of one folder that is one wait."""
+        paths = [path for uri in uris if (path := self.local_path(uri)) is not None]
+        for folder in sorted({os.path.dirname(path) for path in paths}):
+            sync_folder(folder)
+
+    @contextmanager
+    def temporary(self, uri: str) -> Iterator[str]:
+        """Path of a local file to be filled and published as ``uri``; removed if it was not."""
+        target = self.local_path(uri)
+        folder = self.staging or tempfile.gettempdir()
+        if target is not None and (self.staging is None or _device(target) != _device(folder)):
+            folder = os.path.dirname(target)
+        with unfinished_file(folder) as path:
+            yield path
+
+    def discard_unfinished(self, output: str) -> None:
+        """Removes what processes that were ended left of the files that they wrote.
+
+        It is in the staging folder; or, of folders below the output folder that are on another
+        disk, in those.
+        """
+        if self.staging is None:
+            return
+        folders = [self.staging]
+        if os.path.isdir(output):
+            below = [entry.path for entry in os.scandir(output) if entry.is_dir()]
+            folders += [path for path in below if _device(path) != _device(self.staging)]
+        for path in itertools.chain.from_iterable(map(_local_files, folders)):
+            if os.path.basename(path).startswith(UNFINISHED):
+                Path(path).unlink(missing_ok=True)
+
+    def remove_files(self, uris: Iterable[str], root: str) -> None:
+        """Removes files by their names as they are, and local folders below ``root`` left empty.
+
+        A file that is missing is left out; a folder that is a link stays.
+        """
+        remaining = iter(uris)
+        if self.local_path(root) is not None:
+            for uri in remaining:
+                Path(self.local_path(uri) or uri).unlink(missing_ok=True)
+                self.remove_empty(uri.rsplit("/", 1)[0], root)
+            return
+        while chunk := list(itertools.islice(remaining, _REMOVED_AT_ONCE)):
+            names = [self.resolve(uri)[1] for uri in chunk]
+            self._ask(root, functools.partial(_remove_named, names))
+
+    def remove_empty(self, folder: str, root: str) -> None:
+        """Removes a local folder and those above it, below ``root``, as long as they are empty."""
+        path, top = self.local_path(folder), self.local_path(root)
+        while path is not None and path.startswith(f"{top}/"):
+            try:
+                os.rmdir(path)
+            except FileNotFoundError:
+                pass
+            except OSError:  # not empty, or a link, or a mount point
+                return
+            path = os.path.dirname(path)
+
+
+class _Blocks(io.RawIOBase):
+    """A large remote file, of which each read is a request."""
+
+    def __init__(self, storage: Storage, uri: str, num_bytes: int) -> None:
+        super().__init__()
+        self._storage, self._uri, self._num_bytes = storage, uri, num_bytes
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._num_bytes}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        start = self._position
+        stop = min(self._num_bytes, start + len(buffer))
+        if stop <= start:
+            return 0
+        buffer[: stop - start] = self._storage.read_range(self._uri, start, stop)
+        self._position = stop
+        return stop - start
+
+
+def _stat(path: str) -> os.stat_result:
+    """As ``os.stat``; of a missing file it says what may be wrong with the name.
+
+    Raises:
+        OSError: the file is missing or cannot be looked at.
+    """
+    try:
+        return os.stat(path)
+    except FileNotFoundError as err:
+        if "\\" in path:
+            hint = "it has backslashes, which part no folders here; expected / between them"
+        elif "%" in path and os.path.exists(unquote(path)):
+            hint = f"is it {unquote(path)}? Only file:// URIs are percent-decoded"
+        else:
+            raise
+        raise FileNotFoundError(err.errno, f"{err.strerror}: {hint}", path) from err
+
+
+def _content_or_size(fs: fsspec.AbstractFileSystem, path: str) -> bytes | int:
+    """A small file, or the size of a large one."""
+    fs.invalidate_cache(path)  # a listing may tell the size of an older version
+    size: int | None = fs.size(path)
+    if size is not None and size > LARGE_OBJECT_BYTES:
+        return size
+    return _whole(fs.cat_file(path), size)
+
+
+def _whole(data: bytes, size: int | None) -> bytes:
+    if size is not None and len(data) < size:
+        raise ShortTransferError(f"{len(data)} bytes arrived of {size}")
+    return data
+
+
+def _below(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    """The files of a remote folder as they are now, or the file; none if nothing is there."""
+    fs.invalidate_cache()
+    try:
+        found = fs.find(path)
+    except FileNotFoundError:
+        return []
+    folder = path.rstrip("/") + "/"
+    return [name for name in found if name == path or name.startswith(folder)]
+
+
+def _remove_objects(fs: fsspec.AbstractFileSystem, names: Sequence[str]) -> None:
+    """Removes each object by its literal name: stores take most other names for patterns."""
+    plain = [name for name in names if not has_magic(name)]
+    with contextlib.suppress(FileNotFoundError):
+        if plain:
+            fs.rm(plain)  # many with one request, where the store can
+    with ThreadPoolExecutor(_REMOVERS) as pool:
+        literal = (name for name in names if has_magic(name))
+        deque(pool.map(functools.partial(_remove_object, fs), literal), maxlen=0)
+
+
+def _remove_object(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+        fs.rm_file(path)
+
+
+def _local_files(folder: str) -> Iterator[str]:
+    """The files below a local folder, also through links to folders, or the file itself."""
+    if os.path.isfile(folder):
+        yield folder
+    seen = {os.path.realpath(folder)}
+    for place, names, files in os.walk(folder, followlinks=True):
+        yield from (os.path.join(place, name) for name in files)
+        real = {name: os.path.realpath(os.path.join(place, name)) for name in names}
+        names[:] = [name for name in names if real[name] not in seen]
+        seen.update(real.values())
+
+
+def _client_repeats(uri: str) -> bool:
+    return uri.split("://", 1)[0] in REPEATING_CLIENTS
+
+
+def _device(path: str) -> int:
+    """The file system that a path is on, or would be on."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return os.stat(path).st_dev
+
+
+def _remove_named(names: Sequence[str], fs: fsspec.AbstractFileSystem, _: str) -> None:
+    _remove_objects(fs, names)
+
+
+def _create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    """Raises FileExistsError where the file is there."""
+    fs.invalidate_cache(path)
+    if fs.exists(path):  # some stores take the mode below and pay no heed to it
+        raise FileExistsError(path)
+    fs.pipe_file(path, data, mode="create")
+
+
+def _link(temporary: str, target: str, data: bytes) -> bool:
+    """Gives a whole file its name, unless that is taken."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        try:
+            with open(target, "xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+    return True

@@ -1,0 +1,213 @@
+"""Which URIs rows may name: a manifest can come from somebody who is not trusted.
+
+What a row may never name are chains of file systems that copy files to elsewhere or lead on to
+other addresses. Where prefixes are given, everything outside of them is refused too. Compared are
+places, not spellings: ``..``, symbolic links, percent-encoding and aliases of a scheme are resolved
+first, and what cannot be resolved without doubt is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import unquote, urljoin
+
+from manifests.files import existing_path, is_url, links_of, local_path
+from manifests.row import MANIFEST_COLUMNS, ManifestRow
+from transforms.audio import AudioError
+
+NOT_ALLOWED = "uri_not_allowed"
+ARCHIVES = frozenset({"zip", "tar"})
+LEADING_ON = frozenset(
+    {
+        *("reference", "generic", "dir", "dask", "jupyter", "jlab", "git", "dvc", "libarchive"),
+        *("simplecache", "filecache", "blockcache", "cached", "asyncwrapper", "async_wrapper"),
+    }
+)
+"""Schemes whose file systems read other addresses than the URI's own, or keep copies of files."""
+_ALIASES = {"gcs": "gs", "s3a": "s3", "abfss": "abfs", "az": "abfs"}
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d+)?")
+_ODD = re.compile(r"[\x00-\x1f\x7f\\]")
+_MAX_DECODINGS = 10
+_URI_COLUMNS = tuple(name for name in MANIFEST_COLUMNS if name.endswith(("_uri", "_uris")))
+
+Place = tuple[str, ...]
+"""Scheme, host or bucket, and the parts of the path."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class UriAccess:
+    """What the rows of a run may name.
+
+    Attributes:
+        prefixes: folders, buckets or hosts; what lies in one of them is allowed. Empty: anything
+            that this process can reach.
+    """
+
+    prefixes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks that every prefix is a place that says which host, bucket or folder."""
+        for prefix in self.prefixes:
+            try:
+                place = place_of(prefix)
+            except ValueError as err:
+                raise ValueError(f"{prefix!r}: {err}") from err
+            if place[0] != "file" and not any(place[1:]):
+                raise ValueError(f"{prefix!r}: expected a host or a bucket after {place[0]}://")
+
+    def refusal(self, uri: str) -> str | None:
+        """Why a row may not name ``uri``; None where it may."""
+        try:
+            address = _address(uri)
+            if not self.prefixes:
+                return None
+            place = place_of(address)
+        except ValueError as err:
+            return str(err)
+        if any(_lies_in(place, _prefix_place(prefix)) for prefix in self.prefixes):
+            return None
+        return "is outside of what --allowed_uri_prefix allows"
+
+    def require(self, uri: str) -> None:
+        """Raises AudioError where a row may not name ``uri``."""
+        reason = self.refusal(uri)
+        if reason is not None:
+            raise AudioError(NOT_ALLOWED, f"{uri}: {reason}")
+
+    def require_row(self, row: ManifestRow) -> None:
+        """Raises AudioError, naming the column, where a row may not name one of its URIs."""
+        for name, uri in uris_of(row):
+            reason = self.refusal(uri)
+            if reason is not None:
+                raise AudioError(NOT_ALLOWED, f"{name}: {uri}: {reason}")
+
+    def beside(self, folder: str) -> UriAccess:
+        """The same, and what lies in a folder that the operator named."""
+        if not self.prefixes:
+            return self
+        return dataclasses.replace(self, prefixes=(*self.prefixes, folder))
+
+    def guarding(self, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+        """Storage options under which a web server cannot lead out of the prefixes."""
+        guarded = dict(options)
+        if self.prefixes:
+            for scheme in ("http", "https"):
+                guarded[scheme] = {**options.get(scheme, {}), "get_client": _GuardedClient(self)}
+        return guarded
+
+
+def uris_of(row: ManifestRow) -> Iterator[tuple[str, str]]:
+    """The URIs of a row with the columns in which they stand."""
+    for name in _URI_COLUMNS:
+        value = getattr(row, name)
+        for uri in (value,) if isinstance(value, str) else value or ():
+            yield name, uri
+
+
+def _address(uri: str) -> str:
+    """The file or object that is read for ``uri``: itself, or the archive that it lies in.
+
+    Raises:
+        ValueError: the chain has something else than an archive before an address.
+    """
+    if not is_url(uri):
+        return uri
+    *links, address = links_of(uri)
+    for link in links:
+        scheme = link.partition("://")[0]
+        if scheme not in ARCHIVES:
+            raise ValueError(f"only {' and '.join(sorted(ARCHIVES))} may stand before ::")
+    scheme = address.partition("://")[0]
+    if scheme in LEADING_ON or (scheme in ARCHIVES and "://" in address):
+        raise ValueError(f"{scheme}:// is not an address")
+    return address
+
+
+def place_of(uri: str) -> Place:
+    """Where a plain URI leads.
+
+    Raises:
+        ValueError: that cannot be said without doubt.
+    """
+    path = local_path(uri)
+    if path is not None:
+        if "\x00" in path:
+            raise ValueError("the path has a zero byte")
+        with contextlib.suppress(FileNotFoundError):  # ambiguous: nothing will be opened
+            path = existing_path(path)
+        return ("file", *(part for part in os.path.realpath(path).split("/") if part))
+    scheme, _, rest = uri.partition("://")
+    scheme = _ALIASES.get(scheme, scheme)
+    if _ODD.search(rest):
+        raise ValueError("has control characters or backslashes")
+    if scheme in _DEFAULT_PORTS:
+        return _web_place(scheme, rest)
+    _require_no_dots(rest)
+    return (scheme, *rest.rstrip("/").split("/"))
+
+
+def _web_place(scheme: str, rest: str) -> Place:
+    address = re.split(r"[?#]", rest, maxsplit=1)[0]
+    host, _, path = address.partition("/")
+    host = host.lower().removesuffix(_DEFAULT_PORTS[scheme])
+    if not _HOST.fullmatch(host):
+        raise ValueError("expected a plain host name, without a user or a password")
+    _require_no_dots(path)
+    parts = [unquote(part) for part in path.rstrip("/").split("/")] if path.rstrip("/") else []
+    return (scheme, host, *parts)
+
+
+def _require_no_dots(path: str) -> None:
+    """Raises ValueError where a path climbs, however it is encoded."""
+    for _ in range(_MAX_DECODINGS):
+        parts = re.split(r"[/\\]", path)
+        if any(part.partition(";")[0] in (".", "..") for part in parts):
+            raise ValueError("the path has a part . or ..")
+        decoded = unquote(path)
+        if decoded == path:
+            return
+        path = decoded
+    raise ValueError("the path is percent-encoded too often")
+
+
+@functools.lru_cache
+def _prefix_place(prefix: str) -> Place:
+    return place_of(prefix)
+
+
+def _lies_in(place: Place, prefix: Place) -> bool:
+    return place[: len(prefix)] == prefix
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _GuardedClient:
+    """Makes the web client of fsspec, which then asks before it follows a redirect.
+
+    An address outside of the prefixes is not a row's but the operator's own: it may lead anywhere.
+    """
+
+    access: UriAccess
+
+    async def __call__(self, **settings: Any) -> Any:
+        import aiohttp
+
+        trace = aiohttp.TraceConfig()
+        trace.on_request_redirect.append(self._redirected)
+        return aiohttp.ClientSession(trace_configs=[trace], **settings)
+
+    async def _redirected(self, _session: Any, _context: Any, step: Any) -> None:
+        here = str(step.url)
+        if self.access.refusal(here) is not None:
+            return
+        headers = step.response.headers
+        there = urljoin(here, headers.get("Location") or headers.get("URI") or "")
+        reason = self.access.refusal(there)
+        if reason is not None:
+            raise AudioError(NOT_ALLOWED, f"{here}: leads to {there}, which {reason}")

@@ -1,0 +1,174 @@
+"""Rows → Parquet files of bounded number and size, in Hive partitions, with names that repeat."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.transforms.combiners import Count
+
+from manifests.columns import with_extra
+from manifests.row import EXTRA_PREFIX
+from transforms.storage import Storage, join
+
+ROWS_PER_FILE = 550_000
+"""A row of metrics takes 200 to 250 bytes in Parquet: files land near 128 MB."""
+_ROWS_PER_BATCH = 4_096
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TableRow:
+    """One row on its way to a file.
+
+    Attributes:
+        partition: folder below the table's, such as ``dataset=a/split=b``; may be empty.
+        key: orders the rows, and with the partition decides the file.
+        record: values by column.
+        extra: values of the columns that the schema does not know.
+    """
+
+    partition: str
+    key: str
+    record: Mapping[str, Any]
+    extra: Mapping[str, str]
+
+
+@dataclasses.dataclass(eq=False)
+class WriteTable(beam.PTransform[Any, Any]):
+    """Rows → Parquet files.
+
+    In: ``TableRow``. Out: ``(uri, number of rows)`` of each file. A file is written whole or not at
+    all; the same rows give the same files, in whatever order they come.
+
+    Attributes:
+        uri: folder of the table.
+        schema: its columns; ``extra_…`` columns are added to every file.
+        storage: how files are reached.
+        prefix: of the files' names: an earlier attempt's files are left alone.
+        shards: files a partition; 0: as many as it takes to stay near ``ROWS_PER_FILE`` rows each.
+        names: PCollection of ``extra_…`` columns that every file has; None: those of the rows.
+    """
+
+    uri: str
+    schema: pa.Schema
+    storage: Storage
+    prefix: str = "part"
+    shards: int = 0
+    names: Any = None
+
+    def expand(self, rows: Any) -> Any:
+        """Wires the steps."""
+        names = self.names
+        if names is None:
+            names = (
+                rows
+                | "ExtraNames" >> beam.FlatMap(_extra_names).with_output_types(str)
+                | "DistinctNames" >> beam.Distinct()
+            )
+        counts = (
+            rows
+            | "Partitions" >> beam.Map(_partition).with_output_types(str)
+            | "CountRows" >> Count.PerElement()
+        )
+        return (
+            rows
+            | "Shard"
+            >> beam.Map(_sharded, beam.pvalue.AsDict(counts), self.shards).with_output_types(
+                tuple[str, TableRow]
+            )
+            | "ByFile" >> beam.GroupByKey()
+            | "Write"
+            >> beam.ParDo(
+                _WriteFileFn(self.uri, self.schema, self.storage, self.prefix),
+                beam.pvalue.AsList(names),
+            ).with_output_types(tuple[str, int])
+        )
+
+
+def _extra_names(row: TableRow) -> Iterable[str]:
+    return row.extra.keys()
+
+
+def _partition(row: TableRow) -> str:
+    return row.partition
+
+
+def _sharded(row: TableRow, counts: Mapping[str, int], shards: int) -> tuple[str, TableRow]:
+    total = shards or -(-counts[row.partition] // ROWS_PER_FILE)
+    shard = zlib.crc32(row.key.encode("utf-8", "surrogatepass")) % total
+    return f"{row.partition}|{shard:05d}-of-{total:05d}", row
+
+
+class _WriteFileFn(beam.DoFn):
+    def __init__(self, uri: str, schema: pa.Schema, storage: Storage, prefix: str) -> None:
+        self._uri, self._storage, self._prefix = uri, storage, prefix
+        self._schema_bytes = schema.serialize().to_pybytes()
+
+    def process(
+        self, group: tuple[str, Iterable[TableRow]], extra: Sequence[str]
+    ) -> Iterator[tuple[str, int]]:
+        partition, shard = group[0].rsplit("|", 1)
+        schema = with_extra(pa.ipc.read_schema(pa.py_buffer(self._schema_bytes)), extra)
+        table = sorted_table(group[1], schema)
+        parts = [part for part in (partition, f"{self._prefix}-{shard}.parquet") if part]
+        uri = join(self._uri, *parts)
+        self._storage.write_bytes(uri, parquet_bytes(table))
+        yield uri, table.num_rows
+
+
+def sorted_table(rows: Iterable[TableRow], schema: pa.Schema) -> pa.Table:
+    """Rows as a table with the columns of ``schema``, sorted by their keys.
+
+    Raises:
+        ValueError: a row has a column that the schema lacks.
+    """
+    keyed = schema.append(pa.field(_KEY, pa.string()))
+    batches = [
+        pa.RecordBatch.from_pylist([_columns(row, schema) for row in chunk], schema=keyed)
+        for chunk in _chunks(rows)
+    ]
+    table = pa.Table.from_batches(batches, schema=keyed)
+    return table.sort_by(_KEY).drop_columns([_KEY])
+
+
+_KEY = "__key"
+
+
+def _columns(row: TableRow, schema: pa.Schema) -> dict[str, Any]:
+    columns = dict(row.record)
+    columns.update({EXTRA_PREFIX + name: value for name, value in row.extra.items()})
+    unknown = columns.keys() - set(schema.names)
+    if unknown:
+        raise ValueError(f"columns {sorted(unknown)} are not in the schema")
+    return {_KEY: row.key, **columns}
+
+
+def _chunks(rows: Iterable[TableRow]) -> Iterator[list[TableRow]]:
+    chunk: list[TableRow] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == _ROWS_PER_BATCH:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_records(storage: Storage, uri: str, columns: list[str] | None = None) -> Iterator[Any]:
+    """Rows of a Parquet file as dicts, in bounded memory."""
+    with storage.open(uri) as file:
+        for batch in pq.ParquetFile(file).iter_batches(_ROWS_PER_BATCH, columns=columns):
+            yield from batch.to_pylist()

@@ -1,0 +1,69 @@
+"""Failures on their way to ``dead_letters/``: where each row that gave no stem is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics.metric import Metrics
+from apache_beam.pvalue import PCollection, TaggedOutput
+
+from manifests.columns import DEAD_LETTER_SCHEMA
+from transforms import tally
+from transforms.elements import Failure
+
+FAILED = "failed"
+MAX_MESSAGE_CHARS = 2_000
+
+
+def dead(failure: Failure) -> TaggedOutput[str, Failure]:
+    """A failure as an output of a DoFn, counted by its stage and type."""
+    Metrics.counter(failure.stage, "dead").inc()
+    Metrics.counter(failure.stage, failure.error_type).inc()
+    tally.add(failed=1)
+    return TaggedOutput(FAILED, failure)
+
+
+def split(good_or_failed: PCollection[Any], label: str) -> tuple[Any, Any]:
+    """Parts a PCollection of elements and failures into one of each.
+
+    Returns:
+        The elements, and the failures.
+    """
+    outputs = good_or_failed | label >> beam.Map(_part).with_outputs(FAILED, main="good")
+    return outputs["good"], outputs[FAILED]
+
+
+def _part(element: Any) -> Any:
+    return dead(element) if isinstance(element, Failure) else element
+
+
+def extra_of(failure: Failure) -> dict[str, str]:
+    """Columns of the failed row that the schema does not know."""
+    return dict(failure.row.extra) if failure.row is not None else {}
+
+
+def record_of(failure: Failure) -> dict[str, Any]:
+    """A row of the dead letter table."""
+    record: dict[str, Any] = dict.fromkeys(DEAD_LETTER_SCHEMA.names)
+    if failure.row is not None:
+        record.update(failure.row.to_record())
+    record.update(
+        stage=failure.stage,
+        error_type=failure.error_type,
+        message=failure.message[:MAX_MESSAGE_CHARS],
+        manifest_uri=failure.manifest_uri,
+        manifest_row=failure.manifest_row,
+        row_json=failure.row_json,
+    )
+    return record
+
+
+def sort_key(failure: Failure) -> str:
+    """Orders dead letters as the manifest does."""
+    return place_key(failure.manifest_uri, failure.manifest_row)
+
+
+def place_key(manifest_uri: str | None, manifest_row: int | None) -> str:
+    """Orders rows as their manifests do."""
+    return f"{manifest_uri or ''}\x00{manifest_row or 0:012d}"
