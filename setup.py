@@ -91,6 +91,7 @@ setup(
         "model": ["**/*.json", "weights/**"],
         "pipelines": ["**/*.json", "**/*.html", "**/*.css", "**/*.js", "**/*.svg"],
     },
+    entry_points={"console_scripts": ["clapsep = pipelines.clapsep:run"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

@@ -162,6 +162,21 @@ def test_help_is_printed_and_without_torch_where_torch_is_not_the_subject(
         assert result.returncode == 0, result.stderr
 
 
+def test_the_console_script_is_installed_and_runs_the_commands(installation: Installation) -> None:
+    def script(*words: str) -> subprocess.CompletedProcess[str]:
+        return installation.run(str(installation.python.with_name("clapsep")), *words)
+
+    made = script("example")
+    assert made.returncode == 0, made.stderr
+    (installation.elsewhere / "my.csv").write_text(made.stdout, encoding="utf-8")
+    checked = script("validate", "my.csv")
+    assert (checked.returncode, "4 rows in 1 file" in checked.stdout) == (0, True), checked.stderr
+    missing = script("validate", "no.csv")
+    assert (missing.returncode, "no.csv" in missing.stderr) == (2, True), missing.stdout
+    wrong = script("seperate")
+    assert (wrong.returncode, "did you mean separate" in wrong.stderr) == (2, True), wrong.stdout
+
+
 def test_a_second_model_package_in_the_environment_is_refused(installation: Installation) -> None:
     script = (
         "import sys\n"
