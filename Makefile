@@ -79,8 +79,8 @@ model: $(ENVIRONMENT) ## train a model of clapsep-mini's size from CORPUS, on CP
 	  --separation $(RUNS)/separation/best.pt --output $(RUNS)/bundle/clapsep-mini.safetensors
 
 model-results: $(ENVIRONMENT) ## recompute the bundled model's test results from CORPUS and compare
-	$(PYTHON) -m model.evaluation --corpus $(CORPUS) --model clapsep-mini --workers 2 \
-	  --output $(RUNS)/model-results --expect model/weights/results.json
+	$(PYTHON) -m pipelines.evaluate --corpus $(CORPUS) --output $(RUNS)/model-results --overwrite \
+	  --expect model/weights/results.json
 
 paper-tables-mini: $(ENVIRONMENT) ## Tables II, IV, V and VI with clapsep-mini on CORPUS, into docs/results
 	PYTHON=$(abspath $(PYTHON)) bench/paper_tables.sh $(CORPUS) $(RUNS)/paper-tables

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from manifests.benchmarks import importers, mixtures
+from manifests.benchmarks import corpus_sets, importers, mixtures
 from manifests.benchmarks.clips import (
     MODALITIES,
     ON_MISSING,
@@ -35,6 +35,7 @@ examples:
   python -m manifests.benchmarks esc50 --pairs esc_eval.csv --samples esc_eval_samples.csv \\
       --query both --shots 10 --audio_root ESC-50/audio --output esc50.csv
   python -m manifests.benchmarks folder --audio_root sounds --output sounds.jsonl --seed 1
+  python -m manifests.benchmarks corpus --audio_root corpus --output sets.parquet --sets 'text_*'
 exit code: 0 written, 1 clips are missing, 2 a list or folder cannot be used
 """
 
@@ -100,6 +101,28 @@ def _add_importers(commands: argparse._SubParsersAction[flags.Parser]) -> None:
     _add_drawn(command)
     command.add_argument(
         "--template", default="the sound of {label}", help="caption of a clip; default %(default)r"
+    )
+    _add_corpus(commands)
+
+
+def _add_corpus(commands: argparse._SubParsersAction[flags.Parser]) -> None:
+    command = commands.add_parser(
+        "corpus", help="the evaluation sets of a folder whose manifest.csv says what its clips are"
+    )
+    _add_common(command)
+    _add_seed(command)
+    command.add_argument(
+        "--sets",
+        nargs="+",
+        default=["*"],
+        metavar="SET",
+        help=f"names, or patterns such as 'levels_*', of {', '.join(corpus_sets.SETS)}; "
+        "default: all",
+    )
+    command.add_argument("--split", default="test", help="clips to mix; default %(default)s")
+    command.add_argument("--limit", type=int, help="mixtures of each set at most; default: all")
+    command.add_argument(
+        "--duration_s", type=float, default=DURATION_S, help="of each mixture; default 10"
     )
 
 
@@ -342,6 +365,18 @@ def _folder(options: argparse.Namespace, root: str) -> Iterator[ManifestRow]:
     return _drawn(clips, options, root)
 
 
+def _corpus(options: argparse.Namespace, root: str) -> Iterator[ManifestRow]:
+    return corpus_sets.build_corpus_sets(
+        corpus_sets.read_corpus(root),
+        corpus_sets.chosen_sets(options.sets),
+        limit=options.limit,
+        audio_root=root,
+        split=options.split,
+        seed=options.seed,
+        duration_s=options.duration_s,
+    )
+
+
 def _drawn(
     clips: list[mixtures.Clip], options: argparse.Namespace, root: str
 ) -> Iterator[ManifestRow]:
@@ -367,6 +402,7 @@ _RECIPES: Final[Mapping[str, Callable[[argparse.Namespace, str], Iterator[Manife
     "audiosep_json": _audiosep_json,
     "dcase": _dcase,
     "folder": _folder,
+    "corpus": _corpus,
 }
 
 

@@ -1,9 +1,10 @@
-"""Mean, spread and a bootstrap interval of one metric over clips."""
+"""Mean, spread and detection of one metric over clips, with bootstrap intervals."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,12 +123,88 @@ def _chosen(names: Sequence[str | None], known: NDArray[np.bool_]) -> list[str |
 
 
 def _interval(recordings: _Recordings) -> tuple[float, float]:
-    rng = np.random.default_rng(0)
-    n = len(recordings.counts)
-    at_once = max(1, _DRAWS_AT_ONCE // n)
-    means = []
-    for begin in range(0, NUM_RESAMPLES, at_once):
-        drawn = rng.integers(0, n, (min(at_once, NUM_RESAMPLES - begin), n))
-        means.append(recordings.sums[drawn].sum(axis=1) / recordings.counts[drawn].sum(axis=1))
+    means = [
+        recordings.sums[drawn].sum(axis=1) / recordings.counts[drawn].sum(axis=1)
+        for drawn in _resampled(len(recordings.counts))
+    ]
     low, high = np.percentile(np.concatenate(means), INTERVAL_PERCENT)
     return float(low), float(high)
+
+
+def _resampled(num_recordings: int) -> Iterator[NDArray[np.int64]]:
+    """Draws recordings with replacement: int64[draws, recordings] at a time, always the same."""
+    rng = np.random.default_rng(0)
+    at_once = max(1, _DRAWS_AT_ONCE // num_recordings)
+    for begin in range(0, NUM_RESAMPLES, at_once):
+        shape = (min(at_once, NUM_RESAMPLES - begin), num_recordings)
+        yield rng.integers(0, num_recordings, shape)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Detection:
+    """How well a score tells what is there from what is not; what is undefined is None.
+
+    Attributes:
+        n_present: scores of what is there.
+        n_absent: scores of what is not.
+        auroc: the probability that one of the former is above one of the latter, ties counted half.
+        ci_low: lower end of its 95 % interval.
+        ci_high: upper end.
+    """
+
+    n_present: int
+    n_absent: int
+    auroc: float | None
+    ci_low: float | None
+    ci_high: float | None
+
+
+def detection(
+    scores: NDArray[np.float64], present: NDArray[np.bool_], groups: Sequence[str]
+) -> Detection:
+    """Computes the area under the ROC curve, and its interval by a bootstrap over recordings.
+
+    Args:
+        scores: float64[n]; may be infinite; NaN counts as not measured and is left out.
+        present: bool[n]: whether what was asked for is there.
+        groups: the recording of each.
+
+    Source:
+        Hanley and McNeil 1982, Radiology 143(1); the interval as in :func:`summarise`.
+    """
+    known = ~np.isnan(scores)
+    names, recording = np.unique(np.array(groups, dtype=str)[known], return_inverse=True)
+    _, place = np.unique(scores[known], return_inverse=True)
+    positive = present[known]
+    once = np.ones(len(names))
+    value = _auroc(once, place, positive, recording)
+    found = []
+    if value is not None and len(names) > 1:
+        for drawn in _resampled(len(names)):
+            times = [np.bincount(each, minlength=len(names)) for each in drawn]
+            found += [_auroc(weights, place, positive, recording) for weights in times]
+    defined = [each for each in found if each is not None]
+    low, high = np.percentile(defined, INTERVAL_PERCENT) if defined else (None, None)
+    return Detection(
+        n_present=int(positive.sum()),
+        n_absent=int((~positive).sum()),
+        auroc=value,
+        ci_low=None if low is None else float(low),
+        ci_high=None if high is None else float(high),
+    )
+
+
+def _auroc(
+    weights: NDArray[Any],
+    place: NDArray[np.int64],
+    present: NDArray[np.bool_],
+    recording: NDArray[np.int64],
+) -> float | None:
+    """The area under the curve where each recording counts so many times; None without either."""
+    weight = weights[recording].astype(np.float64)
+    of_present, of_absent = weight[present].sum(), weight[~present].sum()
+    if not (of_present and of_absent):
+        return None
+    absent = np.bincount(place[~present], weight[~present], minlength=int(place.max()) + 1)
+    below = np.cumsum(absent) - absent / 2
+    return float((weight[present] * below[place[present]]).sum() / (of_present * of_absent))

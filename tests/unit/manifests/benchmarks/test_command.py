@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from manifests.benchmarks.__main__ import run
+from manifests.benchmarks.corpus_sets import build_corpus_sets, chosen_sets, read_corpus
 from manifests.files.readers import iter_rows
 from manifests.row import ManifestRow
+from tones import write_corpus
 
 LISTS = Path(__file__).parent / "lists"
 AUDIO = str(resources.files("manifests") / "examples" / "audio")
@@ -177,3 +179,43 @@ def test_unknown_polarity_is_refused(capsys):
         run(["esc50", "--pairs", "p", "--audio_root", "a", "--output", "o", "--polarity", "X"])
     assert caught.value.code == 2
     assert "expected P, N or P+N" in capsys.readouterr().err
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    return write_corpus(folder)
+
+
+def test_the_evaluation_sets_of_a_corpus(build, corpus):
+    flags = ("--sets", "text_*", "levels_5db", "--limit", 4, "--duration_s", 2)
+    code, rows, said = build("corpus", *flags, root=str(corpus))
+    assert code == 0, said
+    drawn = build_corpus_sets(
+        read_corpus(str(corpus)),
+        chosen_sets(["text_*", "levels_5db"]),
+        limit=4,
+        audio_root=str(corpus),
+        duration_s=2.0,
+    )
+    assert rows == list(drawn)
+    assert len(rows) == 4 * 8
+    other = build("corpus", *flags, "--seed", 1, root=str(corpus))[1]
+    assert [row.id for row in other] != [row.id for row in rows]
+
+
+def test_a_corpus_that_cannot_be_drawn_from_is_refused(build, corpus):
+    cases = {
+        ("--split", "val"): "no clip of the split 'val' has a class",
+        ("--sets", "text"): "set 'text'; expected some of text_pn",
+        ("--limit", 0): "limit 0; expected 1 or more",
+    }
+    for flags, message in cases.items():
+        code, _, said = build("corpus", *flags, root=str(corpus))
+        assert code == 2
+        assert message in said
+    (corpus / "frog-test-a.wav").unlink()
+    code, _, said = build("corpus", "--sets", "text_p", root=str(corpus))
+    assert code == 1
+    assert "frog-test-a.wav" in said

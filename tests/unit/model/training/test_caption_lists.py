@@ -6,11 +6,12 @@ import json
 import re
 from pathlib import Path
 
+from manifests.benchmarks import corpus_sets
 from model import training
 
 FOLDER = Path(training.__path__[0])
 TRAINED = json.loads((FOLDER / "captions.json").read_text(encoding="utf-8"))
-HELDOUT = json.loads((FOLDER / "captions_heldout.json").read_text(encoding="utf-8"))
+HELDOUT = corpus_sets.heldout_phrasings()
 FUNCTION_WORDS = frozenset(
     re.findall(
         r"\S+",

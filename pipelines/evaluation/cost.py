@@ -1,10 +1,11 @@
-"""What a model takes up on disk, in parameters and in time."""
+"""What a model takes up: on disk, in parameters and in time."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.catalogue import Entry
-from model.evaluation.results import Cost
+from model.registry import LoadedModel
 from model.signal.windowing import WindowPlan, separate_array
 from model.systems import Condition, Separator
 
@@ -21,17 +22,31 @@ _WARM_UP_S = 10.0
 _WINDOWS_AT_ONCE = 4
 
 
-def measure(
-    separator: Separator, parts: Mapping[str, nn.Module], files: Sequence[Path], device: str
-) -> Cost:
-    """Counts and times a model.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a model takes up, and how fast it separates when nothing is scored or written.
 
-    Args:
-        separator: the model.
-        parts: its networks by name; what they share is counted once in all.
-        files: its bundle.
-        device: where it is.
+    Attributes:
+        parameters: by part of the model.
+        parameters_in_all: tensors that parts share counted once.
+        file_bytes: by file of the bundle.
+        device: where the speed was measured.
+        threads: torch's threads there.
+        real_time_factor: seconds of audio that are separated in a second.
     """
+
+    parameters: Mapping[str, int]
+    parameters_in_all: int
+    file_bytes: Mapping[str, int]
+    device: str
+    threads: int
+    real_time_factor: float
+
+
+def measure(loaded: LoadedModel, device: str) -> Cost:
+    """Counts the parameters of a loaded model, which is on ``device``, and times it."""
+    both = {"separator": loaded.separator, "clap": loaded.query_encoder}
+    parts = {name: part for name, part in both.items() if isinstance(part, nn.Module)}
     return Cost(
         parameters={
             f"{name}.{child}": sum(parameter.numel() for parameter in network.parameters())
@@ -45,15 +60,15 @@ def measure(
                 for parameter in part.parameters()
             }.values()
         ),
-        file_bytes={path.name: path.stat().st_size for path in files},
+        file_bytes={path.name: path.stat().st_size for path in bundle_files(loaded.card)},
         device=device,
         threads=torch.get_num_threads(),
-        real_time_factor=real_time_factor(separator, device),
+        real_time_factor=real_time_factor(loaded.separator, device),
     )
 
 
 def bundle_files(card: Entry) -> list[Path]:
-    """The files of a model that lie on this machine, every part of those that are split."""
+    """Finds the files of a model that lie on this machine, every part of those that are split."""
     paths = [Path(file.location()) for file in card.files]
     patterns = [(path.parent, re.sub(r"-\d+-of-", "-*-of-", path.name)) for path in paths]
     return sorted({path for folder, pattern in patterns for path in folder.glob(pattern)})
@@ -61,7 +76,7 @@ def bundle_files(card: Entry) -> list[Path]:
 
 @torch.inference_mode()
 def real_time_factor(separator: Separator, device: str) -> float:
-    """Seconds of mono audio separated in a second: one query, a minute of noise, nothing scored."""
+    """Measures how many seconds of mono noise are separated in a second, with one query."""
     condition = Condition(
         positive=torch.full((1, separator.embedding_dim), separator.embedding_dim**-0.5),
         negative=torch.zeros(1, separator.embedding_dim),

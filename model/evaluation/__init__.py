@@ -1,1 +1,0 @@
-"""The bundled model's results: what is asked of it, how it answers, and tables of both."""

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from manifests.benchmarks.corpus_sets import Draw, read_corpus
+from pipelines.evaluation.zero_shot import ZeroShot, classify
+from tones import LABELS, PHRASINGS, ToneClap, write_corpus
+from transforms.storage import Storage
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_corpus(tmp_path_factory.mktemp("corpus")))
+
+
+def _classify(
+    corpus: str, clap: ToneClap, limit: int | None = None, phrasings: object = PHRASINGS
+) -> tuple[ZeroShot, ...]:
+    draw = Draw(read_corpus(corpus), audio_root=corpus, phrasings=phrasings)
+    return classify(clap, draw, audio_root=corpus, storage=Storage(), limit=limit)
+
+
+def test_a_clap_that_knows_the_tones_is_always_right(corpus: str) -> None:
+    found = _classify(corpus, ToneClap())
+    assert [each.phrasing for each in found] == ["caption", "heldout"]
+    for each in found:
+        assert each.num_classes == 6
+        assert (each.top1.n, each.top1.mean, each.top5.mean) == (11, 1.0, 1.0)
+        assert each.per_class == dict.fromkeys(LABELS, 1.0)
+
+
+class _Deaf(ToneClap):
+    """Hears a bell in everything, and knows held-out phrasing ``two`` only for it."""
+
+    def embed_audio(self, clips: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.tensor([[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]]).repeat(len(clips), 1)
+
+    def embed_text(self, texts: Sequence[str]) -> torch.Tensor:
+        rows = super().embed_text(texts)
+        wrong = torch.tensor([text.endswith("two") for text in texts])
+        return torch.where(wrong[:, None], rows.flip(1), rows)
+
+
+def test_shares_count_clips_and_ranks_count_classes(corpus: str) -> None:
+    caption, heldout = _classify(corpus, _Deaf())
+    assert caption.top1.mean == pytest.approx(2 / 11)
+    assert caption.top5.mean == pytest.approx(10 / 11)
+    assert caption.per_class == {label: float(label == "bell") for label in LABELS}
+    # In one of three rounds the order of the classes is reversed: wind has one clip.
+    assert heldout.top1.mean == pytest.approx((2 + 1 + 2) / 33)
+    assert heldout.per_class["bell"] == pytest.approx(2 / 3)
+
+
+def test_a_limit_takes_clips_of_every_class_and_all_classes_compete(corpus: str) -> None:
+    caption, _ = _classify(corpus, _Deaf(), limit=6)
+    assert caption.top1.n == 6
+    assert caption.num_classes == 6
+    assert set(caption.per_class) == set(LABELS)
+    assert caption.top1.mean == pytest.approx(1 / 6)
+    assert caption.top1.ci_low is not None
+
+
+def test_heldout_phrasings_are_left_out_where_a_class_has_too_few(corpus: str) -> None:
+    few = {**PHRASINGS, "rain": PHRASINGS["rain"][:2]}
+    (found,) = _classify(corpus, ToneClap(), phrasings=few)
+    assert found.phrasing == "caption"
+
+
+def test_a_clip_that_cannot_be_embedded_is_named(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path)
+    soundfile.write(corpus / "frog-test-a.wav", np.zeros(8_000, np.float32), 8_000)
+    with pytest.raises(ValueError, match=r"frog-test-a\.wav"):
+        _classify(str(corpus), ToneClap())
