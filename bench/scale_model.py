@@ -93,10 +93,10 @@ def read_run(path: Path) -> MeasuredRun:
         ValueError: the run did not finish, or wrote no stem.
     """
     record = json.loads(path.read_text(encoding="utf-8"))
-    if record.get("status") != "finished" or not record["books"]["stems"]:
+    if record.get("status") != "finished" or not record["row_counts"]["stems"]:
         raise ValueError(f"{path}: not the record of a finished run with stems")
     return MeasuredRun(
-        clips=record["books"]["stems"],
+        clips=record["row_counts"]["stems"],
         audio_s=record["audio_s"],
         wall_s=record["wall_s"],
         workers=record["config"]["execution"]["num_workers"],

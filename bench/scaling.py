@@ -10,7 +10,7 @@ runs the job once so that models are loaded, then again for the clock; the job i
 core is the base from which the engine's overhead is counted.
 
 Rows go through the whole graph but for reading, separating and writing, for which a stub stands:
-manifest, checks, grouping, queries, journal, tables, summary, books. Each size is a process of its
+manifest, checks, grouping, queries, journal, tables, summary, counts. Each size is a process of its
 own, whose peak memory the system says.
 """
 

@@ -1,4 +1,4 @@
-"""Very many short clips in one run: whether books balance, memory stays flat and speed holds.
+"""Very many short clips in one run: whether row_counts balance, memory stays flat and speed holds.
 
     python -m bench.soak --output soak.json                     # 20,000 clips, the bundled model
     python -m bench.soak --clips 300 --output soak.json
@@ -172,14 +172,17 @@ def held(samples: Sequence[Sample], total: int) -> dict[str, dict[str, float]]:
 
 def checks(result: Mapping[str, Any]) -> dict[str, bool]:
     """What must hold."""
-    books, rss, descriptors = result["books"], result["rss_mb"], result["descriptors"]
+    row_counts, rss, descriptors = result["row_counts"], result["rss_mb"], result["descriptors"]
     return {
         "finished": result["status"] == "finished",
         "every row is a stem or a dead letter": (
-            result["clips"] == books["rows"] == books["stems"] + books["dead_letters"]
+            result["clips"]
+            == row_counts["rows"]
+            == row_counts["stems"] + row_counts["dead_letters"]
         ),
-        "as many stem files as the books say": result["stem_files"] == books["stems"],
-        "dead letters are those that were made": books["by_reason"] == result["expected_reasons"],
+        "as many stem files as the row_counts say": result["stem_files"] == row_counts["stems"],
+        "dead letters are those that were made": row_counts["by_reason"]
+        == result["expected_reasons"],
         "passing errors were repeated": result["repeated"] == result["passing_errors"],
         "memory is flat": abs(rss["end"] / rss["after_warm_up"] - 1) <= CHECKS["rss"],
         "no descriptor leaks": (
@@ -211,7 +214,7 @@ def soak(clips: int, model: str, scorer: str, folder: Path) -> dict[str, Any]:
         "clips": clips, "clip_s": CLIP_S, "model": model, "scorer": scorer, "exit_code": code,
         "status": record["status"], "wall_s": round(wall_s, 1), "cpu_s": round(cpu_s, 1),
         "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0],
-        "books": record["books"], "stem_files": len(watch.finished_at_s),
+        "row_counts": record["row_counts"], "stem_files": len(watch.finished_at_s),
         "expected_reasons": dict(sorted(expected.items())),
         "passing_errors": sum(faults.values()), "refused": refused,
         "repeated": retries.repeated(record["counters"]),

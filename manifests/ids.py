@@ -16,6 +16,10 @@ _RESIDUAL_ENDING = ".residual"
 _MAX_READABLE_CHARS = 80
 _HASH_CHARS = 20
 _MAX_PARTITION_CHARS = 120
+STEMS_FOLDER = "stems"
+MIXTURES, REFERENCES, INTERFERERS = "mixtures", "references", "interferers"
+"""Folders of what is written for rows."""
+INTERFERER_COLUMN = "interferer_files"
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """Directory part that Hive, DuckDB and pyarrow read as null."""
 

@@ -1,7 +1,11 @@
-"""The resolved configuration of a run: checked, frozen, and what ``run.json`` records of it."""
+"""Turns parsed flags into the configuration of a run: checked, frozen, recorded in ``run.json``.
+
+A configuration is `CommonConfig` and a small class for each job; nothing replaces it later.
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -13,15 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from apache_beam.options.pipeline_options import PipelineOptions
-
 from manifests.errors import RowError
 from manifests.files import absolute, is_url
 from manifests.row import ManifestRow
 from manifests.validation import parse_record
-from model import devices
-from pipelines.flags import InputOptions, ModelOptions, OutputOptions, UsageError
-from pipelines.runners import Execution, execution_of
+from pipelines.flags import Arguments, UsageError
+from transforms.audio import MAX_RATE_HZ, MIN_RATE_HZ
 from transforms.storage.access import UriAccess
 from transforms.storage.redaction import redacted_command, secrets_of
 
@@ -31,35 +32,62 @@ _MAX_CLIP_S = 1e6
 _MAX_SLUG_CHARS = 80
 
 
+IN_PROCESS = "FnApiRunner"
+"""The runner of this process and of worker processes on this machine."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SeparateConfig:
-    """A run of ``pipelines.separate``.
+class Execution:
+    """Where a run computes; changes nothing about its results.
+
+    Attributes:
+        runner: a Beam runner; ``FnApiRunner`` on this machine.
+        num_workers: worker processes of a local run.
+        num_threads: threads of the network in each; 0: the cores of whichever machine it runs on.
+        resource_hints: of the separation step.
+        share_model: one copy of the model for all worker processes of a machine.
+        isolate_decoder: audio is decoded in processes of its own.
+        progress: ``auto``, ``bar``, ``log`` or ``none``.
+        log_level: for the root logger.
+        cluster: address of the Dask scheduler; None for every other runner.
+    """
+
+    runner: str
+    num_workers: int
+    num_threads: int
+    resource_hints: Mapping[str, str]
+    share_model: bool
+    isolate_decoder: bool
+    progress: str
+    log_level: str
+    cluster: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether everything happens on this machine."""
+        return self.runner == IN_PROCESS
+
+    @property
+    def in_process(self) -> bool:
+        """Whether everything happens in this process."""
+        return self.is_local and self.num_workers == 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CommonConfig:
+    """What every job is told.
 
     Attributes:
         manifests: URIs of manifests; empty where ``rows`` is given.
         rows: rows made from the command line.
         storage_options: fsspec options by protocol.
         allowed_uri_prefix: what rows may read from; empty: anything.
-        max_clip_in_memory_s: longer recordings are streamed.
-        model: name or URI.
-        scorer: ``own``, ``none``, a name or a URI.
-        device: a torch device or ``auto``.
-        precision: ``fp32`` or ``bf16``.
-        compile: whether the network goes through ``torch.compile``.
-        batch_size: windows in one forward pass.
-        overlap: of windows, in [0, 1).
-        channels: ``per_channel`` or ``mid``.
-        condition_norm: ``normalised`` or ``unnormalised``.
-        on_unsupported_query: ``dead_letter`` or ``nearest``.
+        max_clip_in_memory_s: longer recordings are streamed, or refused by jobs that do not stream.
         output: folder.
-        stem_format: ``flac`` or ``wav``.
-        residual: whether residuals are written.
         resume: go on with what is in ``output``.
-        verify: look at the stems of finished rows before they are trusted.
         overwrite: delete what earlier runs wrote into ``output`` first.
         force_unlock: take ``output`` although another run holds it.
         max_failure_rate: above it the exit code is 1.
-        shards: files of metrics a partition; 0: by size.
         execution: where it runs.
         command: the command line, without credentials.
     """
@@ -69,35 +97,13 @@ class SeparateConfig:
     storage_options: Mapping[str, Mapping[str, Any]]
     allowed_uri_prefix: tuple[str, ...]
     max_clip_in_memory_s: float
-    model: str
-    scorer: str
-    device: str
-    precision: str
-    compile: bool
-    batch_size: int
-    overlap: float
-    channels: str
-    condition_norm: str
-    on_unsupported_query: str
     output: str
-    stem_format: str
-    residual: bool
     resume: bool
-    verify: bool
     overwrite: bool
     force_unlock: bool
     max_failure_rate: float
-    shards: int
     execution: Execution
     command: tuple[str, ...] = ()
-
-    def settings(self) -> dict[str, Any]:
-        """What decides the results: a run may only be resumed with the same."""
-        names = (
-            "model", "scorer", "precision", "overlap", "channels", "condition_norm",
-            "on_unsupported_query",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in (*names, "stem_format", "residual")}
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -117,36 +123,188 @@ class SeparateConfig:
         return record
 
 
-def separate_config(options: PipelineOptions, command: Sequence[str] = ()) -> SeparateConfig:
-    """The configuration that the flags ask for.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SeparateConfig(CommonConfig):
+    """A run of ``pipelines.separate``.
 
-    Args:
-        options: the flags.
-        command: the command line that they were read from, for the record of the run.
+    Attributes:
+        model: name or URI.
+        scorer: ``own``, ``none``, a name or a URI.
+        device: a torch device or ``auto``.
+        precision: ``fp32`` or ``bf16``.
+        compile: whether the network goes through ``torch.compile``.
+        batch_size: windows in one forward pass.
+        overlap: of windows, in [0, 1).
+        channels: ``per_channel`` or ``mid``.
+        condition_norm: ``normalised`` or ``unnormalised``.
+        on_unsupported_query: ``dead_letter`` or ``nearest``.
+        stem_format: ``flac`` or ``wav``.
+        residual: whether residuals are written.
+        verify: look at the stems of finished rows before they are trusted.
+        shards: files of metrics a partition; 0: by size.
+    """
+
+    model: str
+    scorer: str
+    device: str
+    precision: str
+    compile: bool
+    batch_size: int
+    overlap: float
+    channels: str
+    condition_norm: str
+    on_unsupported_query: str
+    stem_format: str
+    residual: bool
+    verify: bool
+    shards: int
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the results: a run may only be resumed with the same."""
+        names = (
+            "model", "scorer", "precision", "overlap", "channels", "condition_norm",
+            "on_unsupported_query", "stem_format", "residual",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreConfig(CommonConfig):
+    """A run of ``pipelines.score``.
+
+    Attributes:
+        stems: folder or template of the stems; None: the manifest names them.
+        system: what made them.
+        score_rate_hz: rate at which ratios are computed.
+        model: whose CLAP is ``own``.
+        scorer: ``own``, ``none``, a name or a URI.
+        device: a torch device or ``auto``.
+        batch_size: stems that are embedded in one forward pass.
+        shards: files of metrics a partition; 0: by size.
+    """
+
+    stems: str | None
+    system: str
+    score_rate_hz: int
+    model: str
+    scorer: str
+    device: str
+    batch_size: int
+    shards: int
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the results."""
+        names = ("system", "stems", "score_rate_hz", "scorer")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SynthesizeConfig(CommonConfig):
+    """A run of ``pipelines.synthesize``.
+
+    Attributes:
+        mix_rate_hz: of everything that is rendered.
+        mix_level_range_db: between which the target's level is drawn; None: as the manifest says.
+        mix_seed: of what is drawn.
+        stem_format: ``flac`` or ``wav``.
+    """
+
+    mix_rate_hz: int
+    mix_level_range_db: tuple[float, float] | None
+    mix_seed: int
+    stem_format: str
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the results."""
+        names = ("mix_rate_hz", "mix_level_range_db", "mix_seed", "stem_format")
+        return {name: getattr(self, name) for name in names}
+
+
+def separate_config(arguments: Arguments, execution: Execution) -> SeparateConfig:
+    """Builds the configuration that the flags of ``pipelines.separate`` ask for.
 
     Raises:
         UsageError: flags that do not go together, or a value out of range.
     """
-    given = options.view_as(InputOptions)
-    model = options.view_as(ModelOptions)
-    output = options.view_as(OutputOptions)
-    if not (output.output or "").strip():
-        raise UsageError("--output is required")
-    if is_url(output.output) and not output.output.partition("://")[2].strip("/"):
-        raise UsageError(f"--output {output.output}: expected a bucket or a folder after ://")
-    if output.resume and output.overwrite:
+    given = arguments.own
+    common = _common(arguments, execution)
+    if given.resume and given.overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
-    if output.verify and not output.resume:
+    if given.verify and not given.resume:
         raise UsageError("--verify goes with --resume: it looks at stems of an earlier run")
-    try:
-        devices.require_name(model.device)
-    except ValueError as err:
-        raise UsageError(str(err)) from err
-    _check_range("--overlap", model.overlap, 0.0, 1.0, top_included=False)
-    _check_range("--max_failure_rate", output.max_failure_rate, 0.0, 1.0)
-    _check_least("--batch_size", model.batch_size, 1)
-    _check_least("--num_threads", model.num_threads, 0)
-    _check_least("--shards", output.shards, 0)
+    _check_range("--overlap", given.overlap, 0.0, 1.0, top_included=False)
+    _check_least("--batch_size", given.batch_size, 1)
+    _check_least("--shards", given.shards, 0)
+    return SeparateConfig(
+        **common,
+        model=_name_or_uri("--model", given.model),
+        scorer=_name_or_uri("--scorer", given.scorer),
+        device=given.device,
+        precision=given.precision,
+        compile=given.compile,
+        batch_size=given.batch_size,
+        overlap=given.overlap,
+        channels=given.channels,
+        condition_norm=given.condition_norm,
+        on_unsupported_query=given.on_unsupported_query,
+        stem_format=given.stem_format,
+        residual=given.residual,
+        verify=given.verify,
+        shards=given.shards,
+    )
+
+
+def score_config(arguments: Arguments, execution: Execution) -> ScoreConfig:
+    """Builds the configuration that the flags of ``pipelines.score`` ask for.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+    given = arguments.own
+    common = _common(arguments, execution)
+    _check_least("--batch_size", given.batch_size, 1)
+    _check_least("--shards", given.shards, 0)
+    _check_rate("--score_rate_hz", given.score_rate_hz)
+    return ScoreConfig(
+        **common,
+        stems=None if given.stems is None else _absolute("--stems", given.stems),
+        system=given.system,
+        score_rate_hz=given.score_rate_hz,
+        model=_name_or_uri("--model", given.model),
+        scorer=_name_or_uri("--scorer", given.scorer),
+        device=given.device,
+        batch_size=given.batch_size,
+        shards=given.shards,
+    )
+
+
+def synthesize_config(arguments: Arguments, execution: Execution) -> SynthesizeConfig:
+    """Builds the configuration that the flags of ``pipelines.synthesize`` ask for.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+    given = arguments.own
+    common = _common(arguments, execution)
+    _check_rate("--mix_rate_hz", given.mix_rate_hz)
+    levels = given.mix_level_range_db
+    return SynthesizeConfig(
+        **common,
+        mix_rate_hz=given.mix_rate_hz,
+        mix_level_range_db=None if levels is None else (levels[0], levels[1]),
+        mix_seed=given.mix_seed,
+        stem_format=given.stem_format,
+    )
+
+
+def _common(arguments: Arguments, execution: Execution) -> dict[str, Any]:
+    """The fields of ``CommonConfig``."""
+    given = arguments.own
+    if not (given.output or "").strip():
+        raise UsageError("--output is required")
+    if is_url(given.output) and not given.output.partition("://")[2].strip("/"):
+        raise UsageError(f"--output {given.output}: expected a bucket or a folder after ://")
+    _check_range("--max_failure_rate", given.max_failure_rate, 0.0, 1.0)
     if not 0 < given.max_clip_in_memory_s <= _MAX_CLIP_S:
         raise UsageError(
             f"--max_clip_in_memory_s={given.max_clip_in_memory_s}: expected above 0, "
@@ -154,37 +312,27 @@ def separate_config(options: PipelineOptions, command: Sequence[str] = ()) -> Se
         )
     rows = _rows(given)
     storage_options = _storage_options(given.storage_options)
-    return SeparateConfig(
-        manifests=tuple(_absolutes("--manifest", given.manifest)),
-        rows=rows,
-        storage_options=storage_options,
-        allowed_uri_prefix=_prefixes(given.allowed_uri_prefix or ()),
-        max_clip_in_memory_s=given.max_clip_in_memory_s,
-        model=_name_or_uri("--model", model.model),
-        scorer=_name_or_uri("--scorer", model.scorer),
-        device=model.device,
-        precision=model.precision,
-        compile=model.compile,
-        batch_size=model.batch_size,
-        overlap=model.overlap,
-        channels=model.channels,
-        condition_norm=model.condition_norm,
-        on_unsupported_query=model.on_unsupported_query,
-        output=_absolute("--output", output.output),
-        stem_format=output.stem_format,
-        residual=output.residual,
-        resume=output.resume,
-        verify=output.verify,
-        overwrite=output.overwrite,
-        force_unlock=output.force_unlock,
-        max_failure_rate=output.max_failure_rate,
-        shards=output.shards,
-        execution=execution_of(options),
-        command=tuple(redacted_command(command, secrets_of(storage_options))),
-    )
+    return {
+        "manifests": tuple(_absolutes("--manifest", given.manifest)),
+        "rows": rows,
+        "storage_options": storage_options,
+        "allowed_uri_prefix": _prefixes(given.allowed_uri_prefix or ()),
+        "max_clip_in_memory_s": given.max_clip_in_memory_s,
+        "output": _absolute("--output", given.output),
+        "resume": getattr(given, "resume", False),
+        "overwrite": given.overwrite,
+        "force_unlock": given.force_unlock,
+        "max_failure_rate": given.max_failure_rate,
+        "execution": execution,
+        "command": tuple(redacted_command(arguments.command, secrets_of(storage_options))),
+    }
 
 
-def _rows(given: InputOptions) -> tuple[ManifestRow, ...]:
+def _rows(given: argparse.Namespace) -> tuple[ManifestRow, ...]:
+    if "mixture" not in given:
+        if not given.manifest:
+            raise UsageError("--manifest is required")
+        return ()
     of_one = (
         "positive",
         "negative",
@@ -210,7 +358,7 @@ def _rows(given: InputOptions) -> tuple[ManifestRow, ...]:
     return tuple(_row(record) for record in _records(given))
 
 
-def _records(given: InputOptions) -> Iterator[dict[str, Any]]:
+def _records(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A record for each query of the command line, over the one recording."""
     texts = [text.strip() for text in given.positive or ()]
     if "" in texts:
@@ -328,3 +476,8 @@ def _check_range(
 def _check_least(flag: str, value: int, least: int) -> None:
     if value < least:
         raise UsageError(f"{flag}={value}: expected at least {least}")
+
+
+def _check_rate(flag: str, rate_hz: int) -> None:
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise UsageError(f"{flag}={rate_hz}: expected {MIN_RATE_HZ} to {MAX_RATE_HZ}")

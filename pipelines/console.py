@@ -19,16 +19,15 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
-from model import registry
-from pipelines.dead_letters import reasons
-from pipelines.output_folder.record import FILE
-from pipelines.plan import DEAD_LETTERS, METRICS, SUMMARY, Plan
+from pipelines.output_folder import OutputFolder
+from pipelines.output_folder.names import DEAD_LETTERS, RUN, SUMMARY
 from pipelines.runners.measurements import Measurements
 from terminal import escaping
+from transforms.elements import BROKEN, CHANGED, DOUBLE, GONE, UNKNOWN
 from transforms.storage import Storage, join, retries
 from transforms.storage.redaction import redact
-from transforms.tables.row_counts import Books
-from transforms.writing import OTHER_FORMAT, STEMS_FOLDER
+from transforms.tables.row_counts import Resumed, RowCounts
+from transforms.writing import OTHER_FORMAT
 
 
 class _Discreet(logging.Formatter):
@@ -177,6 +176,8 @@ def line(counts: Mapping[str, float], total: int | None, elapsed_s: float) -> st
 NOTHING_TO_DO = "nothing to do: the manifest has no rows"
 _SHOWN = ("sdri_db", "clap_score")
 _MAX_GROUPS = 12
+_SHOWN_FILES = 1
+"""Of how many files the rows are looked through for examples; they can be millions."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,19 +216,21 @@ def read_summary(storage: Storage, uri: str) -> list[dict[str, Any]]:
     return lines
 
 
-def closing_lines(plan: Plan, books: Books, measured: Measurements, *, wall_s: float) -> list[str]:
-    """The table of a run and the paths to open next."""
+def separated_lines(
+    folder: OutputFolder, row_counts: RowCounts, measured: Measurements, *, wall_s: float
+) -> list[str]:
+    """The table of a run of ``pipelines.separate``, and how much was done how fast."""
     audio_s, on_average = measured.audio_s, measured.line()
-    rate = f", {audio_s / wall_s:.1f} times real time" if wall_s > 0 and books.stems else ""
-    summary = read_summary(plan.storage, plan.uri(SUMMARY))
+    rate = f", {audio_s / wall_s:.1f} times real time" if wall_s > 0 and row_counts.stems else ""
+    summary = read_summary(folder.storage, folder.place(SUMMARY))
     text = [table_text(summary)] if summary else []
     text.append(
         NOTHING_TO_DO
-        if books.rows == 0
-        else f"{books.stems} clips ({audio_s:.0f} s of audio) in {wall_s:.0f} s{rate}; "
-        f"{books.finished_before} finished before; {books.dead_letters} failed"
+        if row_counts.rows == 0
+        else f"{row_counts.stems} clips ({audio_s:.0f} s of audio) in {wall_s:.0f} s{rate}; "
+        f"{row_counts.finished_before} finished before; {row_counts.dead_letters} failed"
     )
-    text += reasons(books, plan.storage, plan.config.output)
+    text += reasons(row_counts, folder)
     if on_average:
         text.append(on_average)
     if other := measured.counters.get(f"WriteStems/{OTHER_FORMAT}"):
@@ -235,13 +238,72 @@ def closing_lines(plan: Plan, books: Books, measured: Measurements, *, wall_s: f
             f"{other} stems or residuals are float WAV, since FLAC cannot hold them; "
             "the column stem_note says why"
         )
+    return text
+
+
+def done_lines(folder: OutputFolder, row_counts: RowCounts) -> list[str]:
+    """How many rows a job did that does not separate, and why others failed."""
+    done = f"{row_counts.stems} of {row_counts.rows} rows done, {row_counts.dead_letters} failed"
+    return [done if row_counts.rows else NOTHING_TO_DO, *reasons(row_counts, folder)]
+
+
+def last_lines(
+    folder: OutputFolder, row_counts: RowCounts, measured: Measurements, named: Mapping[str, str]
+) -> list[str]:
+    """What storage cost, and where to look next.
+
+    Args:
+        folder: of the run.
+        row_counts: of the run.
+        measured: by the run.
+        named: what in the folder is worth a look, by what it is called.
+    """
+    text = []
     if repeated := retries.repeated(measured.counters):
-        text.append(f"{repeated} requests to storage failed and were repeated; see run.json")
-    if summary and registry.default_scorer(plan.config.model) == plan.config.scorer == "own":
-        text.append("CLAPScore is by the model's own CLAP, which is circular; see --scorer.")
-    last = {"failures": DEAD_LETTERS} if books.dead_letters else {"run": FILE}
-    named = {"listen": STEMS_FOLDER, "numbers": METRICS, **last}
-    return text + places(plan.storage, plan.config.output, named)
+        text.append(f"{repeated} requests to storage failed and were repeated; see {RUN}")
+    last = {"failures": DEAD_LETTERS} if row_counts.dead_letters else {"run": RUN}
+    return text + places(folder.storage, folder.uri, {**named, **last})
+
+
+def reasons(row_counts: RowCounts, folder: OutputFolder) -> list[str]:
+    """A line for each reason of which rows failed: how many, and what was said of one of them."""
+    examples: dict[str, str] = {}
+    for uri in folder.storage.list_files(folder.place(DEAD_LETTERS), ".parquet")[:_SHOWN_FILES]:
+        columns = ["stage", "error_type", "message"]
+        table = pq.read_table(io.BytesIO(folder.storage.read_bytes(uri)), columns=columns)
+        for stage, error_type, message in zip(*table.to_pydict().values(), strict=True):
+            examples.setdefault(f"{stage}/{error_type}", message)
+    return [
+        f"  {count} of {reason}"
+        + (f": {escaping.one_line(examples[reason])}" if reason in examples else "")
+        for reason, count in row_counts.by_reason.items()
+    ]
+
+
+_LEFT = {
+    CHANGED: "{n} finished before with other content, done again",
+    GONE: "{n} no longer in the manifest, taken out of the tables (their stems stay)",
+    DOUBLE: "{n} found twice in the tables, kept once",
+    BROKEN: "{n} with a stem that is missing or cut, taken out of the tables and done again where "
+    "the manifest has them",
+    UNKNOWN: "{n} of which nothing says any more what they were made with, done again",
+}
+
+
+def resumed_lines(resumed: Resumed) -> list[str]:
+    """What became of what earlier attempts had left."""
+    lines = [
+        f"{uri} could not be read ({reason}): its rows are done again"
+        for uri, reason in resumed.damaged.items()
+    ]
+    for why, count in resumed.left.items():
+        names = resumed.named.get(why, ())
+        more = f" and {count - len(names)} more" if count > len(names) else ""
+        said = _LEFT[why].format(n="1 row" if count == 1 else f"{count} rows")
+        lines.append(f"{said}: {', '.join(map(escaping.one_line, names))}{more}")
+    if resumed.others:
+        lines.append(f"{resumed.others} finished rows that are not in this manifest stay")
+    return lines
 
 
 def places(storage: Storage, output: str, named: Mapping[str, str]) -> list[str]:

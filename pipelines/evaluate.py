@@ -20,7 +20,7 @@ from manifests.errors import ManifestError
 from manifests.files import absolute
 from manifests.files.writing import write_rows
 from pipelines import config as configuration
-from pipelines import flags, separate
+from pipelines import flags, runners, separate
 from terminal import screen
 from terminal.flags import path
 from transforms.storage import Storage, join
@@ -42,27 +42,6 @@ _QUERY_FLAGS = frozenset(
 """Flags of the run that say what the sets say."""
 _DEFAULTS = {"--scorer": "none", "--max_failure_rate": "0"}
 """Of the run, where the command line does not say otherwise: no table has CLAPScores."""
-_EXAMPLES = """writes, into --output:
-  manifest.parquet   the sets as rows: what is mixed, and what is asked of it
-  run/               what pipelines.separate writes: stems, metrics, run.json
-  results.json       every figure, with its interval and number of clips
-  results.md         the tables of a model card
-
-The flags of pipelines.separate say how it is run; the sets say what is separated.
-
-examples:
-  python -m pipelines.evaluate --corpus corpus/ --output results/
-  python -m pipelines.evaluate --corpus corpus/ --output quick/ --limit 16 --sets 'text_*'
-  python -m pipelines.evaluate --corpus corpus/ --output results/ --model mine.safetensors --resume
-  python -m pipelines.evaluate --corpus corpus/ --output results/ --expect recorded/results.json
-
-exit codes:
-  0    the figures are written, and match those of --expect
-  1    they do not match, or rows failed
-  2    a flag, the corpus, the model or the output folder cannot be used
-  3    the run itself failed; --resume goes on from what was finished
-  130  interrupted; --resume goes on
-"""
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +108,7 @@ def _job_of(given: Sequence[str]) -> _Job:
     for flag, value in _DEFAULTS.items():
         if not any(word.partition("=")[0] == flag for word in own.rest):
             words += [flag, value]
-    parsed = flags.parse(flags.separate_parser(), words)
+    parsed = flags.parse(flags.SEPARATE, words)
     return _Job(
         own=own,
         corpus=corpus,
@@ -138,7 +117,7 @@ def _job_of(given: Sequence[str]) -> _Job:
         zero_shot=any(fnmatch.fnmatch(ZERO_SHOT, pattern) for pattern in own.sets),
         expected=None if own.expect is None else json.loads(own.expect.read_text("utf-8")),
         words=tuple(words),
-        config=configuration.separate_config(parsed, words),
+        config=configuration.separate_config(parsed, runners.execution_of(parsed)),
     )
 
 
@@ -149,16 +128,7 @@ def _checked(given: Sequence[str]) -> argparse.Namespace:
         UsageError: a word that belongs to no flag, or a flag that lacks a value.
         SystemExit: ``--help``, after it was printed.
     """
-    parser = flags.separate_parser()
-    parser.prog = "python -m pipelines.evaluate"
-    parser.usage = "%(prog)s --corpus URI --output URI [flags]"
-    parser.description = (
-        "Figures of a model on the clips of a labelled corpus: separation by every kind of query, "
-        "presence, zero-shot classification, size and speed."
-    )
-    parser.epilog = _EXAMPLES
-    _add_flags(parser)
-    flags.parse(parser, given)
+    flags.parse(COMMAND, given)
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--output", default="")
     _add_flags(own)
@@ -213,6 +183,30 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+COMMAND = dataclasses.replace(
+    flags.SEPARATE,
+    name="pipelines.evaluate",
+    usage="--corpus URI --output URI [flags]",
+    description="Figures of a model on the clips of a labelled corpus: separation by every kind of "
+    "query, presence, zero-shot classification, size and speed.",
+    examples="""writes, into --output:
+  manifest.parquet   the sets as rows: what is mixed, and what is asked of it
+  run/               what pipelines.separate writes: stems, metrics, run.json
+  results.json       every figure, with its interval and number of clips
+  results.md         the tables of a model card
+
+The flags of pipelines.separate say how it is run; the sets say what is separated.
+
+examples:
+  python -m pipelines.evaluate --corpus corpus/ --output results/
+  python -m pipelines.evaluate --corpus corpus/ --output quick/ --limit 16 --sets 'text_*'
+  python -m pipelines.evaluate --corpus corpus/ --output results/ --model mine.safetensors --resume
+  python -m pipelines.evaluate --corpus corpus/ --output results/ --expect recorded/results.json
+""",
+    groups=(*flags.SEPARATE.groups, _add_flags),
+)
+
+
 def _evaluate(job: _Job) -> int:
     own, storage = job.own, job.storage
     draw = corpus_sets.Draw(
@@ -242,7 +236,7 @@ def _evaluate(job: _Job) -> int:
 def _results(job: _Job, draw: corpus_sets.Draw) -> Results:
     """What the run gave, and what is measured beside it."""
     from pipelines.evaluation import cost, results, zero_shot
-    from pipelines.plan import model_choice
+    from pipelines.separate_graph import model_choice
     from transforms import model_cache
 
     choice = model_choice(job.config)

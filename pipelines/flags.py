@@ -6,389 +6,344 @@ Words that are not ours are passed on to Beam. ``--help`` needs neither Beam nor
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from apache_beam.options.pipeline_options import PipelineOptions
-
-from terminal import flags
+from terminal import flags, screen
 
 EXIT_OK = 0
 EXIT_FAILURE_RATE = 1
 EXIT_USAGE = 2
 EXIT_JOB_FAILED = 3
 EXIT_INTERRUPTED = 130
+_HELP = frozenset({"-h", "--help"})
 
 
 class UsageError(ValueError):
     """Something about the command line that the user can put right."""
 
 
-def forget_secrets(options: PipelineOptions) -> None:
-    """Takes what the configuration has by then out of the options that a runner shows to people."""
-    options.view_as(InputOptions).storage_options = "{}"
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("input: a manifest, or one recording")
+    group.add_argument(
+        "--manifest",
+        nargs="+",
+        action="extend",
+        metavar="URI",
+        help="CSV, JSONL or Parquet: files, folders or patterns, local or remote; to be given "
+        "once or several times. Example: --manifest gs://bucket/rows/*.parquet",
+    )
+    group.add_argument(
+        "--mixture",
+        metavar="URI",
+        help="One recording, instead of a manifest. Example: --mixture talk.wav",
+    )
+    group.add_argument(
+        "--positive",
+        action="append",
+        metavar="TEXT",
+        help="What to extract. Given several times, each is extracted into a stem of its own. "
+        'Example: --positive "a dog barking" --positive speech',
+    )
+    group.add_argument(
+        "--negative",
+        metavar="TEXT",
+        help="What to suppress, with every --positive. The word 'others' stands for the texts "
+        "of the other --positive of the command; to suppress the text 'others' itself, write "
+        'a manifest. Example: "rain"',
+    )
+    group.add_argument(
+        "--positive_audio", nargs="+", metavar="URI", help="Example clips of what to extract."
+    )
+    group.add_argument(
+        "--negative_audio", nargs="+", metavar="URI", help="Example clips of what to suppress."
+    )
+    group.add_argument(
+        "--text_weight",
+        type=float,
+        metavar="0..1",
+        help="With --mixture: 0 = example clips only, 1 = text only. "
+        "Default 0.5 where a query has both.",
+    )
+    group.add_argument(
+        "--reference",
+        metavar="URI",
+        help="With --mixture and one query: the target alone, to score against.",
+    )
+    group.add_argument(
+        "--max_clip_in_memory_s",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="Recordings with more samples than so many seconds of 48 kHz stereo are streamed "
+        "in constant memory. Default %(default)s.",
+    )
+    group.add_argument(
+        "--allowed_uri_prefix",
+        action="append",
+        metavar="URI",
+        help="Folder, bucket or host that rows may read from; to be given once for each. A row "
+        "that names anything else is a dead letter. Without it rows may read whatever this "
+        "process can. Example: --allowed_uri_prefix gs://bucket/clips",
+    )
+    group.add_argument(
+        "--storage_options",
+        default="{}",
+        metavar="JSON",
+        help='fsspec options by protocol. Example: \'{"gs": {"token": "anon"}}\'',
+    )
 
 
-class InputOptions(PipelineOptions):
-    """What is to be separated."""
-
-    @classmethod
-    def _add_argparse_args(cls, parser: Any) -> None:
-        group = parser.add_argument_group("input: a manifest, or one recording")
-        group.add_argument(
-            "--manifest",
-            nargs="+",
-            action="extend",
-            metavar="URI",
-            help="CSV, JSONL or Parquet: files, folders or patterns, local or remote; to be given "
-            "once or several times. Example: --manifest gs://bucket/rows/*.parquet",
-        )
-        group.add_argument(
-            "--mixture",
-            metavar="URI",
-            help="One recording, instead of a manifest. Example: --mixture talk.wav",
-        )
-        group.add_argument(
-            "--positive",
-            action="append",
-            metavar="TEXT",
-            help="What to extract. Given several times, each is extracted into a stem of its own. "
-            'Example: --positive "a dog barking" --positive speech',
-        )
-        group.add_argument(
-            "--negative",
-            metavar="TEXT",
-            help="What to suppress, with every --positive. The word 'others' stands for the texts "
-            "of the other --positive of the command; to suppress the text 'others' itself, write "
-            'a manifest. Example: "rain"',
-        )
-        group.add_argument(
-            "--positive_audio", nargs="+", metavar="URI", help="Example clips of what to extract."
-        )
-        group.add_argument(
-            "--negative_audio", nargs="+", metavar="URI", help="Example clips of what to suppress."
-        )
-        group.add_argument(
-            "--text_weight",
-            type=float,
-            metavar="0..1",
-            help="With --mixture: 0 = example clips only, 1 = text only. "
-            "Default 0.5 where a query has both.",
-        )
-        group.add_argument(
-            "--reference",
-            metavar="URI",
-            help="With --mixture and one query: the target alone, to score against.",
-        )
-        group.add_argument(
-            "--max_clip_in_memory_s",
-            type=float,
-            default=60.0,
-            metavar="S",
-            help="Recordings with more samples than so many seconds of 48 kHz stereo are streamed "
-            "in constant memory. Default %(default)s.",
-        )
-        group.add_argument(
-            "--allowed_uri_prefix",
-            action="append",
-            metavar="URI",
-            help="Folder, bucket or host that rows may read from; to be given once for each. A row "
-            "that names anything else is a dead letter. Without it rows may read whatever this "
-            "process can. Example: --allowed_uri_prefix gs://bucket/clips",
-        )
-        group.add_argument(
-            "--storage_options",
-            default="{}",
-            metavar="JSON",
-            help='fsspec options by protocol. Example: \'{"gs": {"token": "anon"}}\'',
-        )
-
-
-class ModelOptions(PipelineOptions):
-    """What separates, and how."""
-
-    @classmethod
-    def _add_argparse_args(cls, parser: Any) -> None:
-        group = parser.add_argument_group("model")
-        group.add_argument(
-            "--model",
-            default="clapsep-mini",
-            metavar="NAME",
-            help="A name of the registry, or the URI of a converted checkpoint. "
-            "Default %(default)s, which is bundled.",
-        )
-        group.add_argument(
-            "--scorer",
-            default="own",
-            metavar="NAME",
-            help="The CLAP that gives CLAPScores: 'own' (the model's, which is circular: it hears "
-            "as the separator does), 'none', a name or a URI. Default %(default)s.",
-        )
-        group.add_argument(
-            "--device", default="auto", help="auto, cpu, cuda or cuda:N. Default %(default)s."
-        )
-        group.add_argument(
-            "--precision",
-            choices=("fp32", "bf16"),
-            default="fp32",
-            help="Of the network. Default %(default)s.",
-        )
-        group.add_argument(
-            "--compile",
-            action="store_true",
-            help="Run the network through torch.compile: minutes at the start, for long runs on a "
-            "GPU. Where it cannot be done, a warning is logged. Changes results by rounding.",
-        )
-        group.add_argument(
-            "--batch_size",
-            type=int,
-            default=8,
-            metavar="N",
-            help="Windows of 10 s, channels counted, in one forward pass. Default %(default)s.",
-        )
-        group.add_argument(
-            "--num_threads",
-            type=int,
-            default=0,
-            metavar="N",
-            help="CPU threads of the network, a process. Default 0: the cores of the machine, "
-            "divided among --num_workers; on a Dask cluster 1.",
-        )
-        group.add_argument(
-            "--overlap",
-            type=float,
-            default=0.25,
-            metavar="0..1",
-            help="The part of a window that it shares with the next. Default %(default)s.",
-        )
-        group.add_argument(
-            "--channels",
-            choices=("per_channel", "mid"),
-            default="per_channel",
-            help="Separate every channel, or their mean into a mono stem. Default %(default)s.",
-        )
-        group.add_argument(
-            "--condition_norm",
-            choices=("normalised", "unnormalised"),
-            default="normalised",
-            help="'unnormalised' reproduces the authors' evaluation script. Default %(default)s.",
-        )
-        group.add_argument(
-            "--on_unsupported_query",
-            choices=("dead_letter", "nearest"),
-            default="dead_letter",
-            help="What becomes of a query that the model cannot use (negative ones, example clips, "
-            "free text): a dead letter, or the nearest setting that it can use, which is what the "
-            "metrics then say. Default %(default)s.",
-        )
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default="clapsep-mini",
+        metavar="NAME",
+        help="A name of the registry, or the URI of a converted checkpoint. "
+        "Default %(default)s, which is bundled.",
+    )
+    group.add_argument(
+        "--scorer",
+        default="own",
+        metavar="NAME",
+        help="The CLAP that gives CLAPScores: 'own' (the model's, which is circular: it hears "
+        "as the separator does), 'none', a name or a URI. Default %(default)s.",
+    )
+    group.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N. Default %(default)s."
+    )
+    group.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="Of the network. Default %(default)s.",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="Run the network through torch.compile: minutes at the start, for long runs on a "
+        "GPU. Where it cannot be done, a warning is logged. Changes results by rounding.",
+    )
+    group.add_argument(
+        "--batch_size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="Windows of 10 s, channels counted, in one forward pass. Default %(default)s.",
+    )
+    group.add_argument(
+        "--num_threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="CPU threads of the network, a process. Default 0: the cores of the machine, "
+        "divided among --num_workers; on a Dask cluster 1.",
+    )
+    group.add_argument(
+        "--overlap",
+        type=float,
+        default=0.25,
+        metavar="0..1",
+        help="The part of a window that it shares with the next. Default %(default)s.",
+    )
+    group.add_argument(
+        "--channels",
+        choices=("per_channel", "mid"),
+        default="per_channel",
+        help="Separate every channel, or their mean into a mono stem. Default %(default)s.",
+    )
+    group.add_argument(
+        "--condition_norm",
+        choices=("normalised", "unnormalised"),
+        default="normalised",
+        help="'unnormalised' reproduces the authors' evaluation script. Default %(default)s.",
+    )
+    group.add_argument(
+        "--on_unsupported_query",
+        choices=("dead_letter", "nearest"),
+        default="dead_letter",
+        help="What becomes of a query that the model cannot use (negative ones, example clips, "
+        "free text): a dead letter, or the nearest setting that it can use, which is what the "
+        "metrics then say. Default %(default)s.",
+    )
 
 
-class OutputOptions(PipelineOptions):
-    """What is written."""
-
-    @classmethod
-    def _add_argparse_args(cls, parser: Any) -> None:
-        group = parser.add_argument_group("output")
-        group.add_argument(
-            "--output",
-            metavar="URI",
-            help="Folder for stems, metrics, summary, dead letters and run.json. Required.",
-        )
-        group.add_argument(
-            "--stem_format",
-            choices=("flac", "wav"),
-            default="flac",
-            help="24-bit FLAC, or WAV in 32-bit float. Default %(default)s. What FLAC cannot hold "
-            "(samples over full scale, some rates from 65,536 Hz) becomes WAV all the same.",
-        )
-        group.add_argument(
-            "--residual", action="store_true", help="Write the mixture minus the stem too."
-        )
-        group.add_argument(
-            "--resume",
-            action="store_true",
-            help="Go on with what an earlier run left in --output: finished rows are skipped where "
-            "the manifest says the same of them, and done again where it does not. Rows that are "
-            "no longer in the manifest leave the tables when all manifests of the earlier runs "
-            "are given again; with another manifest, or --manifest OUTPUT/dead_letters, they stay.",
-        )
-        group.add_argument(
-            "--verify",
-            action="store_true",
-            help="With --resume: look whether the stems of finished rows are there, readable and "
-            "as long as they should be; rows with others are done again.",
-        )
-        group.add_argument(
-            "--overwrite",
-            action="store_true",
-            help="Begin again: when manifests and model were checked, delete what earlier runs of "
-            "this command wrote into --output. That is: the files of audio that its tables name "
-            "(stems and residuals, or rendered mixtures, references and interferers), the tables "
-            "(metrics, summary, dead_letters, manifest), the working files in _work, and run.json. "
-            "Nothing else is deleted; refused where a run still writes there, or where the "
-            "manifest, or something that it names, lies in --output.",
-        )
-        group.add_argument(
-            "--force_unlock",
-            action="store_true",
-            help="Take --output although another run holds it: only when you know that it has "
-            "ended, such as the job of a template.",
-        )
-        group.add_argument(
-            "--max_failure_rate",
-            type=float,
-            default=0.05,
-            metavar="0..1",
-            help="More dead letters than this part of the rows make the exit code 1. "
-            "Default %(default)s.",
-        )
-        group.add_argument(
-            "--shards",
-            type=int,
-            default=0,
-            metavar="N",
-            help="Files of metrics for each dataset and split. Default 0: near 128 MB each.",
-        )
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--output",
+        metavar="URI",
+        help="Folder for stems, metrics, summary, dead letters and run.json. Required.",
+    )
+    group.add_argument(
+        "--stem_format",
+        choices=("flac", "wav"),
+        default="flac",
+        help="24-bit FLAC, or WAV in 32-bit float. Default %(default)s. What FLAC cannot hold "
+        "(samples over full scale, some rates from 65,536 Hz) becomes WAV all the same.",
+    )
+    group.add_argument(
+        "--residual", action="store_true", help="Write the mixture minus the stem too."
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="Go on with what an earlier run left in --output: finished rows are skipped where "
+        "the manifest says the same of them, and done again where it does not. Rows that are "
+        "no longer in the manifest leave the tables when all manifests of the earlier runs "
+        "are given again; with another manifest, or --manifest OUTPUT/dead_letters, they stay.",
+    )
+    group.add_argument(
+        "--verify",
+        action="store_true",
+        help="With --resume: look whether the stems of finished rows are there, readable and "
+        "as long as they should be; rows with others are done again.",
+    )
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="Begin again: when manifests and model were checked, delete what earlier runs of "
+        "this command wrote into --output. That is: the files of audio that its tables name "
+        "(stems and residuals, or rendered mixtures, references and interferers), the tables "
+        "(metrics, summary, dead_letters, manifest), the working files in _work, and run.json. "
+        "Nothing else is deleted; refused where a run still writes there, or where the "
+        "manifest, or something that it names, lies in --output.",
+    )
+    group.add_argument(
+        "--force_unlock",
+        action="store_true",
+        help="Take --output although another run holds it: only when you know that it has "
+        "ended, such as the job of a template.",
+    )
+    group.add_argument(
+        "--max_failure_rate",
+        type=float,
+        default=0.05,
+        metavar="0..1",
+        help="More dead letters than this part of the rows make the exit code 1. "
+        "Default %(default)s.",
+    )
+    group.add_argument(
+        "--shards",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Files of metrics for each dataset and split. Default 0: near 128 MB each.",
+    )
 
 
-class RunOptions(PipelineOptions):
-    """Where it runs."""
-
-    @classmethod
-    def _add_argparse_args(cls, parser: Any) -> None:
-        group = parser.add_argument_group(
-            "execution",
-            "Flags of Beam and its runners work too, such as --num_workers N (local: so many "
-            "processes; Dataflow: so many machines), --runner, --project and --temp_location. "
-            "Without --runner the job runs in this process; --runner=dask runs it on a Dask "
-            "cluster.",
-        )
-        group.add_argument(
-            "--dask_client_address",
-            metavar="URL",
-            help="With --runner=dask: the scheduler. Example: tcp://10.0.0.5:8786",
-        )
-        group.add_argument(
-            "--accelerator",
-            metavar="SPEC",
-            help="Of the separation step. Example: 'type:nvidia-l4;count:1;install-nvidia-driver'",
-        )
-        group.add_argument(
-            "--min_ram", metavar="SIZE", help="Of the separation step. Example: 16GB"
-        )
-        group.add_argument(
-            "--share_model",
-            action="store_true",
-            help="One copy of the model for all worker processes of a machine.",
-        )
-        group.add_argument(
-            "--isolate_decoder",
-            action="store_true",
-            help="Decode audio in processes of its own: a file that crashes the decoder becomes a "
-            "dead letter instead of ending the run. For archives of unknown origin.",
-        )
-        group.add_argument(
-            "--progress",
-            choices=("auto", "bar", "log", "none"),
-            default="auto",
-            help="Default %(default)s: a bar on a terminal, lines elsewhere.",
-        )
-        group.add_argument(
-            "--log_level",
-            choices=("debug", "info", "warning", "error"),
-            default="warning",
-            help="Default %(default)s.",
-        )
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "execution",
+        "Flags of Beam and its runners work too, such as --num_workers N (local: so many "
+        "processes; Dataflow: so many machines), --runner, --project and --temp_location. "
+        "Without --runner the job runs in this process; --runner=dask runs it on a Dask "
+        "cluster.",
+    )
+    group.add_argument(
+        "--dask_client_address",
+        metavar="URL",
+        help="With --runner=dask: the scheduler. Example: tcp://10.0.0.5:8786",
+    )
+    group.add_argument(
+        "--accelerator",
+        metavar="SPEC",
+        help="Of the separation step. Example: 'type:nvidia-l4;count:1;install-nvidia-driver'",
+    )
+    group.add_argument("--min_ram", metavar="SIZE", help="Of the separation step. Example: 16GB")
+    group.add_argument(
+        "--share_model",
+        action="store_true",
+        help="One copy of the model for all worker processes of a machine.",
+    )
+    group.add_argument(
+        "--isolate_decoder",
+        action="store_true",
+        help="Decode audio in processes of its own: a file that crashes the decoder becomes a "
+        "dead letter instead of ending the run. For archives of unknown origin.",
+    )
+    group.add_argument(
+        "--progress",
+        choices=("auto", "bar", "log", "none"),
+        default="auto",
+        help="Default %(default)s: a bar on a terminal, lines elsewhere.",
+    )
+    group.add_argument(
+        "--log_level",
+        choices=("debug", "info", "warning", "error"),
+        default="warning",
+        help="Default %(default)s.",
+    )
 
 
-class SynthesizeOptions(PipelineOptions):
-    """How mixtures are rendered."""
-
-    @classmethod
-    def _add_argparse_args(cls, parser: Any) -> None:
-        group = parser.add_argument_group("mixtures")
-        group.add_argument(
-            "--mix_rate_hz",
-            type=int,
-            default=32_000,
-            metavar="HZ",
-            help="Of everything that is rendered. Default %(default)s.",
-        )
-        group.add_argument(
-            "--mix_level_range_db",
-            type=float,
-            nargs=2,
-            metavar=("LOW", "HIGH"),
-            help="Draw the level of the target above the interferers of each row evenly from here, "
-            "instead of taking the manifest's. Example: --mix_level_range_db -5 5",
-        )
-        group.add_argument(
-            "--mix_seed",
-            type=int,
-            default=0,
-            metavar="N",
-            help="Of what is drawn: with a row's id (and its seed, if it has one) it decides the "
-            "row, on any runner. Default %(default)s.",
-        )
+def _add_mixtures(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("mixtures")
+    group.add_argument(
+        "--mix_rate_hz",
+        type=int,
+        default=32_000,
+        metavar="HZ",
+        help="Of everything that is rendered. Default %(default)s.",
+    )
+    group.add_argument(
+        "--mix_level_range_db",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="Draw the level of the target above the interferers of each row evenly from here, "
+        "instead of taking the manifest's. Example: --mix_level_range_db -5 5",
+    )
+    group.add_argument(
+        "--mix_seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Of what is drawn: with a row's id (and its seed, if it has one) it decides the "
+        "row, on any runner. Default %(default)s.",
+    )
 
 
-class ScoreOptions(PipelineOptions):
-    """Whose stems are scored."""
-
-    @classmethod
-    def _add_argparse_args(cls, parser: Any) -> None:
-        group = parser.add_argument_group("stems")
-        group.add_argument(
-            "--stems",
-            metavar="URI",
-            help="A folder with <id>.flac or <id>.wav (or else aiff, ogg, mp3 and the like, the "
-            "first that is there), or a template with {id}, {name} (the id "
-            "as a file name of ours), {dataset}, {split}, {label} or a further column of the "
-            "manifest. Without it the manifest has a column stem_uri of absolute URIs. "
-            "Example: 'out/{name}_estimate.wav'",
-        )
-        group.add_argument(
-            "--system",
-            default="unnamed",
-            metavar="NAME",
-            help="What made the stems; the column model of the metrics. Default %(default)s.",
-        )
-        group.add_argument(
-            "--score_rate_hz",
-            type=int,
-            default=32_000,
-            metavar="HZ",
-            help="Rate at which ratios are computed; what is at another is resampled. "
-            "Default %(default)s.",
-        )
+def _add_stems(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("stems")
+    group.add_argument(
+        "--stems",
+        metavar="URI",
+        help="A folder with <id>.flac or <id>.wav (or else aiff, ogg, mp3 and the like, the "
+        "first that is there), or a template with {id}, {name} (the id "
+        "as a file name of ours), {dataset}, {split}, {label} or a further column of the "
+        "manifest. Without it the manifest has a column stem_uri of absolute URIs. "
+        "Example: 'out/{name}_estimate.wav'",
+    )
+    group.add_argument(
+        "--system",
+        default="unnamed",
+        metavar="NAME",
+        help="What made the stems; the column model of the metrics. Default %(default)s.",
+    )
+    group.add_argument(
+        "--score_rate_hz",
+        type=int,
+        default=32_000,
+        metavar="HZ",
+        help="Rate at which ratios are computed; what is at another is resampled. "
+        "Default %(default)s.",
+    )
 
 
 _EXIT_CODES = """exit codes:
   0    every row is done, or failed within --max_failure_rate
   1    more rows failed than --max_failure_rate allows; all results are written
   2    a flag, a manifest, a model or the output folder cannot be used; nothing was run
-  3    the job itself failed; --resume goes on from what was finished
-  130  interrupted; only complete files are left, --resume goes on
 """
-
-SEPARATE_OPTIONS: tuple[type[PipelineOptions], ...] = (
-    InputOptions,
-    ModelOptions,
-    OutputOptions,
-    RunOptions,
-)
-
-_SEPARATE_EXAMPLES = """examples:
-  python -m pipelines.separate --mixture talk.wav --positive "a dog barking" --negative "rain" \\
-      --output out/
-  python -m pipelines.separate --mixture talk.wav --positive "a dog" --positive speech \\
-      --negative others --output out/
-  python -m pipelines.separate --manifest rows.csv --output out/ --num_workers 4
-  python -m pipelines.separate --manifest rows.csv --output out/ --resume
-  python -m pipelines.separate --manifest out/dead_letters --output out2/
-
+_ENDS = """  3    the job itself failed
+  130  interrupted; only complete files are left
+"""
+_ENDS_OF_RESUMABLE = """  3    the job itself failed; --resume goes on from what was finished
+  130  interrupted; only complete files are left, --resume goes on
 """
 
 
@@ -400,44 +355,139 @@ class JobParser(flags.Parser):
         raise UsageError(message)
 
 
-def separate_parser() -> JobParser:
-    """The flags of ``pipelines.separate`` that are its own."""
-    parser = JobParser(
-        prog="python -m pipelines.separate",
-        usage="%(prog)s (--manifest URI | --mixture URI --positive TEXT) --output URI [flags]",
-        description="Separates recordings: manifest rows → stems, metrics and dead letters.",
-        epilog=_SEPARATE_EXAMPLES + _EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for options in SEPARATE_OPTIONS:
-        _declare(options, parser)
-    parser.confidential = frozenset({"--storage_options"})
-    parser.instead_of_several = {
-        "--mixture": "several recordings are the rows of a manifest, which "
-        "python -m manifests.example begins for you"
-    }
-    return parser
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A job's command line.
+
+    Attributes:
+        name: module that is run.
+        usage: how it is called.
+        description: what it does.
+        examples: calls, a line each.
+        groups: add its own groups of flags.
+        shared: names of flags of ``pipelines.separate`` that it has too.
+        resumes: whether it can go on with what an earlier run left.
+    """
+
+    name: str
+    usage: str
+    description: str
+    examples: str
+    groups: tuple[Callable[[argparse.ArgumentParser], None], ...]
+    shared: tuple[str, ...] = ()
+    resumes: bool = False
+
+    def parser(self) -> JobParser:
+        """Builds the parser; shared flags are those of the main job, declared there."""
+        found = JobParser(
+            prog=f"python -m {self.name}",
+            usage=f"%(prog)s {self.usage}",
+            description=self.description,
+            epilog=f"examples:\n{self.examples}\n{_EXIT_CODES}"
+            + (_ENDS_OF_RESUMABLE if self.resumes else _ENDS),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for add in self.groups:
+            add(found)
+        if self.shared:
+            group = found.add_argument_group(
+                "shared with pipelines.separate", "Flags of Beam and its runners work too."
+            )
+            for action in SEPARATE.parser()._actions:
+                if action.dest in self.shared:
+                    group._add_action(action)
+        found.confidential = frozenset({"--storage_options"})
+        found.instead_of_several = {
+            "--mixture": "several recordings are the rows of a manifest, which "
+            "python -m manifests.example begins for you"
+        }
+        return found
 
 
-def _declare(options: type[PipelineOptions], parser: argparse.ArgumentParser) -> None:
-    declare: Any = options._add_argparse_args  # Beam annotates its own parser class
-    declare(parser)
+SEPARATE = Command(
+    name="pipelines.separate",
+    usage="(--manifest URI | --mixture URI --positive TEXT) --output URI [flags]",
+    description="Separates recordings: manifest rows → stems, metrics and dead letters.",
+    examples="""  python -m pipelines.separate --mixture talk.wav --positive "a dog barking" \\
+      --negative "rain" --output out/
+  python -m pipelines.separate --mixture talk.wav --positive "a dog" --positive speech \\
+      --negative others --output out/
+  python -m pipelines.separate --manifest rows.csv --output out/ --num_workers 4
+  python -m pipelines.separate --manifest rows.csv --output out/ --resume
+  python -m pipelines.separate --manifest out/dead_letters --output out2/
+""",
+    groups=(_add_input, _add_model, _add_output, _add_run),
+    resumes=True,
+)
+_SHARED = (
+    *("manifest", "max_clip_in_memory_s", "allowed_uri_prefix", "storage_options"),
+    *("output", "overwrite", "force_unlock", "max_failure_rate"),
+    *("progress", "log_level", "num_threads", "isolate_decoder", "dask_client_address"),
+)
+SCORE = Command(
+    name="pipelines.score",
+    usage="--manifest URI --stems URI --system NAME --output URI [flags]",
+    description="Scores stems against references, where the manifest has them, and against the "
+    "queries: the same tables as pipelines.separate writes.",
+    examples="""  python -m pipelines.score --manifest rows.csv --stems stems/ --system AudioSep \\
+      --output scores/
+  python -m pipelines.score --manifest rows.csv --stems 'gs://b/{dataset}/{id}_est.wav' \\
+      --scorer none --output scores/
+""",
+    groups=(_add_stems,),
+    shared=(*_SHARED, "model", "scorer", "device", "batch_size", "shards"),
+)
+SYNTHESIZE = Command(
+    name="pipelines.synthesize",
+    usage="--manifest URI --output URI [flags]",
+    description="Renders mixtures, references and interferers, and the manifest to separate them: "
+    "the same bytes for the same seed, on any runner.",
+    examples="""  python -m pipelines.synthesize --manifest esc50.parquet --output gs://bucket/esc50/
+  python -m pipelines.separate --manifest gs://bucket/esc50/manifest --output out/
+""",
+    groups=(_add_mixtures,),
+    shared=(*_SHARED, "stem_format"),
+)
 
 
-def parse(parser: JobParser, argv: Sequence[str]) -> PipelineOptions:
-    """Checks the command line and gives Beam's view of it.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """A parsed command line.
+
+    Attributes:
+        own: values of our flags.
+        beam: the words that belong to Beam and its runners; none of them holds a credential.
+        command: the whole command line, for the record of the run.
+    """
+
+    own: argparse.Namespace
+    beam: tuple[str, ...]
+    command: tuple[str, ...]
+
+
+def asks_for_help(command: Command, argv: Sequence[str] | None) -> bool:
+    """Prints the help of a command where its words ask for it, and says whether they do."""
+    words = sys.argv[1:] if argv is None else argv
+    if _HELP.isdisjoint(words):
+        return False
+    screen.steady()
+    sys.stdout.write(command.parser().format_help())
+    return True
+
+
+def parse(command: Command, words: Sequence[str]) -> Arguments:
+    """Parses the words of a command line.
 
     Raises:
         UsageError: a word that belongs to no flag, an unknown flag, a missing or an unusable value.
-        SystemExit: ``--help``, after it was printed.
     """
-    for word in argv:
+    for word in words:
         _require_text(word)
-    beam = _beam_parser()
+    parser, beam = command.parser(), _beam_parser()
     parser.others = tuple(beam._actions)
-    parser.parse_known_args(argv)
-    beam.parse_known_args(list(argv))
-    return PipelineOptions(list(argv))
+    own, rest = parser.parse_known_args(words)
+    beam.parse_known_args(rest)
+    return Arguments(own=own, beam=tuple(rest), command=("python", "-m", command.name, *words))
 
 
 def _require_text(word: str) -> None:
@@ -451,7 +501,7 @@ def _require_text(word: str) -> None:
 
 
 def beam_flags() -> set[str]:
-    """The flags of Beam and its runners."""
+    """Names the flags of Beam and its runners."""
     return {flag for action in _beam_parser()._actions for flag in action.option_strings}
 
 
@@ -461,15 +511,17 @@ class _BeamParser(argparse.ArgumentParser):
 
 
 def _beam_parser() -> argparse.ArgumentParser:
-    """Beam's flags and those of its runners, with its own checks of their values."""
+    """Builds a parser of Beam's flags and those of its runners, with its own checks of values."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
     parser = _BeamParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
     for options in _all_subclasses(PipelineOptions):
         if options.__module__.startswith("apache_beam."):
-            _declare(options, parser)
+            options._add_argparse_args(parser)
     return parser
 
 
-def _all_subclasses(cls: type[PipelineOptions]) -> list[type[PipelineOptions]]:
+def _all_subclasses(cls: type[Any]) -> list[type[Any]]:
     found = []
     for child in cls.__subclasses__():
         found += [child, *_all_subclasses(child)]
@@ -477,7 +529,7 @@ def _all_subclasses(cls: type[PipelineOptions]) -> list[type[PipelineOptions]]:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process at once: threads of a job that was given up may still wait for its engine.
+    """Ends the process at once: threads of a job that was given up may still wait for its runner.
 
     Nothing that they would write is wanted, and files appear by renaming.
     """

@@ -1,84 +1,112 @@
-"""From a configuration to an exit code: checks, the run, the books, what is said at the end."""
+"""Runs a job from its command line to its exit code, the same way for every job and runner.
+
+The order is: check the flags, the runner, the output folder, the manifests and the models; hold the
+folder; record the run; run the graph while progress is shown; check that the rows balance; record
+what came of it and say so.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
 import functools
-import importlib
+import logging
+import os
 import sys
+import tempfile
+import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
+import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.errors import ManifestError
+from manifests.row import ManifestRow
 from model.checkpoints.fetch import CheckpointError
 from model.registry import UnknownModelError
-from model.systems import Capabilities
-from pipelines.config import SeparateConfig
-from pipelines.console import closing_lines, configure_logging
-from pipelines.execution import (
-    JobError,
-    Outcome,
-    failed,
-    finishing,
-    first_cause,
-    run_graph,
-    run_plan,
-)
+from pipelines import console, output_folder, runners
+from pipelines.config import CommonConfig, Execution
 from pipelines.flags import (
     EXIT_FAILURE_RATE,
     EXIT_INTERRUPTED,
     EXIT_JOB_FAILED,
     EXIT_OK,
+    EXIT_USAGE,
+    Arguments,
+    Command,
     UsageError,
+    parse,
 )
-from pipelines.output_folder import (
-    Earlier,
-    clear,
-    examine,
-    held,
-    require_free,
-    require_no_job,
-    require_same_settings,
-    resumed_lines,
-    say,
-    sources_after,
-    storage_of,
-    tidy,
-    usable,
-)
-from pipelines.output_folder.clearing import SEPARATE, reads_of, remove_working_files, require_apart
-from pipelines.output_folder.lock import Lock, LockLostError, RequireEnded
-from pipelines.output_folder.record import (
-    FILE,
-    ManifestFacts,
-    code_version,
-    manifest_facts,
-    new_record,
-    write_record,
-)
-from pipelines.plan import BOOKS, ERROR_FILE, Plan, model_choice, scorer_choice
+from pipelines.output_folder import OutputFolder, clearing, record
+from pipelines.output_folder.lock import Lock, LockLostError
+from pipelines.output_folder.names import ERROR_FILE, ROW_COUNTS, RUN
 from pipelines.preflight import PackageCollisionError, check_packages
-from pipelines.runners import DATAFLOW
-from pipelines.separate_graph import SeparateManifest
-from transforms import model_cache
-from transforms.storage import Storage, join
+from pipelines.runners import JobError, Runner
+from pipelines.runners.measurements import Measurements, measurements_of
+from terminal import screen
+from transforms import tally
+from transforms.storage import Storage, join, retries
+from transforms.storage.access import UriAccess
 from transforms.storage.redaction import redact, redacted
-from transforms.tables.row_counts import Resumed, read_resumed
+from transforms.tables.row_counts import Resumed, RowCounts, read_resumed, read_row_counts
 
-_UNUSABLE = (
-    *(ManifestError, UnknownModelError, CheckpointError, ValueError, OSError, ImportError),
-)
+logger = logging.getLogger(__name__)
+_UNUSABLE = (ManifestError, UnknownModelError, CheckpointError, ValueError, OSError, ImportError)
 SUBMITTED = "submitted"
 
 
+class Job(Protocol):
+    """What differs between jobs."""
+
+    @property
+    def command(self) -> Command:
+        """Its command line."""
+
+    @property
+    def config(self) -> CommonConfig:
+        """What the flags ask for."""
+
+    @property
+    def access(self) -> UriAccess:
+        """What rows, and a web server that they name, may lead to."""
+
+    def check(self, storage: Storage) -> None:
+        """Checks what only this job has.
+
+        Raises:
+            ValueError: something cannot be used.
+        """
+
+    def reads(self, row: ManifestRow) -> Iterable[tuple[str, str]]:
+        """The URIs that a row makes the job read, each with the column that names it."""
+
+    def load(self) -> Any:
+        """Loads models, so that a run without them does not begin; given to the methods below.
+
+        Raises:
+            UnknownModelError: a name that no model has.
+            CheckpointError: weights cannot be had.
+            ValueError: the model cannot be used as it is asked to be.
+        """
+
+    def settings(self, loaded: Any, /) -> dict[str, Any]:
+        """What decides the results: a run may only be resumed with the same."""
+
+    def graph(self, folder: OutputFolder, loaded: Any, /) -> beam.PTransform[Any, Any]:
+        """Reads the manifests; writes everything, and the row counts."""
+
+    def closing(
+        self, folder: OutputFolder, loaded: Any, row_counts: RowCounts, measured: Measurements,
+        wall_s: float, /,
+    ) -> list[str]:  # fmt: skip
+        """What is said at the end, a line each."""
+
+
 class JobGoesOnError(RuntimeError):
-    """Waiting was interrupted; the job, which is elsewhere, was not."""
+    """Waiting was interrupted; the job, which a service has, was not."""
 
 
 class RunFailedError(RuntimeError):
@@ -94,273 +122,59 @@ class RunFailedError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
-    """What the launcher must know of the models."""
+class Outcome:
+    """How a run ended."""
 
-    rate_hz: int
-    window_samples: int
-    scorer: str
-    capabilities: Capabilities
-    digests: Mapping[str, str | None]
+    row_counts: RowCounts
+    wall_s: float
+    measured: Measurements
 
 
-def separate(config: SeparateConfig, options: PipelineOptions) -> int:
-    """Runs the main job; gives the exit code.
-
-    Raises:
-        UsageError: a manifest, a model or the output folder cannot be used.
-    """
-    configure_logging(config.execution.log_level, config.secrets)
-    on_dataflow = config.execution.runner == DATAFLOW
-    if on_dataflow:
-        _dataflow().check(config, options)
-    storage = storage_of(config)
-    require_ended = functools.partial(_require_ended, options=options)
-    manifests, facts = _examined(config, storage, require_ended)
-    config = dataclasses.replace(config, scorer=facts.scorer)
-    if on_dataflow and _dataflow().is_dry_run(options):
-        plan = _plan(config, storage, examine(config, storage, SEPARATE), facts)
-        runner = _dataflow().runner_for(config.execution)
-        run_graph(SeparateManifest(plan), config.execution, options, runner)
-        sys.stdout.write("dry run: the job can be built; nothing was staged or submitted\n")
-        return EXIT_OK
-    with held(config, storage, require_ended) as lock:
-        return _run(config, options, storage, manifests, facts, lock)
-
-
-def _run(
-    config: SeparateConfig,
-    options: PipelineOptions,
-    storage: Storage,
-    manifests: Sequence[ManifestFacts],
-    facts: ModelFacts,
-    lock: Lock,
+def main(
+    command: Command,
+    build: Callable[[Arguments, Execution], Job],
+    argv: Sequence[str] | None = None,
 ) -> int:
-    """What happens while the output folder is this run's."""
-    earlier = examine(config, storage, SEPARATE)  # again: a run may have ended meanwhile
-    settings = redacted({**config.settings(), **facts.digests})
-    if config.resume:
-        require_same_settings(earlier, settings)
-    record = new_record(
-        command=config.command,
-        config=config.to_json(),
-        settings=settings,
-        manifests=manifests,
-        attempt=earlier.attempt,
-        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )
-    record["sources"] = sources_after(config, storage, earlier)
-    if config.resume and earlier.damage is not None:
-        say(
-            f"{join(config.output, FILE)} {earlier.damage}: what its rows were made with is not "
-            "known, and those of this manifest are done again"
-        )
-    plan = _plan(config, storage, earlier, facts)
-    total = _total_rows(config, manifests)
-    with usable(config.output):
-        for line in clear(config, storage, earlier, SEPARATE) if config.overwrite else ():
-            say(line)
-        write_record(storage, join(config.output, FILE), record)
-    with _recorded(storage, config, record, lock):
-        if config.execution.runner == DATAFLOW:
-            outcome = _run_on_dataflow(plan, options, total, record, lock)
-        else:
-            outcome = run_plan(plan, options, total, check=lock.check)
-        if outcome is None:
-            return EXIT_OK
-        lock.check()
-        if not outcome.books.balanced:
-            raise JobError(f"the books do not balance: {outcome.books}")
-        tidy(config, storage, earlier)
-        resumed = read_resumed(storage, plan.uri(BOOKS))
-        others = resumed.others + resumed.letters
-        record["sources"] = sources_after(config, storage, earlier, others=others)
-        if plan.kept:
-            record["resumed"] = dataclasses.asdict(resumed)
-        write_record(storage, plan.uri(FILE), _finished(record, outcome))
-    return _finish(plan, resumed, outcome)
+    """Runs the job that a command line asks for.
 
+    Args:
+        command: its flags.
+        build: makes the job of parsed flags.
+        argv: the words; None: those of the process.
 
-def _plan(config: SeparateConfig, storage: Storage, earlier: Earlier, facts: ModelFacts) -> Plan:
-    return Plan(
-        config=config,
-        storage=storage,
-        attempt=earlier.attempt,
-        metrics_uris=earlier.metrics_uris,
-        journal_uris=earlier.journal_uris,
-        letter_uris=earlier.letter_uris,
-        rules=earlier.rules,
-        model_rate_hz=facts.rate_hz,
-        window_samples=facts.window_samples,
-        capabilities=facts.capabilities,
-        code_version=code_version(),
-    )
-
-
-def _examined(
-    config: SeparateConfig, storage: Storage, require_ended: RequireEnded
-) -> tuple[list[ManifestFacts], ModelFacts]:
-    """What the output folder, the manifests and the model say, before anything is written."""
-    with usable(config.output, "read"):
-        require_free(config, storage, require_ended)
-        earlier = examine(config, storage, SEPARATE)
+    Returns:
+        The exit code.
+    """
+    screen.steady()
+    secrets: tuple[str, ...] = ()
     try:
-        require_no_job(earlier, config, require_ended)
-        manifests = manifest_facts(config.manifests, storage)
-        if earlier.exists:
-            require_apart(config, storage, reads_of(config, manifests, storage))
-        return manifests, model_facts(config)
-    except _UNUSABLE as err:
-        raise UsageError(str(err)) from err
+        arguments = parse(command, list(sys.argv[1:] if argv is None else argv))
+        job = build(arguments, runners.execution_of(arguments))
+        secrets = job.config.secrets
+        return _run_and_say(job, PipelineOptions(list(arguments.beam)))
+    except (UsageError, ManifestError) as err:
+        sys.stderr.write(
+            f"error: {redact(str(err), secrets)}\nSee python -m {command.name} --help\n"
+        )
+        return EXIT_USAGE
 
 
-def _require_ended(job: Mapping[str, Any], options: PipelineOptions) -> None:
-    _dataflow().require_ended(job, options)
-
-
-def _total_rows(config: SeparateConfig, manifests: Sequence[ManifestFacts]) -> int | None:
-    """Of all manifests, for the progress display; None where one would have to be read."""
-    if not manifests:
-        return len(config.rows)
-    known = [each.rows for each in manifests if each.rows is not None]
-    return sum(known) if len(known) == len(manifests) else None
-
-
-def _dataflow() -> ModuleType:
-    """Imported where it is needed: it brings Google's libraries, which take seconds."""
-    return importlib.import_module("pipelines.runners.dataflow")
-
-
-def _run_on_dataflow(
-    plan: Plan, options: PipelineOptions, total: int | None, record: dict[str, Any], lock: Lock
-) -> Outcome | None:
-    """Submits and waits; None where the job was only left as a template."""
-
-    def submitted(job: Any) -> None:
-        record.update(status=SUBMITTED, job=dataclasses.asdict(job))
-        lock.name_job(record["job"])
-        write_record(plan.storage, plan.uri(FILE), record)
-
-    runner = _dataflow().runner_for(plan.config.execution, submitted)
-    template = _dataflow().template_of(options)
-    if template is None:
-        return run_plan(plan, options, total, runner, runner.counts, check=lock.check)
-    run_graph(SeparateManifest(plan), plan.config.execution, options, runner)
-    write_record(plan.storage, plan.uri(FILE), {**record, "status": SUBMITTED})
-    lock.leave_to(f"the template {template}")
-    sys.stdout.write(f"the job was left at {template}, to be submitted from there\n")
-    return None
-
-
-def model_facts(config: SeparateConfig) -> ModelFacts:
-    """Loads the models: in this process they are then there; elsewhere they are let go of again.
+def _run_and_say(job: Job, options: PipelineOptions) -> int:
+    """As :func:`run`, but what goes wrong with the job is said in a line, not raised.
 
     Raises:
-        UnknownModelError: a name that no model has.
-        CheckpointError: weights cannot be had.
-        ValueError: the model cannot be used as it is asked to be.
+        UsageError: as :func:`run`, or the project's packages are not its own.
     """
-    if not config.execution.is_local:  # the launcher needs none of the workers' devices
-        config = dataclasses.replace(config, device="cpu")
-    loaded = model_cache.load_model(model_choice(config))
-    if (
-        config.scorer == model_cache.OWN
-    ):  # a baseline has no CLAP of its own, but says whose to take
-        config = dataclasses.replace(config, scorer=loaded.card.scorer)
-    scorer = scorer_choice(config)
-    facts = ModelFacts(
-        rate_hz=loaded.separator.sample_rate_hz,
-        window_samples=loaded.separator.window_samples,
-        scorer=config.scorer,
-        capabilities=loaded.separator.capabilities,
-        digests={
-            "model_sha256": loaded.model_sha256,
-            "clap_sha256": loaded.clap_sha256,
-            "scorer_sha256": None if scorer is None else model_cache.load_scorer(scorer).digest,
-        },
-    )
-    if not config.execution.in_process:
-        model_cache.forget()
-    return facts
-
-
-@contextmanager
-def _recorded(
-    storage: Storage, config: SeparateConfig, record: dict[str, Any], lock: Lock
-) -> Iterator[None]:
-    """Writes into ``run.json`` how a run ended that did not end well."""
-    uri = join(config.output, FILE)
-    try:
-        yield
-    except LockLostError:  # what is there is another run's by now
-        raise
-    except KeyboardInterrupt:
-        if "job" in record:
-            lock.leave_to()
-            raise JobGoesOnError(f"Dataflow job {record['job']['id']} goes on") from None
-        if not config.execution.ends_with_launcher:
-            lock.leave_to(config.execution.runner)
-        write_record(storage, uri, {**record, "status": "interrupted"})
-        raise
-    except BaseException as err:
-        cause = first_cause(err, config.secrets)
-        details: str | None = join(config.output, ERROR_FILE)
-        story = redact("".join(traceback.format_exception(err)), config.secrets)
-        try:
-            write_record(storage, uri, {**record, "status": "failed", "error": cause})
-            storage.write_bytes(join(config.output, ERROR_FILE), story.encode("utf-8", "replace"))
-        except OSError:  # a full disk, say: what is told on the screen must then do
-            details = None
-        raise RunFailedError(cause, details) from err
-
-
-def _finished(record: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
-    """The record of a run that has done its work."""
-    return {
-        **record,
-        "status": "finished",
-        "books": dataclasses.asdict(outcome.books),
-        **outcome.measurements.to_json(),
-        "audio_s": outcome.measurements.audio_s,
-        "wall_s": round(outcome.wall_s, 3),
-    }
-
-
-def _finish(plan: Plan, resumed: Resumed, outcome: Outcome) -> int:
-    """Tidies up and says what came of a run that ``run.json`` calls finished."""
-    config, books = plan.config, outcome.books
-    with finishing(config.secrets):
-        remove_working_files(plan.storage, config.output)
-    outcome.measurements.log()
-    with finishing(config.secrets):
-        for line in resumed_lines(resumed):
-            say(line)
-        for text in closing_lines(plan, books, outcome.measurements, wall_s=outcome.wall_s):
-            sys.stdout.write(redact(text) + "\n")
-    if books.failure_rate > config.max_failure_rate:
-        sys.stdout.write(
-            f"{books.failure_rate:.1%} of the rows failed; "
-            f"--max_failure_rate allows {config.max_failure_rate:.1%}\n"
-        )
-        return EXIT_FAILURE_RATE
-    return EXIT_OK
-
-
-def run_separate(config: SeparateConfig, options: PipelineOptions) -> int:
-    """As :func:`separate`, but what goes wrong with the job is said in a line, not raised.
-
-    Raises:
-        UsageError: as :func:`separate`, or the project's packages are not its own.
-    """
+    goes_on = "--resume goes on from here" if job.command.resumes else "--overwrite begins again"
     try:
         check_packages()
-        return separate(config, options)
+        return run(job, options)
     except JobGoesOnError as err:
-        sys.stderr.write(f"no longer waiting: {err}; --resume closes the run when it has ended\n")
+        sys.stderr.write(f"no longer waiting: {err}; {_how_to_close(job)}\n")
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        storage_of(config).discard_unfinished(config.output)
-        sys.stderr.write("interrupted; only complete files are left, --resume goes on from here\n")
+        output_folder.storage_of(job.config, job.access).discard_unfinished(job.config.output)
+        sys.stderr.write(f"interrupted; only complete files are left, {goes_on}\n")
         return EXIT_INTERRUPTED
     except PackageCollisionError as err:
         raise UsageError(str(err)) from err
@@ -372,7 +186,241 @@ def run_separate(config: SeparateConfig, options: PipelineOptions) -> int:
     except RunFailedError as err:
         sys.stderr.write(f"error: the job failed: {err}\n")
         details = "" if err.details is None else f"Details are in {redact(err.details)}; "
-        sys.stderr.write(f"{details}--resume goes on from here\n")
+        sys.stderr.write(f"{details}{goes_on}\n")
         return EXIT_JOB_FAILED
     except Exception as err:
-        return failed(err, config.secrets)
+        logger.debug("the job failed", exc_info=err)
+        sys.stderr.write(f"error: the job failed: {first_cause(err, job.config.secrets)}\n")
+        return EXIT_JOB_FAILED
+
+
+def _how_to_close(job: Job) -> str:
+    if job.command.resumes:
+        return "--resume closes the run when it has ended"
+    return "its tables are complete when it has ended"
+
+
+def run(job: Job, options: PipelineOptions) -> int:
+    """Runs a job; gives the exit code.
+
+    Raises:
+        UsageError: a manifest, a model or the output folder cannot be used.
+        RunFailedError: the run began and failed.
+        JobGoesOnError: it was interrupted while a service had the job.
+    """
+    config = job.config
+    console.configure_logging(config.execution.log_level, config.secrets)
+    runner = runners.runner_of(config.execution.runner)
+    runner.check(config, options)
+    storage = output_folder.storage_of(config, job.access)
+    require_ended = functools.partial(runners.require_ended, options=options)
+    try:
+        job.check(storage)
+        with output_folder.usable(config.output, "read"):
+            output_folder.require_free(config, storage, require_ended)
+            earlier = output_folder.examine(config, storage, job.command.name)
+        output_folder.require_no_job(earlier, config, require_ended)
+        manifests = record.manifest_facts(config.manifests, storage)
+        if earlier.exists:
+            reads = clearing.reads_of(config, manifests, storage, job.reads)
+            clearing.require_apart(config, storage, reads)
+        loaded = job.load()
+    except _UNUSABLE as err:
+        raise UsageError(str(err)) from err
+    if runner.only_builds(options):
+        folder = OutputFolder(uri=config.output, storage=storage, earlier=earlier)
+        with runner.open(config.execution, options, lambda _: None) as opened:
+            runners.run_graph(job.graph(folder, loaded), opened, options)
+        sys.stdout.write("dry run: the job can be built; nothing was staged or submitted\n")
+        return EXIT_OK
+    with output_folder.held(config, storage, require_ended) as lock:
+        return _Run(job, options, runner, storage, manifests, loaded, lock).run()
+
+
+@dataclasses.dataclass
+class _Run:
+    """What happens while the output folder is this run's."""
+
+    job: Job
+    options: PipelineOptions
+    runner: Runner
+    storage: Storage
+    manifests: Sequence[record.ManifestFacts]
+    loaded: Any
+    lock: Lock
+
+    def run(self) -> int:
+        """Runs the job; gives the exit code."""
+        job, config, storage = self.job, self.job.config, self.storage
+        # Examined again: a run may have ended meanwhile.
+        earlier = output_folder.examine(config, storage, job.command.name)
+        settings = redacted(job.settings(self.loaded))
+        if config.resume:
+            output_folder.require_same_settings(earlier, settings)
+        entry = record.new_record(
+            command=config.command,
+            config=config.to_json(),
+            settings=settings,
+            manifests=self.manifests,
+            attempt=earlier.attempt,
+            started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        entry["sources"] = output_folder.sources_after(config, storage, earlier)
+        if config.resume and earlier.damage is not None:
+            output_folder.say(
+                f"{join(config.output, RUN)} {earlier.damage}: what its rows were made with is not "
+                "known, and those of this manifest are done again"
+            )
+        folder = OutputFolder(uri=config.output, storage=storage, earlier=earlier)
+        with output_folder.usable(config.output):
+            if config.overwrite:
+                for line in output_folder.clear(config, storage, earlier, job.command.name):
+                    output_folder.say(line)
+            record.write_record(storage, folder.place(RUN), entry)
+        with self._recorded(folder, entry):
+            outcome = self._compute(folder, entry)
+            if outcome is None:
+                return EXIT_OK
+            self.lock.check()
+            if not outcome.row_counts.balanced:
+                raise JobError(f"the row counts do not balance: {outcome.row_counts}")
+            output_folder.tidy(config, storage, earlier)
+            resumed = read_resumed(storage, folder.place(ROW_COUNTS))
+            others = resumed.others + resumed.letters
+            entry["sources"] = output_folder.sources_after(config, storage, earlier, others=others)
+            if earlier.kept:
+                entry["resumed"] = dataclasses.asdict(resumed)
+            record.write_record(storage, folder.place(RUN), _finished(entry, outcome))
+        return self._finish(folder, resumed, outcome)
+
+    def _compute(self, folder: OutputFolder, entry: dict[str, Any]) -> Outcome | None:
+        """Runs the graph while progress is shown; None where the job was left for others."""
+        execution = self.job.config.execution
+        graph = self.job.graph(folder, self.loaded)
+
+        def submitted(there: Mapping[str, Any]) -> None:
+            entry.update(status=SUBMITTED, job={**there, "runner": execution.runner})
+            self.lock.name_job(entry["job"])
+            record.write_record(self.storage, folder.place(RUN), entry)
+
+        started_s = time.monotonic()
+        with self.runner.open(execution, self.options, submitted) as opened:
+            if (left_at := self.runner.left_at(self.options)) is not None:
+                runners.run_graph(graph, opened, self.options)
+                record.write_record(self.storage, folder.place(RUN), {**entry, "status": SUBMITTED})
+                self.lock.leave_to(f"the template {left_at}")
+                sys.stdout.write(f"the job was left at {left_at}, to be submitted from there\n")
+                return None
+            with _progress(execution, self._total_rows(), opened.counts):
+                result = runners.run_graph(graph, opened, self.options, self.lock.check)
+        return Outcome(
+            row_counts=read_row_counts(self.storage, folder.place(ROW_COUNTS)),
+            wall_s=time.monotonic() - started_s,
+            measured=measurements_of(result).adding(retries.take_uncounted()),
+        )
+
+    def _total_rows(self) -> int | None:
+        """Of all manifests, for the progress display; None where one would have to be read."""
+        if not self.manifests:
+            return len(self.job.config.rows)
+        known = [each.rows for each in self.manifests if each.rows is not None]
+        return sum(known) if len(known) == len(self.manifests) else None
+
+    @contextmanager
+    def _recorded(self, folder: OutputFolder, entry: dict[str, Any]) -> Iterator[None]:
+        """Writes into ``run.json`` how a run ended that did not end well."""
+        config, storage = self.job.config, self.storage
+        try:
+            yield
+        except LockLostError:  # what is there is another run's by now
+            raise
+        except KeyboardInterrupt:
+            if "job" in entry:
+                self.lock.leave_to()
+                job = entry["job"]
+                raise JobGoesOnError(f"job {job['id']} of {job['runner']} goes on") from None
+            if not self.runner.ends_with_launcher:
+                self.lock.leave_to(config.execution.runner)
+            record.write_record(storage, folder.place(RUN), {**entry, "status": "interrupted"})
+            raise
+        except BaseException as err:
+            cause = first_cause(err, config.secrets)
+            details: str | None = folder.place(ERROR_FILE)
+            story = redact("".join(traceback.format_exception(err)), config.secrets)
+            try:
+                failed = {**entry, "status": "failed", "error": cause}
+                record.write_record(storage, folder.place(RUN), failed)
+                storage.write_bytes(folder.place(ERROR_FILE), story.encode("utf-8", "replace"))
+            except OSError:  # a full disk, say: what is told on the screen must then do
+                details = None
+            raise RunFailedError(cause, details) from err
+
+    def _finish(self, folder: OutputFolder, resumed: Resumed, outcome: Outcome) -> int:
+        """Tidies up and says what came of a run that ``run.json`` calls finished."""
+        config, row_counts = self.job.config, outcome.row_counts
+        with _finishing(config.secrets):
+            clearing.remove_working_files(folder.storage, config.output)
+        outcome.measured.log()
+        with _finishing(config.secrets):
+            for line in console.resumed_lines(resumed):
+                output_folder.say(line)
+            for text in self.job.closing(
+                folder, self.loaded, row_counts, outcome.measured, outcome.wall_s
+            ):
+                sys.stdout.write(redact(text) + "\n")
+        if row_counts.failure_rate > config.max_failure_rate:
+            sys.stdout.write(
+                f"{row_counts.failure_rate:.1%} of the rows failed; "
+                f"--max_failure_rate allows {config.max_failure_rate:.1%}\n"
+            )
+            return EXIT_FAILURE_RATE
+        return EXIT_OK
+
+
+@contextmanager
+def _progress(
+    execution: Execution, total: int | None, counts: console.Snapshot | None
+) -> Iterator[None]:
+    """Shows how far a run is; worker processes of this machine leave their counts in a folder."""
+    tally.clear()
+    with tempfile.TemporaryDirectory(prefix="clapsep-tally-") as name:
+        shared = None if execution.in_process else name
+        if shared is not None:
+            os.environ[tally.FOLDER_VARIABLE] = shared
+        interval_s = console.LINE_INTERVAL_S if counts is None else console.REMOTE_LINE_INTERVAL_S
+        snapshot = counts or functools.partial(tally.snapshot, shared)
+        try:
+            with console.ProgressDisplay(execution.progress, total, snapshot, interval_s):
+                yield
+        finally:
+            os.environ.pop(tally.FOLDER_VARIABLE, None)
+
+
+def _finished(entry: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """The record of a run that has done its work."""
+    return {
+        **entry,
+        "status": "finished",
+        "row_counts": dataclasses.asdict(outcome.row_counts),
+        **outcome.measured.to_json(),
+        "audio_s": outcome.measured.audio_s,
+        "wall_s": round(outcome.wall_s, 3),
+    }
+
+
+@contextmanager
+def _finishing(secrets: Sequence[str]) -> Iterator[None]:
+    """Says what goes wrong after a run has done its work and recorded that; does not fail it."""
+    try:
+        yield
+    except Exception as err:
+        logger.debug("after the run had finished", exc_info=err)
+        sys.stderr.write(
+            f"warning: the run has finished; after that: {first_cause(err, secrets)}\n"
+        )
+
+
+def first_cause(error: BaseException, secrets: Sequence[str] = ()) -> str:
+    """What went wrong, without the traceback that a runner puts into its message, or secrets."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return redact(f"{type(error).__name__}: {lines[-1].strip() if lines else ''}", secrets)

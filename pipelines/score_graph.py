@@ -1,34 +1,29 @@
-"""The graph of ``pipelines.score``."""
+"""Builds the graph of ``pipelines.score``: stems that any system made → the tables of ours."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.columns import METRICS_SCHEMA
-from manifests.files import absolute
 from manifests.row import ManifestRow
 from model import devices
-from model.checkpoints.fetch import CheckpointError
-from model.registry import UnknownModelError
-from pipelines.config import SeparateConfig
-from pipelines.dead_letters import WriteDeadLetters
-from pipelines.flags import ScoreOptions, UsageError
-from pipelines.jobs import Job
-from pipelines.output_folder import storage_of
-from pipelines.output_folder.clearing import SCORE, require_apart
+from pipelines import console, flags
+from pipelines.config import ScoreConfig
+from pipelines.flags import UsageError
+from pipelines.output_folder import OutputFolder
+from pipelines.output_folder.clearing import require_apart
+from pipelines.output_folder.names import DEAD_LETTERS, METRICS, ROW_COUNTS, SUMMARY
 from pipelines.output_folder.record import code_version
-from pipelines.plan import BOOKS, METRICS, SUMMARY, scorer_choice
+from pipelines.runners.measurements import Measurements
 from transforms import model_cache
-from transforms.audio import MAX_RATE_HZ, MIN_RATE_HZ, AudioError
+from transforms.audio import AudioError
 from transforms.audio.mixtures import ReadSettings
-from transforms.elements import MetricsRow, MixtureQueries
+from transforms.elements import MetricsRow, MixtureQueries, TableRow
 from transforms.external_stems import (
     STEM_COLUMN,
     MetricsOf,
@@ -40,102 +35,127 @@ from transforms.external_stems import (
 from transforms.manifest_io import AdmitRows, GroupByMixture, ReadManifest
 from transforms.queries import AttachQueriesFn, EmbedQueries
 from transforms.scoring import ScoreStems, ScoringSettings
-from transforms.storage import Storage, join
+from transforms.storage import Storage
 from transforms.storage.access import UriAccess, uris_of
-from transforms.tables import TableRow, WriteTable, dead_letters, metrics_rows, row_counts
+from transforms.tables import WriteTable, dead_letters, metrics_rows, row_counts
+from transforms.tables.dead_letters import WriteDeadLetters
+from transforms.tables.row_counts import RowCounts
 from transforms.tables.summary import SummariseMetrics
 
 
-def job(options: PipelineOptions, config: SeparateConfig) -> Job:
-    """The job that the flags ask for.
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScoreJob:
+    """Scores stems that any system made; see :class:`pipelines.launch.Job`."""
 
-    Raises:
-        UsageError: a value out of range, or a scorer that cannot be had.
-    """
-    own = options.view_as(ScoreOptions)
-    if not MIN_RATE_HZ <= own.score_rate_hz <= MAX_RATE_HZ:
-        expected = f"expected {MIN_RATE_HZ} to {MAX_RATE_HZ}"
-        raise UsageError(f"--score_rate_hz={own.score_rate_hz}: {expected}")
-    try:
-        access = UriAccess(prefixes=config.allowed_uri_prefix)
-        places = StemPlaces(where=None if own.stems is None else absolute(own.stems), access=access)
-        reachable = places.reachable
-    except ValueError as err:
-        raise UsageError(f"--stems: {err}") from err
-    if config.execution.is_local:
+    config: ScoreConfig
+    command = flags.SCORE
+
+    @property
+    def places(self) -> StemPlaces:
+        """Where stems are."""
+        access = UriAccess(prefixes=self.config.allowed_uri_prefix)
+        return StemPlaces(where=self.config.stems, access=access)
+
+    @property
+    def access(self) -> UriAccess:
+        """What rows may name, and where stems are.
+
+        Raises:
+            UsageError: --stems cannot be used.
+        """
         try:
-            devices.resolved(config.device)
+            return self.places.reachable
         except ValueError as err:
-            raise UsageError(str(err)) from err
-    storage = storage_of(config, reachable)
-    if own.stems:
-        require_apart(config, storage, [("the stems", fixed_folder(absolute(own.stems)))])
-    scoring = ScoringSettings(
-        scorer=scorer_choice(config),
-        device=config.device,
-        model_rate_hz=own.score_rate_hz,
-        batch_size=config.batch_size,
-        num_threads=config.execution.num_threads,
-    )
-    return Job(
-        command=SCORE,
-        config=config,
-        graph=ScoreManifest(
-            config=config, storage=storage, places=places, scoring=scoring, system=own.system
-        ),
-        settings={
-            "system": own.system,
-            "stems": places.where,
-            "score_rate_hz": own.score_rate_hz,
-            "scorer": config.scorer,
-            "scorer_sha256": _digest(config),
-        },
-        reads=functools.partial(_reads, places=places),
-        closing={"numbers": METRICS},
-    )
+            raise UsageError(f"--stems: {err}") from err
 
+    def check(self, storage: Storage) -> None:
+        """Checks the device, and that the stems lie outside of the output folder.
 
-def _reads(row: ManifestRow, places: StemPlaces) -> Iterator[tuple[str, str]]:
-    """What a row makes the job read; of several places for its stem, all."""
-    yield from uris_of(row)
-    with contextlib.suppress(AudioError, ValueError):  # said when the row is done
-        for uri in places.candidates(row):
-            yield STEM_COLUMN, uri
+        Raises:
+            UsageError: they lie in it.
+            ValueError: there is no such device.
+        """
+        config = self.config
+        devices.require_name(config.device)
+        if config.execution.is_local:
+            devices.resolved(config.device)
+        if config.stems:
+            require_apart(config, storage, [("the stems", fixed_folder(config.stems))])
 
+    def reads(self, row: ManifestRow) -> Iterator[tuple[str, str]]:
+        """The URIs that a row makes the job read; of several places for its stem, all."""
+        yield from uris_of(row)
+        with contextlib.suppress(AudioError, ValueError):  # said when the row is done
+            for uri in self.places.candidates(row):
+                yield STEM_COLUMN, uri
 
-def _digest(config: SeparateConfig) -> str | None:
-    """The scorer's, which is loaded for that; elsewhere than here it needs none of its devices."""
-    if not config.execution.is_local:
-        config = dataclasses.replace(config, device="cpu")
-    scorer = scorer_choice(config)
-    if scorer is None:
-        return None
-    try:
+    def load(self) -> str | None:
+        """Loads the scorer; elsewhere than here it needs none of its devices.
+
+        Returns:
+            The digest of its weights; None where there is no scorer.
+        """
+        device = self.config.device if self.config.execution.is_local else "cpu"
+        scorer = self._scorer(device)
+        if scorer is None:
+            return None
         digest = model_cache.load_scorer(scorer).digest
-    except (UnknownModelError, CheckpointError, ValueError) as err:
-        raise UsageError(str(err)) from err
-    if not config.execution.in_process:
-        model_cache.forget()
-    return digest
+        if not self.config.execution.in_process:
+            model_cache.forget()
+        return digest
+
+    def _scorer(self, device: str) -> model_cache.ScorerChoice | None:
+        config = self.config
+        model = model_cache.ModelChoice(
+            name=config.model, device=device, storage_options=config.storage_options
+        )
+        return model_cache.scorer_choice(model, config.scorer)
+
+    def settings(self, digest: str | None) -> dict[str, Any]:
+        """What decides the results."""
+        return {**self.config.settings(), "scorer_sha256": digest}
+
+    def graph(self, folder: OutputFolder, digest: str | None) -> ScoreManifest:
+        """The graph of the run."""
+        config = self.config
+        return ScoreManifest(
+            config=config,
+            folder=folder,
+            places=self.places,
+            scoring=ScoringSettings(
+                scorer=self._scorer(config.device),
+                device=config.device,
+                model_rate_hz=config.score_rate_hz,
+                batch_size=config.batch_size,
+                num_threads=config.execution.num_threads,
+            ),
+        )
+
+    def closing(
+        self, folder: OutputFolder, digest: str | None, row_counts: RowCounts,
+        measured: Measurements, wall_s: float,
+    ) -> list[str]:  # fmt: skip
+        """What is said at the end."""
+        text = console.done_lines(folder, row_counts)
+        return text + console.last_lines(folder, row_counts, measured, {"numbers": METRICS})
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ScoreManifest(beam.PTransform[Any, Any]):
-    """Manifests → metrics, summary, dead letters and books.
+    """Manifests → metrics, summary, dead letters and row_counts.
 
     In: a pipeline. Out: nothing that anybody needs; everything is in files.
     """
 
-    config: SeparateConfig
-    storage: Storage
+    config: ScoreConfig
+    folder: OutputFolder
     places: StemPlaces
     scoring: ScoringSettings
-    system: str
 
     def expand(self, root: Any) -> Any:
         """Wires the steps."""
         rows, invalid = root | "ReadManifest" >> ReadManifest(
-            uris=self.config.manifests, storage=self.storage, access=self.places.access
+            uris=self.config.manifests, storage=self.folder.storage, access=self.places.access
         )
         admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
         queries, unembedded = self._queries(admitted)
@@ -143,14 +163,16 @@ class ScoreManifest(beam.PTransform[Any, Any]):
             model_rate_hz=self.scoring.model_rate_hz,
             max_in_memory_s=self.config.max_clip_in_memory_s,
         )
-        taken, untaken = queries | "TakeStems" >> TakeStems(self.places, self.storage, reading)
+        taken, untaken = queries | "TakeStems" >> TakeStems(
+            self.places, self.folder.storage, reading
+        )
         scored = (
             taken
             | "ScoreStems" >> ScoreStems(self.scoring)
             | "Metrics"
             >> beam.FlatMap(
                 MetricsOf(
-                    system=self.system,
+                    system=self.config.system,
                     rate_hz=self.scoring.model_rate_hz,
                     code_version=code_version(),
                 )
@@ -163,9 +185,10 @@ class ScoreManifest(beam.PTransform[Any, Any]):
             row_counts.DEAD: all_failed,
             row_counts.METRICS_FILES: self._tables(scored),
             row_counts.DEAD_LETTER_FILES: all_failed
-            | "WriteDeadLetters" >> WriteDeadLetters(self.config.output, self.storage),
-        } | "KeepBooks" >> row_counts.KeepBooks(
-            uri=join(self.config.output, BOOKS), storage=self.storage
+            | "WriteDeadLetters"
+            >> WriteDeadLetters(self.folder.place(DEAD_LETTERS), self.folder.storage),
+        } | "WriteRowCounts" >> row_counts.WriteRowCounts(
+            uri=self.folder.place(ROW_COUNTS), storage=self.folder.storage
         )
 
     def _queries(self, rows: Any) -> tuple[Any, list[Any]]:
@@ -180,7 +203,7 @@ class ScoreManifest(beam.PTransform[Any, Any]):
             max_in_memory_s=self.config.max_clip_in_memory_s,
         ).max_values
         embedded = rows | "EmbedQueries" >> EmbedQueries(
-            self.scoring.scorer, self.storage, max_values, self.scoring.num_threads
+            self.scoring.scorer, self.folder.storage, max_values, self.scoring.num_threads
         )
         table = beam.pvalue.AsMultiMap(embedded)
         outputs = mixtures | "AttachQueries" >> beam.ParDo(
@@ -191,16 +214,16 @@ class ScoreManifest(beam.PTransform[Any, Any]):
     def _tables(self, scored: Any) -> Any:
         config = self.config
         _ = scored | "Summarise" >> SummariseMetrics(
-            uri=join(config.output, SUMMARY), storage=self.storage
+            uri=self.folder.place(SUMMARY), storage=self.folder.storage
         )
         return (
             scored
             | "TableRows" >> beam.Map(metrics_rows.table_row).with_output_types(TableRow)
             | "WriteMetrics"
             >> WriteTable(
-                uri=join(config.output, METRICS),
+                uri=self.folder.place(METRICS),
                 schema=METRICS_SCHEMA,
-                storage=self.storage,
+                storage=self.folder.storage,
                 prefix="part-000",
                 shards=config.shards,
             )

@@ -1,37 +1,25 @@
-"""The main job: ``python -m pipelines.separate``; manifest rows → stems, metrics, dead letters."""
+"""Runs the main job, ``python -m pipelines.separate``: manifest rows → stems and metrics."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from pipelines import config as configuration
 from pipelines import flags
-from terminal import screen
-from transforms.storage.redaction import redact
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the job that the command line asks for; gives the exit code."""
-    screen.steady()
-    secrets: tuple[str, ...] = ()
-    try:
-        given = sys.argv[1:] if argv is None else argv
-        options = flags.parse(flags.separate_parser(), given)
-        command = ("python", "-m", "pipelines.separate", *given)
-        config = configuration.separate_config(options, command)
-        secrets = config.secrets
-        flags.forget_secrets(options)
-        from pipelines import launch
+    if flags.asks_for_help(flags.SEPARATE, argv):  # without Beam and torch, which take seconds
+        return flags.EXIT_OK
+    from pipelines import launch
+    from pipelines.config import separate_config
+    from pipelines.separate_graph import SeparateJob
 
-        return launch.run_separate(config, options)
-    except flags.UsageError as err:
-        sys.stderr.write(
-            f"error: {redact(str(err), secrets)}\nSee python -m pipelines.separate --help\n"
-        )
-        return flags.EXIT_USAGE
-    except SystemExit as err:  # --help
-        return int(err.code or 0)
+    return launch.main(
+        flags.SEPARATE,
+        lambda given, execution: SeparateJob(separate_config(given, execution)),
+        argv,
+    )
 
 
 if __name__ == "__main__":

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import apache_beam as beam
 
 from manifests.columns import METRICS_SCHEMA
+from manifests.ids import STEMS_FOLDER
 from manifests.row import ManifestRow
-from model.systems import Normalisation, Policy
-from pipelines.dead_letters import WriteDeadLetters
-from pipelines.plan import BOOKS, JOURNAL, METRICS, SUMMARY, Plan, model_choice, scorer_choice
+from model import devices
+from model.systems import Capabilities, Normalisation, Policy
+from pipelines import console, flags
+from pipelines.config import SeparateConfig
+from pipelines.output_folder import OutputFolder
+from pipelines.output_folder.names import DEAD_LETTERS, JOURNAL, METRICS, ROW_COUNTS, SUMMARY
+from pipelines.output_folder.record import code_version
+from pipelines.runners.measurements import Measurements
 from transforms import model_cache
 from transforms.audio.files import StemFormat
 from transforms.audio.mixtures import ReadSettings
-from transforms.elements import MetricsRow
+from transforms.elements import KeptRow, MetricsRow, TableRow
 from transforms.kept import (
     AfterFiles,
     CheckStems,
-    KeptRow,
     LeaveTables,
     NameSome,
     ReadKept,
@@ -33,8 +38,11 @@ from transforms.queries import AdaptQueries, AttachQueriesFn, EmbedQueries
 from transforms.reading import ReadAudio
 from transforms.scoring import ScoreStems, ScoringSettings
 from transforms.separation import SeparateClips, SeparationSettings
-from transforms.storage.access import UriAccess
-from transforms.tables import TableRow, WriteTable, dead_letters, journal, metrics_rows, row_counts
+from transforms.storage import Storage
+from transforms.storage.access import UriAccess, uris_of
+from transforms.tables import WriteTable, dead_letters, journal, metrics_rows, row_counts
+from transforms.tables.dead_letters import WriteDeadLetters
+from transforms.tables.row_counts import RowCounts
 from transforms.tables.summary import SummariseMetrics
 from transforms.threaded import Overlap
 from transforms.writing import WriteSettings, WriteStems
@@ -43,26 +51,139 @@ _FILES_AT_ONCE = (8, 32)
 """Files that a worker reads at a time, at least and at most: they mostly wait for storage."""
 
 
+LOCAL_JOURNAL_S = 2.0
+REMOTE_JOURNAL_S = 30.0
+"""How often a worker keeps its finished rows; elsewhere, many of them write to one bucket."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """What the launcher must know of the models, which it loads once to see that they can be had.
+
+    Attributes:
+        rate_hz: of the separator.
+        window_samples: of the separator.
+        scorer: its name; ``own`` where it is the model's own CLAP.
+        capabilities: of the separator.
+        digests: of the weights, by their column.
+    """
+
+    rate_hz: int
+    window_samples: int
+    scorer: str
+    capabilities: Capabilities
+    digests: Mapping[str, str | None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SeparateJob:
+    """Separates the rows of manifests; see :class:`pipelines.launch.Job`."""
+
+    config: SeparateConfig
+    command = flags.SEPARATE
+
+    @property
+    def access(self) -> UriAccess:
+        """What rows may name."""
+        return UriAccess(prefixes=self.config.allowed_uri_prefix)
+
+    def check(self, storage: Storage) -> None:
+        """Checks the name of the device.
+
+        Raises:
+            ValueError: no device has such a name.
+        """
+        devices.require_name(self.config.device)
+
+    def reads(self, row: ManifestRow) -> Iterable[tuple[str, str]]:
+        """The URIs that a row makes the job read, each with its column."""
+        return uris_of(row)
+
+    def load(self) -> Models:
+        """Loads the models: in this process they are then there; elsewhere they are let go again.
+
+        Raises:
+            UnknownModelError: a name that no model has.
+            CheckpointError: weights cannot be had.
+            ValueError: the model cannot be used as it is asked to be.
+        """
+        config = self.config
+        # The launcher needs none of the workers' devices.
+        device = config.device if config.execution.is_local else "cpu"
+        choice = dataclasses.replace(model_choice(config), device=device)
+        loaded = model_cache.load_model(choice)
+        own = config.scorer == model_cache.OWN
+        scorer = model_cache.scorer_choice(choice, config.scorer)
+        models = Models(
+            rate_hz=loaded.separator.sample_rate_hz,
+            window_samples=loaded.separator.window_samples,
+            # A baseline has no CLAP of its own, but says whose to take.
+            scorer=loaded.card.scorer if own else config.scorer,
+            capabilities=loaded.separator.capabilities,
+            digests={
+                "model_sha256": loaded.model_sha256,
+                "clap_sha256": loaded.clap_sha256,
+                "scorer_sha256": None if scorer is None else model_cache.load_scorer(scorer).digest,
+            },
+        )
+        if not config.execution.in_process:
+            model_cache.forget()
+        return models
+
+    def settings(self, models: Models) -> dict[str, Any]:
+        """What decides the results."""
+        return {**self.config.settings(), "scorer": models.scorer, **models.digests}
+
+    def graph(self, folder: OutputFolder, models: Models) -> SeparateManifest:
+        """The graph of the run."""
+        return SeparateManifest(self.config, folder, models, code_version())
+
+    def closing(
+        self, folder: OutputFolder, models: Models, row_counts: RowCounts, measured: Measurements,
+        wall_s: float,
+    ) -> list[str]:  # fmt: skip
+        """What is said at the end."""
+        text = console.separated_lines(folder, row_counts, measured, wall_s=wall_s)
+        if row_counts.rows and models.scorer == model_cache.OWN:
+            text.append("CLAPScore is by the model's own CLAP, which is circular; see --scorer.")
+        named = {"listen": STEMS_FOLDER, "numbers": METRICS}
+        return text + console.last_lines(folder, row_counts, measured, named)
+
+
+def model_choice(config: SeparateConfig) -> model_cache.ModelChoice:
+    """The model of a run."""
+    return model_cache.ModelChoice(
+        name=config.model,
+        device=config.device,
+        precision=config.precision,
+        compile=config.compile,
+        storage_options=config.storage_options,
+    )
+
+
 @dataclasses.dataclass(eq=False)
 class SeparateManifest(beam.PTransform[Any, Any]):
-    """Manifest rows → stems, metrics, summary, dead letters and books.
+    """Manifest rows → stems, metrics, summary, dead letters and row_counts.
 
     In: a pipeline. Out: nothing that anybody needs; everything is in files.
     """
 
-    plan: Plan
+    config: SeparateConfig
+    folder: OutputFolder
+    models: Models
+    code_version: str
 
     def expand(self, root: Any) -> Any:
         """Wires the steps."""
-        plan = self.plan
+        config, folder = self.config, self.folder
         rows, invalid = root | "ReadManifest" >> ReadManifest(
-            uris=plan.config.manifests,
-            rows=plan.config.rows,
-            storage=plan.storage,
-            access=UriAccess(prefixes=plan.config.allowed_uri_prefix),
+            uris=config.manifests,
+            rows=config.rows,
+            storage=folder.storage,
+            access=UriAccess(prefixes=config.allowed_uri_prefix),
         )
         plain = rows | "Columns" >> beam.FlatMap(_extra_names).with_output_types(str)
-        if plan.kept:
+        if folder.earlier.kept:
             admitted, duplicates, kept, letters, names, counted = self._resumed(
                 root, rows, invalid, plain
             )
@@ -70,10 +191,14 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
             kept = letters = None
             names, counted = plain | "DistinctColumns" >> beam.Distinct(), {}
-        policy = cast(Policy, plan.config.on_unsupported_query)
-        asked, unsupported = admitted | "AdaptQueries" >> AdaptQueries(plan.capabilities, policy)
+        policy = cast(Policy, config.on_unsupported_query)
+        asked, unsupported = admitted | "AdaptQueries" >> AdaptQueries(
+            self.models.capabilities, policy
+        )
         mixtures = asked | "GroupByMixture" >> GroupByMixture()
-        done, *failed = (mixtures, asked) | "Separate" >> Separate(plan)
+        done, *failed = (mixtures, asked) | "Separate" >> Separate(
+            config, folder, self.models, self.code_version
+        )
         not_done = (invalid, duplicates, unsupported, *failed)
         all_failed = not_done | "AllFailed" >> beam.Flatten()
         tables = self._write_tables(done, kept, all_failed, letters, names)
@@ -83,18 +208,20 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             row_counts.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
             row_counts.STEMS: done,
             row_counts.DEAD: all_failed,
-        } | "KeepBooks" >> row_counts.KeepBooks(uri=plan.uri(BOOKS), storage=plan.storage)
+        } | "WriteRowCounts" >> row_counts.WriteRowCounts(
+            uri=folder.place(ROW_COUNTS), storage=folder.storage
+        )
 
     def _resumed(self, root: Any, rows: Any, invalid: Any, columns: Any) -> tuple[Any, ...]:
         """What earlier attempts left, held against the manifest, and taken out of their files."""
-        plan = self.plan
-        files = {"table_uris": plan.metrics_uris, "journal_uris": plan.journal_uris}
+        storage, earlier = self.folder.storage, self.folder.earlier
+        files = {"table_uris": earlier.metrics_uris, "journal_uris": earlier.journal_uris}
         kept, letters, damaged, names = root | "ReadKept" >> ReadKept(
-            **files, letter_uris=plan.letter_uris, storage=plan.storage
+            **files, letter_uris=earlier.letter_uris, storage=storage
         )
-        if plan.config.verify:
+        if self.config.verify:
             overlap = Overlap(num_threads=_FILES_AT_ONCE[1], max_pending=_FILES_AT_ONCE[1])
-            kept = kept | "CheckStems" >> CheckStems(plan.storage, overlap)
+            kept = kept | "CheckStems" >> CheckStems(storage, overlap)
         names = (names, columns) | "AllColumns" >> beam.Flatten()
         names = names | "DistinctColumns" >> beam.Distinct()
         found = {
@@ -102,12 +229,12 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             "invalid": invalid,
             "kept": kept,
             "letters": letters,
-        } | "AdmitRows" >> Reconcile(plan.rules)
+        } | "AdmitRows" >> Reconcile(earlier.rules)
         ready = {
             "leaving": found["leaving"],
             "damaged": damaged,
             "names": names,
-        } | "LeaveTables" >> LeaveTables(uri=plan.config.output, **files, storage=plan.storage)
+        } | "LeaveTables" >> LeaveTables(uri=self.folder.uri, **files, storage=storage)
         # A stem is only written over when no table says any more what was in it.
         admitted = found["rows"] | "AfterTables" >> AfterFiles(ready)
         asked, others = found["kept"] | "Asked" >> beam.Partition(_is_other, 2)  # type: ignore[arg-type]
@@ -124,7 +251,7 @@ class SeparateManifest(beam.PTransform[Any, Any]):
     def _write_tables(
         self, done: Any, kept: Any, all_failed: Any, letters: Any, names: Any
     ) -> dict[str, Any]:
-        plan = self.plan
+        folder = self.folder
         new, every_row, counted = done, done, {}
         if kept is not None:
             recovered, earlier = kept | "InTable" >> beam.Partition(_is_in_table, 2)  # type: ignore[arg-type]
@@ -140,17 +267,19 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             | "TableRows" >> beam.Map(metrics_rows.table_row).with_output_types(TableRow)
             | "WriteMetrics"
             >> WriteTable(
-                uri=plan.uri(METRICS),
+                uri=folder.place(METRICS),
                 schema=METRICS_SCHEMA,
-                storage=plan.storage,
-                prefix=plan.prefix,
-                shards=plan.config.shards,
+                storage=folder.storage,
+                prefix=folder.prefix,
+                shards=self.config.shards,
                 names=names,
             )
         )
-        _ = every_row | "Summarise" >> SummariseMetrics(uri=plan.uri(SUMMARY), storage=plan.storage)
+        _ = every_row | "Summarise" >> SummariseMetrics(
+            uri=folder.place(SUMMARY), storage=folder.storage
+        )
         dead_letter_files = all_failed | "WriteDeadLetters" >> WriteDeadLetters(
-            plan.config.output, plan.storage, plan.prefix, names, letters
+            folder.place(DEAD_LETTERS), folder.storage, folder.prefix, names, letters
         )
         return {
             **counted,
@@ -167,14 +296,17 @@ class Separate(beam.PTransform[Any, Any]):
     failures of each step.
     """
 
-    plan: Plan
+    config: SeparateConfig
+    folder: OutputFolder
+    models: Models
+    code_version: str
 
     def expand(self, inputs: tuple[Any, Any]) -> tuple[Any, ...]:
         """Wires the steps."""
         mixtures, rows = inputs
-        plan, config = self.plan, self.plan.config
+        config = self.config
         reading = ReadSettings(
-            model_rate_hz=plan.model_rate_hz,
+            model_rate_hz=self.models.rate_hz,
             mix_down=config.channels == "mid",
             max_in_memory_s=config.max_clip_in_memory_s,
         )
@@ -182,15 +314,15 @@ class Separate(beam.PTransform[Any, Any]):
         return self._hinted(reading, queries, no_query)
 
     def _attach(self, mixtures: Any, rows: Any, max_values: int) -> tuple[Any, Any]:
-        plan = self.plan
-        own = model_cache.ScorerChoice(model=model_choice(plan.config))
-        scorer = scorer_choice(plan.config)
-        threads = plan.config.execution.num_threads
-        embedded = rows | "EmbedQueries" >> EmbedQueries(own, plan.storage, max_values, threads)
+        storage = self.folder.storage
+        own = model_cache.ScorerChoice(model=model_choice(self.config))
+        scorer = model_cache.scorer_choice(own.model, self.config.scorer)
+        threads = self.config.execution.num_threads
+        embedded = rows | "EmbedQueries" >> EmbedQueries(own, storage, max_values, threads)
         by_scorer = embedded
         if scorer is not None and scorer != own:
             by_scorer = rows | "EmbedForScorer" >> EmbedQueries(
-                scorer, plan.storage, max_values, threads
+                scorer, storage, max_values, threads
             )
         outputs = mixtures | "AttachQueries" >> beam.ParDo(
             AttachQueriesFn(scores=scorer is not None),
@@ -200,8 +332,10 @@ class Separate(beam.PTransform[Any, Any]):
         return outputs["queries"], outputs[dead_letters.FAILED]
 
     def _hinted(self, reading: ReadSettings, queries: Any, no_query: Any) -> tuple[Any, ...]:
-        hints = dict(self.plan.config.execution.resource_hints)
-        step = SeparateMixtures(self.plan, reading).with_resource_hints(**hints)
+        hints = dict(self.config.execution.resource_hints)
+        step = SeparateMixtures(
+            self.config, self.folder, self.models, self.code_version, reading
+        ).with_resource_hints(**hints)
         return (*(queries | "SeparateMixtures" >> step), no_query)
 
 
@@ -213,40 +347,42 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
     streaming.
     """
 
-    plan: Plan
+    config: SeparateConfig
+    folder: OutputFolder
+    models: Models
+    code_version: str
     reading: ReadSettings
 
     def expand(self, queries: Any) -> tuple[Any, ...]:
         """Wires the steps."""
-        plan, config = self.plan, self.plan.config
+        config, storage = self.config, self.folder.storage
         separation, scoring, writing = self._settings()
         fewest, most = _FILES_AT_ONCE
         pending = max(fewest, config.batch_size)
         ahead = Overlap(num_threads=min(pending, most), max_pending=pending)
-        clips, long, unread = queries | "ReadAudio" >> ReadAudio(plan.storage, self.reading, ahead)
+        clips, long, unread = queries | "ReadAudio" >> ReadAudio(storage, self.reading, ahead)
         separated, not_separated = clips | "SeparateClips" >> SeparateClips(
-            separation, plan.window_samples
+            separation, self.models.window_samples
         )
         scored = separated | "ScoreStems" >> ScoreStems(scoring)
         written, unwritten = scored | "WriteStems" >> WriteStems(writing, ahead)
         streamed, not_streamed = long | "SeparateLongRecordings" >> SeparateLongRecordings(
             separation, scoring, self.reading, writing
         )
+        interval_s = LOCAL_JOURNAL_S if config.execution.is_local else REMOTE_JOURNAL_S
         # Before they are flattened: behind a Flatten the local runner begins a new stage, which
         # would see the first row when the last one is done.
         kept = [
             rows
             | f"Journal{name}"
-            >> journal.WriteJournal(
-                plan.uri(JOURNAL), plan.storage, interval_s=plan.journal_interval_s
-            )
+            >> journal.WriteJournal(self.folder.place(JOURNAL), storage, interval_s=interval_s)
             for name, rows in (("Clips", written), ("LongRecordings", streamed))
         ]
         done = kept | "Done" >> beam.Flatten()
         return done, unread, not_separated, unwritten, not_streamed
 
     def _settings(self) -> tuple[SeparationSettings, ScoringSettings, WriteSettings]:
-        plan, config = self.plan, self.plan.config
+        config = self.config
         separation = SeparationSettings(
             model=model_choice(config),
             network=NetworkSettings(
@@ -259,19 +395,19 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
             share_across_processes=config.execution.share_model,
         )
         scoring = ScoringSettings(
-            scorer=scorer_choice(config),
+            scorer=model_cache.scorer_choice(model_choice(config), config.scorer),
             device=config.device,
-            model_rate_hz=plan.model_rate_hz,
+            model_rate_hz=self.models.rate_hz,
             batch_size=config.batch_size,
             num_threads=config.execution.num_threads,
         )
         writing = WriteSettings(
             uri=config.output,
-            storage=plan.storage,
+            storage=self.folder.storage,
             stem_format=cast(StemFormat, config.stem_format),
             residual=config.residual,
-            model_rate_hz=plan.model_rate_hz,
-            code_version=plan.code_version,
+            model_rate_hz=self.models.rate_hz,
+            code_version=self.code_version,
         )
         return separation, scoring, writing
 

@@ -1,48 +1,25 @@
-"""Sources and a mixing plan → mixtures on disk and their manifest: ``pipelines.synthesize``."""
+"""Renders mixtures and their manifest: ``python -m pipelines.synthesize``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from apache_beam.options.pipeline_options import PipelineOptions
-
-from pipelines import flags, jobs
-from pipelines.config import SeparateConfig
-from pipelines.flags import SynthesizeOptions
-
-COMMAND = jobs.Command(
-    name="pipelines.synthesize",
-    usage="--manifest URI --output URI [flags]",
-    description="Renders mixtures, references and interferers, and the manifest to separate them: "
-    "the same bytes for the same seed, on any runner.",
-    examples="""  python -m pipelines.synthesize --manifest esc50.parquet --output gs://bucket/esc50/
-  python -m pipelines.separate --manifest gs://bucket/esc50/manifest --output out/
-""",
-    shared=(
-        *(
-            "manifest",
-            "max_clip_in_memory_s",
-            "allowed_uri_prefix",
-            "storage_options",
-            "output",
-            "overwrite",
-            "force_unlock",
-        ),
-        *("stem_format", "max_failure_rate"),
-    ),
-    own=SynthesizeOptions,
-)
+from pipelines import flags
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the job that the command line asks for; gives the exit code."""
+    if flags.asks_for_help(flags.SYNTHESIZE, argv):  # without Beam and torch, which take seconds
+        return flags.EXIT_OK
+    from pipelines import launch
+    from pipelines.config import synthesize_config
+    from pipelines.synthesize_graph import SynthesizeJob
 
-    def build(options: PipelineOptions, config: SeparateConfig) -> jobs.Job:
-        from pipelines import synthesize_graph
-
-        return synthesize_graph.job(options, config)
-
-    return jobs.main(COMMAND, build, argv)
+    return launch.main(
+        flags.SYNTHESIZE,
+        lambda given, execution: SynthesizeJob(synthesize_config(given, execution)),
+        argv,
+    )
 
 
 if __name__ == "__main__":

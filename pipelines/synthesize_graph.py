@@ -1,81 +1,103 @@
-"""The graph of ``pipelines.synthesize``."""
+"""Builds the graph of ``pipelines.synthesize``: sources and a mixing plan → mixtures on disk."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, cast
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.columns import MANIFEST_SCHEMA
 from manifests.row import ManifestRow
-from pipelines.config import SeparateConfig
-from pipelines.dead_letters import WriteDeadLetters
-from pipelines.flags import SynthesizeOptions, UsageError
-from pipelines.jobs import Job
-from pipelines.output_folder.clearing import SYNTHESIZE
-from pipelines.plan import BOOKS, MANIFEST
-from transforms.audio import MAX_RATE_HZ, MIN_RATE_HZ
+from pipelines import console, flags
+from pipelines.config import SynthesizeConfig
+from pipelines.flags import UsageError
+from pipelines.output_folder import OutputFolder
+from pipelines.output_folder.names import DEAD_LETTERS, MANIFEST, ROW_COUNTS
+from pipelines.runners.measurements import Measurements
 from transforms.audio.files import StemFormat, held_by
 from transforms.audio.mixtures import ReadSettings
+from transforms.elements import TableRow
 from transforms.manifest_io import AdmitRows, ReadManifest
 from transforms.rendering import RenderMixtures, RenderSettings
-from transforms.storage import join
-from transforms.storage.access import UriAccess
-from transforms.tables import TableRow, WriteTable, row_counts
+from transforms.storage import Storage, join
+from transforms.storage.access import UriAccess, uris_of
+from transforms.tables import WriteTable, row_counts
+from transforms.tables.dead_letters import WriteDeadLetters
+from transforms.tables.row_counts import RowCounts
 
 
-def job(options: PipelineOptions, config: SeparateConfig) -> Job:
-    """The job that the flags ask for.
+@dataclasses.dataclass(frozen=True, slots=True)
+class SynthesizeJob:
+    """Renders mixtures; see :class:`pipelines.launch.Job`."""
 
-    Raises:
-        UsageError: a value out of range.
-    """
-    from pipelines.output_folder import storage_of
+    config: SynthesizeConfig
+    command = flags.SYNTHESIZE
 
-    own = options.view_as(SynthesizeOptions)
-    if not MIN_RATE_HZ <= own.mix_rate_hz <= MAX_RATE_HZ:
-        expected = f"expected {MIN_RATE_HZ} to {MAX_RATE_HZ}"
-        raise UsageError(f"--mix_rate_hz={own.mix_rate_hz}: {expected}")
-    form = cast(StemFormat, config.stem_format)
-    held, why = held_by(form, own.mix_rate_hz, peak=0.0)
-    if held != form:
-        raise UsageError(f"--mix_rate_hz={own.mix_rate_hz}: {why}; add --stem_format {held}")
-    levels = own.mix_level_range_db
-    reading = ReadSettings(
-        model_rate_hz=own.mix_rate_hz, max_in_memory_s=config.max_clip_in_memory_s
-    )
-    try:
-        settings = RenderSettings(
+    @property
+    def access(self) -> UriAccess:
+        """What rows may name."""
+        return UriAccess(prefixes=self.config.allowed_uri_prefix)
+
+    def check(self, storage: Storage) -> None:
+        """Checks that the format holds the rate, and the range of levels.
+
+        Raises:
+            UsageError: it does not, or the range is none.
+        """
+        config = self.config
+        form = cast(StemFormat, config.stem_format)
+        held, why = held_by(form, config.mix_rate_hz, peak=0.0)
+        if held != form:
+            raise UsageError(f"--mix_rate_hz={config.mix_rate_hz}: {why}; add --stem_format {held}")
+        try:
+            self._settings(storage)
+        except ValueError as err:
+            raise UsageError(f"--mix_level_range_db: {err}") from err
+
+    def _settings(self, storage: Storage) -> RenderSettings:
+        config = self.config
+        return RenderSettings(
             uri=config.output,
-            storage=storage_of(config),
-            reading=reading,
-            stem_format=form,
-            seed=own.mix_seed,
-            level_range_db=None if levels is None else (levels[0], levels[1]),
+            storage=storage,
+            reading=ReadSettings(
+                model_rate_hz=config.mix_rate_hz, max_in_memory_s=config.max_clip_in_memory_s
+            ),
+            stem_format=cast(StemFormat, config.stem_format),
+            seed=config.mix_seed,
+            level_range_db=config.mix_level_range_db,
         )
-    except ValueError as err:
-        raise UsageError(f"--mix_level_range_db: {err}") from err
-    return Job(
-        command=SYNTHESIZE,
-        config=config,
-        graph=SynthesizeManifest(
-            config.manifests, settings, UriAccess(prefixes=config.allowed_uri_prefix)
-        ),
-        settings={
-            "mix_rate_hz": own.mix_rate_hz,
-            "mix_level_range_db": levels,
-            "mix_seed": own.mix_seed,
-            "stem_format": config.stem_format,
-        },
-        closing={"manifest": MANIFEST},
-    )
+
+    def reads(self, row: ManifestRow) -> Iterable[tuple[str, str]]:
+        """The URIs that a row makes the job read, each with its column."""
+        return uris_of(row)
+
+    def load(self) -> None:
+        """Loads nothing: no model is needed."""
+
+    def settings(self, loaded: None) -> dict[str, Any]:
+        """What decides the results."""
+        return self.config.settings()
+
+    def graph(self, folder: OutputFolder, loaded: None) -> SynthesizeManifest:
+        """The graph of the run."""
+        return SynthesizeManifest(
+            self.config.manifests, self._settings(folder.storage), self.access
+        )
+
+    def closing(
+        self, folder: OutputFolder, loaded: None, row_counts: RowCounts, measured: Measurements,
+        wall_s: float,
+    ) -> list[str]:  # fmt: skip
+        """What is said at the end."""
+        text = console.done_lines(folder, row_counts)
+        return text + console.last_lines(folder, row_counts, measured, {"manifest": MANIFEST})
 
 
 @dataclasses.dataclass(eq=False)
 class SynthesizeManifest(beam.PTransform[Any, Any]):
-    """Manifests → files, the manifest of them, dead letters and books.
+    """Manifests → files, the manifest of them, dead letters and row_counts.
 
     In: a pipeline. Out: nothing that anybody needs; everything is in files.
     """
@@ -113,9 +135,10 @@ class SynthesizeManifest(beam.PTransform[Any, Any]):
             row_counts.DEAD: all_failed,
             row_counts.METRICS_FILES: manifest,
             row_counts.DEAD_LETTER_FILES: all_failed
-            | "WriteDeadLetters" >> WriteDeadLetters(settings.uri, settings.storage),
-        } | "KeepBooks" >> row_counts.KeepBooks(
-            uri=join(settings.uri, BOOKS), storage=settings.storage
+            | "WriteDeadLetters"
+            >> WriteDeadLetters(join(settings.uri, DEAD_LETTERS), settings.storage),
+        } | "WriteRowCounts" >> row_counts.WriteRowCounts(
+            uri=join(settings.uri, ROW_COUNTS), storage=settings.storage
         )
 
 

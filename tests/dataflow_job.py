@@ -96,9 +96,9 @@ def submit(folder: Path) -> Submission:
     """``python -m pipelines.separate`` with every option of interest, to its end."""
     with cloud.serving() as server:
         server.objects[f"{BUCKET}/rows.jsonl"] = json.dumps(ROW).encode()
-        books = {"rows": 1, "stems": 1, "metrics_files": 1}
+        row_counts = {"rows": 1, "stems": 1, "metrics_files": 1}
         server.work = lambda: server.objects.update(
-            {f"{BUCKET}/out/_work/books.json": json.dumps(books).encode()}
+            {f"{BUCKET}/out/_work/row_counts.json": json.dumps(row_counts).encode()}
         )
         server.metrics = [
             *cloud.counter("WriteStems", "audio_msec", 5_000),

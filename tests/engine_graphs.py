@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineResult
 from apache_beam.transforms import window
 from apache_beam.transforms.combiners import Count
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 from apache_beam.utils.windowed_value import WindowedValue
+
+from pipelines import runners
+from pipelines.config import Execution
 
 FOREVER_S = 3_600.0
 NUMBERS = tuple(range(20))
@@ -31,6 +36,13 @@ class Graph(beam.PTransform[Any, Any]):
 
     def expand(self, root: Any) -> Any:
         return self._build(root)
+
+
+def run(graph: Graph, execution: Execution, options: PipelineOptions) -> PipelineResult:
+    """Runs a graph where ``execution`` says, to its end."""
+    runner = runners.runner_of(execution.runner)
+    with runner.open(execution, options, lambda _: None) as opened:
+        return runners.run_graph(graph, opened, options)
 
 
 def kept(folder: Path) -> dict[str, list[str]]:

@@ -1,20 +1,17 @@
 """Records in flight between transforms.
 
 Those of the first part cross shuffles: rows, URIs and embeddings. Those of the second part hold
-samples and live inside one fused stage; they have a coder because every PCollection has one.
+samples and live inside one fused stage. Their coders are in :mod:`transforms.coders`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import pickle
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from apache_beam.coders import Coder
-from apache_beam.coders.typecoders import registry
 from numpy.typing import NDArray
 
 from manifests.row import ManifestRow
@@ -231,30 +228,88 @@ def num_bytes(record: object) -> int:
     return 0
 
 
-class RecordCoder(Coder):
-    """Pickles a record; the size is estimated from its arrays and not by pickling it."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TableRow:
+    """One row on its way to a file.
 
-    def encode(self, value: object) -> bytes:
-        """Bytes of a record."""
-        return pickle.dumps(value, protocol=5)
+    Attributes:
+        partition: folder below the table's, such as ``dataset=a/split=b``; may be empty.
+        key: orders the rows, and with the partition decides the file.
+        record: values by column.
+        extra: values of the columns that the schema does not know.
+    """
 
-    def decode(self, encoded: bytes) -> object:
-        """The record again."""
-        return pickle.loads(encoded)  # noqa: S301 - Beam's own shuffle files, written by `encode`
-
-    def estimate_size(self, value: object) -> int:
-        """Approximate size in bytes."""
-        return 512 + num_bytes(value)
-
-    def is_deterministic(self) -> bool:
-        """Not used for keys."""
-        return False
+    partition: str
+    key: str
+    record: Mapping[str, Any]
+    extra: Mapping[str, str]
 
 
-RECORDS = (
-    ManifestRow, Failure, Query, EmbeddedQuery, MixtureRows, MetricsRow, RowQuery, MixtureQueries,
-    Clip, LongRecording, Stem, SeparatedClip, Scores, ScoredClip,
-)  # fmt: skip
+CHANGED, GONE, DOUBLE, BROKEN, UNKNOWN = "changed", "gone", "double", "broken", "unknown"
+"""Why a finished row of an earlier attempt leaves the tables."""
 
-for _record in RECORDS:
-    registry.register_coder(_record, RecordCoder)
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRules:
+    """How what was kept is held against the manifest.
+
+    Attributes:
+        covers: the manifest has all rows that the output is about: what is not in it leaves.
+        retrying: the manifest is the output's own dead letters: a row of an id that is finished
+            with other content is the second of that id, as it was before.
+        trusted: what the kept rows were made with is known, and the same as now.
+    """
+
+    covers: bool = False
+    retrying: bool = False
+    trusted: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRow:
+    """A row that an earlier attempt finished.
+
+    Attributes:
+        row: of the metrics.
+        uri: the file that it was read from.
+        in_table: whether that is a file of metrics, and not of the journal.
+        broken: what is wrong with its stem, where that was looked at.
+        asked: whether the manifest of this attempt has it.
+    """
+
+    row: MetricsRow
+    uri: str
+    in_table: bool
+    broken: str | None = None
+    asked: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KeptLetter:
+    """A dead letter of an earlier attempt; ``key`` says which row of a manifest it is about."""
+
+    key: str
+    row: TableRow
+
+    @property
+    def is_second(self) -> bool:
+        """Whether it is a later row of an id that has another row."""
+        return bool(self.row.record["error_type"] == "duplicate_id")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """A file that cannot be read, and why."""
+
+    uri: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Leaving:
+    """A row that leaves a file; ``but_one``: the file has it twice and keeps it once."""
+
+    uri: str
+    id: str
+    why: str
+    but_one: bool = False

@@ -18,95 +18,36 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.coders.typecoders import registry
 from apache_beam.transforms.combiners import Top
 
 from manifests.columns import DEAD_LETTER_SCHEMA, METRICS_SCHEMA, with_extra
 from manifests.row import EXTRA_PREFIX, ManifestRow
 from transforms.audio import AudioPart
 from transforms.audio.files import WriteError, describe, require_whole
-from transforms.elements import Failure, MetricsRow, RecordCoder
+from transforms.elements import (
+    BROKEN,
+    CHANGED,
+    DOUBLE,
+    GONE,
+    UNKNOWN,
+    Damage,
+    Failure,
+    KeptLetter,
+    KeptRow,
+    KeptRules,
+    Leaving,
+    TableRow,
+)
 from transforms.manifest_io import duplicate, first_of
 from transforms.storage import Storage, join
-from transforms.tables import TableRow, dead_letters, parquet_bytes
+from transforms.tables import dead_letters, parquet_bytes
 from transforms.tables.metrics_rows import from_record
 from transforms.threaded import LookAheadFn, Overlap
 
-CHANGED, GONE, DOUBLE, BROKEN, UNKNOWN = "changed", "gone", "double", "broken", "unknown"
 MAX_NAMED = 20
 """So many ids are named for each reason."""
 _ROWS_PER_BATCH = 4_096
 _LETTER_FIELDS = frozenset(DEAD_LETTER_SCHEMA.names)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class KeptRules:
-    """How what was kept is held against the manifest.
-
-    Attributes:
-        covers: the manifest has all rows that the output is about: what is not in it leaves.
-        retrying: the manifest is the output's own dead letters: a row of an id that is finished
-            with other content is the second of that id, as it was before.
-        trusted: what the kept rows were made with is known, and the same as now.
-    """
-
-    covers: bool = False
-    retrying: bool = False
-    trusted: bool = True
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class KeptRow:
-    """A row that an earlier attempt finished.
-
-    Attributes:
-        row: of the metrics.
-        uri: the file that it was read from.
-        in_table: whether that is a file of metrics, and not of the journal.
-        broken: what is wrong with its stem, where that was looked at.
-        asked: whether the manifest of this attempt has it.
-    """
-
-    row: MetricsRow
-    uri: str
-    in_table: bool
-    broken: str | None = None
-    asked: bool = False
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class KeptLetter:
-    """A dead letter of an earlier attempt; ``key`` says which row of a manifest it is about."""
-
-    key: str
-    row: TableRow
-
-    @property
-    def is_second(self) -> bool:
-        """Whether it is a later row of an id that has another row."""
-        return bool(self.row.record["error_type"] == "duplicate_id")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Damage:
-    """A file that cannot be read, and why."""
-
-    uri: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Leaving:
-    """A row that leaves a file; ``but_one``: the file has it twice and keeps it once."""
-
-    uri: str
-    id: str
-    why: str
-    but_one: bool = False
-
-
-for _record in (KeptRow, KeptLetter, Damage, Leaving):
-    registry.register_coder(_record, RecordCoder)
 
 
 @dataclasses.dataclass(eq=False)

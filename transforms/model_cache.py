@@ -59,6 +59,20 @@ class ScorerChoice:
     name: str = OWN
 
 
+def scorer_choice(model: ModelChoice, scorer: str) -> ScorerChoice | None:
+    """The scorer of a run by a model; None for no CLAPScores.
+
+    Args:
+        model: of the run.
+        scorer: ``own``, ``none``, a name of the registry or a URI.
+    """
+    if scorer == "none":
+        return None
+    return ScorerChoice(
+        model=model, name=registry.default_scorer(model.name) if scorer == OWN else scorer
+    )
+
+
 def load_model(choice: ModelChoice) -> LoadedModel:
     """The model, loaded on first use: a ``model.registry.LoadedModel``.
 

@@ -9,7 +9,15 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from manifests.ids import output_name, partition_value, stable_seed
+from manifests.ids import (
+    INTERFERER_COLUMN,
+    INTERFERERS,
+    MIXTURES,
+    REFERENCES,
+    output_name,
+    partition_value,
+    stable_seed,
+)
 from manifests.row import ManifestRow
 from transforms import tally
 from transforms.audio import AudioError
@@ -19,8 +27,6 @@ from transforms.elements import Failure, Samples, failed
 from transforms.storage import Storage, join
 from transforms.tables import dead_letters
 
-MIXTURES, REFERENCES, INTERFERERS = "mixtures", "references", "interferers"
-INTERFERER_COLUMN = "interferer_files"
 FROM_MANIFEST = ".."
 """From the folder of the rendered manifest to that of the files."""
 

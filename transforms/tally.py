@@ -1,4 +1,4 @@
-"""How far a local run is, for the progress display; the books are kept elsewhere.
+"""How far a local run is, for the progress display; the row_counts are kept elsewhere.
 
 Counts of this process, and of worker processes that were told of a folder to leave theirs in. A
 bundle that is tried again counts twice here: nothing is decided by these numbers.

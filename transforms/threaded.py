@@ -15,6 +15,7 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import BoundedWindow, GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
+import transforms.coders  # noqa: F401 - registers the coders of our records
 from transforms.storage import retries
 
 In = TypeVar("In")

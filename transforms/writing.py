@@ -9,7 +9,7 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.metrics.metric import Metrics
 
-from manifests.ids import output_name, partition_value
+from manifests.ids import STEMS_FOLDER, output_name, partition_value
 from manifests.row import ManifestRow
 from model import signal as waveforms
 from transforms import tally
@@ -39,7 +39,6 @@ from transforms.tables import dead_letters
 from transforms.tables.metrics_rows import StemFacts, metrics_row
 from transforms.threaded import LookAheadFn, Overlap
 
-STEMS_FOLDER = "stems"
 OTHER_FORMAT = "other_format"
 """Counter of stems that are not in the format that was asked for."""
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from manifests.columns import SCHEMA_VERSION
-from pipelines.config import SeparateConfig
+from pipelines.config import CommonConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder import lock as locking
 from pipelines.output_folder.clearing import (
@@ -24,15 +24,13 @@ from pipelines.output_folder.clearing import (
     tables_in,
     written,
 )
-from pipelines.output_folder.record import FILE, differences, read_record, write_record
-from pipelines.plan import DEAD_LETTERS, MANIFEST, METRICS, STAGING
-from terminal import escaping
+from pipelines.output_folder.names import DEAD_LETTERS, MANIFEST, METRICS, RUN, STAGING
+from pipelines.output_folder.record import differences, read_record, write_record
 from transforms.audio.files import describe
-from transforms.kept import BROKEN, CHANGED, DOUBLE, GONE, UNKNOWN, KeptRules
+from transforms.elements import KeptRules
 from transforms.storage import Storage, join
 from transforms.storage.access import UriAccess
 from transforms.storage.redaction import redact, redacted
-from transforms.tables.row_counts import Resumed
 
 COMMAND_LINE = "the command line"
 _ATTEMPT = re.compile(r"^part-(\d+)-")
@@ -68,16 +66,43 @@ class Earlier:
         """Whether a run was there."""
         return self.record is not None or self.damage is not None
 
+    @property
+    def kept(self) -> bool:
+        """Whether it left anything to go on with."""
+        return bool(self.metrics_uris or self.journal_uris or self.letter_uris)
 
-def storage_of(config: SeparateConfig, access: UriAccess | None = None) -> Storage:
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OutputFolder:
+    """The output folder of a run that may begin.
+
+    Attributes:
+        uri: of the folder.
+        storage: how it is reached.
+        earlier: what is there.
+    """
+
+    uri: str
+    storage: Storage
+    earlier: Earlier
+
+    def place(self, name: str) -> str:
+        """The URI of something in it, by a name of :mod:`pipelines.output_folder.names`."""
+        return join(self.uri, name)
+
+    @property
+    def prefix(self) -> str:
+        """Of the names of this attempt's table files."""
+        return f"part-{self.earlier.attempt:03d}"
+
+
+def storage_of(config: CommonConfig, access: UriAccess) -> Storage:
     """How the files of a run are reached; local output is staged inside the output folder.
 
     Args:
         config: of the run.
-        access: what a web server may lead to; None: what the run's rows may name.
+        access: what a web server may lead to.
     """
-    if access is None:
-        access = UriAccess(prefixes=config.allowed_uri_prefix)
     storage = Storage(
         options=access.guarding(config.storage_options),
         isolate_decoder=config.execution.isolate_decoder,
@@ -86,7 +111,7 @@ def storage_of(config: SeparateConfig, access: UriAccess | None = None) -> Stora
     return storage if local is None else dataclasses.replace(storage, staging=join(local, STAGING))
 
 
-def examine(config: SeparateConfig, storage: Storage, command: str) -> Earlier:
+def examine(config: CommonConfig, storage: Storage, command: str) -> Earlier:
     """Looks at the output folder, and changes nothing.
 
     Args:
@@ -98,7 +123,7 @@ def examine(config: SeparateConfig, storage: Storage, command: str) -> Earlier:
         UsageError: there is a run, and neither --resume nor --overwrite was given; or --overwrite
             was, and the run is another command's, or what is there is no run's.
     """
-    uri, output = join(config.output, FILE), config.output
+    uri, output = join(config.output, RUN), config.output
     record, damage = _record(storage, uri)
     metrics, letters = (tables_in(storage, output, name) for name in (METRICS, DEAD_LETTERS))
     pieces = pieces_in(storage, output)
@@ -108,13 +133,13 @@ def examine(config: SeparateConfig, storage: Storage, command: str) -> Earlier:
     if record is None and damage is None:
         if config.overwrite and has_results(storage, output):
             raise UsageError(
-                f"--overwrite: {output} has files but no {FILE}: it is not an output folder"
+                f"--overwrite: {output} has files but no {RUN}: it is not an output folder"
             )
         return Earlier(record=None)
     if record is None and not ours:
         raise UsageError(f"{uri} {damage}, and there are no tables of a run: move it away")
     if not (config.resume or config.overwrite):
-        also = "" if damage is None else f" (its {FILE} {damage})"
+        also = "" if damage is None else f" (its {RUN} {damage})"
         raise UsageError(
             f"{output} holds the results of a run{also}; "
             f"{'add --resume to go on with it, ' if command == SEPARATE else 'add '}"
@@ -176,7 +201,7 @@ def _sources_of(record: Mapping[str, Any] | None) -> tuple[str, ...]:
     return tuple(record.get("sources") or before)
 
 
-def _given(config: SeparateConfig, storage: Storage) -> list[str]:
+def _given(config: CommonConfig, storage: Storage) -> list[str]:
     """The manifests of a run as ``run.json`` names them, but for the output's own dead letters."""
     letters = Places(storage, [join(config.output, DEAD_LETTERS)])
     own = [uri.rstrip("/") for uri in config.manifests if not letters.hold(uri)]
@@ -184,7 +209,7 @@ def _given(config: SeparateConfig, storage: Storage) -> list[str]:
 
 
 def _rules(
-    config: SeparateConfig, storage: Storage, sources: Sequence[str], *, trusted: bool
+    config: CommonConfig, storage: Storage, sources: Sequence[str], *, trusted: bool
 ) -> KeptRules:
     given = _given(config, storage)
     return KeptRules(
@@ -195,7 +220,7 @@ def _rules(
 
 
 def sources_after(
-    config: SeparateConfig, storage: Storage, earlier: Earlier, *, others: int | None = None
+    config: CommonConfig, storage: Storage, earlier: Earlier, *, others: int | None = None
 ) -> list[str]:
     """The manifests whose rows the output is about with this run.
 
@@ -241,14 +266,14 @@ def usable(output: str, done: str = "written") -> Iterator[None]:
         raise UsageError(f"--output: cannot be {done}: {describe(err, output)}") from err
 
 
-def clear(config: SeparateConfig, storage: Storage, earlier: Earlier, command: str) -> list[str]:
+def clear(config: CommonConfig, storage: Storage, earlier: Earlier, command: str) -> list[str]:
     """Deletes what earlier runs wrote into the output folder; gives lines about what stays."""
     if not earlier.exists:
         return []
     found = written(storage, config.output, earlier.record, command)
     empty: Mapping[str, Any] = {"settings": {}, "config": {}}
     write_record(
-        storage, join(config.output, FILE), {**(earlier.record or empty), "status": CLEARING}
+        storage, join(config.output, RUN), {**(earlier.record or empty), "status": CLEARING}
     )  # a run that is stopped here is not resumed
     delete(storage, config.output, found)
     said = []
@@ -266,7 +291,7 @@ def clear(config: SeparateConfig, storage: Storage, earlier: Earlier, command: s
 
 @contextmanager
 def held(
-    config: SeparateConfig, storage: Storage, require_ended: locking.RequireEnded
+    config: CommonConfig, storage: Storage, require_ended: locking.RequireEnded
 ) -> Iterator[locking.Lock]:
     """Holds the output folder of a run, which no other run may enter meanwhile.
 
@@ -289,7 +314,7 @@ def held(
 
 
 def require_free(
-    config: SeparateConfig, storage: Storage, require_ended: locking.RequireEnded
+    config: CommonConfig, storage: Storage, require_ended: locking.RequireEnded
 ) -> None:
     """Raises UsageError where another run writes into the output folder."""
     reason = locking.refusal(storage, config.output, require_ended, force=config.force_unlock)
@@ -298,7 +323,7 @@ def require_free(
 
 
 def require_no_job(
-    earlier: Earlier, config: SeparateConfig, require_ended: locking.RequireEnded
+    earlier: Earlier, config: CommonConfig, require_ended: locking.RequireEnded
 ) -> None:
     """Raises UsageError where a job of the earlier run goes on, whose lock is not there any more.
 
@@ -337,32 +362,6 @@ def require_same_settings(earlier: Earlier, settings: Mapping[str, Any]) -> None
         )
 
 
-def tidy(config: SeparateConfig, storage: Storage, earlier: Earlier) -> None:
+def tidy(config: CommonConfig, storage: Storage, earlier: Earlier) -> None:
     """Removes dead letters of earlier attempts: those that still stand are among the new ones."""
     storage.remove_files(earlier.letter_uris, config.output)
-
-
-_LEFT = {
-    CHANGED: "{n} finished before with other content, done again",
-    GONE: "{n} no longer in the manifest, taken out of the tables (their stems stay)",
-    DOUBLE: "{n} found twice in the tables, kept once",
-    BROKEN: "{n} with a stem that is missing or cut, taken out of the tables and done again where "
-    "the manifest has them",
-    UNKNOWN: "{n} of which nothing says any more what they were made with, done again",
-}
-
-
-def resumed_lines(resumed: Resumed) -> list[str]:
-    """What became of what earlier attempts had left."""
-    lines = [
-        f"{uri} could not be read ({reason}): its rows are done again"
-        for uri, reason in resumed.damaged.items()
-    ]
-    for why, count in resumed.left.items():
-        names = resumed.named.get(why, ())
-        more = f" and {count - len(names)} more" if count > len(names) else ""
-        said = _LEFT[why].format(n="1 row" if count == 1 else f"{count} rows")
-        lines.append(f"{said}: {', '.join(map(escaping.one_line, names))}{more}")
-    if resumed.others:
-        lines.append(f"{resumed.others} finished rows that are not in this manifest stay")
-    return lines

@@ -16,25 +16,24 @@ import pyarrow.parquet as pq
 
 from manifests.files import existing_path, links_of
 from manifests.files.readers import iter_rows
+from manifests.ids import INTERFERER_COLUMN, INTERFERERS, MIXTURES, REFERENCES, STEMS_FOLDER
 from manifests.row import EXTRA_PREFIX, ManifestRow
-from pipelines.config import SeparateConfig
+from pipelines.config import CommonConfig
 from pipelines.flags import UsageError
-from pipelines.output_folder.record import ManifestFacts
-from pipelines.plan import (
-    BOOKS,
+from pipelines.output_folder.names import (
     DEAD_LETTERS,
     ERROR_FILE,
     JOURNAL,
     MANIFEST,
     METRICS,
+    ROW_COUNTS,
     SUMMARY,
     WORK,
 )
-from transforms.rendering import INTERFERER_COLUMN, INTERFERERS, MIXTURES, REFERENCES
+from pipelines.output_folder.record import ManifestFacts
 from transforms.storage import Storage, join
 from transforms.storage.access import uris_of
 from transforms.storage.redaction import redact
-from transforms.writing import STEMS_FOLDER
 
 _FILE = r"\d{5}-of-\d{5}\.parquet"
 _TABLES: Mapping[str, re.Pattern[str]] = {
@@ -94,7 +93,7 @@ def remove_working_files(storage: Storage, output: str) -> None:
     """Removes what only a running job needs, except for the lock."""
     storage.discard_unfinished(output)
     pieces = pieces_in(storage, output)
-    storage.remove_files([*pieces, join(output, BOOKS), join(output, ERROR_FILE)], output)
+    storage.remove_files([*pieces, join(output, ROW_COUNTS), join(output, ERROR_FILE)], output)
 
 
 def _matching(storage: Storage, folder: str, name: re.Pattern[str], suffix: str) -> list[str]:
@@ -201,9 +200,7 @@ def delete(storage: Storage, output: str, found: Written) -> None:
     remove_working_files(storage, output)
 
 
-def require_apart(
-    config: SeparateConfig, storage: Storage, reads: Iterable[tuple[str, str]]
-) -> None:
+def require_apart(config: CommonConfig, storage: Storage, reads: Iterable[tuple[str, str]]) -> None:
     """Checks that nothing which a run reads lies where ``--overwrite`` deletes.
 
     Args:
@@ -226,7 +223,7 @@ def require_apart(
 
 
 def reads_of(
-    config: SeparateConfig,
+    config: CommonConfig,
     manifests: Sequence[ManifestFacts],
     storage: Storage,
     reads: Reads = uris_of,

@@ -26,7 +26,6 @@ from transforms.storage.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
-FILE = "run.json"
 _PACKAGES = ("apache-beam", "torch", "numpy", "pyarrow", "soundfile", "soxr", "transformers")
 _BLOCK_BYTES = 1 << 20
 _NOTES = re.compile(rb"(?:\s*#[^\n]*\n)*")

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from manifests.errors import ManifestError, RowError
 from manifests.files.readers import iter_rows
+from manifests.ids import STEMS_FOLDER
 from manifests.row import ManifestRow
 from manifests.validation import parse_record
 from model.signal import to_mono
@@ -39,7 +40,6 @@ from transforms.audio.mixtures import ReadSettings, read_mixture, read_reference
 from transforms.external_stems import fixed_folder
 from transforms.storage import Storage, join
 from transforms.storage.access import UriAccess
-from transforms.writing import STEMS_FOLDER
 
 _N_FFT = 1024
 _MAX_COLUMNS = 500

@@ -1,86 +1,154 @@
-"""Where a job computes: the engine that the flags ask for, and those that are refused."""
+"""Says how a job runs at each place, and runs a graph there.
+
+`RUNNERS` has a line for each runner that needs something of its own; any other runner that Beam
+knows is taken as it is. To add one: a subclass of `Runner` in a module, and its line here.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import importlib
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+import apache_beam as beam
 from apache_beam.options.pipeline_options import (
     DirectOptions,
     PipelineOptions,
     StandardOptions,
     WorkerOptions,
 )
+from apache_beam.runners.runner import PipelineResult, PipelineRunner
 from apache_beam.transforms.resources import parse_resource_hints
 
 from model.devices import cores
-from pipelines.flags import ModelOptions, RunOptions, UsageError
+from pipelines.config import IN_PROCESS, CommonConfig, Execution
+from pipelines.flags import Arguments, UsageError
 
-IN_PROCESS = "FnApiRunner"
 DATAFLOW = "DataflowRunner"
 DASK = "dask"
-_LOCAL = (None, "", "DirectRunner", "FnApiRunner", "SwitchingDirectRunner")
+RUNNERS: dict[str, str] = {
+    IN_PROCESS: "pipelines.runners.local:Local",
+    DASK: "pipelines.runners.dask.runner:Dask",
+    DATAFLOW: "pipelines.runners.dataflow:Dataflow",
+}
+"""Where each runner's class is, imported when a job asks for it: some bring large libraries."""
+_LOCAL = (None, "", "DirectRunner", IN_PROCESS, "SwitchingDirectRunner")
 _REFUSED = {
     "DaskRunner": "Beam's own silently loses data (2.77 drops what finish_bundle gives); "
     "use --runner=dask",
     "PrismRunner": "Prism is a binary that would be downloaded, and does not run this job",
     "BundleBasedDirectRunner": "it does not run this job",
 }
-_NAMES = {name.lower(): name for name in (*StandardOptions.KNOWN_RUNNER_NAMES, *_REFUSED, DASK)}
+Graph = beam.PTransform[Any, Any]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Execution:
-    """Where a run computes; changes nothing about its results.
+def _nothing() -> None:
+    return
+
+
+class JobError(RuntimeError):
+    """The job itself failed; not one of its rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A runner that is ready for one graph.
 
     Attributes:
-        runner: a Beam runner; ``FnApiRunner`` in this process.
-        num_workers: worker processes of a local run.
-        num_threads: threads of the network in each; 0: the cores of whichever machine it runs on.
-        resource_hints: of the separation step.
-        share_model: one copy of the model for all worker processes of a machine.
-        isolate_decoder: audio is decoded in processes of its own.
-        progress: ``auto``, ``bar``, ``log`` or ``none``.
-        log_level: for the root logger.
-        cluster: address of the Dask scheduler; None for every other runner.
+        runner: None for the one that Beam makes from its options.
+        check: polled while the graph runs; raises where it does not end any more.
+        counts: how far a job elsewhere is; None where the processes of this machine count.
     """
 
-    runner: str
-    num_workers: int
-    num_threads: int
-    resource_hints: Mapping[str, str]
-    share_model: bool
-    isolate_decoder: bool
-    progress: str
-    log_level: str
-    cluster: str | None = None
-
-    @property
-    def is_local(self) -> bool:
-        """Whether everything happens on this machine."""
-        return self.runner == IN_PROCESS
-
-    @property
-    def ends_with_launcher(self) -> bool:
-        """Whether nothing goes on when the launcher has ended."""
-        return self.is_local or self.cluster is not None
-
-    @property
-    def in_process(self) -> bool:
-        """Whether everything happens in this process."""
-        return self.is_local and self.num_workers == 1
+    runner: PipelineRunner | None = None
+    check: Callable[[], None] = _nothing
+    counts: Callable[[], Mapping[str, float]] | None = None
 
 
-def execution_of(options: PipelineOptions) -> Execution:
-    """Where the flags say that a job runs.
+class Runner:
+    """How a job runs at one place; this one is any runner that Beam knows, as it is."""
+
+    ends_with_launcher = False
+    """Whether nothing goes on when the launcher has ended."""
+
+    def check(self, config: CommonConfig, options: PipelineOptions) -> None:
+        """Checks what the runner or its workers would only find out later.
+
+        Raises:
+            UsageError: a flag is missing, or workers could not reach what it names.
+        """
+
+    def open(
+        self,
+        execution: Execution,
+        options: PipelineOptions,
+        on_submitted: Callable[[Mapping[str, Any]], None],
+    ) -> AbstractContextManager[Opened]:
+        """Makes the runner ready for one graph; what it started ends with the ``with`` statement.
+
+        Args:
+            execution: where the graph runs.
+            options: of Beam.
+            on_submitted: called with what identifies the job where it is left to a service.
+        """
+        return _as_it_is()
+
+    def only_builds(self, options: PipelineOptions) -> bool:
+        """Whether the job is to be built, and neither staged nor submitted."""
+        return False
+
+    def left_at(self, options: PipelineOptions) -> str | None:
+        """Where the job is left, for something else to submit; None where it is submitted."""
+        return None
+
+    def require_ended(self, job: Mapping[str, Any], options: PipelineOptions) -> None:
+        """Asks whether the job of an earlier run has ended.
+
+        Raises:
+            UsageError: the job still runs, or nobody can say.
+        """
+
+
+@contextmanager
+def _as_it_is() -> Iterator[Opened]:
+    yield Opened()
+
+
+def runner_of(name: str) -> Runner:
+    """Finds the runner of that name."""
+    place = RUNNERS.get(name)
+    if place is None:
+        return Runner()
+    module, _, attribute = place.partition(":")
+    found: Runner = getattr(importlib.import_module(module), attribute)()
+    return found
+
+
+def require_ended(job: Mapping[str, Any], options: PipelineOptions) -> None:
+    """Asks the service that has the job of an earlier run whether it has ended.
+
+    Args:
+        job: as ``run.json`` and the lock have it.
+        options: of the run that is to write into the same folder.
 
     Raises:
-        UsageError: an engine that is refused or unknown, a hint that says nothing, or flags that do
+        UsageError: the job still runs, or nobody can say.
+    """
+    runner_of(str(job.get("runner", DATAFLOW))).require_ended(job, options)
+
+
+def execution_of(arguments: Arguments) -> Execution:
+    """Reads from the flags where a job runs.
+
+    Raises:
+        UsageError: a runner that is refused or unknown, a hint that says nothing, or flags that do
             not go together.
     """
-    run = options.view_as(RunOptions)
+    own, options = arguments.own, PipelineOptions(list(arguments.beam))
     name = _name_of(options.view_as(StandardOptions).runner)
     if name in _REFUSED:
         raise UsageError(f"--runner={name} is refused: {_REFUSED[name]}")
@@ -96,36 +164,39 @@ def execution_of(options: PipelineOptions) -> Execution:
         workers = direct.direct_num_workers
     if workers < 1:
         raise UsageError(f"--num_workers={workers}: expected at least 1")
+    if own.num_threads < 0:
+        raise UsageError(f"--num_threads={own.num_threads}: expected at least 0")
     num_workers = int(workers) if local else 1
-    cluster = _cluster(name, run.dask_client_address)
+    cluster = _cluster(name, own.dask_client_address)
     threads = max(1, cores() // num_workers) if local else int(cluster is not None)
-    hints = {"accelerator": run.accelerator, "min_ram": run.min_ram}
-    hints = {key: value for key, value in hints.items() if value}
+    min_ram = getattr(own, "min_ram", None)
+    asked = {"accelerator": getattr(own, "accelerator", None), "min_ram": min_ram}
+    hints = {key: value for key, value in asked.items() if value}
     try:
         parse_resource_hints(hints)
     except ValueError as err:
-        raise UsageError(f"--min_ram {run.min_ram}: expected a size such as 16GB") from err
+        raise UsageError(f"--min_ram {min_ram}: expected a size such as 16GB") from err
     return Execution(
         runner=IN_PROCESS if local else str(name),
         num_workers=num_workers,
-        num_threads=options.view_as(ModelOptions).num_threads or threads,
+        num_threads=own.num_threads or threads,
         resource_hints=hints,
-        share_model=run.share_model,
-        isolate_decoder=run.isolate_decoder,
-        progress=run.progress,
-        log_level=run.log_level,
+        share_model=getattr(own, "share_model", False),
+        isolate_decoder=own.isolate_decoder,
+        progress=own.progress,
+        log_level=own.log_level,
         cluster=cluster,
     )
 
 
 def _name_of(runner: str | None) -> str | None:
-    """The engine's name as Beam understands it.
+    """The runner's name as Beam or our table has it.
 
     Capitals do not count, and ``Runner`` at the end may be left out; a name with dots is that of a
     class.
 
     Raises:
-        UsageError: there is no such engine.
+        UsageError: there is no such runner.
     """
     if not runner:
         return None
@@ -136,12 +207,14 @@ def _name_of(runner: str | None) -> str | None:
         except (ImportError, AttributeError, ValueError) as err:
             raise UsageError(f"--runner={runner}: cannot be had: {err}") from err
         return name
+    known = (*StandardOptions.KNOWN_RUNNER_NAMES, *_REFUSED, *RUNNERS)
+    names = {each.lower(): each for each in known}
     low = runner.lower()
-    if low not in _NAMES and f"{low}runner" not in _NAMES:
-        close = difflib.get_close_matches(low, _NAMES, n=1)
-        near = f"; is it {_NAMES[close[0]]}?" if close else ""
+    if low not in names and f"{low}runner" not in names:
+        close = difflib.get_close_matches(low, names, n=1)
+        near = f"; is it {names[close[0]]}?" if close else ""
         raise UsageError(f"--runner={runner}: no such runner is known{near}")
-    return _NAMES.get(low) or _NAMES[f"{low}runner"]
+    return names.get(low) or names[f"{low}runner"]
 
 
 def _cluster(runner: str | None, address: str | None) -> str | None:
@@ -153,3 +226,55 @@ def _cluster(runner: str | None, address: str | None) -> str | None:
     if runner != DASK and address:
         raise UsageError(f"--dask_client_address={address} goes with --runner=dask")
     return address
+
+
+def run_graph(
+    graph: Graph, opened: Opened, options: PipelineOptions, check: Callable[[], None] = _nothing
+) -> PipelineResult:
+    """Runs a graph to its end.
+
+    Args:
+        graph: of the job.
+        opened: what runs it.
+        options: of Beam.
+        check: polled while it runs; raises where it must end.
+
+    Raises:
+        JobError: it did not succeed.
+        WorkerError: a worker process died, or the runner does not end.
+    """
+    job = _Job(graph, opened.runner, options)
+    job.start()
+    while job.is_alive():
+        job.join(timeout=0.2)
+        opened.check()
+        check()
+    if job.error is not None:
+        raise job.error
+    if job.result is None:
+        raise JobError("the pipeline gave no result")
+    if job.result.state not in (None, "DONE"):
+        raise JobError(f"the runner says {job.result.state}")
+    return job.result
+
+
+class _Job(threading.Thread):
+    """The pipeline in a thread of its own, so that an interrupt is noticed at once."""
+
+    def __init__(
+        self, graph: Graph, runner: PipelineRunner | None, options: PipelineOptions
+    ) -> None:
+        super().__init__(name="pipeline", daemon=True)
+        self._graph, self._runner, self._options = graph, runner, options
+        self.result: PipelineResult | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            pipeline = beam.Pipeline(runner=self._runner, options=self._options)
+            _ = pipeline | self._graph
+            result = pipeline.run()
+            result.wait_until_finish()
+            self.result = result
+        except BaseException as err:  # handed to the thread that waits
+            self.error = err

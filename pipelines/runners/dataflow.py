@@ -1,4 +1,4 @@
-"""The job on Google Cloud Dataflow: what is checked before, said after, and made of its answers."""
+"""Runs a job on Google Cloud Dataflow: checks it before, follows it, and explains its end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from apache_beam.metrics.metric import MetricResults, MetricsFilter
@@ -29,9 +30,9 @@ from apache_beam.runners.dataflow.internal.apiclient import (
 from apache_beam.runners.runner import PipelineResult, PipelineState
 from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound
 
-from pipelines.config import SeparateConfig
+from pipelines.config import CommonConfig, Execution
 from pipelines.flags import UsageError
-from pipelines.runners import DATAFLOW, Execution
+from pipelines.runners import DATAFLOW, Opened, Runner
 from pipelines.runners.measurements import measurements_of
 
 logger = logging.getLogger(__name__)
@@ -75,8 +76,45 @@ class DataflowJob:
         ]
 
 
-def check(config: SeparateConfig, options: PipelineOptions) -> None:
-    """Looks for what Dataflow would only find out, or its workers, some minutes later.
+class Dataflow(Runner):
+    """Google Cloud Dataflow: a service that has the job, and goes on without this command."""
+
+    def check(self, config: CommonConfig, options: PipelineOptions) -> None:
+        """Checks flags and places; see the base class."""
+        _check(config, options)
+
+    @contextmanager
+    def open(
+        self,
+        execution: Execution,
+        options: PipelineOptions,
+        on_submitted: Callable[[Mapping[str, Any]], None],
+    ) -> Iterator[Opened]:
+        """Makes the runner that submits, follows and explains the job."""
+
+        def submitted(job: DataflowJob) -> None:
+            on_submitted(dataclasses.asdict(job))
+
+        runner = SubmittingRunner(execution.log_level, submitted)
+        yield Opened(runner=runner, counts=runner.counts)
+
+    def only_builds(self, options: PipelineOptions) -> bool:
+        """Whether ``--dry_run`` was given."""
+        return bool(options.view_as(TestOptions).dry_run)
+
+    def left_at(self, options: PipelineOptions) -> str | None:
+        """Where ``--template_location`` is."""
+        location: str | None = options.view_as(GoogleCloudOptions).template_location
+        return location
+
+    def require_ended(self, job: Mapping[str, Any], options: PipelineOptions) -> None:
+        """Asks Dataflow; see the base class."""
+        known = {field.name: job[field.name] for field in dataclasses.fields(DataflowJob)}
+        _require_ended(DataflowJob(**known), options)
+
+
+def _check(config: CommonConfig, options: PipelineOptions) -> None:
+    """Checks what Dataflow would only find out, or its workers, some minutes later.
 
     Raises:
         UsageError: a flag is missing, or workers could not reach what it names.
@@ -98,19 +136,6 @@ def check(config: SeparateConfig, options: PipelineOptions) -> None:
             f"--runner={DATAFLOW} needs --sdk_container_image IMAGE with this project in it (see "
             "Dockerfile), or --setup_file ./setup.py: else workers do not have its code"
         )
-
-
-def require_ended(job: Mapping[str, Any], options: PipelineOptions) -> None:
-    """Asks whether the job of an earlier run has ended.
-
-    Args:
-        job: as ``run.json`` and the lock have it.
-        options: of the run that is to write into the same folder.
-
-    Raises:
-        UsageError: the job still runs, or nobody can say.
-    """
-    _require_ended(DataflowJob(**job), options)
 
 
 def _require_ended(job: DataflowJob, options: PipelineOptions) -> None:
@@ -142,33 +167,10 @@ def _require_ended(job: DataflowJob, options: PipelineOptions) -> None:
         )
 
 
-def is_dry_run(options: PipelineOptions) -> bool:
-    """Whether the job is to be built and not submitted."""
-    return bool(options.view_as(TestOptions).dry_run)
-
-
-def template_of(options: PipelineOptions) -> str | None:
-    """Where the job is to be left, for something else to submit; None where it is submitted."""
-    location: str | None = options.view_as(GoogleCloudOptions).template_location
-    return location
-
-
-def runner_for(
-    execution: Execution, on_submitted: Callable[[DataflowJob], None] | None = None
-) -> Runner | None:
-    """The runner of a job on Dataflow; None for a job elsewhere.
-
-    Args:
-        execution: where the job is to run.
-        on_submitted: called when there is a job, after it was announced on standard error.
-    """
-    return Runner(execution.log_level, on_submitted) if execution.runner == DATAFLOW else None
-
-
-class Runner(DataflowRunner):
+class SubmittingRunner(DataflowRunner):
     """Beam's runner, which says what it did and what went wrong."""
 
-    def __init__(self, log_level: str, on_submitted: Callable[[DataflowJob], None] | None) -> None:
+    def __init__(self, log_level: str, on_submitted: Callable[[DataflowJob], None]) -> None:
         """Nothing is submitted yet; ``log_level`` is of workers and of what is said of the job."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._result: DataflowPipelineResult | None = None
@@ -204,8 +206,7 @@ class Runner(DataflowRunner):
             id=result.job_id(), name=cloud.job_name, project=cloud.project, region=cloud.region
         )
         sys.stderr.write("\n".join(job.lines()) + "\n")
-        if self._on_submitted is not None:
-            self._on_submitted(job)
+        self._on_submitted(job)
         return _Followed(result, job)
 
     def counts(self) -> Mapping[str, float]:

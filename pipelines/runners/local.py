@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
 )
 from apache_beam.runners.portability.local_job_service import SubprocessSdkWorker
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+from pipelines.config import Execution
+from pipelines.runners import Opened, Runner
 
 STOP_FILE = "stop"
 STOP_WAIT_S = 10.0
@@ -159,6 +162,25 @@ class _WatchedWorkerHandler(SubprocessSdkWorkerHandler):
         if closer.is_alive():
             self.watch.stop_workers()
             closer.join(timeout=STOP_WAIT_S)
+
+
+class Local(Runner):
+    """This process, or worker processes of this machine."""
+
+    ends_with_launcher = True
+
+    @contextmanager
+    def open(
+        self,
+        execution: Execution,
+        options: PipelineOptions,
+        on_submitted: Callable[[Mapping[str, Any]], None],
+    ) -> Iterator[Opened]:
+        """Makes the runner; its workers do not outlive the ``with`` statement."""
+        with local_runner(options, execution.num_workers) as (runner, watch):
+            yield (
+                Opened(runner=runner) if watch is None else Opened(runner=runner, check=watch.check)
+            )
 
 
 @contextmanager

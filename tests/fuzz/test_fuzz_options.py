@@ -16,9 +16,10 @@ from manifests import validate
 from manifests.benchmarks import __main__ as benchmarks
 from model import registry
 from model.checkpoints import convert
-from pipelines import flags, report, score, synthesize
-from pipelines.config import SeparateConfig, separate_config
+from pipelines import flags, report
+from pipelines.config import SeparateConfig, score_config, separate_config, synthesize_config
 from pipelines.flags import UsageError
+from pipelines.runners import execution_of
 
 WORDS = st.sampled_from(
     [
@@ -45,7 +46,7 @@ def flags_of(parser: Any) -> list[str]:
     return [f for action in parser._actions for f in action.option_strings if "help" not in f]
 
 
-SEPARATE = flags_of(flags.separate_parser())
+SEPARATE = flags_of(flags.SEPARATE.parser())
 BEAM = sorted(flags.beam_flags())
 FLAGS = st.sampled_from([*SEPARATE, *BEAM]) | st.sampled_from(SEPARATE) | WORDS
 LINES = st.lists(st.one_of(FLAGS, WORDS, st.builds("{}={}".format, FLAGS, WORDS)), max_size=8)
@@ -81,8 +82,8 @@ AS_ARGPARSE = (0, 1, 2)
 def test_the_main_job(line: list[str], good: bool) -> None:
     with fuzzing.bounded(), fuzzing.refused(UsageError), quietly(*HELP_OR_REFUSED):
         given = [*GOOD, *line] if good else line
-        options = flags.parse(flags.separate_parser(), given)
-        config = separate_config(options)
+        arguments = flags.parse(flags.SEPARATE, given)
+        config = separate_config(arguments, execution_of(arguments))
         assert isinstance(config, SeparateConfig)
         assert 0.0 <= config.overlap < 1.0
         assert config.max_clip_in_memory_s < float("inf")
@@ -107,14 +108,21 @@ def test_other_commands(name: str, line: list[str]) -> None:
         COMMANDS[name](line)
 
 
-@pytest.mark.parametrize("job", [score.COMMAND, synthesize.COMMAND], ids=lambda job: job.name)
+CONFIGS: dict[flags.Command, Callable[..., Any]] = {
+    flags.SCORE: score_config,
+    flags.SYNTHESIZE: synthesize_config,
+}
+
+
+@pytest.mark.parametrize("job", CONFIGS, ids=lambda job: job.name)
 @given(st.data())
 @fuzzing.few(40)
 def test_the_smaller_jobs(job: Any, data: st.DataObject) -> None:
-    flags = st.sampled_from(flags_of(job.parser()))
-    line = data.draw(st.lists(st.one_of(flags, WORDS, st.builds("{}={}".format, flags, WORDS))))
+    own = st.sampled_from(flags_of(job.parser()))
+    line = data.draw(st.lists(st.one_of(own, WORDS, st.builds("{}={}".format, own, WORDS))))
     with fuzzing.bounded(), fuzzing.refused(UsageError), quietly(*HELP_OR_REFUSED):
-        separate_config(flags.parse(job.parser(), [*GOOD, *line]))
+        arguments = flags.parse(job, [*GOOD, *line])
+        CONFIGS[job](arguments, execution_of(arguments))
 
 
 def test_a_report_of_nothing_is_a_usage_error(capfd: pytest.CaptureFixture[str]) -> None:

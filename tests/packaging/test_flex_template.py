@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.flags import beam_flags, separate_parser
+from pipelines.flags import SEPARATE, beam_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = json.loads((ROOT / "docs" / "templates" / "separate.json").read_text(encoding="utf-8"))
@@ -18,7 +18,7 @@ PARAMETERS: list[dict[str, Any]] = SPEC["metadata"]["parameters"]
 
 
 def _own() -> dict[str, argparse.Action]:
-    return {action.dest: action for action in separate_parser()._actions}
+    return {action.dest: action for action in SEPARATE.parser()._actions}
 
 
 @pytest.mark.parametrize("parameter", PARAMETERS, ids=lambda parameter: str(parameter["name"]))
@@ -54,6 +54,6 @@ def test_every_flag_that_takes_a_value_is_a_parameter_or_left_out_for_a_reason()
     }  # fmt: skip
     of_who_waits = {"progress", "max_failure_rate"}
     of_other_engines = {"dask_client_address"}
-    flags = {action.dest for action in separate_parser()._actions if action.nargs != 0}
+    flags = {action.dest for action in SEPARATE.parser()._actions if action.nargs != 0}
     assert flags - names == one_recording | for_experts | of_who_waits | of_other_engines
     assert names - flags == {"sdk_container_image"}

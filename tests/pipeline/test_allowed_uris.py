@@ -151,7 +151,7 @@ def test_separate_does_what_is_allowed_and_says_what_is_not(clips: Path) -> None
     assert "negative_audio_uris: " in letters["bad negative"]["message"]
     record = tone_runs.record(clips / "out")
     assert record["config"]["allowed_uri_prefix"] == [str(clips / "allowed")]
-    assert record["books"]["by_reason"] == {"manifest/uri_not_allowed": len(expected(rows))}
+    assert record["row_counts"]["by_reason"] == {"manifest/uri_not_allowed": len(expected(rows))}
 
 
 def test_a_report_reads_no_more_than_its_run_was_allowed_to(clips: Path) -> None:

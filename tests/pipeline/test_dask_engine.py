@@ -19,8 +19,9 @@ from apache_beam.transforms.periodicsequence import PeriodicImpulse
 import engine_features
 import engine_graphs
 from dask_cluster import DaskCluster, dask_cluster
-from pipelines import execution
-from pipelines.runners import DASK, IN_PROCESS, Execution
+from pipelines import launch
+from pipelines.config import IN_PROCESS, Execution
+from pipelines.runners import DASK
 from pipelines.runners.dask import cluster as cluster_module
 from pipelines.runners.dask import runner
 from pipelines.runners.dask.cluster import ClusterError
@@ -41,7 +42,7 @@ def _run(graph: engine_graphs.Graph, cluster: DaskCluster | None) -> PipelineRes
         progress="none", log_level="warning",
         cluster=None if cluster is None else cluster.address,
     )  # fmt: skip
-    return execution.run_graph(graph, where, PipelineOptions([]))
+    return engine_graphs.run(graph, where, PipelineOptions([]))
 
 
 def _folder(path: Path) -> Path:
@@ -131,7 +132,7 @@ def test_what_the_engine_does_not_do_is_refused(cluster: DaskCluster) -> None:
 def test_a_step_that_fails_ends_the_run_with_its_reason(cluster: DaskCluster) -> None:
     with pytest.raises(ArithmeticError, match="element 7 cannot be done") as caught:
         _run(engine_graphs.failing(), cluster)
-    assert "element 7 cannot be done" in execution.first_cause(caught.value)
+    assert "element 7 cannot be done" in launch.first_cause(caught.value)
 
 
 def test_no_scheduler_and_no_workers_are_said(

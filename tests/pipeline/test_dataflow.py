@@ -109,7 +109,7 @@ def test_the_submitted_graph_gives_what_a_local_run_gives(
             path.write_bytes(data)
     tone_runs.assert_same_results(local, copy)
     record = tone_runs.record(copy)
-    assert (record["status"], record["books"]["stems"]) == ("finished", 6)
+    assert (record["status"], record["row_counts"]["stems"]) == ("finished", 6)
     assert record["counters"] == tone_runs.record(local)["counters"]
     assert not (copy / "_work").exists()
 
@@ -120,9 +120,9 @@ def _until(happened: Any) -> None:
 
 
 def _finish(server: cloud.Cloud) -> None:
-    books = {"rows": 1, "stems": 1, "metrics_files": 1}
+    row_counts = {"rows": 1, "stems": 1, "metrics_files": 1}
     server.work = lambda: server.objects.update(
-        {f"{dataflow_job.BUCKET}/out/_work/books.json": json.dumps(books).encode()}
+        {f"{dataflow_job.BUCKET}/out/_work/row_counts.json": json.dumps(row_counts).encode()}
     )
 
 
@@ -227,15 +227,15 @@ def test_an_interrupt_stops_the_waiting_only(
         _until(lambda: POLL in dataflow.asked)
         raise KeyboardInterrupt
 
-    from pipelines import execution
+    from pipelines import runners
 
-    started = execution._Job.start
+    started = runners._Job.start
 
     def start(job: threading.Thread) -> None:
         started(job)
         interrupted()
 
-    monkeypatch.setattr(execution._Job, "start", start)
+    monkeypatch.setattr(runners._Job, "start", start)
     assert _run(dataflow) == flags.EXIT_INTERRUPTED
     assert f"no longer waiting: Dataflow job {cloud.JOB_ID} goes on" in capsys.readouterr().err
     assert _record(dataflow)["status"] == "submitted"

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 import tone_runs
-from pipelines import jobs, launch, score, synthesize
+from pipelines import console, runners, score, synthesize
+from pipelines.output_folder import clearing
+from pipelines.separate_graph import SeparateJob
 from transforms.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("loaded")
@@ -52,7 +54,7 @@ def test_a_manifest_of_no_rows_is_nothing_to_do(
     assert code == 0
     assert said.startswith("nothing to do: the manifest has no rows\n")
     assert [place for place in named(said).values() if not place.exists()] == []
-    assert tone_runs.record(output)["books"]["rows"] == 0
+    assert tone_runs.record(output)["row_counts"]["rows"] == 0
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -80,14 +82,20 @@ def test_what_an_earlier_run_finished_is_named(clips: Path, tmp_path: Path, caps
 BELL = ("--positive", "bell")
 
 
-@pytest.mark.parametrize("step", ["remove_working_files", "closing_lines"])
+@pytest.mark.parametrize(
+    "step", [(clearing, "remove_working_files"), (console, "separated_lines")], ids=lambda s: s[1]
+)
 def test_what_fails_after_a_run_has_finished_does_not_make_it_a_failed_one(
-    step: str, clips: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    step: tuple[Any, str],
+    clips: Path,
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("the store has gone")
 
-    monkeypatch.setattr(launch, step, fail)
+    monkeypatch.setattr(*step, fail)
     output = tmp_path / "out"
     assert tone_runs.run("--mixture", clips / "m0.wav", *BELL, "--output", output) == 0
     assert capsys.readouterr().err == (
@@ -103,7 +111,7 @@ def test_the_smaller_jobs_finish_alike(
     def fail(*_: Any) -> None:
         raise RuntimeError("the store has gone")
 
-    monkeypatch.setattr(jobs, "_say", fail)
+    monkeypatch.setattr(console, "done_lines", fail)
     manifest = tmp_path / "rows.csv"
     manifest.write_text(NO_ROWS["rows.csv"], encoding="utf-8")
     assert JOBS[job]("--manifest", manifest, "--output", tmp_path / "out") == 0
@@ -117,7 +125,7 @@ def test_a_failed_job_names_its_story_only_where_it_could_be_written(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("lost")
 
-    monkeypatch.setattr(launch, "run_plan", fail)
+    monkeypatch.setattr(runners, "run_graph", fail)
     given = ("--mixture", clips / "m0.wav", *BELL, "--output", tmp_path / "out")
     assert tone_runs.run(*given) == 3
     story = tmp_path / "out" / "_work" / "error.txt"
@@ -148,7 +156,7 @@ def test_what_fails_before_a_run_begins_names_no_file(
     def fail(*_: Any) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(launch, "model_facts", fail)
+    monkeypatch.setattr(SeparateJob, "load", fail)
     output = tmp_path / "out"
     assert tone_runs.run("--mixture", clips / "m0.wav", *BELL, "--output", output) == 3
     assert capsys.readouterr().err == "error: the job failed: RuntimeError: a fault of ours\n"

@@ -18,8 +18,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 import engine_graphs
 import tone_runs
 from dask_cluster import TESTS, DaskCluster, dask_cluster
-from pipelines import execution, separate
-from pipelines.runners import Execution
+from pipelines import separate
+from pipelines.config import Execution
 from ports import free_port
 
 START_WAIT_S = 120.0
@@ -56,7 +56,7 @@ def _arguments(manifest: Path, output: Path, model: str) -> list[str]:
 def _assert_same(alone: Path, output: Path) -> None:
     tone_runs.assert_same_results(alone, output)
     there, here = tone_runs.record(output), tone_runs.record(alone)
-    assert there["books"] == here["books"]
+    assert there["row_counts"] == here["row_counts"]
     assert there["counters"] == here["counters"]
     kept = tone_runs.comparable(tone_runs.table(output, "dead_letters"))
     assert kept == tone_runs.comparable(tone_runs.table(alone, "dead_letters"))
@@ -86,7 +86,7 @@ def test_a_dask_worker_that_is_killed_costs_nothing_but_time(
     job.join()
     assert codes == [0]
     tone_runs.assert_same_results(alone, output)
-    assert tone_runs.record(output)["books"] == tone_runs.record(alone)["books"]
+    assert tone_runs.record(output)["row_counts"] == tone_runs.record(alone)["row_counts"]
 
 
 @contextmanager
@@ -169,4 +169,4 @@ def test_a_step_that_fails_behind_a_job_service_is_said(portable: tuple[str, str
         share_model=False, isolate_decoder=False, progress="none", log_level="warning",
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="element 7 cannot be done"):
-        execution.run_graph(engine_graphs.failing(), where, PipelineOptions(flags))
+        engine_graphs.run(engine_graphs.failing(), where, PipelineOptions(flags))

@@ -1,4 +1,4 @@
-"""Runs that something goes wrong with: the books balance, and what was not hit is unchanged."""
+"""Runs that something goes wrong with: rows balance, what was not hit is unchanged."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def _checked(output: Path, made: Path, failed: dict[str, str]) -> dict[str, Any]
     assert found.items() <= digests.items()
     assert [path for path in output.rglob("*") if path.suffix == ".tmp"] == []
     record = tone_runs.record(output)
-    books = record["books"]
-    assert books["rows"] == NUM_ROWS
-    assert books["finished_before"] + books["stems"] == len(metrics)
-    assert books["dead_letters"] == len(failed)
+    row_counts = record["row_counts"]
+    assert row_counts["rows"] == NUM_ROWS
+    assert row_counts["finished_before"] + row_counts["stems"] == len(metrics)
+    assert row_counts["dead_letters"] == len(failed)
     return record
 
 
@@ -157,7 +157,7 @@ def test_storage_that_ends_in_the_middle_ends_the_run_and_resuming_completes_it(
     FaultyFileSystem.faults.clear()
     assert _run(source, "faulty://out", "--resume") == 0
     record = _checked(faulty_storage.copy("faulty://out", tmp_path), made, {})
-    assert record["books"]["finished_before"] == NUM_ROWS
+    assert record["row_counts"]["finished_before"] == NUM_ROWS
 
 
 @pytest.mark.parametrize("form", ["flac", pytest.param("wav", marks=pytest.mark.slow)])

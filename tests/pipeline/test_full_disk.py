@@ -74,7 +74,7 @@ def test_a_stem_without_its_end_is_a_dead_letter_and_made_when_resumed(
     assert any(str(output / largest) in row["message"] for row in letters)
     assert not (output / largest).exists()
     assert not list(output.rglob("*.tmp"))
-    assert tone_runs.record(output)["books"]["dead_letters"] == len(letters)
+    assert tone_runs.record(output)["row_counts"]["dead_letters"] == len(letters)
 
     assert _run(made, output, *arguments, "--resume") == 0
     tone_runs.assert_same_results(whole, output)

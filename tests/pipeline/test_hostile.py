@@ -51,8 +51,8 @@ def test_each_row_of_a_hostile_manifest_ends_as_documented(
     }
     assert len(duplicates) == hostile.unnamed.count("duplicate_id")
 
-    books = tone_runs.record(root / "out")["books"]
-    assert books["rows"] == hostile_rows.NUM_ROWS == len(metrics) + len(letters)
+    row_counts = tone_runs.record(root / "out")["row_counts"]
+    assert row_counts["rows"] == hostile_rows.NUM_ROWS == len(metrics) + len(letters)
     paths = {row["stem_uri"] for row in metrics}
     assert len(paths) == len(metrics)
     for row in metrics:

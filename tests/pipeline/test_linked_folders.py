@@ -94,7 +94,7 @@ def test_every_part_of_an_output_may_lie_elsewhere(
     assert len(list((elsewhere / "part 1").rglob("*.flac"))) == 2 * NUM_ROWS // 2
 
     assert _run(made, output, "--resume") == 0
-    assert tone_runs.record(output)["books"]["finished_before"] == NUM_ROWS - 1
+    assert tone_runs.record(output)["row_counts"]["finished_before"] == NUM_ROWS - 1
     _check(made, output)
     assert _run(made, output, "--overwrite") == 0
     assert all((output / name).is_symlink() for name in ("stems", "metrics", "dead_letters"))

@@ -132,7 +132,7 @@ def test_another_order_other_batches_and_processes_give_the_same_bytes(
     assert digests(other) == digests(output)
     tone_runs.assert_same_results(other, output)
     there, here = tone_runs.record(other), tone_runs.record(output)
-    assert there["books"] == here["books"]
+    assert there["row_counts"] == here["row_counts"]
     assert there["counters"] == here["counters"]
 
 
@@ -144,4 +144,4 @@ def test_a_run_that_was_resumed_and_other_threads_give_the_same_bytes(
     assert set(digests(other).items()) < set(digests(output).items())
     run(other, rows, model, "--num_threads", "2", "--resume")
     assert digests(other) == digests(output)
-    assert json.loads((other / "run.json").read_text())["books"]["finished_before"] == 4
+    assert json.loads((other / "run.json").read_text())["row_counts"]["finished_before"] == 4

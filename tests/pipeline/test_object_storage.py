@@ -141,7 +141,7 @@ def test_reads_that_fail_are_repeated_and_counted_or_said(
     metrics = tone_runs.table(output, "metrics")
     assert len({row["id"] for row in metrics}) == len(metrics) == NUM_ROWS - 4
     record = tone_runs.record(output)
-    assert record["books"]["rows"] == NUM_ROWS
+    assert record["row_counts"]["rows"] == NUM_ROWS
     assert record["counters"]["Storage/transient_gcsfs"] >= 2 + 2 + 2 + 5
     assert len(front.requests(rf"in%2Fm3\.wav.*{MEDIA}")) == 1  # what lasts is not asked again
 
@@ -156,9 +156,9 @@ def test_a_run_that_could_not_go_on_is_resumed(
 
     assert _run(bucket, "resumed", "--resume") == 0
     output = _fetched(bucket, "resumed", tmp_path)
-    books = tone_runs.record(output)["books"]
-    assert books["finished_before"] > 0
-    assert books["finished_before"] + books["stems"] == NUM_ROWS
+    row_counts = tone_runs.record(output)["row_counts"]
+    assert row_counts["finished_before"] > 0
+    assert row_counts["finished_before"] + row_counts["stems"] == NUM_ROWS
     tone_runs.assert_same_results(undisturbed, output)
     assert _digests(output) == _digests(undisturbed)
 

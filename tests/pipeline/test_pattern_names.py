@@ -69,7 +69,7 @@ def test_jobs_touch_only_what_they_are_given(place: str, manifest: str, loaded: 
     """The case ``storage_brackets``: a run to ``run[1]`` deleted the results of ``run1``."""
     others = [join(place, name) for name in ("run1", "score1", "report1")]
     for other in others:
-        for name in ("run.json", "_work/books.json", "stems/a.flac", "metrics/a.parquet"):
+        for name in ("run.json", "_work/row_counts.json", "stems/a.flac", "metrics/a.parquet"):
             STORAGE.write_bytes(join(other, name), name.encode())
     before = _contents(place)
 
@@ -89,7 +89,7 @@ def test_jobs_touch_only_what_they_are_given(place: str, manifest: str, loaded: 
 
     assert tone_runs.run(*arguments, "--resume") == 0
     record = json.loads(STORAGE.read_bytes(join(output, "run.json")))
-    assert record["books"]["finished_before"] == NUM_ROWS
+    assert record["row_counts"]["finished_before"] == NUM_ROWS
     assert tone_runs.run(*arguments, "--overwrite") == 0
     assert tone_runs.comparable(_metrics(output)) == tone_runs.comparable(found)
     assert unchanged()

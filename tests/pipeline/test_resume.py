@@ -61,8 +61,8 @@ def test_only_what_is_missing_is_done_and_the_result_is_the_same(
 
     assert loaded.model.separator.heard == 7 * 3
     tone_runs.assert_same_results(undisturbed, output)
-    books = tone_runs.record(output)["books"]
-    assert (books["rows"], books["finished_before"], books["stems"]) == (12, 5, 7)
+    row_counts = tone_runs.record(output)["row_counts"]
+    assert (row_counts["rows"], row_counts["finished_before"], row_counts["stems"]) == (12, 5, 7)
     for path, content in first_files.items():
         assert path.read_bytes() == content
 
@@ -103,8 +103,8 @@ def test_a_job_that_failed_is_said_in_a_line_and_goes_on_from_its_journal(
 
     assert tone_runs.run(*arguments, "--resume") == 0
     tone_runs.assert_same_results(undisturbed, output)
-    books = tone_runs.record(output)["books"]
-    assert books["finished_before"] == books["recovered"] == len(written)
+    row_counts = tone_runs.record(output)["row_counts"]
+    assert row_counts["finished_before"] == row_counts["recovered"] == len(written)
     assert not (output / "_work").exists()
 
 
@@ -211,9 +211,9 @@ def test_a_run_that_was_stopped_leaves_whole_files_and_is_completed(
 
     assert tone_runs.run(*arguments, "--resume") == 0
     tone_runs.assert_same_results(undisturbed, output)
-    books = tone_runs.record(output)["books"]
-    assert 0 < books["finished_before"] <= len(left)
-    assert books["finished_before"] + books["stems"] == 12
+    row_counts = tone_runs.record(output)["row_counts"]
+    assert 0 < row_counts["finished_before"] <= len(left)
+    assert row_counts["finished_before"] + row_counts["stems"] == 12
     assert list(output.rglob("*.tmp")) == []
 
 

@@ -157,8 +157,8 @@ def test_rows_whose_content_differs_are_done_again_and_no_others(
     code, windows = heard(loaded, lambda: run(manifest, out, "--resume"))
 
     assert (code, windows > 0) == (0, True)
-    books = tone_runs.record(out)["books"]
-    assert (books["finished_before"], books["stems"]) == (2, len(CHANGES))
+    row_counts = tone_runs.record(out)["row_counts"]
+    assert (row_counts["finished_before"], row_counts["stems"]) == (2, len(CHANGES))
     resumed = tone_runs.record(out)["resumed"]
     assert resumed["left"] == {"changed": len(CHANGES)}
     assert resumed["named"] == {"changed": [f"{number}" for number in range(len(CHANGES))]}
@@ -334,8 +334,8 @@ def test_without_its_record_a_run_is_not_mixed_and_its_rows_are_done_again(
     said = capfd.readouterr().err
     assert f"{record} is" in said
     assert "are done again" in said
-    books = tone_runs.record(out)["books"]
-    assert (books["finished_before"], books["stems"]) == (0, NUM_ROWS)
+    row_counts = tone_runs.record(out)["row_counts"]
+    assert (row_counts["finished_before"], row_counts["stems"]) == (0, NUM_ROWS)
     assert_once(out, all_ids(rows))
 
 
@@ -399,8 +399,8 @@ def test_a_damaged_file_of_metrics_is_named_and_its_rows_are_done_again(
     assert "its rows are done again" in said
     assert not file.exists()
     assert (file.parent / f"_{file.name}.damaged").exists()
-    books = tone_runs.record(out)["books"]
-    assert (books["finished_before"], books["stems"]) == (2, 2)
+    row_counts = tone_runs.record(out)["row_counts"]
+    assert (row_counts["finished_before"], row_counts["stems"]) == (2, 2)
     assert_once(out, all_ids(rows))
     assert run(tmp_path / "rows.jsonl", out, "--resume") == 0
     assert "could not be read" not in capfd.readouterr().err
@@ -432,7 +432,7 @@ def test_a_damaged_journal_is_named_and_its_rows_are_done_again(
     how(piece)
     assert run(manifest, out, "--resume") == 0
     assert f"{piece} could not be read" in capfd.readouterr().err
-    assert tone_runs.record(out)["books"]["finished_before"] == 0
+    assert tone_runs.record(out)["row_counts"]["finished_before"] == 0
     assert_once(out, all_ids(rows))
 
 
@@ -489,8 +489,8 @@ def test_stems_are_looked_at_before_they_are_trusted(
     assert run(manifest, out, "--resume", "--verify") == 0
 
     assert f"{len(STEMS)} rows with a stem that is missing or cut" in capfd.readouterr().err
-    books = tone_runs.record(out)["books"]
-    assert (books["finished_before"], books["stems"]) == (1, len(STEMS))
+    row_counts = tone_runs.record(out)["row_counts"]
+    assert (row_counts["finished_before"], row_counts["stems"]) == (1, len(STEMS))
     assert tone_runs.record(out)["resumed"]["named"] == {"broken": sorted(STEMS)}
     for name, samples in tone_runs.stems(out).items():
         np.testing.assert_array_equal(samples, before[name])

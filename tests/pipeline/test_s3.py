@@ -59,7 +59,7 @@ def test_everything_in_s3_is_read_and_written_and_failures_are_told_apart(
         local = output / row["stem_uri"].removeprefix(f"{bucket}/out/")
         assert tone_runs.soundfile.info(local).frames == tone_runs.tones.RATE_HZ
     record = tone_runs.record(output)
-    assert record["books"]["rows"] == NUM_ROWS
+    assert record["row_counts"]["rows"] == NUM_ROWS
     assert record["counters"]["Storage/transient_botocore"] == 2
     served = [request.path for request in reads if request.status < 300]
     assert len(served) == len(set(served)) == 2 * (NUM_ROWS - 2)

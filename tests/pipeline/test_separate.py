@@ -72,7 +72,7 @@ def _sources(output: Path) -> list[dict[str, str]]:
 def test_the_record_says_what_was_run_and_what_came_of_it(plain: Path) -> None:
     record = tone_runs.record(plain)
     assert record["status"] == "finished"
-    assert record["books"] == {
+    assert record["row_counts"] == {
         "rows": 6,
         "finished_before": 0,
         "stems": 6,

@@ -13,6 +13,7 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
@@ -22,10 +23,10 @@ from manifests.files import readers
 from manifests.row import ManifestRow
 from model.systems import Capabilities
 from pipelines.config import separate_config
-from pipelines.flags import parse, separate_parser
-from pipelines.output_folder import storage_of
-from pipelines.plan import Plan
-from pipelines.separate_graph import SeparateManifest
+from pipelines.flags import SEPARATE, parse
+from pipelines.output_folder import Earlier, OutputFolder, storage_of
+from pipelines.runners import execution_of
+from pipelines.separate_graph import Models, SeparateJob
 from transforms import model_cache
 from transforms.manifest_io import GroupByMixture
 from transforms.queries import EmbedQueries, asks_of
@@ -74,22 +75,22 @@ class Graph:
 
 @pytest.fixture(scope="module")
 def graph() -> Graph:
-    flags = ["--manifest", "rows.csv", "--output", "out", "--min_ram", "16GB"]
-    options = parse(separate_parser(), flags)
-    config = separate_config(options)
-    plan = Plan(
-        config=config,
-        storage=storage_of(config),
-        attempt=0,
-        metrics_uris=(),
-        journal_uris=(),
-        model_rate_hz=32_000,
-        window_samples=320_000,
-        capabilities=Capabilities(),
-        code_version="test",
+    words = ["--manifest", "rows.csv", "--output", "out", "--min_ram", "16GB"]
+    arguments = parse(SEPARATE, words)
+    config = separate_config(arguments, execution_of(arguments))
+    job = SeparateJob(config)
+    folder = OutputFolder(
+        uri=config.output, storage=storage_of(config, job.access), earlier=Earlier(record=None)
     )
-    pipeline = beam.Pipeline(runner=FnApiRunner(), options=options)
-    _ = pipeline | "SeparateManifest" >> SeparateManifest(plan)
+    models = Models(
+        rate_hz=32_000,
+        window_samples=320_000,
+        scorer="own",
+        capabilities=Capabilities(),
+        digests={},
+    )
+    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(list(arguments.beam)))
+    _ = pipeline | "SeparateManifest" >> job.graph(folder, models)
     return Graph(pipeline.to_runner_api())
 
 
@@ -171,7 +172,7 @@ def test_what_all_rows_may_share_is_combined_before_it_is_shuffled(graph: Graph)
     for name in (
         "Separate/EmbedQueries/Distinct",
         "Summarise/Summarise",
-        "KeepBooks/Add",
+        "WriteRowCounts/Add",
         "WriteMetrics/CountRows/CombinePerKey(CountCombineFn)",
     ):
         assert name in liftable

@@ -1,4 +1,4 @@
-"""The soak of ``bench/soak.py``, small: its books and descriptors, not its speed."""
+"""The soak of ``bench/soak.py``, small: its row_counts and descriptors, not its speed."""
 
 from __future__ import annotations
 

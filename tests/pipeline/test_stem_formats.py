@@ -126,7 +126,7 @@ def test_what_follows_finds_such_stems(tmp_path: Path) -> None:
     assert _run(tmp_path, rows) == 0
     before = tone_runs.table(tmp_path / "out", "metrics")
     assert _run(tmp_path, rows, "--resume") == 0
-    assert tone_runs.record(tmp_path / "out")["books"]["finished_before"] == len(rows)
+    assert tone_runs.record(tmp_path / "out")["row_counts"]["finished_before"] == len(rows)
     assert tone_runs.table(tmp_path / "out", "metrics") == before
 
     given = ["--manifest", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "scored")]

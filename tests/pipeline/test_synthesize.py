@@ -114,7 +114,7 @@ def test_rows_that_cannot_be_mixed_are_dead_letters(tmp_path: Path) -> None:
     letters = tone_runs.table(tmp_path / "out", "dead_letters")
     found = {row["id"]: (row["stage"], row["error_type"]) for row in letters}
     assert found == {"gone": ("read", "missing"), "mixed": ("read", "no_sources")}
-    assert tone_runs.record(tmp_path / "out")["books"]["by_reason"] == {
+    assert tone_runs.record(tmp_path / "out")["row_counts"]["by_reason"] == {
         "read/missing": 1,
         "read/no_sources": 1,
     }

@@ -14,8 +14,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 import engine_graphs
 import tone_runs
-from pipelines import execution, separate
-from pipelines.runners import IN_PROCESS, Execution
+from pipelines import separate
+from pipelines.config import IN_PROCESS, Execution
 from pipelines.runners.local import WorkerError
 
 TESTS = Path(__file__).parents[1]
@@ -92,7 +92,7 @@ def test_a_step_that_fails_ends_the_run_though_another_worker_is_busy(
     )  # fmt: skip
     graph = engine_graphs.one_fails_while_the_other_works(tmp_path)
     with pytest.raises((WorkerError, RuntimeError), match="element 0 cannot be done"):
-        execution.run_graph(graph, two, PipelineOptions([]))
+        engine_graphs.run(graph, two, PipelineOptions([]))
     _, alive = psutil.wait_procs(_workers(), timeout=60)
     assert alive == []
 

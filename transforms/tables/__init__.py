@@ -13,30 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.transforms.combiners import Count
 
+import transforms.coders  # noqa: F401 - registers the coders of our records
 from manifests.columns import with_extra
 from manifests.row import EXTRA_PREFIX
+from transforms.elements import TableRow
 from transforms.storage import Storage, join
 
 ROWS_PER_FILE = 550_000
 """A row of metrics takes 200 to 250 bytes in Parquet: files land near 128 MB."""
 _ROWS_PER_BATCH = 4_096
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TableRow:
-    """One row on its way to a file.
-
-    Attributes:
-        partition: folder below the table's, such as ``dataset=a/split=b``; may be empty.
-        key: orders the rows, and with the partition decides the file.
-        record: values by column.
-        extra: values of the columns that the schema does not know.
-    """
-
-    partition: str
-    key: str
-    record: Mapping[str, Any]
-    extra: Mapping[str, str]
 
 
 @dataclasses.dataclass(eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -10,7 +12,10 @@ from apache_beam.pvalue import PCollection, TaggedOutput
 
 from manifests.columns import DEAD_LETTER_SCHEMA
 from transforms import tally
-from transforms.elements import Failure
+from transforms.elements import Failure, TableRow
+from transforms.storage import Storage
+from transforms.storage.redaction import redact, secrets_of
+from transforms.tables import WriteTable
 
 FAILED = "failed"
 MAX_MESSAGE_CHARS = 2_000
@@ -67,3 +72,49 @@ def sort_key(failure: Failure) -> str:
 def place_key(manifest_uri: str | None, manifest_row: int | None) -> str:
     """Orders rows as their manifests do."""
     return f"{manifest_uri or ''}\x00{manifest_row or 0:012d}"
+
+
+@dataclasses.dataclass(eq=False)
+class WriteDeadLetters(beam.PTransform[Any, Any]):
+    """Failures → the table of dead letters, without credentials in its messages.
+
+    Out: ``(uri, rows)`` of its files.
+
+    Attributes:
+        uri: the folder of the table.
+        storage: how it is reached.
+        prefix: of the files' names.
+        names: PCollection of ``extra_…`` columns; None: those of the rows.
+        kept: PCollection of ``TableRow``: dead letters of earlier attempts that stay.
+    """
+
+    uri: str
+    storage: Storage
+    prefix: str = "part-000"
+    names: Any = None
+    kept: Any = None
+
+    def expand(self, failed: Any) -> Any:
+        """Wires the steps."""
+        rows = failed | "Rows" >> beam.Map(
+            _dead_letter, secrets_of(self.storage.options)
+        ).with_output_types(TableRow)
+        if self.kept is not None:
+            rows = (rows, self.kept) | "WithKept" >> beam.Flatten()
+        return rows | "Write" >> WriteTable(
+            uri=self.uri,
+            schema=DEAD_LETTER_SCHEMA,
+            storage=self.storage,
+            prefix=self.prefix,
+            names=self.names,
+        )
+
+
+def _dead_letter(failure: Failure, secrets: Sequence[str]) -> TableRow:
+    failure = dataclasses.replace(failure, message=redact(failure.message, secrets))
+    return TableRow(
+        partition="",
+        key=sort_key(failure),
+        record=record_of(failure),
+        extra=extra_of(failure),
+    )

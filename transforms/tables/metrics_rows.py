@@ -10,9 +10,8 @@ from typing import Any
 from manifests.columns import METRIC_COLUMNS, METRICS_SCHEMA, SCHEMA_VERSION
 from manifests.ids import partition_value
 from manifests.row import EXTRA_PREFIX, ManifestRow
-from transforms.elements import MetricsRow, Provenance, Scores
+from transforms.elements import MetricsRow, Provenance, Scores, TableRow
 from transforms.storage.redaction import redacted
-from transforms.tables import TableRow
 
 _KEYS = ("id", "dataset", "split")
 

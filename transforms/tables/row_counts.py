@@ -10,8 +10,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.transforms.combiners import ToDict
 
-from transforms.elements import Failure
-from transforms.kept import Damage, Leaving
+from transforms.elements import Damage, Failure, Leaving
 from transforms.storage import Storage
 
 ROWS = "rows"
@@ -29,7 +28,7 @@ DEAD_LETTER_FILES = "dead_letter_files"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Books:
+class RowCounts:
     """Counts of a run.
 
     Attributes:
@@ -87,7 +86,7 @@ class Resumed:
 
 
 @dataclasses.dataclass(eq=False)
-class KeepBooks(beam.PTransform[Any, Any]):
+class WriteRowCounts(beam.PTransform[Any, Any]):
     """Counts rows and writes the counts.
 
     In: PCollections by the names above; those of files hold ``(uri, number of rows)``. Out: the URI
@@ -133,13 +132,13 @@ def _write(counts: Mapping[str, int], uri: str, storage: Storage) -> str:
     return uri
 
 
-def read_books(storage: Storage, uri: str) -> Books:
-    """The books of a run that has ended."""
+def read_row_counts(storage: Storage, uri: str) -> RowCounts:
+    """The row_counts of a run that has ended."""
     counts: dict[str, int] = json.loads(storage.read_bytes(uri))
     by_reason = _of(counts, DEAD)
     # Rows that did not validate are counted among the rows like all others.
     rows = sum(count for name, count in counts.items() if name.split("/", 1)[0] == ROWS)
-    return Books(
+    return RowCounts(
         rows=rows,
         finished_before=counts.get(FINISHED_BEFORE, 0),
         stems=counts.get(STEMS, 0),
@@ -152,7 +151,7 @@ def read_books(storage: Storage, uri: str) -> Books:
 
 
 def read_resumed(storage: Storage, uri: str) -> Resumed:
-    """What the books of a run say of earlier ones."""
+    """What the row_counts of a run say of earlier ones."""
     counts: dict[str, int] = json.loads(storage.read_bytes(uri))
     named: dict[str, tuple[str, ...]] = {}
     for name in _of(counts, NAMED):

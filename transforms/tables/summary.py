@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from manifests.columns import METRIC_COLUMNS, SCHEMA_VERSION, SUMMARY_SCHEMA
 from model.metrics.bootstrap import Summary, design_effect, summarise
-from transforms.elements import MetricsRow
+from transforms.elements import MetricsRow, TableRow
 from transforms.storage import Storage
-from transforms.tables import TableRow, WriteTable
+from transforms.tables import WriteTable
 
 MAX_KEPT = 20_000
 """Up to so many clips of a group, everything is computed from all values; beyond, mean and standard

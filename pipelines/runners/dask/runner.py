@@ -13,10 +13,12 @@ import functools
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from apache_beam.metrics.monitoring_infos import consolidate
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns, python_urns
 from apache_beam.portability.api import beam_runner_api_pb2, metrics_pb2
 from apache_beam.runners.common import ENCODED_IMPULSE_VALUE
@@ -26,6 +28,8 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner,
 from apache_beam.runners.runner import PipelineState
 from apache_beam.runners.worker.bundle_processor import DATA_INPUT_URN, DATA_OUTPUT_URN
 
+from pipelines.config import Execution
+from pipelines.runners import Opened, Runner
 from pipelines.runners.dask import bundles
 from pipelines.runners.dask.cluster import Cluster, connected
 
@@ -211,6 +215,23 @@ class DaskRunner(FnApiRunner):
         """
         with connected(self._address) as cluster:
             return _Run(cluster, program_of(stage_context, stages)).run()
+
+
+class Dask(Runner):
+    """A Dask cluster, named by the address of its scheduler."""
+
+    ends_with_launcher = True
+
+    @contextmanager
+    def open(
+        self,
+        execution: Execution,
+        options: PipelineOptions,
+        on_submitted: Callable[[Mapping[str, Any]], None],
+    ) -> Iterator[Opened]:
+        """Makes the runner; see the base class."""
+        assert execution.cluster is not None  # noqa: S101 - the flags were checked
+        yield Opened(runner=DaskRunner(execution.cluster))
 
 
 @dataclasses.dataclass(slots=True)

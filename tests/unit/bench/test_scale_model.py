@@ -26,7 +26,7 @@ def test_the_lesser_of_accelerator_and_host_is_computed(capsys: pytest.CaptureFi
 def _record(path: Path, workers: int, wall_s: float, status: str = "finished") -> Path:
     found = {
         "status": status,
-        "books": {"stems": 100},
+        "row_counts": {"stems": 100},
         "audio_s": 500.0,
         "wall_s": wall_s,
         "config": {"execution": {"num_workers": workers}},

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import SeparateConfig, separate_config, slugs
-from pipelines.flags import UsageError, parse, separate_parser
-from pipelines.runners import DASK, IN_PROCESS
+from pipelines.config import IN_PROCESS, SeparateConfig, separate_config, slugs
+from pipelines.flags import SEPARATE, UsageError, parse
+from pipelines.runners import DASK, execution_of
 
 
 def _config(*arguments: str) -> SeparateConfig:
@@ -18,7 +18,8 @@ def _config(*arguments: str) -> SeparateConfig:
 
 
 def _config_of(*arguments: str) -> SeparateConfig:
-    return separate_config(parse(separate_parser(), list(arguments)))
+    given = parse(SEPARATE, list(arguments))
+    return separate_config(given, execution_of(given))
 
 
 def test_paths_become_absolute_and_uris_stay(monkeypatch, tmp_path: Path) -> None:

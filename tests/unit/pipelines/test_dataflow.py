@@ -36,7 +36,7 @@ def test_progress_is_asked_now_and_then_and_kept_where_nobody_answers(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(dataflow, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    runner, result = dataflow.Runner("warning", None), _Result()
+    runner, result = dataflow.SubmittingRunner("warning", lambda _: None), _Result()
     assert runner.counts() == {}  # before there is a job
     runner._result = result
     assert runner.counts() == {"done": 3, "failed": 0, "audio_s": 30.0}

@@ -6,15 +6,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.columns import DEAD_LETTER_SCHEMA
-from pipelines.dead_letters import reasons
+from pipelines.console import reasons
+from pipelines.output_folder import Earlier, OutputFolder
 from transforms.storage import Storage
-from transforms.tables.row_counts import Books
+from transforms.tables.row_counts import RowCounts
 
 
-def _books(**by_reason: int) -> Books:
+def _counts(**by_reason: int) -> RowCounts:
     failed = sum(by_reason.values())
     named = {name.replace("__", "/"): count for name, count in by_reason.items()}
-    return Books(
+    return RowCounts(
         rows=failed,
         finished_before=0,
         stems=0,
@@ -24,6 +25,10 @@ def _books(**by_reason: int) -> Books:
         dead_letters_written=failed,
         by_reason=named,
     )
+
+
+def _folder(path: Path) -> OutputFolder:
+    return OutputFolder(uri=str(path), storage=Storage(), earlier=Earlier(record=None))
 
 
 def _write(folder: Path, name: str, *letters: tuple[str, str, str]) -> None:
@@ -37,7 +42,7 @@ def _write(folder: Path, name: str, *letters: tuple[str, str, str]) -> None:
 def test_each_reason_is_shown_with_the_first_message(tmp_path: Path) -> None:
     first, second = ("read", "missing", "a.wav: no such file"), ("read", "missing", "b.wav: too")
     _write(tmp_path, "part-0.parquet", first, second, ("read", "not_audio", "c.wav: no audio"))
-    assert reasons(_books(read__missing=2, read__not_audio=1), Storage(), str(tmp_path)) == [
+    assert reasons(_counts(read__missing=2, read__not_audio=1), _folder(tmp_path)) == [
         "  2 of read/missing: a.wav: no such file",
         "  1 of read/not_audio: c.wav: no audio",
     ]
@@ -46,17 +51,17 @@ def test_each_reason_is_shown_with_the_first_message(tmp_path: Path) -> None:
 def test_only_the_first_file_is_looked_through(tmp_path: Path) -> None:
     _write(tmp_path, "part-0.parquet", ("read", "missing", "a.wav"))
     _write(tmp_path, "part-1.parquet", ("read", "silent", "b.wav"))
-    found = reasons(_books(read__missing=1, read__silent=1), Storage(), str(tmp_path))
+    found = reasons(_counts(read__missing=1, read__silent=1), _folder(tmp_path))
     assert found == ["  1 of read/missing: a.wav", "  1 of read/silent"]
 
 
 def test_a_message_cannot_steer_the_terminal_or_fill_it(tmp_path: Path) -> None:
     _write(tmp_path, "part-0.parquet", ("read", "missing", "\x1b[2Ja\nb " + "long " * 100))
-    (found,) = reasons(_books(read__missing=1), Storage(), str(tmp_path))
+    (found,) = reasons(_counts(read__missing=1), _folder(tmp_path))
     assert found.startswith("  1 of read/missing: �[2Ja b long long")
     assert found.endswith(" …")
     assert len(found) < 230
 
 
 def test_no_dead_letters_no_lines(tmp_path: Path) -> None:
-    assert reasons(_books(), Storage(), str(tmp_path)) == []
+    assert reasons(_counts(), _folder(tmp_path)) == []

@@ -11,13 +11,13 @@ import tone_clips
 from transforms.elements import failed
 from transforms.storage import Storage
 from transforms.tables import row_counts
-from transforms.tables.row_counts import Books, KeepBooks, read_books
+from transforms.tables.row_counts import RowCounts, WriteRowCounts, read_row_counts
 
 
-def _books(**counts: int) -> Books:
-    return Books(
+def _books(**counts: int) -> RowCounts:
+    return RowCounts(
         **{
-            **{field.name: 0 for field in dataclasses.fields(Books)},
+            **{field.name: 0 for field in dataclasses.fields(RowCounts)},
             "by_reason": {},
             **counts,
         }
@@ -31,7 +31,7 @@ def test_rows_and_files_are_counted_and_failures_by_reason(tmp_path: Path) -> No
         failed(rows[1], "read", "missing", ""),
         failed(rows[2], "manifest", "invalid_row", ""),
     ]
-    uri = str(tmp_path / "books.json")
+    uri = str(tmp_path / "row_counts.json")
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         _ = {
             row_counts.ROWS: pipeline | "R" >> beam.Create([*rows[:2], failures[2], *rows[3:]]),
@@ -40,8 +40,8 @@ def test_rows_and_files_are_counted_and_failures_by_reason(tmp_path: Path) -> No
             row_counts.DEAD: pipeline | "D" >> beam.Create(failures),
             row_counts.METRICS_FILES: pipeline | "M" >> beam.Create([("a", 1), ("b", 1)]),
             row_counts.DEAD_LETTER_FILES: pipeline | "L" >> beam.Create([("c", 3)]),
-        } | KeepBooks(uri=uri, storage=Storage())
-    found = read_books(Storage(), uri)
+        } | WriteRowCounts(uri=uri, storage=Storage())
+    found = read_row_counts(Storage(), uri)
     assert found == _books(
         rows=6,
         finished_before=1,
@@ -56,11 +56,13 @@ def test_rows_and_files_are_counted_and_failures_by_reason(tmp_path: Path) -> No
 
 
 def test_an_empty_manifest_has_books(tmp_path: Path) -> None:
-    uri = str(tmp_path / "books.json")
+    uri = str(tmp_path / "row_counts.json")
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         none = pipeline | beam.Create([])
-        _ = {name: none for name in (row_counts.ROWS, row_counts.DEAD)} | KeepBooks(uri, Storage())
-    assert read_books(Storage(), uri) == _books()
+        _ = {name: none for name in (row_counts.ROWS, row_counts.DEAD)} | WriteRowCounts(
+            uri, Storage()
+        )
+    assert read_row_counts(Storage(), uri) == _books()
     assert _books().failure_rate == 0.0
 
 

@@ -7,7 +7,8 @@ import pytest
 from apache_beam.coders.typecoders import registry
 
 import tone_clips
-from transforms.elements import RECORDS, RecordCoder, num_bytes
+from transforms.coders import RECORDS, RecordCoder
+from transforms.elements import num_bytes
 
 
 @pytest.mark.parametrize("record", RECORDS)

@@ -16,10 +16,9 @@ from manifests.columns import DEAD_LETTER_SCHEMA
 from manifests.row import ManifestRow
 from metric_rows import metrics
 from transforms import kept
-from transforms.elements import Failure
+from transforms.elements import Failure, TableRow
 from transforms.kept import Damage, KeptLetter, KeptRow, KeptRules, ReadKept
 from transforms.storage import Storage
-from transforms.tables import TableRow
 from transforms.tables.journal import write_piece
 
 STORAGE = Storage()

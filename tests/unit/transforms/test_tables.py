@@ -14,8 +14,9 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 import metric_rows
 from manifests.columns import METRICS_SCHEMA
 from transforms import tables
+from transforms.elements import TableRow
 from transforms.storage import Storage
-from transforms.tables import TableRow, WriteTable, metrics_rows, read_records, sorted_table
+from transforms.tables import WriteTable, metrics_rows, read_records, sorted_table
 
 SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("x", pa.float64())])
 

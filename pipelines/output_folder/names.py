@@ -1,0 +1,14 @@
+"""Names what lies in an output folder."""
+
+from __future__ import annotations
+
+RUN = "run.json"
+WORK = "_work"
+JOURNAL = f"{WORK}/journal"
+STAGING = f"{WORK}/staging"
+ROW_COUNTS = f"{WORK}/row_counts.json"
+ERROR_FILE = f"{WORK}/error.txt"
+LOCK = f"{WORK}/lock.json"
+METRICS, SUMMARY, DEAD_LETTERS = "metrics", "summary", "dead_letters"
+MANIFEST = "manifest"
+"""Of rendered mixtures."""
