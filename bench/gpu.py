@@ -30,10 +30,10 @@ from torch import Tensor
 import pipeline
 from model import metrics
 from model.config import PUBLISHED
+from model.inference import Network, NetworkSettings, WindowQueries
 from model.systems import Condition
 from model.systems.clapsep.network import ClapSep, compile_separator
 from transforms import model_cache, scoring
-from transforms.network import Network, NetworkSettings, WindowQueries
 
 WANTED_SPEEDUP, WANTED_JOB_SHARE = 8.0, 0.7
 WANTED_DIFFERENCE, WANTED_DIFFERENCE_DB = 1e-3, 0.05

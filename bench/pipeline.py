@@ -32,12 +32,12 @@ from model.checkpoints import convert
 from model.checkpoints.loading import Networks, build
 from model.clap import Clap
 from model.config import MINI, PUBLISHED
+from model.inference import Network, NetworkSettings, WindowQueries
 from model.signal import sinc_resample
 from model.systems import Condition
 from model.systems.clapsep.network import ClapSep
 from pipelines import separate
 from transforms import model_cache, queries, reading, scoring, separation, writing
-from transforms.network import Network, NetworkSettings, WindowQueries
 from transforms.tables import journal
 
 SECONDS = 10.0

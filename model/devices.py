@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import threading
+from collections.abc import Iterator
 
 AUTO = "auto"
 EXPECTED = "auto, cpu, cuda or cuda:N"
 _NAME = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
+_THREADS = threading.RLock()
 _MEANT = re.compile(r"(gpu|cuda|nvidia)?[:_ -]?(\d{1,4})?", re.IGNORECASE)
 
 
@@ -56,3 +60,21 @@ def resolved(device: str) -> str:
 def cores() -> int:
     """Those that it is allowed to run on, where the system says so; else the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def one_thread_an_operation() -> Iterator[None]:
+    """Has torch compute each operation on one thread, and restores the setting afterwards.
+
+    How an operation is divided among threads can show in the last bits of its result. The setting
+    is the process's: while one thread is inside, others wait to enter.
+    """
+    import torch
+
+    with _THREADS:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

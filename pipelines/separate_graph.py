@@ -12,6 +12,7 @@ from manifests.columns import METRICS_SCHEMA
 from manifests.ids import STEMS_FOLDER
 from manifests.row import ManifestRow
 from model import devices
+from model.inference import NetworkSettings
 from model.systems import Capabilities, Normalisation, Policy
 from pipelines import console, flags
 from pipelines.config import SeparateConfig
@@ -33,7 +34,6 @@ from transforms.kept import (
 )
 from transforms.long_recordings import SeparateLongRecordings
 from transforms.manifest_io import AdmitRows, GroupByMixture, ReadManifest
-from transforms.network import NetworkSettings
 from transforms.queries import AdaptQueries, AttachQueriesFn, EmbedQueries
 from transforms.reading import ReadAudio
 from transforms.scoring import ScoreStems, ScoringSettings

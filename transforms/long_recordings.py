@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,8 +16,8 @@ import torch
 from manifests.row import ManifestRow
 from model import signal as waveforms
 from model.clap import MAX_WINDOWS
+from model.inference import RecordingStream, SeparationError
 from model.metrics import PairScorer
-from model.signal.windowing import OverlapAdder, iter_windows
 from transforms.audio import AudioError, AudioPart
 from transforms.audio.files import (
     READ_ERRORS,
@@ -43,7 +42,6 @@ from transforms.elements import (
     Stage,
     failed,
 )
-from transforms.network import SeparationError
 from transforms.scoring import (
     Embeddings,
     Scoring,
@@ -52,7 +50,7 @@ from transforms.scoring import (
     ratio_scores,
     without_reference,
 )
-from transforms.separation import Separation, SeparationSettings, mean_gain_db, window_queries
+from transforms.separation import Separation, SeparationSettings, mean_gain_db
 from transforms.storage import Storage
 from transforms.tables import dead_letters
 from transforms.tables.metrics_rows import StemFacts
@@ -107,36 +105,6 @@ class Branches(Generic[T]):
             if waiting is not None:
                 waiting.append(item)
         return True
-
-
-class Cutter:
-    """Blocks float32[C, n] of any lengths, given out in pieces of other lengths."""
-
-    def __init__(self, blocks: Iterable[Samples]) -> None:
-        """Reads ``blocks`` as far as needed."""
-        self._blocks = iter(blocks)
-        self._held: list[Samples] = []
-        self._num_held = 0
-
-    def take(self, num_samples: int) -> Samples:
-        """The next float32[C, num_samples]; zeros where the blocks have ended.
-
-        Raises:
-            ValueError: there was no block at all.
-        """
-        while self._num_held < num_samples:
-            block = next(self._blocks, None)
-            if block is None:
-                if not self._held:
-                    raise ValueError("there are no blocks to take from")
-                missing = num_samples - self._num_held
-                block = np.zeros((len(self._held[-1]), missing), dtype=np.float32)
-            self._held.append(block)
-            self._num_held += block.shape[1]
-        joined = np.concatenate(self._held, axis=1)
-        self._held = [joined[:, num_samples:]]
-        self._num_held -= num_samples
-        return joined[:, :num_samples]
 
 
 BLOCK_S = 4.0
@@ -315,7 +283,7 @@ class LongStem:
         )
         stem = self._file("", part)
         residual = self._file(".residual", part) if settings.residual else None
-        again = Cutter(mixture.blocks())
+        again = waveforms.Cutter(mixture.blocks())
         left = part.num_samples
         resampled = waveforms.resample_blocks(
             self._compared(), mixture.model_rate_hz, part.sample_rate_hz
@@ -340,8 +308,8 @@ class LongStem:
 
     def _compared(self) -> Iterator[Samples]:
         """The pieces as they pass, compared with the reference."""
-        mixture = Cutter(self._mixture.at_model_rate())
-        reference = Cutter(self._mixture.reference(self._query.row.reference_uri or ""))
+        mixture = waveforms.Cutter(self._mixture.at_model_rate())
+        reference = waveforms.Cutter(self._mixture.reference(self._query.row.reference_uri or ""))
         for piece in self._pieces:
             if piece.shape[1] == 0:
                 continue
@@ -492,36 +460,20 @@ class _Run:
 
     def __init__(self, queries: Sequence[RowQuery], mixture: LongMixture, job: LongJob) -> None:
         self._queries, self._mixture, self._job = queries, mixture, job
-        self._num_windows = 0
-        self._inference_s = np.zeros(len(queries))
-        self._gains: list[float] = []
+        separation = job.separation
+        self._stream = RecordingStream(
+            separation.network,
+            separation.plan,
+            positive=np.stack([query.positive for query in queries]),
+            negative=np.stack([query.negative for query in queries]),
+        )
         self._peak = 0.0
         self._heard: list[Samples | None] = []
 
     def answers(self) -> Iterator[list[Samples]]:
         """Pieces of the stems, float32[C', n ≥ 0] at the model's rate for each query."""
-        separation, num_channels = self._job.separation, self._mixture.num_channels
-        adders = [OverlapAdder(separation.plan, num_channels) for _ in self._queries]
-        gain = separation.gain_of(self._mixture.at_model_rate())
-        windows = iter_windows(self._watched(), separation.plan)
-        at_once = max(1, separation.network.batch_size // num_channels)
-        while group := list(itertools.islice(windows, at_once)):
-            gains = [gain.at(window.start, window.samples.shape[1]) for window in group]
-            self._gains += gains
-            results = separation.network.answer(
-                [
-                    window_queries(window.samples, self._queries, gain=factor)
-                    for window, factor in zip(group, gains, strict=True)
-                ]
-            )
-            for window, result in zip(group, results, strict=True):
-                self._num_windows += num_channels
-                self._inference_s += result.inference_s
-                yield [
-                    adder.push(result.samples[index], window.start)
-                    for index, adder in enumerate(adders)
-                ]
-        yield [adder.flush() for adder in adders]
+        gain = self._job.separation.gain_of(self._mixture.at_model_rate())
+        yield from self._stream.pieces(self._watched(), gain)
 
     def finish(self, stem: LongStem, index: int) -> MetricsRow | Failure:
         """Scores a stem that is complete and puts it in its place."""
@@ -546,14 +498,14 @@ class _Run:
             duration_s=self._mixture.part.duration_s,
             sample_rate_hz=self._mixture.part.sample_rate_hz,
             n_channels=self._mixture.num_channels,
-            n_windows=self._num_windows,
+            n_windows=self._stream.num_windows,
             peak=written.peak,
-            inference_s=float(self._inference_s[index]),
+            inference_s=float(self._stream.inference_s[index]),
             stem_uri=written.uri,
             residual_uri=None if residual is None else residual.uri,
             stem_format=written.form,
             stem_note=note_of(written, residual),
-            input_gain_db=mean_gain_db(self._gains),
+            input_gain_db=mean_gain_db(self._stream.gains),
         )
         provenance = job.separation.provenance
         return row_of(query.row, facts, scores, provenance, job.scoring.digest, job.writing)

@@ -19,10 +19,10 @@ import torch
 from apache_beam.metrics.metric import Metrics
 
 from manifests.row import DEFAULT_TEXT_WEIGHT, ManifestRow
+from model import systems
 from model.clap import QueryEncoder
 from model.devices import cores
-from model.signal.levels import at_level
-from model.systems import POLICIES, Capabilities, Policy, QuerySetting, adapt, fuse, pool_shots
+from model.systems import POLICIES, Capabilities, Policy, QuerySetting, adapt, fuse
 from transforms import model_cache
 from transforms.audio.files import READ_ERRORS, describe, error_code, require_sound
 from transforms.audio.mixtures import read_mono
@@ -113,10 +113,9 @@ def _routed(row: ManifestRow, capabilities: Capabilities, policy: Policy) -> Ite
     yield dead_letters.dead(result) if isinstance(result, Failure) else result
 
 
-Shot = torch.Tensor | EmbeddedQuery
-"""An example clip, or why it cannot be used."""
+Shot = Samples | EmbeddedQuery
+"""An example clip float32[T], mono at the encoder's rate, or why it cannot be used."""
 _EMBED_ERRORS = (RuntimeError, ValueError, MemoryError)
-_SHOTS_AT_ONCE = 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,8 +251,7 @@ def embed_texts(encoder: QueryEncoder, texts: Sequence[str]) -> list[EmbeddedQue
     if not texts:
         return []
     try:
-        with torch.inference_mode():
-            return [_embedded(row) for row in encoder.embed_text(texts)]
+        return [_as_record(vector) for vector in systems.embed_texts(encoder, texts)]
     except _EMBED_ERRORS as err:
         if len(texts) == 1:
             return [EmbeddedQuery(error_type="model_error", message=f"{texts[0][:200]!r}: {err}")]
@@ -267,7 +265,7 @@ def read_shot(uri: str, storage: Storage, rate_hz: int, max_values: int) -> Shot
         require_sound(clip, uri)
     except READ_ERRORS as err:
         return EmbeddedQuery(error_type=error_code(err), message=describe(err, uri))
-    return torch.from_numpy(clip)
+    return clip
 
 
 def embed_examples(
@@ -280,32 +278,35 @@ def embed_examples(
         uris: of the clips, for messages.
         shots: the clips in the same order, as :func:`read_shot` gives them.
     """
-    found: list[torch.Tensor] = []
-    for begin in range(0, len(uris), _SHOTS_AT_ONCE):
-        clips = []
-        for shot in itertools.islice(shots, _SHOTS_AT_ONCE):
+    num_taken = 0
+
+    def usable() -> Iterator[Samples]:
+        nonlocal num_taken
+        for shot in shots:
             if isinstance(shot, EmbeddedQuery):
-                return shot
-            clips.append(_heard(shot, encoder))
-        try:
-            with torch.inference_mode():
-                found.extend(encoder.embed_audio(clips))
-        except _EMBED_ERRORS as err:
-            return EmbeddedQuery(error_type="model_error", message=f"{uris[begin]}: {err}")
-    return _embedded(pool_shots(torch.stack(found)))
+                raise _UnusableShotError(shot)
+            num_taken += 1
+            yield shot
+
+    try:
+        return _as_record(systems.embed_examples(encoder, usable()))
+    except _UnusableShotError as err:
+        return err.reason
+    except _EMBED_ERRORS as err:
+        first = max(0, num_taken - 1) // systems.EXAMPLES_AT_ONCE * systems.EXAMPLES_AT_ONCE
+        return EmbeddedQuery(error_type="model_error", message=f"{uris[first]}: {err}")
 
 
-def _heard(shot: torch.Tensor, encoder: QueryEncoder) -> torch.Tensor:
-    """An example clip at the encoder's level: a query does not depend on how loud it is."""
-    level_dbfs = encoder.input_level_dbfs
-    return torch.from_numpy(at_level(shot.numpy(), encoder.sample_rate_hz, level_dbfs))
+class _UnusableShotError(Exception):
+    """An example clip cannot be used, for a reason that its query is to give."""
+
+    def __init__(self, reason: EmbeddedQuery) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
 
 
-def _embedded(vector: torch.Tensor) -> EmbeddedQuery:
-    values = vector.detach().float().cpu().numpy().astype("<f4")
-    if not np.isfinite(values).all():
-        return EmbeddedQuery(error_type="model_error", message="the embedding is not finite")
-    return EmbeddedQuery(embedding=values.tobytes())
+def _as_record(vector: Samples) -> EmbeddedQuery:
+    return EmbeddedQuery(embedding=vector.astype("<f4").tobytes())
 
 
 Embedded = Mapping[str, Iterable[EmbeddedQuery]]

@@ -18,10 +18,10 @@ from model import devices
 from model import signal as waveforms
 from model.clap import QueryEncoder
 from model.devices import cores
+from model.inference import InPlace, Transfers, transfers_for
 from model.metrics import ClipScore, score_pair, similarity
 from transforms import model_cache
 from transforms.elements import RowQuery, Samples, ScoredClip, Scores, SeparatedClip
-from transforms.network import InPlace, Transfers, transfers_for
 
 CLAP_COLUMNS = tuple(name for name in METRIC_COLUMNS if "clap_score" in name)
 

@@ -8,8 +8,17 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.metrics.metric import Metrics
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
+from model.inference import (
+    ForwardPass,
+    Network,
+    NetworkSettings,
+    SeparationError,
+    WindowAnswers,
+    WindowQueries,
+)
 from model.signal.levels import InputGain, input_gain
 from model.signal.windowing import OverlapAdder, WindowPlan
 from transforms import model_cache
@@ -22,13 +31,6 @@ from transforms.elements import (
     SeparatedClip,
     Stem,
     failed,
-)
-from transforms.network import (
-    Network,
-    NetworkSettings,
-    SeparationError,
-    WindowAnswers,
-    WindowQueries,
 )
 from transforms.tables import dead_letters
 
@@ -70,7 +72,8 @@ class Separation:
     def __init__(self, settings: SeparationSettings) -> None:
         """Loads the model."""
         loaded = model_cache.load_model(settings.model)
-        self.network = Network(loaded.separator, settings.model.resolved_device(), settings.network)
+        device = settings.model.resolved_device()
+        self.network = Network(loaded.separator, device, settings.network, passed=_count)
         self.provenance = provenance_of(loaded, settings.model)
         self.plan = WindowPlan(
             window_samples=loaded.separator.window_samples, overlap=settings.overlap
@@ -176,6 +179,13 @@ class Separation:
         adder = OverlapAdder(self.plan, len(clip.model_audio))
         pieces = [adder.push(a, start) for a, start in zip(answers, starts, strict=True)]
         return np.concatenate([*pieces, adder.flush(clip.model_audio.shape[1])], axis=1)
+
+
+def _count(forward_pass: ForwardPass) -> None:
+    """Enters a forward pass into the counters."""
+    took = Metrics.distribution("SeparateClips", "network_msec")
+    took.update(round(1_000 * forward_pass.took_s))
+    Metrics.distribution("SeparateClips", "batch_windows").update(forward_pass.num_windows)
 
 
 def provenance_of(loaded: Any, choice: model_cache.ModelChoice) -> Provenance:

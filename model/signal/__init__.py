@@ -111,6 +111,36 @@ def resample_blocks(
         yield np.ascontiguousarray(stream.resample_chunk(tail, last=True)[:missing].T)
 
 
+class Cutter:
+    """Blocks float32[C, n] of any lengths, given out in pieces of other lengths."""
+
+    def __init__(self, blocks: Iterable[FloatArray]) -> None:
+        """Reads ``blocks`` as far as needed."""
+        self._blocks = iter(blocks)
+        self._held: list[FloatArray] = []
+        self._num_held = 0
+
+    def take(self, num_samples: int) -> FloatArray:
+        """The next float32[C, num_samples]; zeros where the blocks have ended.
+
+        Raises:
+            ValueError: there was no block at all.
+        """
+        while self._num_held < num_samples:
+            block = next(self._blocks, None)
+            if block is None:
+                if not self._held:
+                    raise ValueError("there are no blocks to take from")
+                missing = num_samples - self._num_held
+                block = np.zeros((len(self._held[-1]), missing), dtype=np.float32)
+            self._held.append(block)
+            self._num_held += block.shape[1]
+        joined = np.concatenate(self._held, axis=1)
+        self._held = [joined[:, num_samples:]]
+        self._num_held -= num_samples
+        return joined[:, :num_samples]
+
+
 def _open_stream(source_hz: int, target_hz: int, num_channels: int) -> soxr.ResampleStream:
     return soxr.ResampleStream(
         source_hz, target_hz, num_channels, dtype="float32", quality=SOXR_QUALITY

@@ -73,18 +73,27 @@ class LevelMeter:
         self._one_gain_samples = round(ONE_GAIN_S * sample_rate_hz)
         self._num_samples = 0
         self._energies: list[float] = []
+        self._open: list[npt.NDArray[np.float64]] = []
+        self._num_open = 0
 
     def add(self, piece: FloatArray) -> None:
-        """Hears the next float32[C, n]."""
+        """Hears the next float32[C, n].
+
+        A block is summed when it is whole: how a recording was cut into pieces changes no bit.
+        """
         squares = np.square(piece, dtype=np.float64).mean(axis=0)
+        self._num_samples += len(squares)
         while len(squares):
-            place = self._num_samples % self._block_samples
-            if place == 0:
-                self._energies.append(0.0)
-            part = squares[: self._block_samples - place]
-            self._energies[-1] += float(part.sum())
-            self._num_samples += len(part)
+            part = squares[: self._block_samples - self._num_open]
+            self._open.append(part)
+            self._num_open += len(part)
             squares = squares[len(part) :]
+            if self._num_open == self._block_samples:
+                self._energies.append(self._open_energy())
+                self._open, self._num_open = [], 0
+
+    def _open_energy(self) -> float:
+        return float(np.concatenate(self._open).sum()) if self._open else 0.0
 
     def gain(self, level_dbfs: float | None) -> InputGain:
         """What brings what was heard to a level; None, or nothing but silence, leaves it as it is.
@@ -93,9 +102,10 @@ class LevelMeter:
             level_dbfs: the root mean square of a block, in dB of full scale, that the loudest block
                 around a window is brought to.
         """
-        if level_dbfs is None or not any(self._energies):
+        energies = [*self._energies, self._open_energy()] if self._open else self._energies
+        if level_dbfs is None or not any(energies):
             return AS_IT_IS
-        levels = _decibels(np.array(self._energies) / min(self._block_samples, self._num_samples))
+        levels = _decibels(np.array(energies) / min(self._block_samples, self._num_samples))
         if self._num_samples <= self._one_gain_samples:
             levels = levels.max(keepdims=True)
         else:

@@ -2,25 +2,35 @@
 
 `Separator` is the interface behind which all systems run in the same pipeline, one module a system.
 A `Condition` is a query as embeddings: shots pooled, text and audio fused, positive and negative
-side by side, absent parts zero. `adapt` says whether a system supports a kind of query, why not,
-and the nearest kind that it does support; `find_labels` does this for systems with a closed list of
-labels.
+side by side, absent parts zero; `embed_texts` and `embed_examples` make the parts. `adapt` says
+whether a system supports a kind of query, why not, and the nearest kind that it does support;
+`find_labels` does this for systems with a closed list of labels.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.signal import FloatArray
+from model.signal.levels import at_level
+
+if TYPE_CHECKING:
+    from model.clap import QueryEncoder
+
 Normalisation = Literal["normalised", "unnormalised"]
 Fusion = Literal["weighted", "sum"]
 
+EXAMPLES_AT_ONCE = 8
+"""Example clips in one forward pass."""
 NORMALISATIONS: tuple[Normalisation, ...] = ("normalised", "unnormalised")
 
 
@@ -80,6 +90,54 @@ def pool_shots(embeddings: Tensor) -> Tensor:
             f"expected float[S, D] with at least one shot, found {tuple(embeddings.shape)}"
         )
     return embeddings.mean(dim=0)
+
+
+def embed_texts(encoder: QueryEncoder, texts: Sequence[str]) -> list[FloatArray]:
+    """Embeds captions in one forward pass.
+
+    Returns:
+        float32[D] for each.
+
+    Raises:
+        ValueError: an embedding is not finite, or the encoder does not know such a text.
+        RuntimeError: the encoder failed.
+    """
+    with torch.inference_mode():
+        return [_finite(row) for row in encoder.embed_text(texts)]
+
+
+def embed_examples(encoder: QueryEncoder, clips: Iterable[FloatArray]) -> FloatArray:
+    """Embeds the example clips of one query, at the encoder's level, and pools them.
+
+    Args:
+        encoder: embeds them.
+        clips: float32[T] each, mono at the encoder's rate, none of them silent; at least one. A few
+            are held at a time.
+
+    Returns:
+        float32[D].
+
+    Raises:
+        ValueError: the embedding is not finite, or there is no clip.
+        RuntimeError: the encoder failed.
+    """
+    rate_hz, level_dbfs = encoder.sample_rate_hz, encoder.input_level_dbfs
+    found: list[torch.Tensor] = []
+    iterator = iter(clips)
+    while group := list(itertools.islice(iterator, EXAMPLES_AT_ONCE)):
+        levelled = [torch.from_numpy(at_level(clip, rate_hz, level_dbfs)) for clip in group]
+        with torch.inference_mode():
+            found.extend(encoder.embed_audio(levelled))
+    if not found:
+        raise ValueError("there are no example clips to embed")
+    return _finite(pool_shots(torch.stack(found)))
+
+
+def _finite(vector: torch.Tensor) -> FloatArray:
+    values: FloatArray = vector.detach().float().cpu().numpy()
+    if not np.isfinite(values).all():
+        raise ValueError("the embedding is not finite")
+    return values
 
 
 def fuse(

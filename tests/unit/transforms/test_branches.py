@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.long_recordings import Branches, Cutter
+from model.signal import Cutter
+from transforms.long_recordings import Branches
 
 
 @given(

@@ -10,11 +10,11 @@ import torch
 
 import tone_clips
 import tones
+from model.inference import NetworkSettings, transfers_for
 from model.signal import resample
 from model.systems import Separator
 from transforms.elements import Samples, SeparatedClip
 from transforms.model_cache import ModelChoice, ScorerChoice
-from transforms.network import NetworkSettings, transfers_for
 from transforms.scoring import Scoring, ScoringSettings
 from transforms.separation import Separation, SeparationSettings
 

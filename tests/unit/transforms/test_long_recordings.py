@@ -12,12 +12,12 @@ import tone_clips
 import tone_runs
 import tones
 from model.clap import MAX_WINDOWS
+from model.inference import NetworkSettings
 from transforms.audio import AudioPart
 from transforms.audio.mixtures import ReadSettings
 from transforms.elements import Failure, MetricsRow, RowQuery
 from transforms.long_recordings import LongJob, separate_long, window_starts_s
 from transforms.model_cache import ModelChoice, ScorerChoice
-from transforms.network import NetworkSettings
 from transforms.scoring import Scoring, ScoringSettings
 from transforms.separation import Separation, SeparationSettings
 from transforms.storage import Storage

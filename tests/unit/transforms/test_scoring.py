@@ -9,11 +9,11 @@ import torch
 import tone_clips
 import tones
 from manifests.columns import METRIC_COLUMNS
+from model.inference import InPlace
 from model.metrics import PairScores, sdr_db, si_sdr_db, snr_db
 from transforms import scoring
 from transforms.elements import Clip, Provenance, SeparatedClip, Stem
 from transforms.model_cache import ModelChoice, ScorerChoice
-from transforms.network import InPlace
 from transforms.scoring import Scoring, ScoringSettings
 
 pytestmark = pytest.mark.usefixtures("loaded")

@@ -10,9 +10,9 @@ import torch
 import tone_clips
 import tone_runs
 import tones
+from model.inference import NetworkSettings
 from model.signal.windowing import WindowPlan, separate_array
 from transforms.model_cache import ModelChoice
-from transforms.network import NetworkSettings
 from transforms.separation import Separation, SeparationHandler, SeparationSettings, WeightedClip
 
 

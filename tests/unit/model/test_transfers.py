@@ -7,18 +7,18 @@ import pytest
 import torch
 
 import tones
+from model import inference
 from model.checkpoints.loading import build
 from model.config import TINY
+from model.inference import Network, NetworkSettings, WindowQueries
 from model.systems import Condition
 from model.systems.clapsep.network import ClapSep
-from transforms import network
-from transforms.network import Network, NetworkSettings, WindowQueries
 
 DIM = len(tones.LABELS)
 
 
 def test_on_the_cpu_nothing_is_copied() -> None:
-    there = network.transfers_for("cpu")
+    there = inference.transfers_for("cpu")
     array = np.arange(3, dtype=np.float32)
     tensor = there.up(array)
     assert tensor.data_ptr() == array.ctypes.data
@@ -26,13 +26,13 @@ def test_on_the_cpu_nothing_is_copied() -> None:
 
 
 def test_any_other_device_gets_plain_copies() -> None:
-    copies = network.Blocking(torch.device("cpu"))
+    copies = inference.Blocking(torch.device("cpu"))
     array = np.arange(3, dtype=np.float32)
     np.testing.assert_array_equal(copies.down(copies.up(array).double())(), array)
-    assert isinstance(network.transfers_for("meta"), network.Blocking)
+    assert isinstance(inference.transfers_for("meta"), inference.Blocking)
 
 
-class Noted(network.InPlace):
+class Noted(inference.InPlace):
     """Notes when a pass is launched and when its answers are waited for."""
 
     ahead = 1
@@ -40,7 +40,7 @@ class Noted(network.InPlace):
     def __init__(self) -> None:
         self.events: list[str] = []
 
-    def down(self, tensor: torch.Tensor) -> network.Arriving:
+    def down(self, tensor: torch.Tensor) -> inference.Arriving:
         arriving = super().down(tensor)
         self.events.append("launched")
 
@@ -68,7 +68,7 @@ def test_a_pass_is_launched_before_the_answers_of_the_one_before_are_fetched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     noted = Noted()
-    monkeypatch.setattr(network, "transfers_for", lambda _: noted)
+    monkeypatch.setattr(inference, "transfers_for", lambda _: noted)
     separator = tones.ToneSeparator()
     ahead = Network(separator, "cuda", NetworkSettings(batch_size=2)).answer(_windows(6))
     assert noted.events == ["launched", "launched", "waited", "launched", "waited", "waited"]

@@ -1,11 +1,14 @@
-"""Runs windows of many clips through one network: batches, shared encodings, memory limits.
+"""Runs windows of recordings through one network: batches, shared encodings, memory limits.
 
-Arrays go to the device and back without making the processor wait for either.
+A :class:`Network` takes windows of many recordings at once; a :class:`RecordingStream` takes one
+recording through it, block by block. Arrays go to the device and back without making the processor
+wait for either.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import time
 from collections import deque
@@ -16,13 +19,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from apache_beam.metrics.metric import Metrics
 from torch import Tensor
 
 from model.devices import cores
-from model.systems import Condition, Normalisation, Separator
-from transforms.elements import Samples
+from model.signal.levels import InputGain
+from model.signal.windowing import OverlapAdder, WindowPlan, iter_windows
+from model.systems import NORMALISATIONS, Condition, Normalisation, Separator
 
+Samples = npt.NDArray[np.float32]
 Arriving = Callable[[], Samples]
 """Gives the array; waits until it is there."""
 
@@ -162,6 +166,10 @@ class NetworkSettings:
         """Checks the counts."""
         if self.batch_size < 1 or self.num_threads < 0:
             raise ValueError(f"{self}: batch_size must be at least 1, num_threads at least 0")
+        if self.normalisation not in NORMALISATIONS:
+            raise ValueError(
+                f"normalisation={self.normalisation!r}: expected one of {NORMALISATIONS}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -188,7 +196,7 @@ class WindowAnswers:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Pass:
+class ForwardPass:
     """A forward pass: its windows, channels counted, and how long it took."""
 
     num_windows: int
@@ -224,8 +232,21 @@ class _Launched:
 class Network:
     """A separator, and how it is run. Safe to use from several threads."""
 
-    def __init__(self, separator: Separator, device: str, settings: NetworkSettings) -> None:
-        """Wraps ``separator``, whose parameters are on ``device``."""
+    def __init__(
+        self,
+        separator: Separator,
+        device: str,
+        settings: NetworkSettings,
+        passed: Callable[[ForwardPass], None] | None = None,
+    ) -> None:
+        """Wraps ``separator``, whose parameters are on ``device``.
+
+        Args:
+            separator: the network.
+            device: a torch device.
+            settings: how it is run.
+            passed: told of each forward pass, on the thread that called :meth:`answer`.
+        """
         self.separator = separator
         self.device = device
         self.batch_size = settings.batch_size
@@ -234,21 +255,19 @@ class Network:
         threads = (settings.num_threads or cores()) if device == "cpu" else 1
         self._pool = ThreadPoolExecutor(threads, "network") if threads > 1 else None
         self._num_threads = threads
-        self._took = Metrics.distribution("SeparateClips", "network_msec")
-        self._batch = Metrics.distribution("SeparateClips", "batch_windows")
+        self._passed = passed
 
     def answer(self, windows: Sequence[WindowQueries]) -> list[WindowAnswers]:
         """Answers every query of every window, at its level; each channel is encoded once.
 
-        On a GPU a pass is launched before the answers of the one before are fetched. Forward passes
-        are counted here, on the thread of the bundle.
+        On a GPU a pass is launched before the answers of the one before are fetched.
 
         Raises:
             SeparationError: the network failed, or memory is too small for one window.
         """
         outputs = [np.empty((len(w.positive), *w.samples.shape), dtype=np.float32) for w in windows]
         seconds = [np.zeros(len(w.positive)) for w in windows]
-        passes: list[_Pass] = []
+        passes: list[ForwardPass] = []
 
         def run(batches: Iterable[list[_Row]]) -> None:
             finished_s = 0.0
@@ -257,7 +276,7 @@ class Network:
                 began_s = max(launched.started_s, finished_s)
                 finished_s = time.perf_counter()
                 took_s = finished_s - began_s
-                passes.append(_Pass(num_windows=len(launched.rows), took_s=took_s))
+                passes.append(ForwardPass(num_windows=len(launched.rows), took_s=took_s))
                 for (index, query), samples in zip(launched.pairs, answers, strict=True):
                     row = launched.rows[index]
                     gain = np.float32(windows[row.window].gain)
@@ -269,9 +288,9 @@ class Network:
             run(batches)
         else:
             list(self._pool.map(run, [[batch] for batch in batches]))
-        for each in passes:
-            self._took.update(round(1_000 * each.took_s))
-            self._batch.update(each.num_windows)
+        if self._passed is not None:
+            for each in passes:
+                self._passed(each)
         return [
             WindowAnswers(samples=output, inference_s=tuple(float(s) for s in cost))
             for output, cost in zip(outputs, seconds, strict=True)
@@ -376,6 +395,77 @@ class Network:
             normalisation=self._settings.normalisation,
             reference=gather("references") if needs_reference else None,
         )
+
+
+class RecordingStream:
+    """Takes one recording, block by block, through the network for all its queries.
+
+    Attributes:
+        num_windows: windows so far, channels counted.
+        inference_s: float64[Q], each query's share of the time in the network so far.
+        gains: of the windows so far.
+    """
+
+    def __init__(
+        self, network: Network, plan: WindowPlan, positive: Samples, negative: Samples
+    ) -> None:
+        """Begins a recording.
+
+        Args:
+            network: what separates it.
+            plan: its windows and cross-fades.
+            positive: float32[Q, D]; zeros for a query without a positive part.
+            negative: float32[Q, D], likewise.
+        """
+        self._network, self._plan = network, plan
+        self._positive, self._negative = positive, negative
+        self.num_windows = 0
+        self.inference_s = np.zeros(len(positive))
+        self.gains: list[float] = []
+
+    def pieces(self, blocks: Iterable[Samples], gain: InputGain) -> Iterator[list[Samples]]:
+        """Separates the recording, in memory that does not grow with its length.
+
+        Args:
+            blocks: float32[C, n] each, consecutive, at the separator's rate; C does not change.
+            gain: of the whole recording.
+
+        Yields:
+            For each query float32[C, m], m >= 0: what is final of its stem and was not yielded
+            before. They do not depend on how the recording was cut into blocks.
+
+        Raises:
+            ValueError: there are no samples, or the number of channels changes.
+            SeparationError: the network failed.
+        """
+        adders: list[OverlapAdder] = []
+        windows = iter_windows(blocks, self._plan)
+        for first in windows:
+            num_channels = len(first.samples)
+            adders = adders or [OverlapAdder(self._plan, num_channels) for _ in self._positive]
+            at_once = max(1, self._network.batch_size // num_channels)
+            group = [first, *itertools.islice(windows, at_once - 1)]
+            gains = [gain.at(window.start, window.samples.shape[1]) for window in group]
+            answers = self._network.answer(
+                [
+                    WindowQueries(
+                        samples=window.samples,
+                        positive=self._positive,
+                        negative=self._negative,
+                        gain=factor,
+                    )
+                    for window, factor in zip(group, gains, strict=True)
+                ]
+            )
+            self.gains += gains
+            for window, answer in zip(group, answers, strict=True):
+                self.num_windows += num_channels
+                self.inference_s += answer.inference_s
+                yield [
+                    adder.push(samples, window.start)
+                    for adder, samples in zip(adders, answer.samples, strict=True)
+                ]
+        yield [adder.flush() for adder in adders]
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tones
-from transforms.network import Network, NetworkSettings, SeparationError, WindowQueries
+from model.inference import Network, NetworkSettings, SeparationError, WindowQueries
 
 DIM = len(tones.LABELS)
 
