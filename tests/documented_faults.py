@@ -32,9 +32,9 @@ import hostile_rows
 import tone_runs
 import tones
 from faulty_storage import FaultyFileSystem
+from model import inference
 from model.systems import Capabilities, Condition
 from pipelines import flags, score, separate, synthesize
-from transforms import network
 from transforms.audio import isolation, libsndfile
 
 GOOD = ""
@@ -417,7 +417,7 @@ def _raising_read(block: np.ndarray, file: soundfile.SoundFile) -> int:
 _READ = libsndfile.read_into
 
 
-def _late_down(_: network.InPlace, tensor: torch.Tensor) -> network.Arriving:
+def _late_down(_: inference.InPlace, tensor: torch.Tensor) -> inference.Arriving:
     """As a GPU says what went wrong: when the answers are fetched."""
 
     def arrive() -> np.ndarray:
@@ -436,7 +436,7 @@ def faulty_models(capabilities: Capabilities | None = None) -> Iterator[None]:
             mock.patch.object(tenacity.nap, "time", SimpleNamespace(sleep=lambda _: None))
         )
         stack.enter_context(mock.patch.object(libsndfile, "read_into", _raising_read))
-        stack.enter_context(mock.patch.object(network.InPlace, "down", _late_down))
+        stack.enter_context(mock.patch.object(inference.InPlace, "down", _late_down))
         loaded = stack.enter_context(tone_runs.tones_as_models())
         separator = FaultyTones()
         if capabilities is not None:
@@ -961,10 +961,9 @@ RELIABILITY: dict[str, Case] = {
     ),
     "a batch too large for the memory of the network, filled up or not": Elsewhere(
         (
-            "unit/transforms/test_network.py::test_a_batch_that_does_not_fit_is_halved_and_tried_again",
-            "unit/transforms/test_network.py::"
-            "test_a_filled_up_batch_that_does_not_fit_is_halved_too",
-            "unit/transforms/test_network.py::test_memory_too_small_for_one_window_is_said",
+            "unit/model/test_inference.py::test_a_batch_that_does_not_fit_is_halved_and_tried_again",
+            "unit/model/test_inference.py::test_a_filled_up_batch_that_does_not_fit_is_halved_too",
+            "unit/model/test_inference.py::test_memory_too_small_for_one_window_is_said",
         )
     ),
     "a GPU that reports a failure late": _lost("model_error", "late mark.wav"),

