@@ -24,7 +24,6 @@ from unittest import mock
 import numpy as np
 import soundfile
 
-from manifests.files import publishing
 from pipelines import separate
 from transforms import storage as storage_module
 from transforms.audio import files
@@ -56,8 +55,8 @@ def without() -> Iterator[None]:
     """Nothing is synced, and no stem is read back."""
     with contextlib.ExitStack() as stack:
         for owner, name in (
-            (publishing, "sync_file"),
-            (publishing, "sync_folder"),
+            (files, "sync_file"),
+            (files, "sync_folder"),
             (storage_module, "sync_folder"),
             (files, "require_whole"),
         ):

@@ -1,7 +1,7 @@
 """The equal forms of the network's linear layers and attention, on this processor.
 
 ``python bench/kernels.py [--threads 1]``: milliseconds of the processors, the best of several
-calls, at the published sizes. ``*`` marks the form that ``model/clap/kernels.py`` uses.
+calls, at the published sizes. ``*`` marks the form that ``model/clap/audio.py`` uses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.clap import kernels
+from model.clap import audio
 from model.config import PUBLISHED
 
 Form = Callable[[], Tensor]
@@ -61,7 +61,7 @@ def linear(dtype: torch.dtype) -> None:
             f"{rows} x {inputs} -> {outputs}",
             {
                 "F.linear": lambda x=x, w=weight, b=bias: F.linear(x, w, b),
-                "oneDNN*": lambda x=x, w=weight, b=bias: kernels.project(x, w, b),
+                "oneDNN*": lambda x=x, w=weight, b=bias: audio.project(x, w, b),
                 "oneDNN packed": lambda x=x, w=packed, b=bias: operators._linear_pointwise(
                     x, w, b, "none", [], ""
                 ),
@@ -94,7 +94,7 @@ def _window_attention(
                     query, key, value, attn_mask=bias.repeat(batch, 1, 1, 1), scale=scale
                 )
             ),
-            f"baddbmm{star[1]}": lambda: kernels._attend_batched(
+            f"baddbmm{star[1]}": lambda: audio._attend_batched(
                 query, key, value, scale, bias.repeat(batch, 1, 1, 1)
             ),
             "in place": lambda: _in_place(query, key, value, scale, bias),
@@ -117,7 +117,7 @@ def masker_attention(dtype: torch.dtype) -> None:
             "whole": lambda: _joined(
                 torch.softmax(scale * query @ key.transpose(-1, -2), dim=-1) @ value
             ),
-            "by head and block*": lambda: kernels.attend(query, key, value, scale),
+            "by head and block*": lambda: audio.attend(query, key, value, scale),
         },
     )
 

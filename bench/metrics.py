@@ -24,9 +24,8 @@ import soundfile
 import torch
 from torchmetrics.functional.audio import signal_distortion_ratio
 
-from model import metrics
+from model import metrics, signal
 from model import signal as audio
-from model.signal import mixing
 
 AUDIO = Path(__file__).resolve().parent.parent / "manifests" / "examples" / "audio"
 RATE_HZ = 32_000
@@ -47,7 +46,7 @@ def load(count: int, device: str) -> Signals:
     stems, mixtures, references = [], [], []
     for index in range(count):
         target, interferer = (sources[(index + step) % len(sources)] for step in (0, 1))
-        mixed = mixing.mix(target, [interferer], 0.0)
+        mixed = signal.mix(target, [interferer], 0.0)
         hiss = np.random.default_rng(index).standard_normal(CLIP_SAMPLES).astype(np.float32)
         stems.append(0.9 * mixed.target + 0.2 * mixed.interferers[0] + 1e-3 * hiss)
         mixtures.append(mixed.mixture)

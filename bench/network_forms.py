@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from golden import published
-from model.checkpoints import layouts
+from model.checkpoints import loading
 from model.checkpoints.loading import assign, build
 from model.config import PUBLISHED, TINY
 from model.systems import Condition
@@ -75,7 +75,7 @@ def random_states() -> States:
 
     encoder = fill(network.encoder.state_dict())
     assert PUBLISHED.lora is not None  # noqa: S101  the preset has adapters
-    shapes = layouts.adapter_shapes(encoder, PUBLISHED.lora)
+    shapes = loading.adapter_shapes(encoder, PUBLISHED.lora)
     return encoder, fill(shapes), fill(network.decoder.state_dict())
 
 
@@ -90,7 +90,7 @@ def our_network(states: States, precision: Precision = "fp32") -> ClapSep:
     encoder, tuned, decoder = states
     separator = build(lambda: ClapSep(PUBLISHED, precision))
     assert PUBLISHED.lora is not None  # noqa: S101  the preset has adapters
-    merged = layouts.merge_lora({**encoder, **tuned}, PUBLISHED.lora)
+    merged = loading.merge_lora({**encoder, **tuned}, PUBLISHED.lora)
     computed = separator.encoder.state_dict()  # what weights do not hold; no classifier
     assign(separator.encoder, {key: merged.get(key, value) for key, value in computed.items()})
     assign(separator.decoder, decoder)
@@ -131,10 +131,10 @@ def interleaved(
 
 def matrix_rate(device: str, dtype: torch.dtype, size: int = 4096) -> float:
     """FLOP/s of one large linear layer, the better of ours and torch's."""
-    from model.clap import kernels
+    from model.clap import audio
 
     x, weight = torch.randn(2, size, size, device=device, dtype=dtype)
-    timed = interleaved({"product": lambda: kernels.project(x, weight, None)}, 3, device)
+    timed = interleaved({"product": lambda: audio.project(x, weight, None)}, 3, device)
     return 2 * size**3 / timed["product"].cost_s
 
 

@@ -23,9 +23,8 @@ import numpy.typing as npt
 import soundfile
 import torch
 
-from model import metrics, registry
+from model import metrics, registry, signal
 from model import signal as audio
-from model.signal import mixing
 from model.signal.windowing import WindowPlan, separate_array
 from model.systems import Condition
 
@@ -80,7 +79,7 @@ def main() -> None:
         gains, steps, started = [], [], time.perf_counter()
         for index, (_, target) in enumerate(clips):
             other = (index + 1) % len(clips)
-            mixed = mixing.mix(target, [clips[other][1]], 0.0)
+            mixed = signal.mix(target, [clips[other][1]], 0.0)
 
             def answer(batch: torch.Tensor, pair: tuple[int, int] = (index, other)) -> torch.Tensor:
                 rows = [embedded[number].expand(len(batch), -1) for number in pair]

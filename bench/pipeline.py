@@ -38,7 +38,7 @@ from model.systems import Condition
 from model.systems.clapsep.network import ClapSep
 from pipelines import separate
 from transforms import model_cache, queries, reading, scoring, separation, writing
-from transforms.tables import journal
+from transforms.tables import metrics_rows
 
 SECONDS = 10.0
 LOOP = "bare loop, torch's own threads"
@@ -80,7 +80,7 @@ def stages_timed() -> Iterator[Timer]:
             ("score: CLAP embeddings", scoring.Scoring, "embed"),
             ("score: everything", scoring.Scoring, "score"),
             ("resample, encode, write (beside the network)", writing, "write_clip"),
-            ("journal", journal, "write_piece"),
+            ("journal", metrics_rows, "write_piece"),
         ):
             function = getattr(owner, name)
             stack.enter_context(mock.patch.object(owner, name, timer.timed(stage, function)))

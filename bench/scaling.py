@@ -36,7 +36,7 @@ from bench.pipeline import write_clips, write_model
 from manifests.columns import METRIC_COLUMNS, METRICS_SCHEMA
 from pipelines import separate, separate_graph
 from transforms.elements import Failure, MetricsRow, MixtureQueries
-from transforms.tables import journal
+from transforms.tables import metrics_rows
 
 ROOT = Path(__file__).parents[1]
 SINGLE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -135,16 +135,17 @@ def compare_workers(given: argparse.Namespace) -> None:
 class _Stub(beam.PTransform[Any, Any]):
     """Says that every query was done; reads, computes and writes nothing."""
 
-    def __init__(self, plan: Any) -> None:
+    def __init__(self, folder: Any) -> None:
         super().__init__()
-        self._plan = plan
+        self._folder = folder
 
     def expand(self, queries: Any) -> tuple[Any, ...]:
         """Wires the steps."""
         done = (
             queries
             | "Stub" >> beam.FlatMap(_rows).with_output_types(MetricsRow)
-            | "Journal" >> journal.WriteJournal(self._plan.uri("_work/journal"), self._plan.storage)
+            | "Journal"
+            >> metrics_rows.WriteJournal(self._folder.place("_work/journal"), self._folder.storage)
         )
         none = beam.Create([], reshuffle=False).with_output_types(Failure)
         return (done, *(queries.pipeline | f"None{n}" >> none for n in range(4)))
@@ -190,7 +191,10 @@ def run_one(given: argparse.Namespace) -> None:
                     "dataset": "made",
                 }
                 file.write(json.dumps(row) + "\n")
-        with mock.patch.object(separate_graph, "SeparateMixtures", lambda plan, _: _Stub(plan)):
+        stub = mock.patch.object(
+            separate_graph, "SeparateMixtures", lambda _, folder, *rest: _Stub(folder)
+        )
+        with stub:
             seconds = job(manifest, folder / "out", "--model", given.model)
     print(f"{count:9} rows: {seconds:8.1f} s, {1e6 * seconds / count:6.0f} µs a row", flush=True)
 

@@ -32,7 +32,7 @@ import soundfile
 
 from bench.faulty_files import FaultyFiles
 from pipelines import separate
-from transforms.storage import retries
+from transforms import storage
 
 RATE_HZ = 32_000
 CLIP_S = 1.5
@@ -217,7 +217,7 @@ def soak(clips: int, model: str, scorer: str, folder: Path) -> dict[str, Any]:
         "row_counts": record["row_counts"], "stem_files": len(watch.finished_at_s),
         "expected_reasons": dict(sorted(expected.items())),
         "passing_errors": sum(faults.values()), "refused": refused,
-        "repeated": retries.repeated(record["counters"]),
+        "repeated": storage.repeated(record["counters"]),
         "stems_per_s": throughput(watch.finished_at_s),
         **held(watch.samples, len(watch.finished_at_s)),
     }  # fmt: skip

@@ -50,6 +50,7 @@ class Passed:
         self._seen: set[CodeType] = set()
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
+        """Notes the file of a function that is called."""
         code = frame.f_code
         if event == "call" and code not in self._seen:
             self._seen.add(code)
@@ -62,11 +63,13 @@ class Passed:
                     self.files.add(name)
 
     def __enter__(self) -> Passed:
+        """Begins to record."""
         threading.setprofile(self)
         sys.setprofile(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Ends recording."""
         sys.setprofile(None)
         threading.setprofile(None)
 

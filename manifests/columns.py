@@ -1,140 +1,31 @@
-"""The schemas of everything that is read and written as a table.
+"""Defines the schemas of every table that is written; their types never depend on the data.
 
-That of a manifest is generated from :class:`manifests.row.ManifestRow`, for pyarrow and as the
-JSON Schema that is shipped beside this module. The tables that a run writes have types that never
-depend on the data.
+That of a manifest is generated from :class:`manifests.row.ManifestRow`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import json
-import typing
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from typing import Any
 
 import pyarrow as pa
 
-from manifests.row import (
-    EXTRA_PREFIX,
-    MANIFEST_COLUMNS,
-    MAX_LIST_ITEMS,
-    MAX_TEXT_CHARS,
-    ManifestRow,
-)
+from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS, SCHEMA_VERSION, ManifestRow, column_type
 
-__all__ = [
-    "DEAD_LETTER_COLUMNS",
-    "DEAD_LETTER_SCHEMA",
-    "MANIFEST_COLUMNS",
-    "MANIFEST_SCHEMA",
-    "METRICS_SCHEMA",
-    "METRIC_COLUMNS",
-    "SCHEMA_VERSION",
-    "SUMMARY_SCHEMA",
-    "ManifestRow",
-    "column_rules",
-    "column_type",
-    "json_schema",
-    "shipped_json_schema",
-    "with_extra",
-]
-
-SCHEMA_VERSION = 2
-"""Raised whenever a column of any schema below is added, removed or changes its meaning."""
-
-JSON_SCHEMA_FILE = "manifest.schema.json"
-
-_ROW_FIELDS = {f.name: f for f in dataclasses.fields(ManifestRow)}
-_ROW_TYPES: dict[str, Any] = {
-    name: hint
-    for name, hint in typing.get_type_hints(ManifestRow).items()
-    if name in MANIFEST_COLUMNS
-}
-_SCALARS: Mapping[Any, tuple[pa.DataType, str]] = {
-    str: (pa.string(), "string"),
-    float: (pa.float64(), "number"),
-    int: (pa.int64(), "integer"),
-}
-
-
-@functools.cache
-def column_type(name: str) -> tuple[type, bool]:
-    """Scalar type of a manifest column, and whether it is a list of them."""
-    hint = _ROW_TYPES[name]
-    arguments = typing.get_args(hint)
-    scalar: type = arguments[0] if arguments else hint
-    return scalar, typing.get_origin(hint) is tuple
-
-
-@functools.cache
-def column_rules(name: str) -> Mapping[str, Any]:
-    """JSON Schema keywords that bound each value of a manifest column."""
-    rules: Mapping[str, Any] = _ROW_FIELDS[name].metadata["rules"]
-    return {"maxLength": MAX_TEXT_CHARS, **rules} if column_type(name)[0] is str else rules
+_SCALARS: Mapping[Any, pa.DataType] = {str: pa.string(), float: pa.float64(), int: pa.int64()}
 
 
 def _arrow_field(name: str) -> pa.Field:
     scalar, is_list = column_type(name)
-    arrow = _SCALARS[scalar][0]
+    arrow = _SCALARS[scalar]
     return pa.field(
         name,
         pa.list_(arrow) if is_list else arrow,
         nullable=name != "id",
-        metadata={"description": _ROW_FIELDS[name].metadata["description"]},
+        metadata={"description": ManifestRow.__dataclass_fields__[name].metadata["description"]},
     )
 
 
-def _json_property(name: str) -> dict[str, Any]:
-    scalar, is_list = column_type(name)
-    description = _ROW_FIELDS[name].metadata["description"]
-    item = {"type": _SCALARS[scalar][1], **column_rules(name)}
-    if name == "id":
-        return {"description": description, **item}
-    if not is_list:
-        return {"description": description, **item, "type": [item["type"], "null"]}
-    shapes = [{"type": "array", "items": item, "maxItems": MAX_LIST_ITEMS}, {"type": "null"}]
-    if scalar is float:
-        shapes.insert(0, item)
-    return {"description": description, "anyOf": shapes}
-
-
-def _given(*names: str) -> dict[str, Any]:
-    """JSON Schema of a row that has all of the columns ``names``."""
-    return {
-        "required": list(names),
-        "properties": {name: {"not": {"type": "null"}} for name in names},
-    }
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a line of a JSONL manifest, generated from the row type."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Manifest row",
-        "description": "One extraction. Keys that are not listed are carried along as extra_….",
-        "version": SCHEMA_VERSION,
-        "type": "object",
-        "properties": {name: _json_property(name) for name in MANIFEST_COLUMNS},
-        "required": ["id"],
-        "allOf": [
-            {"anyOf": [_given(name) for name in _QUERY]},
-            {"oneOf": [_given(*names) for names in _SOURCES]},
-        ],
-    }
-
-
-def shipped_json_schema() -> dict[str, Any]:
-    """The JSON Schema file that is installed beside this module."""
-    text = resources.files("manifests").joinpath(JSON_SCHEMA_FILE).read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
-
-
-_QUERY = ("positive_text", "negative_text", "positive_audio_uris", "negative_audio_uris")
-_SOURCES = (("mixture_uri",), ("target_uri", "interferer_uris"), ("target_uris", "interferer_uris"))
 _METADATA = {"schema_version": str(SCHEMA_VERSION)}
 
 

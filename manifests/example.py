@@ -8,8 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final
 
-from manifests.columns import column_type
-from manifests.row import MANIFEST_COLUMNS, ManifestRow
+from manifests.row import MANIFEST_COLUMNS, ManifestRow, column_type
 from terminal import flags, screen
 
 _INTRODUCTION: Final = """\

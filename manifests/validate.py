@@ -16,10 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from manifests.errors import ManifestError, quoted
-from manifests.files import StorageOptions
+from manifests.files import ManifestError, StorageOptions
 from manifests.files.readers import RowError, RowResult, Split, columns_of, files_of, iter_split
-from manifests.row import ManifestRow, misspelt
+from manifests.row import ManifestRow, misspelt, quoted
 from terminal import flags, screen
 
 _MAX_DISTINCT = 1_000

@@ -62,7 +62,7 @@ class Entry:
     verified: str = ""
     """What was checked of it here, and what was not."""
     input_level_dbfs: float | None = None
-    """The level that recordings are brought to before separation (:mod:`model.signal.levels`).
+    """The level that recordings are brought to before separation (:mod:`model.signal`).
 
     None: it is heard as it is. So are all published systems: they are run here as their authors ran
     them, whose figures and code are of recordings as they are.

@@ -24,7 +24,7 @@ class SignalConfig:
     """The longest waveform one forward takes; longer audio is cut into windows."""
     input_level_dbfs: float | None = None
     """The level that mixtures are brought to in training and in inference, see
-    :mod:`model.signal.levels`; None: they are heard as they are."""
+    :mod:`model.signal`; None: they are heard as they are."""
 
     @property
     def num_bins(self) -> int:

@@ -34,8 +34,7 @@ from model.inference import (
     WindowAnswers,
     WindowQueries,
 )
-from model.signal import FloatArray
-from model.signal.levels import AS_IT_IS, InputGain, input_gain
+from model.signal import AS_IT_IS, FloatArray, InputGain, input_gain
 from model.signal.windowing import DEFAULT_OVERLAP, WindowPlan
 from model.systems import Normalisation, QuerySetting, adapt, fuse
 

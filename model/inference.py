@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from model.devices import cores
-from model.signal.levels import InputGain
+from model.signal import InputGain
 from model.signal.windowing import OverlapAdder, WindowPlan, iter_windows
 from model.systems import NORMALISATIONS, Condition, Normalisation, Separator
 

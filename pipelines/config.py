@@ -17,14 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from manifests.errors import RowError
 from manifests.files import absolute, is_url
-from manifests.row import ManifestRow
-from manifests.validation import parse_record
+from manifests.row import ManifestRow, RowError, parse_record
 from pipelines.flags import Arguments, UsageError
 from transforms.audio import MAX_RATE_HZ, MIN_RATE_HZ
-from transforms.storage.access import UriAccess
-from transforms.storage.redaction import redacted_command, secrets_of
+from transforms.storage.access import UriAccess, redacted_command, secrets_of
 
 OTHERS = "others"
 """As --negative: the texts of the other queries."""

@@ -21,11 +21,12 @@ from rich.text import Text
 
 from pipelines.output_folder import OutputFolder
 from pipelines.output_folder.names import DEAD_LETTERS, RUN, SUMMARY
-from pipelines.runners.measurements import Measurements
-from terminal import escaping
+from pipelines.runners import Measurements
+from terminal import screen
+from transforms import storage
 from transforms.elements import BROKEN, CHANGED, DOUBLE, GONE, UNKNOWN
-from transforms.storage import Storage, join, retries
-from transforms.storage.redaction import redact
+from transforms.storage import Storage, join
+from transforms.storage.access import redact
 from transforms.tables.row_counts import Resumed, RowCounts
 from transforms.writing import OTHER_FORMAT
 
@@ -259,7 +260,7 @@ def last_lines(
         named: what in the folder is worth a look, by what it is called.
     """
     text = []
-    if repeated := retries.repeated(measured.counters):
+    if repeated := storage.repeated(measured.counters):
         text.append(f"{repeated} requests to storage failed and were repeated; see {RUN}")
     last = {"failures": DEAD_LETTERS} if row_counts.dead_letters else {"run": RUN}
     return text + places(folder.storage, folder.uri, {**named, **last})
@@ -275,7 +276,7 @@ def reasons(row_counts: RowCounts, folder: OutputFolder) -> list[str]:
             examples.setdefault(f"{stage}/{error_type}", message)
     return [
         f"  {count} of {reason}"
-        + (f": {escaping.one_line(examples[reason])}" if reason in examples else "")
+        + (f": {screen.one_line(examples[reason])}" if reason in examples else "")
         for reason, count in row_counts.by_reason.items()
     ]
 
@@ -300,7 +301,7 @@ def resumed_lines(resumed: Resumed) -> list[str]:
         names = resumed.named.get(why, ())
         more = f" and {count - len(names)} more" if count > len(names) else ""
         said = _LEFT[why].format(n="1 row" if count == 1 else f"{count} rows")
-        lines.append(f"{said}: {', '.join(map(escaping.one_line, names))}{more}")
+        lines.append(f"{said}: {', '.join(map(screen.one_line, names))}{more}")
     if resumed.others:
         lines.append(f"{resumed.others} finished rows that are not in this manifest stay")
     return lines
@@ -334,7 +335,7 @@ def _table(lines: list[dict[str, Any]]) -> Table:
         key = (entry["dataset"] or "-", f"{entry['query_type']} {entry['polarity']}")
         groups.setdefault(key, {}).setdefault(entry["metric"], []).append(entry)
     for key in sorted(groups)[:_MAX_GROUPS]:
-        table.add_row(*map(escaping.one_line, key), *_cells(groups[key]))
+        table.add_row(*map(screen.one_line, key), *_cells(groups[key]))
     if len(groups) != 1:
         everything: dict[str, list[dict[str, Any]]] = {}
         for entry in lines:

@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from manifests.benchmarks import corpus_sets
 from manifests.benchmarks.mixtures import DURATION_S
-from manifests.errors import ManifestError
-from manifests.files import absolute
+from manifests.files import ManifestError, absolute
 from manifests.files.writing import write_rows
 from pipelines import config as configuration
 from pipelines import flags, runners, separate
 from terminal import screen
 from terminal.flags import path
 from transforms.storage import Storage, join
-from transforms.storage.redaction import redact
+from transforms.storage.access import redact
 
 if TYPE_CHECKING:
     from pipelines.evaluation.results import Results

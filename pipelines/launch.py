@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from manifests.errors import ManifestError
+from manifests.files import ManifestError
 from manifests.row import ManifestRow
 from model.checkpoints.fetch import CheckpointError
 from model.registry import UnknownModelError
@@ -44,13 +44,12 @@ from pipelines.output_folder import OutputFolder, clearing, record
 from pipelines.output_folder.lock import Lock, LockLostError
 from pipelines.output_folder.names import ERROR_FILE, ROW_COUNTS, RUN
 from pipelines.preflight import PackageCollisionError, check_packages
-from pipelines.runners import JobError, Runner
-from pipelines.runners.measurements import Measurements, measurements_of
+from pipelines.runners import JobError, Measurements, Runner, measurements_of
 from terminal import screen
-from transforms import tally
-from transforms.storage import Storage, join, retries
-from transforms.storage.access import UriAccess
-from transforms.storage.redaction import redact, redacted
+from transforms import storage
+from transforms.storage import Storage, join
+from transforms.storage.access import UriAccess, redact, redacted
+from transforms.tables import row_counts as progress
 from transforms.tables.row_counts import Resumed, RowCounts, read_resumed, read_row_counts
 
 logger = logging.getLogger(__name__)
@@ -316,7 +315,7 @@ class _Run:
         return Outcome(
             row_counts=read_row_counts(self.storage, folder.place(ROW_COUNTS)),
             wall_s=time.monotonic() - started_s,
-            measured=measurements_of(result).adding(retries.take_uncounted()),
+            measured=measurements_of(result).adding(storage.take_uncounted()),
         )
 
     def _total_rows(self) -> int | None:
@@ -382,18 +381,18 @@ def _progress(
     execution: Execution, total: int | None, counts: console.Snapshot | None
 ) -> Iterator[None]:
     """Shows how far a run is; worker processes of this machine leave their counts in a folder."""
-    tally.clear()
+    progress.clear()
     with tempfile.TemporaryDirectory(prefix="clapsep-tally-") as name:
         shared = None if execution.in_process else name
         if shared is not None:
-            os.environ[tally.FOLDER_VARIABLE] = shared
+            os.environ[progress.FOLDER_VARIABLE] = shared
         interval_s = console.LINE_INTERVAL_S if counts is None else console.REMOTE_LINE_INTERVAL_S
-        snapshot = counts or functools.partial(tally.snapshot, shared)
+        snapshot = counts or functools.partial(progress.snapshot, shared)
         try:
             with console.ProgressDisplay(execution.progress, total, snapshot, interval_s):
                 yield
         finally:
-            os.environ.pop(tally.FOLDER_VARIABLE, None)
+            os.environ.pop(progress.FOLDER_VARIABLE, None)
 
 
 def _finished(entry: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:

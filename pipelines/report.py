@@ -6,14 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from manifests.columns import METRIC_COLUMNS
 from manifests.files import absolute
 from pipelines.console import configure_logging
+from pipelines.reporting.runs import ReportConfig
 from terminal import flags, screen
-from transforms.storage.redaction import redact, secrets_of
+from transforms.storage.access import redact, secrets_of
 
 _EXAMPLES = """writes:
   report.html            a page that opens from disk; nothing is fetched from a network
@@ -24,32 +24,6 @@ examples:
   python -m pipelines.report out/ --output report/
   python -m pipelines.report baseline/ new/ --names before after --output report/
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportConfig:
-    """What is reported, and how.
-
-    Attributes:
-        runs: run folders; the first is the baseline of comparisons.
-        names: of the runs.
-        output: folder of the report.
-        title: of the page.
-        metric: what plots and examples are about.
-        listen: clips to listen to of each kind (best, median, worst), a run.
-        allowed_uri_prefix: what rows and metrics may name to be listened to; empty: what the runs
-            themselves were allowed.
-        storage_options: fsspec options by protocol.
-    """
-
-    runs: tuple[str, ...]
-    names: tuple[str, ...]
-    output: str
-    title: str
-    metric: str
-    listen: int
-    allowed_uri_prefix: tuple[str, ...]
-    storage_options: Mapping[str, Mapping[str, Any]]
 
 
 def parser() -> flags.Parser:

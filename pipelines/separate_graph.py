@@ -9,8 +9,7 @@ from typing import Any, cast
 import apache_beam as beam
 
 from manifests.columns import METRICS_SCHEMA
-from manifests.ids import STEMS_FOLDER
-from manifests.row import ManifestRow
+from manifests.row import STEMS_FOLDER, ManifestRow
 from model import devices
 from model.inference import NetworkSettings
 from model.systems import Capabilities, Normalisation, Policy
@@ -19,19 +18,12 @@ from pipelines.config import SeparateConfig
 from pipelines.output_folder import OutputFolder
 from pipelines.output_folder.names import DEAD_LETTERS, JOURNAL, METRICS, ROW_COUNTS, SUMMARY
 from pipelines.output_folder.record import code_version
-from pipelines.runners.measurements import Measurements
+from pipelines.runners import Measurements
 from transforms import model_cache
 from transforms.audio.files import StemFormat
 from transforms.audio.mixtures import ReadSettings
 from transforms.elements import KeptRow, MetricsRow, TableRow
-from transforms.kept import (
-    AfterFiles,
-    CheckStems,
-    LeaveTables,
-    NameSome,
-    ReadKept,
-    Reconcile,
-)
+from transforms.kept import AfterFiles, CheckStems, LeaveTables, NameSome, ReadKept, Reconcile
 from transforms.long_recordings import SeparateLongRecordings
 from transforms.manifest_io import AdmitRows, GroupByMixture, ReadManifest
 from transforms.queries import AdaptQueries, AttachQueriesFn, EmbedQueries
@@ -40,7 +32,7 @@ from transforms.scoring import ScoreStems, ScoringSettings
 from transforms.separation import SeparateClips, SeparationSettings
 from transforms.storage import Storage
 from transforms.storage.access import UriAccess, uris_of
-from transforms.tables import WriteTable, dead_letters, journal, metrics_rows, row_counts
+from transforms.tables import WriteTable, dead_letters, metrics_rows, row_counts
 from transforms.tables.dead_letters import WriteDeadLetters
 from transforms.tables.row_counts import RowCounts
 from transforms.tables.summary import SummariseMetrics
@@ -375,7 +367,7 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
         kept = [
             rows
             | f"Journal{name}"
-            >> journal.WriteJournal(self.folder.place(JOURNAL), storage, interval_s=interval_s)
+            >> metrics_rows.WriteJournal(self.folder.place(JOURNAL), storage, interval_s=interval_s)
             for name, rows in (("Clips", written), ("LongRecordings", streamed))
         ]
         done = kept | "Done" >> beam.Flatten()

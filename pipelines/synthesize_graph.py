@@ -15,7 +15,7 @@ from pipelines.config import SynthesizeConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder import OutputFolder
 from pipelines.output_folder.names import DEAD_LETTERS, MANIFEST, ROW_COUNTS
-from pipelines.runners.measurements import Measurements
+from pipelines.runners import Measurements
 from transforms.audio.files import StemFormat, held_by
 from transforms.audio.mixtures import ReadSettings
 from transforms.elements import TableRow

@@ -35,7 +35,7 @@ from faulty_storage import FaultyFileSystem
 from model import inference
 from model.systems import Capabilities, Condition
 from pipelines import flags, score, separate, synthesize
-from transforms.audio import isolation, libsndfile
+from transforms.audio import decoding, isolation
 
 GOOD = ""
 """In the place of a code: the row has its stem."""
@@ -414,7 +414,7 @@ def _raising_read(block: np.ndarray, file: soundfile.SoundFile) -> int:
     return _READ(block, file)
 
 
-_READ = libsndfile.read_into
+_READ = decoding.read_into
 
 
 def _late_down(_: inference.InPlace, tensor: torch.Tensor) -> inference.Arriving:
@@ -435,7 +435,7 @@ def faulty_models(capabilities: Capabilities | None = None) -> Iterator[None]:
         stack.enter_context(
             mock.patch.object(tenacity.nap, "time", SimpleNamespace(sleep=lambda _: None))
         )
-        stack.enter_context(mock.patch.object(libsndfile, "read_into", _raising_read))
+        stack.enter_context(mock.patch.object(decoding, "read_into", _raising_read))
         stack.enter_context(mock.patch.object(inference.InPlace, "down", _late_down))
         loaded = stack.enter_context(tone_runs.tones_as_models())
         separator = FaultyTones()

@@ -1,7 +1,7 @@
 """Records in flight between transforms.
 
 Those of the first part cross shuffles: rows, URIs and embeddings. Those of the second part hold
-samples and live inside one fused stage. Their coders are in :mod:`transforms.coders`.
+samples and live inside one fused stage. Their coders are in :mod:`transforms.threaded`.
 """
 
 from __future__ import annotations

@@ -14,10 +14,8 @@ import numpy as np
 
 from manifests.audio_formats import AUDIO_SUFFIXES, OTHER_STEM_SUFFIXES, STEM_SUFFIXES
 from manifests.files import is_url, other_spellings
-from manifests.ids import output_name, partition_value, version_1_name
-from manifests.row import ManifestRow
+from manifests.row import ManifestRow, output_name, partition_value, version_1_name
 from model import signal as waveforms
-from transforms import tally
 from transforms.audio import AudioPart
 from transforms.audio.files import READ_ERRORS, describe, error_code, open_audio
 from transforms.audio.mixtures import ReadSettings, require_equal_length, require_short
@@ -39,7 +37,7 @@ from transforms.elements import (
 from transforms.reading import read
 from transforms.storage import Storage, join
 from transforms.storage.access import UriAccess
-from transforms.tables import dead_letters
+from transforms.tables import dead_letters, row_counts
 from transforms.tables.metrics_rows import StemFacts, metrics_row
 
 STEM_COLUMN = "stem_uri"
@@ -285,7 +283,7 @@ class MetricsOf:
                 scorer_sha256=scored.scorer_sha256,
                 code_version=self.code_version,
             )
-            tally.add(done=1, audio_s=part.duration_s)
+            row_counts.add(done=1, audio_s=part.duration_s)
             yield dataclasses.replace(
                 scored_row, values={**scored_row.values, "model": self.system}
             )

@@ -16,11 +16,10 @@ import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 from apache_beam.transforms.util import ReshufflePerKey
 
-import transforms.coders  # noqa: F401 - registers the coders of our records
+import transforms.threaded  # noqa: F401 - registers the coders of our records
 from manifests.audio_formats import FROM_START_SUFFIXES
-from manifests.errors import RowError
 from manifests.files.readers import Split, expand, iter_split, plan_splits
-from manifests.row import ManifestRow
+from manifests.row import ManifestRow, RowError
 from transforms.audio import AudioError
 from transforms.elements import Failure, MixtureRows, failed
 from transforms.storage import Storage

@@ -9,23 +9,22 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from manifests.ids import (
+from manifests.row import (
     INTERFERER_COLUMN,
     INTERFERERS,
     MIXTURES,
     REFERENCES,
+    ManifestRow,
     output_name,
     partition_value,
     stable_seed,
 )
-from manifests.row import ManifestRow
-from transforms import tally
 from transforms.audio import AudioError
 from transforms.audio.files import READ_ERRORS, StemFormat, describe, error_code, write_audio
 from transforms.audio.mixtures import MixedSources, ReadSettings, mix_row
 from transforms.elements import Failure, Samples, failed
 from transforms.storage import Storage, join
-from transforms.tables import dead_letters
+from transforms.tables import dead_letters, row_counts
 
 FROM_MANIFEST = ".."
 """From the folder of the rendered manifest to that of the files."""
@@ -86,7 +85,7 @@ class _RenderFn(beam.DoFn):
         if isinstance(result, Failure):
             yield dead_letters.dead(result)
             return
-        tally.add(done=1)
+        row_counts.add(done=1)
         yield result
 
 

@@ -14,12 +14,12 @@ import torch
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from manifests.columns import METRIC_COLUMNS
-from model import devices
+from model import devices, metrics
 from model import signal as waveforms
 from model.clap import QueryEncoder
 from model.devices import cores
 from model.inference import InPlace, Transfers, transfers_for
-from model.metrics import ClipScore, score_pair, similarity
+from model.metrics import ClipScore, score_pair
 from transforms import model_cache
 from transforms.elements import RowQuery, Samples, ScoredClip, Scores, SeparatedClip
 
@@ -46,7 +46,7 @@ def clap_scores(query: RowQuery, heard: Embeddings, *, has_reference: bool) -> S
     positive, negative = query.scorer_positive, query.scorer_negative
     values: dict[str, float] = {}
     if heard.stem is not None:
-        found = similarity.clap_scores(
+        found = metrics.clap_scores(
             _row(heard.stem),
             positive=_optional(positive),
             mixture=_optional(heard.mixture),
@@ -57,7 +57,7 @@ def clap_scores(query: RowQuery, heard: Embeddings, *, has_reference: bool) -> S
         values = {name: value for name, value in columns.items() if value == value}
     elif heard.mixture is not None and positive is not None:
         # The mixture's score does not need the stem.
-        before = similarity.clap_scores(_row(heard.mixture), positive=_row(positive))
+        before = metrics.clap_scores(_row(heard.mixture), positive=_row(positive))
         values = {"clap_score_mixture": float(before.clap_score)}
     return Scores(
         values=values,

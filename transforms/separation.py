@@ -19,7 +19,7 @@ from model.inference import (
     WindowAnswers,
     WindowQueries,
 )
-from model.signal.levels import InputGain, input_gain
+from model.signal import InputGain, input_gain
 from model.signal.windowing import OverlapAdder, WindowPlan
 from transforms import model_cache
 from transforms.elements import (

@@ -1,8 +1,9 @@
-"""Work that runs ahead of, or behind, the thread of a bundle: bounded, ordered and complete."""
+"""Runs work ahead of, or behind, the thread of a bundle; registers the coders of our records."""
 
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,13 +11,48 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 import apache_beam as beam
+from apache_beam.coders import Coder
+from apache_beam.coders.typecoders import registry
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import BoundedWindow, GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-import transforms.coders  # noqa: F401 - registers the coders of our records
-from transforms.storage import retries
+from manifests.row import ManifestRow
+from transforms import elements, storage
+from transforms.elements import num_bytes
+
+
+class RecordCoder(Coder):
+    """Pickles a record; the size is estimated from its arrays and not by pickling it."""
+
+    def encode(self, value: object) -> bytes:
+        """Bytes of a record."""
+        return pickle.dumps(value, protocol=5)
+
+    def decode(self, encoded: bytes) -> object:
+        """The record again."""
+        return pickle.loads(encoded)  # noqa: S301 - Beam's own shuffle files, written by `encode`
+
+    def estimate_size(self, value: object) -> int:
+        """Approximate size in bytes."""
+        return 512 + num_bytes(value)
+
+    def is_deterministic(self) -> bool:
+        """Not used for keys."""
+        return False
+
+
+RECORDS = (
+    ManifestRow, elements.Failure, elements.Query, elements.EmbeddedQuery, elements.MixtureRows,
+    elements.MetricsRow, elements.RowQuery, elements.MixtureQueries, elements.Clip,
+    elements.LongRecording, elements.Stem, elements.SeparatedClip, elements.Scores,
+    elements.ScoredClip, elements.KeptRow, elements.KeptLetter, elements.Damage, elements.Leaving,
+)  # fmt: skip
+
+for _record in RECORDS:
+    registry.register_coder(_record, RecordCoder)
+
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -70,13 +106,13 @@ class LookAhead(Generic[In, Out]):
         self._pending.append(self._pool.submit(self._timed, element))
         while self._pending and (len(self._pending) > self._max_pending or self._pending[0].done()):
             yield self._next()
-        retries.publish()
+        storage.publish()
 
     def drain(self) -> Iterator[Out]:
         """Everything that is still under way."""
         while self._pending:
             yield self._next()
-        retries.publish()
+        storage.publish()
 
     def map(self, elements: Iterable[In]) -> Iterator[Out]:
         """The results of all elements, in order; for a DoFn that needs them before it goes on."""

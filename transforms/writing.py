@@ -9,10 +9,8 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.metrics.metric import Metrics
 
-from manifests.ids import STEMS_FOLDER, output_name, partition_value
-from manifests.row import ManifestRow
+from manifests.row import STEMS_FOLDER, ManifestRow, output_name, partition_value
 from model import signal as waveforms
-from transforms import tally
 from transforms.audio.files import (
     READ_ERRORS,
     StemFormat,
@@ -35,7 +33,7 @@ from transforms.elements import (
     failed,
 )
 from transforms.storage import Storage, join
-from transforms.tables import dead_letters
+from transforms.tables import dead_letters, row_counts
 from transforms.tables.metrics_rows import StemFacts, metrics_row
 from transforms.threaded import LookAheadFn, Overlap
 
@@ -121,7 +119,7 @@ def count_result(result: MetricsRow | Failure) -> Any:
         Metrics.counter("WriteStems", OTHER_FORMAT).inc()
     duration_s = result.values["duration_s"]
     Metrics.counter("WriteStems", "audio_msec").inc(round(1_000 * duration_s))
-    tally.add(done=1, audio_s=duration_s)
+    row_counts.add(done=1, audio_s=duration_s)
     return result
 
 

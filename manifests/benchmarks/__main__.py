@@ -21,11 +21,9 @@ from manifests.benchmarks.clips import (
 from manifests.benchmarks.lists import read_pairs, read_samples, read_table
 from manifests.benchmarks.mixtures import BENCHMARKS, DURATION_S, SWEEP_LEVELS_DB
 from manifests.benchmarks.mixtures import DATASET as MULTISOURCE
-from manifests.errors import ManifestError, RowError
-from manifests.files import absolute
+from manifests.files import ManifestError, absolute
 from manifests.files.writing import write_rows
-from manifests.row import ManifestRow
-from manifests.validation import parse_record
+from manifests.row import ManifestRow, RowError, parse_record
 from terminal import flags, screen
 
 _EXAMPLES = """\

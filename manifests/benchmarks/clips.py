@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from manifests.errors import ManifestError, quoted
-from manifests.files import StorageOptions, filesystem, reading, resolve
-from manifests.row import ManifestRow
+from manifests.files import ManifestError, StorageOptions, filesystem, reading, resolve
+from manifests.row import ManifestRow, quoted
 
 ON_MISSING = ("error", "skip", "ignore")
 _MAX_NAMED = 20

@@ -25,8 +25,7 @@ from manifests.benchmarks.clips import clip_uri
 from manifests.benchmarks.lists import filled, read_table
 from manifests.benchmarks.mixtures import DURATION_S, SWEEP_LEVELS_DB
 from manifests.benchmarks.sound_classes import distinct, family_of
-from manifests.errors import ManifestError
-from manifests.files import StorageOptions
+from manifests.files import ManifestError, StorageOptions
 from manifests.row import ManifestRow
 
 UNLABELLED: Final = "open"

@@ -22,10 +22,8 @@ from manifests.audio_formats import AUDIO_SUFFIXES
 from manifests.benchmarks.clips import QuerySetting, clip_uri
 from manifests.benchmarks.lists import Line, filled, read_table
 from manifests.benchmarks.mixtures import DURATION_S, Clip, stem_of
-from manifests.errors import ManifestError, quoted
-from manifests.files import StorageOptions, open_bytes, reading
-from manifests.ids import stable_seed
-from manifests.row import ManifestRow
+from manifests.files import ManifestError, StorageOptions, open_bytes, reading
+from manifests.row import ManifestRow, quoted, stable_seed
 
 logger = logging.getLogger(__name__)
 

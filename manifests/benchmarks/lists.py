@@ -8,8 +8,8 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from manifests.errors import ManifestError, quoted
-from manifests.files import StorageOptions, open_bytes, reading
+from manifests.files import ManifestError, StorageOptions, open_bytes, reading
+from manifests.row import quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

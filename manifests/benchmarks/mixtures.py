@@ -17,8 +17,7 @@ import numpy as np
 
 from manifests.benchmarks.clips import QuerySetting, clip_uri
 from manifests.benchmarks.lists import Pair
-from manifests.ids import stable_seed
-from manifests.row import ManifestRow
+from manifests.row import ManifestRow, stable_seed
 
 DURATION_S: Final = 10.0
 SWEEP_LEVELS_DB: Final = (-10.0, -5.0, 0.0, 5.0, 10.0)

@@ -16,11 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from manifests.benchmarks.lists import Pair, filled, read_table
-from manifests.errors import ManifestError
-from manifests.files import filesystem, reading
-from manifests.files.publishing import written
+from manifests.files import ManifestError, filesystem, reading, written
 from manifests.files.writing import csv_cell
-from manifests.ids import stable_seed
+from manifests.row import stable_seed
 from terminal import flags, screen
 
 _EXAMPLES = """\

@@ -14,11 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.columns import MANIFEST_SCHEMA, with_extra
-from manifests.errors import quoted
-from manifests.files import StorageOptions, filesystem, format_of, is_gzip
-from manifests.files.delimited import read_cell
-from manifests.files.publishing import written
-from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS, ManifestRow
+from manifests.files import StorageOptions, filesystem, format_of, is_gzip, written
+from manifests.files.readers import read_cell
+from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS, ManifestRow, quoted
 
 _BATCH_ROWS = 4_096
 

@@ -15,23 +15,23 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from model.checkpoints import converted, layouts, tensorfiles
-from model.checkpoints.converted import SourceFile
+from model.checkpoints import loading, tensorfiles
 from model.checkpoints.fetch import CheckpointError, fetch
 from model.checkpoints.loading import Adapters, Networks, load_clap, load_published
+from model.checkpoints.tensorfiles import SourceFile
 from model.clap import Clap
 from model.config import PUBLISHED, ClapSepConfig, from_json, to_json
 from terminal import flags, screen
 
 # Computed when a network is built; the mel filters are kept, since librosa's may change.
-_RECOMPUTED = re.compile("|".join(pattern for pattern in layouts.DERIVED if "melW" not in pattern))
+_RECOMPUTED = re.compile("|".join(pattern for pattern in loading.DERIVED if "melW" not in pattern))
 
 
 def save(
     uri: str,
     networks: Networks,
     *,
-    dtype: converted.StorageType = "fp32",
+    dtype: tensorfiles.StorageType = "fp32",
     adapters: Adapters = "merge",
     notes: str = "",
     max_file_bytes: int | None = None,
@@ -56,7 +56,7 @@ def save(
     clap = _stored(networks.clap.state_dict(), networks.clap, dtype)
     own = _stored(encoder, networks.separator.encoder, dtype)
     shared = [key for key, value in own.items() if _equal(value, clap.get(f"audio_branch.{key}"))]
-    header = converted.Header(
+    header = tensorfiles.Header(
         kind="clapsep",
         config=to_json(config),
         clap_sha256=_clap_digest(networks.clap_sha256, clap, dtype),
@@ -68,48 +68,50 @@ def save(
     )
     own = {key: value for key, value in own.items() if key not in shared}
     parts = {"clap": clap, "encoder": own, "decoder": _stored(decoder.state_dict(), decoder, dtype)}
-    return converted.write(uri, converted.joined(parts), header, max_file_bytes=max_file_bytes)
+    return tensorfiles.write_converted(
+        uri, tensorfiles.joined(parts), header, max_file_bytes=max_file_bytes
+    )
 
 
 def save_clap(
-    uri: str, clap: Clap, source: SourceFile, *, dtype: converted.StorageType = "fp32"
+    uri: str, clap: Clap, source: SourceFile, *, dtype: tensorfiles.StorageType = "fp32"
 ) -> str:
     """Writes a CLAP alone, for scoring, and returns the file's SHA-256."""
     tensors = _stored(clap.state_dict(), clap, dtype)
-    header = converted.Header(
+    header = tensorfiles.Header(
         kind="clap",
         config=to_json(clap.config),
         clap_sha256=_clap_digest(source.sha256, tensors, dtype),
         dtype=dtype,
         sources=(source,),
     )
-    return converted.write(uri, converted.joined({"clap": tensors}), header)
+    return tensorfiles.write_converted(uri, tensorfiles.joined({"clap": tensors}), header)
 
 
 def _encoder_tensors(networks: Networks, adapters: Adapters) -> dict[str, Tensor]:
     """The separator's encoder under loralib's names, its adapters merged or kept."""
-    encoder = layouts.from_peft(networks.separator.encoder.state_dict())
+    encoder = loading.from_peft(networks.separator.encoder.state_dict())
     if not any(key.endswith(".lora_A") for key in encoder):
         return encoder
     settings = networks.config.lora
     if settings is None:
         raise CheckpointError("the encoder has LoRA adapters, but config.lora is None")
-    return encoder if adapters == "keep" else layouts.merge_lora(encoder, settings)
+    return encoder if adapters == "keep" else loading.merge_lora(encoder, settings)
 
 
 def _stored(
-    tensors: Mapping[str, Tensor], module: nn.Module, dtype: converted.StorageType
+    tensors: Mapping[str, Tensor], module: nn.Module, dtype: tensorfiles.StorageType
 ) -> dict[str, Tensor]:
     kept = {key: value for key, value in tensors.items() if not _RECOMPUTED.search(key)}
-    return converted.stored(kept, dtype, {name for name, _ in module.named_buffers()})
+    return tensorfiles.stored(kept, dtype, {name for name, _ in module.named_buffers()})
 
 
-def _clap_digest(known: str, tensors: Mapping[str, Tensor], dtype: converted.StorageType) -> str:
+def _clap_digest(known: str, tensors: Mapping[str, Tensor], dtype: tensorfiles.StorageType) -> str:
     """The CLAP's source, as long as storing it changed no value."""
-    return known if known and dtype == "fp32" else converted.digest_tensors(tensors)
+    return known if known and dtype == "fp32" else tensorfiles.digest_tensors(tensors)
 
 
-def _lora_state(config: ClapSepConfig, kept: bool) -> converted.LoraState:
+def _lora_state(config: ClapSepConfig, kept: bool) -> tensorfiles.LoraState:
     if config.lora is None:
         return "none"
     return "adapters" if kept else "merged"
@@ -147,15 +149,15 @@ def describe(uri: str) -> dict[str, str]:
     file = fetch(uri)
     content = tensorfiles.read(file.path, uri)
     facts = {"uri": uri, "sha256": file.sha256, "bytes": f"{file.num_bytes:,}"}
-    state = layouts.unwrap(content.content, uri)
-    if converted.is_converted(content.metadata):
-        header = converted.read_header(content.metadata, uri)
+    state = loading.unwrap(content.content, uri)
+    if tensorfiles.is_converted(content.metadata):
+        header = tensorfiles.read_header(content.metadata, uri)
         kind = f"{header.kind}, converted ({header.dtype}, LoRA: {header.lora})"
         facts |= {"kind": kind, "clap_sha256": header.clap_sha256, "config": header.config}
         facts |= {f"source {s.role}": f"{s.uri} {s.sha256}" for s in header.sources}
         facts |= {"notes": header.notes} if header.notes else {}
     else:
-        facts["kind"] = f"{layouts.identify(state)}, {content.format} file"
+        facts["kind"] = f"{loading.identify(state)}, {content.format} file"
     types = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
     numbers = sum(value.numel() for value in state.values())
     return facts | {"tensors": f"{len(state)} of {numbers:,} numbers ({', '.join(types)})"}

@@ -27,7 +27,7 @@ class QueryEncoder(Protocol):
     clip_samples: int
     digest: str
     input_level_dbfs: float | None
-    """The level that example clips are brought to for embedding (:mod:`model.signal.levels`);
+    """The level that example clips are brought to for embedding (:mod:`model.signal`);
     None: they are embedded as they are. Whoever has an example clip scales it: ``embed_audio`` does
     not, so that stems are scored at their own level."""
 

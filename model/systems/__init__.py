@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.signal import FloatArray
-from model.signal.levels import at_level
+from model.signal import FloatArray, at_level
 
 if TYPE_CHECKING:
     from model.clap import QueryEncoder
@@ -211,7 +210,7 @@ class Separator(Protocol):
     embedding_dim: int
     capabilities: Capabilities
     input_level_dbfs: float | None
-    """The level that recordings are brought to before separation (:mod:`model.signal.levels`).
+    """The level that recordings are brought to before separation (:mod:`model.signal`).
 
     None: they are separated as they are. The caller scales, and scales back: ``encode`` does not.
     """

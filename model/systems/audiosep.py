@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from model.checkpoints import layouts
+from model.checkpoints import loading
 from model.checkpoints.fetch import LocalFile
 from model.checkpoints.loading import assign, build, fill, own, published_state, under
 from model.clap import Clap
@@ -65,7 +65,7 @@ def clap_from(state: Mapping[str, Tensor], file: LocalFile, config: ClapConfig) 
     if not inner:
         return None
     clap = build(lambda: Clap(config, digest=file.sha256))
-    assign(clap, own(layouts.clap_tensors(inner, clap.state_dict(), file.uri)))
+    assign(clap, own(loading.clap_tensors(inner, clap.state_dict(), file.uri)))
     return clap.eval()
 
 

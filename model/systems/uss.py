@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.checkpoints.layouts import LayoutError
-from model.checkpoints.loading import build, fill, published_state
+from model.checkpoints.loading import LayoutError, build, fill, published_state
 from model.clap.laion import torch_hann
 from model.systems import Capabilities
 from model.systems.masking import MaskingSeparator

@@ -450,7 +450,7 @@ def config_of(state: Mapping[str, Tensor], where: str) -> WaveformerConfig:
     Raises:
         LayoutError: the tensors that tell are missing or of impossible shapes.
     """
-    from model.checkpoints.layouts import LayoutError
+    from model.checkpoints.loading import LayoutError
 
     try:
         width, _, kernel = state["in_conv.0.weight"].shape

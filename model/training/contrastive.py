@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.clap import Clap, cover
-from model.signal.levels import at_level
+from model.signal import at_level
 from model.training.augment import Audio, SpecAugment, at_rms, change_speed, place
 from model.training.captions import CaptionBook, LatentCache
 from model.training.corpus import Corpus

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from model.signal.levels import input_gain
+from model.signal import input_gain
 from model.training.augment import at_rms, change_speed, place, shift
 from model.training.captions import CaptionBook
 from model.training.corpus import Corpus

@@ -10,7 +10,7 @@ from pipelines.evaluation.cost import Cost
 from pipelines.evaluation.results import METRICS, Results
 from pipelines.evaluation.zero_shot import ZeroShot
 from pipelines.reporting.measured import interval, mean_std
-from terminal import escaping
+from terminal import screen
 
 _UNDEFINED = "n/a"
 
@@ -69,7 +69,7 @@ def _presence(found: Mapping[str, Mapping[str, Detection]]) -> str:
 
 def _phrases(phrases: Mapping[str, Summary]) -> str:
     rows = [
-        [escaping.markdown(phrase), _spread(each), _fixed(each.median), str(each.n)]
+        [screen.markdown(phrase), _spread(each), _fixed(each.median), str(each.n)]
         for phrase, each in phrases.items()
     ]
     return _table(["positive query", "SDRi", "median", "n"], rows)
@@ -82,7 +82,7 @@ def _classes(by_class: Mapping[str, Mapping[str, Summary]]) -> str:
         found = [known.get(label) for known in by_class.values()]
         n = max(each.n + each.n_undefined for each in found if each is not None)
         cells = [_UNDEFINED if each is None else _spread(each) for each in found]
-        rows.append([escaping.markdown(label), *cells, str(n)])
+        rows.append([screen.markdown(label), *cells, str(n)])
     return _table(["class", *(f"`{name}`" for name in by_class), "n"], rows)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from manifests.columns import SCHEMA_VERSION
+from manifests.row import SCHEMA_VERSION
 from pipelines.config import CommonConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder import lock as locking
@@ -29,8 +29,7 @@ from pipelines.output_folder.record import differences, read_record, write_recor
 from transforms.audio.files import describe
 from transforms.elements import KeptRules
 from transforms.storage import Storage, join
-from transforms.storage.access import UriAccess
-from transforms.storage.redaction import redact, redacted
+from transforms.storage.access import UriAccess, redact, redacted
 
 COMMAND_LINE = "the command line"
 _ATTEMPT = re.compile(r"^part-(\d+)-")

@@ -16,8 +16,15 @@ import pyarrow.parquet as pq
 
 from manifests.files import existing_path, links_of
 from manifests.files.readers import iter_rows
-from manifests.ids import INTERFERER_COLUMN, INTERFERERS, MIXTURES, REFERENCES, STEMS_FOLDER
-from manifests.row import EXTRA_PREFIX, ManifestRow
+from manifests.row import (
+    EXTRA_PREFIX,
+    INTERFERER_COLUMN,
+    INTERFERERS,
+    MIXTURES,
+    REFERENCES,
+    STEMS_FOLDER,
+    ManifestRow,
+)
 from pipelines.config import CommonConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder.names import (
@@ -32,8 +39,7 @@ from pipelines.output_folder.names import (
 )
 from pipelines.output_folder.record import ManifestFacts
 from transforms.storage import Storage, join
-from transforms.storage.access import uris_of
-from transforms.storage.redaction import redact
+from transforms.storage.access import redact, uris_of
 
 _FILE = r"\d{5}-of-\d{5}\.parquet"
 _TABLES: Mapping[str, re.Pattern[str]] = {

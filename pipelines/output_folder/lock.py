@@ -27,7 +27,7 @@ from typing import Any
 from pipelines.flags import UsageError
 from pipelines.output_folder.names import LOCK, STAGING
 from transforms.storage import Storage, join
-from transforms.storage.redaction import redact
+from transforms.storage.access import redact
 
 logger = logging.getLogger(__name__)
 BEAT_S = 15.0

@@ -15,14 +15,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from manifests.columns import SCHEMA_VERSION
-from manifests.errors import quoted
 from manifests.files import format_of, is_gzip, reading
 from manifests.files.readers import columns_of, expand
-from manifests.row import misspelt
+from manifests.row import SCHEMA_VERSION, misspelt, quoted
 from pipelines.preflight import DISTRIBUTION
 from transforms.storage import Storage
-from transforms.storage.redaction import redacted
+from transforms.storage.access import redacted
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from pipelines.report import ReportConfig
 from pipelines.reporting import charts, listening, page, tables
 from pipelines.reporting.charts import Chart, charts_of
 from pipelines.reporting.listening import Example, clip_data, examples_of, script_json
@@ -18,7 +17,7 @@ from pipelines.reporting.measured import (
     lines_of,
     provenance_of_runs,
 )
-from pipelines.reporting.runs import Run, read_run
+from pipelines.reporting.runs import ReportConfig, Run, read_run
 from transforms.storage import Storage, join
 
 PLOTS = "plots"

@@ -31,7 +31,7 @@ from pipelines.reporting.measured import (
     values_of,
 )
 from pipelines.reporting.runs import ReportClip, Run, Setting
-from terminal import escaping
+from terminal import screen
 
 MAX_SERIES = 6
 
@@ -426,7 +426,7 @@ def draw(chart: Chart) -> Drawing:
         with _figure(chart) as figure:
             svg = _svg(figure)
         with _figure(chart) as figure:
-            title = escaping.one_line(chart.title, _CAPTION_CHARS)
+            title = screen.one_line(chart.title, _CAPTION_CHARS)
             figure.suptitle(title, fontsize=10, color=INK)
             # Below the title: constrained layout would put a footer over the legend.
             figure.axes[0].set_title(_wrapped(chart), fontsize=5.5, color=MUTED, loc="left")
@@ -532,12 +532,12 @@ def _bars(axes: Any, bars: Sequence[Bar]) -> None:
 
 
 def _cut(text: str) -> str:
-    plain = escaping.one_line(text, _MAX_LABEL_CHARS)
+    plain = screen.one_line(text, _MAX_LABEL_CHARS)
     return f" {plain}" if plain.startswith("_") else plain  # a legend leaves out "_…"
 
 
 def _wrapped(chart: Chart) -> str:
-    caption = escaping.one_line(chart.caption, _MAX_CAPTION_CHARS)
+    caption = screen.one_line(chart.caption, _MAX_CAPTION_CHARS)
     return "\n".join(textwrap.wrap(caption, _CAPTION_CHARS, break_on_hyphens=False))
 
 

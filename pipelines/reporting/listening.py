@@ -24,16 +24,13 @@ from matplotlib import image
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from manifests.errors import ManifestError, RowError
+from manifests.files import ManifestError
 from manifests.files.readers import iter_rows
-from manifests.ids import STEMS_FOLDER
-from manifests.row import ManifestRow
-from manifests.validation import parse_record
+from manifests.row import STEMS_FOLDER, ManifestRow, RowError, parse_record
 from model.signal import to_mono
-from pipelines.report import ReportConfig
 from pipelines.reporting.measured import SHOWN_METRICS, TITLES, digits_of
-from pipelines.reporting.runs import ReportClip, Run, RunError, short
-from terminal import escaping
+from pipelines.reporting.runs import ReportClip, ReportConfig, Run, RunError, short
+from terminal import screen
 from transforms.audio import AudioError
 from transforms.audio.files import READ_ERRORS, describe, held_by, open_audio
 from transforms.audio.mixtures import ReadSettings, read_mixture, read_reference
@@ -122,7 +119,7 @@ def grid(rows: Sequence[Sequence[Picture]], caption: str) -> bytes:
                 place.set_title(shown.title, fontsize=8)
                 place.set_xlabel("s")
                 place.set_ylabel("kHz")
-        figure.supxlabel(escaping.one_line(caption), fontsize=5.5, x=0.01, ha="left")
+        figure.supxlabel(screen.one_line(caption), fontsize=5.5, x=0.01, ha="left")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=130, facecolor="white", metadata=_NO_SOFTWARE)
     return buffer.getvalue()

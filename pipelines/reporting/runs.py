@@ -12,9 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.columns import METRIC_COLUMNS, METRICS_SCHEMA
-from manifests.errors import RowError
-from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS
-from manifests.validation import parse_record
+from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS, RowError, parse_record
 from transforms.storage import Storage, join
 
 PROTOCOL_COLUMN = f"{EXTRA_PREFIX}protocol"
@@ -25,6 +23,32 @@ _COLUMNS = (
     *("input_snr_db", *METRIC_COLUMNS, "undefined_reason", "duration_s", "sample_rate_hz"),
     *("model", "model_sha256", "scorer_sha256", "stem_uri"),
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig:
+    """What is reported, and how.
+
+    Attributes:
+        runs: run folders; the first is the baseline of comparisons.
+        names: of the runs.
+        output: folder of the report.
+        title: of the page.
+        metric: what plots and examples are about.
+        listen: clips to listen to of each kind (best, median, worst), a run.
+        allowed_uri_prefix: what rows and metrics may name to be listened to; empty: what the runs
+            themselves were allowed.
+        storage_options: fsspec options by protocol.
+    """
+
+    runs: tuple[str, ...]
+    names: tuple[str, ...]
+    output: str
+    title: str
+    metric: str
+    listen: int
+    allowed_uri_prefix: tuple[str, ...]
+    storage_options: Mapping[str, Mapping[str, Any]]
 
 
 class RunError(ValueError):

@@ -18,7 +18,7 @@ from pipelines.reporting.measured import (
     interval,
     mean_std,
 )
-from terminal import escaping
+from terminal import screen
 
 CSV_COLUMNS = (
     *("source", "system", "dataset", "query_type", "polarity", "n_shots", "n_sources"),
@@ -115,17 +115,17 @@ def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
     parts = []
     for table in tables:
         lines = [table.header, ("---",) * len(table.header), *table.rows]
-        escaped = [[escaping.markdown(cell) if number != 1 else cell for cell in line]
+        escaped = [[screen.markdown(cell) if number != 1 else cell for cell in line]
                    for number, line in enumerate(lines)]  # fmt: skip
         body = "\n".join("| " + " | ".join(line) + " |" for line in escaped)
-        parts.append(f"## {escaping.markdown(table.title)}\n\n{body}\n")
-    parts.append("\n".join(f"- {escaping.markdown(note)}" for note in notes) + "\n")
+        parts.append(f"## {screen.markdown(table.title)}\n\n{body}\n")
+    parts.append("\n".join(f"- {screen.markdown(note)}" for note in notes) + "\n")
     return "\n".join(parts)
 
 
 def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
     """Tables for booktabs, notes as comments."""
-    parts = [f"% {escaping.comment(note)}" for note in notes]
+    parts = [f"% {screen.comment(note)}" for note in notes]
     for table in tables:
         columns = "l" * len(table.header)
         body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _tex_line(table.header)]
@@ -135,7 +135,7 @@ def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
 
 
 def _tex_line(cells: Sequence[str]) -> str:
-    return " & ".join(escaping.latex(cell) for cell in cells) + r" \\"
+    return " & ".join(screen.latex(cell) for cell in cells) + r" \\"
 
 
 def comma_separated(lines: Sequence[Line]) -> str:
@@ -174,7 +174,7 @@ def _published_record(result: PublishedResult) -> list[object]:
 
 def _as_text(record: Sequence[object]) -> list[object]:
     """A line in which no name is taken for a formula; numbers stay numbers."""
-    return [escaping.spreadsheet(item) if isinstance(item, str) else item for item in record]
+    return [screen.spreadsheet(item) if isinstance(item, str) else item for item in record]
 
 
 FORMATS: dict[str, Callable[[Sequence[Table], Sequence[str]], str]] = {

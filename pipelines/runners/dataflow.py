@@ -32,8 +32,7 @@ from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound
 
 from pipelines.config import CommonConfig, Execution
 from pipelines.flags import UsageError
-from pipelines.runners import DATAFLOW, Opened, Runner
-from pipelines.runners.measurements import measurements_of
+from pipelines.runners import DATAFLOW, Opened, Runner, measurements_of
 
 logger = logging.getLogger(__name__)
 _COUNT_INTERVAL_S = 30.0

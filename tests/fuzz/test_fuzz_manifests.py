@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 import fuzzing
 from manifests.files.readers import ManifestError, ManifestRow, RowError, iter_rows
-from manifests.ids import output_name, partition_value
-from manifests.row import MANIFEST_COLUMNS
+from manifests.row import MANIFEST_COLUMNS, output_name, partition_value
 from manifests.validate import as_text, check
 from transforms.manifest_io import invalid
 from transforms.tables.dead_letters import record_of

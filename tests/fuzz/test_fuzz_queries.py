@@ -15,10 +15,7 @@ from hypothesis import strategies as st
 
 import fuzzing
 import tiny_model
-from manifests.errors import RowError
-from manifests.ids import output_name
-from manifests.row import ManifestRow
-from manifests.validation import parse_record
+from manifests.row import ManifestRow, RowError, output_name, parse_record
 from model.clap import Clap
 from transforms.queries import asks_of, embed_texts
 

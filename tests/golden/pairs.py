@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from golden import synth
-from model.checkpoints import layouts
+from model.checkpoints import loading
 from model.checkpoints.loading import Networks, build, clap_from, load_published, separator_from
 from model.clap import Clap
 from model.config import TINY, ClapSepConfig
@@ -54,7 +54,7 @@ def states(config: ClapSepConfig) -> States:
 def shapes(config: ClapSepConfig) -> Pair:
     """The keys and shapes that the published training code would save for this configuration."""
     own = states(config)
-    tuned = {} if config.lora is None else layouts.adapter_shapes(own.encoder, config.lora)
+    tuned = {} if config.lora is None else loading.adapter_shapes(own.encoder, config.lora)
     clapsep = {
         f"clap_model.model.audio_branch.{key}": value
         for key, value in own.encoder.items()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from images import dockerfile
-from pipelines.output_folder.record import PACKAGES
+from pipelines.preflight import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.output_folder.record import PACKAGES
+from pipelines.preflight import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "CHANGELOG.md", "LICENSE", "NOTICE", "constraints.txt")

@@ -21,11 +21,10 @@ import engine_graphs
 from dask_cluster import DaskCluster, dask_cluster
 from pipelines import launch
 from pipelines.config import IN_PROCESS, Execution
-from pipelines.runners import DASK
+from pipelines.runners import DASK, Measurements, measurements_of
 from pipelines.runners.dask import cluster as cluster_module
 from pipelines.runners.dask import runner
 from pipelines.runners.dask.cluster import ClusterError
-from pipelines.runners.measurements import Measurements, measurements_of
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 
 import cloud
 import dataflow_job
-from pipelines.output_folder.record import PACKAGES
+from pipelines.preflight import PACKAGES
 
 pytestmark = pytest.mark.timeout(300)
 STAGE = "/SeparateMixtures/"

@@ -21,8 +21,8 @@ import tones
 from faulty_storage import Fault, FaultyFileSystem
 from full_disk import no_file_above
 from pipelines import flags
-from transforms.audio import libsndfile
-from transforms.storage import retries
+from transforms import storage
+from transforms.audio import decoding
 
 NUM_ROWS = 12
 
@@ -99,7 +99,7 @@ def test_storage_that_fails_now_and_then_changes_nothing(
     made: Path, tmp_path: Path, fault: Fault
 ) -> None:
     source = faulty_storage.begin(made / "in")
-    retries.take_uncounted()
+    storage.take_uncounted()
     FaultyFileSystem.faults.append(fault)
     assert _run(source, "faulty://out") == 0
     assert fault.done >= 1
@@ -229,14 +229,14 @@ def test_a_clip_on_which_the_decoder_fails_costs_one_row(
     shutil.copytree(made / "in", tmp_path / "in")
     poisoned = tones.tone("wind", 3.0, 5.0)
     soundfile.write(tmp_path / "in" / "m3.wav", poisoned, tones.RATE_HZ + 1, "FLOAT")
-    read_into = libsndfile.read_into
+    read_into = decoding.read_into
 
     def crash(block: np.ndarray, file: soundfile.SoundFile) -> int:
         if file.samplerate == tones.RATE_HZ + 1:
             raise error("the decoder has lost its mind")
         return read_into(block, file)
 
-    monkeypatch.setattr(libsndfile, "read_into", crash)
+    monkeypatch.setattr(decoding, "read_into", crash)
     assert _run(tmp_path / "in", tmp_path / "out") == flags.EXIT_FAILURE_RATE
     _checked(tmp_path / "out", made, {"clip/3": "not_audio"})
     (letter,) = tone_runs.table(tmp_path / "out", "dead_letters")

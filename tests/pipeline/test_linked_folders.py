@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tone_runs
-from manifests.files import publishing
+from manifests.files import UNFINISHED
 
 NUM_ROWS = 4
 LINKED = ("stems", "stems/dataset=even", "metrics", "metrics/dataset=odd", "dead_letters", "_work")
@@ -72,7 +72,7 @@ def _check(made: Path, linked: Path) -> None:
     (letter,) = tone_runs.table(output, "dead_letters")
     assert (letter["id"], letter["error_type"]) == ("clip/1", "missing")
     files = [str(path) for path in output.rglob("*")]
-    assert not [path for path in files if publishing.UNFINISHED in path]
+    assert not [path for path in files if UNFINISHED in path]
     shutil.rmtree(output)
 
 

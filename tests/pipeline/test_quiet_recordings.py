@@ -11,8 +11,7 @@ import pytest
 import soundfile
 
 import tone_runs
-from model.signal import fit_length
-from model.signal.mixing import mix
+from model.signal import fit_length, mix
 from transforms import model_cache
 
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"

@@ -18,7 +18,7 @@ import pytest
 import tone_runs
 from pipelines import flags
 from pipelines.output_folder import lock
-from transforms.tables import journal
+from transforms.tables import metrics_rows
 
 pytestmark = pytest.mark.usefixtures("loaded")
 ROOT = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ def test_a_finished_run_has_nothing_to_resume(
 def test_a_job_that_failed_is_said_in_a_line_and_goes_on_from_its_journal(
     tmp_path: Path, rows: list[dict[str, object]], undisturbed: Path, monkeypatch, capsys
 ) -> None:
-    write_piece, written = journal.write_piece, []
+    write_piece, written = metrics_rows.write_piece, []
 
     def failing(storage, uri, kept) -> None:
         if written:
@@ -90,7 +90,7 @@ def test_a_job_that_failed_is_said_in_a_line_and_goes_on_from_its_journal(
         written.extend(kept)
         write_piece(storage, uri, kept)
 
-    monkeypatch.setattr(journal, "write_piece", failing)
+    monkeypatch.setattr(metrics_rows, "write_piece", failing)
     output, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
     arguments = ["--manifest", manifest, "--output", output]
     assert tone_runs.run(*arguments, "--batch_size", "1") == 3
@@ -99,7 +99,7 @@ def test_a_job_that_failed_is_said_in_a_line_and_goes_on_from_its_journal(
     assert "Traceback" not in said
     assert tone_runs.record(output)["status"] == "failed"
     assert written
-    monkeypatch.setattr(journal, "write_piece", write_piece)
+    monkeypatch.setattr(metrics_rows, "write_piece", write_piece)
 
     assert tone_runs.run(*arguments, "--resume") == 0
     tone_runs.assert_same_results(undisturbed, output)
@@ -282,7 +282,7 @@ def test_a_run_whose_lock_was_taken_stops_and_leaves_the_record_alone(
 ) -> None:
     output, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
     monkeypatch.setattr(lock, "BEAT_S", 0.01)
-    write_piece = journal.write_piece
+    write_piece = metrics_rows.write_piece
     taken = json.dumps(dataclasses.asdict(lock.this_process(("their", "command"))))
 
     def stolen(storage, uri, kept) -> None:
@@ -292,7 +292,7 @@ def test_a_run_whose_lock_was_taken_stops_and_leaves_the_record_alone(
         (output / "run.json").write_text("theirs", encoding="utf-8")
         write_piece(storage, uri, kept)
 
-    monkeypatch.setattr(journal, "write_piece", stolen)
+    monkeypatch.setattr(metrics_rows, "write_piece", stolen)
     assert tone_runs.run("--manifest", manifest, "--output", output) == 3
     said = capsys.readouterr().err
     assert "was taken over by" in said

@@ -19,7 +19,7 @@ import tones
 from pipelines import flags
 from transforms import kept
 from transforms.storage import Storage
-from transforms.tables import journal
+from transforms.tables import metrics_rows
 
 pytestmark = pytest.mark.usefixtures("loaded")
 Rows = list[dict[str, Any]]
@@ -297,7 +297,7 @@ def test_no_stem_is_written_over_while_a_table_still_says_what_was_in_it(
         raise MemoryError("injected")
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "write_piece", dying)
+        patch.setattr(metrics_rows, "write_piece", dying)
         assert run(tmp_path / "rows.jsonl", out, "--resume") == 3
     assert "clip/0" not in ids(out, "metrics")
     assert run(rewrite(tmp_path, rows), out, "--resume") == 0
@@ -417,7 +417,7 @@ def test_a_damaged_journal_is_named_and_its_rows_are_done_again(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     out, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
-    write_piece, written = journal.write_piece, list[Any]()
+    write_piece, written = metrics_rows.write_piece, list[Any]()
 
     def failing(storage: Storage, uri: str, found: list[Any]) -> None:
         if written:
@@ -426,7 +426,7 @@ def test_a_damaged_journal_is_named_and_its_rows_are_done_again(
         write_piece(storage, uri, found)
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "write_piece", failing)
+        patch.setattr(metrics_rows, "write_piece", failing)
         assert run(manifest, out, "--batch_size", "1") == 3
     (piece,) = (out / "_work" / "journal").iterdir()
     how(piece)

@@ -12,7 +12,7 @@ import soundfile
 
 import tone_runs
 import tones
-from model.signal import mixing
+from model import signal
 from pipelines import synthesize
 
 QUIET = ("--progress", "none", "--num_threads", "1")
@@ -70,7 +70,7 @@ def test_files_are_the_mixture_by_the_papers_rule(tmp_path: Path) -> None:
     interferer, _ = soundfile.read(folder / two["extra_interferer_files"], dtype="float32")
     sources = [soundfile.read(tmp_path / "in" / f"{name}.wav")[0] for name in tones.LABELS[:2]]
     padded = [np.pad(source, (0, 32_000 - len(source))) for source in sources]
-    expected = mixing.mix(padded[0], [padded[1]], [3.0])
+    expected = signal.mix(padded[0], [padded[1]], [3.0])
     assert (rate_hz, len(mixture)) == (32_000, 32_000)
     np.testing.assert_array_equal(mixture, expected.mixture)
     np.testing.assert_array_equal(reference, expected.target)

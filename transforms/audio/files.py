@@ -15,15 +15,7 @@ import numpy as np
 import soundfile
 
 from manifests.audio_formats import FLAC
-from transforms.audio import (
-    AudioError,
-    AudioPart,
-    AudioReader,
-    Request,
-    decoding,
-    isolation,
-    libsndfile,
-)
+from transforms.audio import AudioError, AudioPart, AudioReader, Request, decoding, isolation
 from transforms.elements import Samples
 from transforms.storage import Storage, copied
 
@@ -325,8 +317,8 @@ def require_whole(stem: str | BinaryIO, part: AudioPart) -> None:
             if found == expected:  # so says its header; a FLAC may end before all the same
                 file.seek(part.num_samples - 1)
                 last = np.empty((2, part.num_channels), np.float32)
-                found = (*found[:2], part.num_samples - 1 + libsndfile.read_into(last, file))
-    except libsndfile.DECODER_ERRORS as err:
+                found = (*found[:2], part.num_samples - 1 + decoding.read_into(last, file))
+    except decoding.DECODER_ERRORS as err:
         raise WriteError(f"is not whole: {getattr(err, 'error_string', err)}") from err
     if found != expected:
         raise WriteError(f"is not whole: rate, channels and samples are {found} of {expected}")
@@ -341,9 +333,9 @@ def stem_blocks(path: str) -> Iterator[Samples]:
     try:
         with soundfile.SoundFile(path) as file:
             block = np.empty((_BLOCK_SAMPLES, file.channels), np.float32)
-            while count := libsndfile.read_into(block, file):
+            while count := decoding.read_into(block, file):
                 yield block[:count].T
-    except libsndfile.DECODER_ERRORS as err:
+    except decoding.DECODER_ERRORS as err:
         raise WriteError(f"is not whole: {getattr(err, 'error_string', err)}") from err
 
 

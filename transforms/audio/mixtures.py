@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from manifests.row import ManifestRow
+from model import signal
 from model import signal as waveforms
-from model.signal import mixing
 from transforms.audio import AudioError, AudioPart
 from transforms.audio.files import Audio, open_audio, require_sound
 from transforms.elements import Samples
@@ -215,7 +215,7 @@ def mix_sources(
         levels_db: of the first target above each interferer.
     """
     levels = [0.0] * (num_targets - 1) + list(levels_db)
-    mixed = mixing.mix(sources[0], list(sources[1:]), levels)
+    mixed = signal.mix(sources[0], list(sources[1:]), levels)
     targets = [mixed.target, *mixed.interferers[: num_targets - 1]]
     return MixedSources(
         mixture=mixed.mixture,

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.transforms.combiners import Count
 
-import transforms.coders  # noqa: F401 - registers the coders of our records
+import transforms.threaded  # noqa: F401 - registers the coders of our records
 from manifests.columns import with_extra
 from manifests.row import EXTRA_PREFIX
 from transforms.elements import TableRow

@@ -11,11 +11,10 @@ from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection, TaggedOutput
 
 from manifests.columns import DEAD_LETTER_SCHEMA
-from transforms import tally
 from transforms.elements import Failure, TableRow
 from transforms.storage import Storage
-from transforms.storage.redaction import redact, secrets_of
-from transforms.tables import WriteTable
+from transforms.storage.access import redact, secrets_of
+from transforms.tables import WriteTable, row_counts
 
 FAILED = "failed"
 MAX_MESSAGE_CHARS = 2_000
@@ -25,7 +24,7 @@ def dead(failure: Failure) -> TaggedOutput[str, Failure]:
     """A failure as an output of a DoFn, counted by its stage and type."""
     Metrics.counter(failure.stage, "dead").inc()
     Metrics.counter(failure.stage, failure.error_type).inc()
-    tally.add(failed=1)
+    row_counts.add(failed=1)
     return TaggedOutput(FAILED, failure)
 
 

@@ -13,7 +13,8 @@ import apache_beam as beam
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests.columns import METRIC_COLUMNS, SCHEMA_VERSION, SUMMARY_SCHEMA
+from manifests.columns import METRIC_COLUMNS, SUMMARY_SCHEMA
+from manifests.row import SCHEMA_VERSION
 from model.metrics.bootstrap import Summary, design_effect, summarise
 from transforms.elements import MetricsRow, TableRow
 from transforms.storage import Storage

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.clap import kernels, laion, swin
+from model.clap import audio, laion
 from model.clap.audio import StageFeatures
 from model.config import ClapSepConfig, DecoderConfig
 
@@ -69,15 +69,15 @@ class TransformerMasker(nn.Module):
 
     def _layer(self, layer: Any, x: Tensor) -> Tensor:
         x = layer.norm1(x + self._attend(layer.self_attn, x))
-        mixed = kernels.feed_forward(layer.linear1, layer.linear2, x, "relu")
+        mixed = audio.feed_forward(layer.linear1, layer.linear2, x, "relu")
         out: Tensor = layer.norm2(x + mixed)
         return out
 
     def _attend(self, attention: Any, x: Tensor) -> Tensor:
-        qkv = kernels.project(x, attention.in_proj_weight, attention.in_proj_bias)
+        qkv = audio.project(x, attention.in_proj_weight, attention.in_proj_bias)
         query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = kernels.attend(query, key, value, query.shape[-1] ** -0.5)
-        return kernels.linear(attention.out_proj, mixed)
+        mixed = audio.attend(query, key, value, query.shape[-1] ** -0.5)
+        return audio.linear(attention.out_proj, mixed)
 
 
 class Masker(nn.ModuleList):
@@ -100,11 +100,11 @@ class Masker(nn.ModuleList):
         """
         first: Any = self[0]
         of_mixture, of_query = first.weight.split((spectrogram.shape[-1], frames.shape[-1]), dim=1)
-        known = kernels.project(spectrogram, of_mixture.contiguous(), first.bias)
+        known = audio.project(spectrogram, of_mixture.contiguous(), first.bias)
         x = known if rows is None else known[rows]
-        x = x + kernels.project(frames, of_query.contiguous(), None)
+        x = x + audio.project(frames, of_query.contiguous(), None)
         for layer in self[1:]:
-            x = kernels.linear(layer, x)
+            x = audio.linear(layer, x)
         return x
 
 
@@ -149,7 +149,7 @@ class Film(nn.Module):
 
     def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
         """``gamma(condition) · hidden + beta(condition)``; float[B, N, C] and float[B, D]."""
-        shift, scale = kernels.linear(self.beta, condition), kernels.linear(self.gamma, condition)
+        shift, scale = audio.linear(self.beta, condition), audio.linear(self.gamma, condition)
         return torch.addcmul(shift[:, None], scale[:, None], hidden)
 
 
@@ -171,7 +171,7 @@ class SkipConnection(nn.Module):
         rows: Tensor | None = None,
     ) -> Tensor:
         """float[M, N, in_features] and float[B, D] → float[B, N, out_features]."""
-        projected = _repeat(kernels.linear(self.feature_proj, feature), rows)
+        projected = _repeat(audio.linear(self.feature_proj, feature), rows)
         out = self.skip_conv(projected, condition)
         normalised: Tensor = self.norm(out if state is None else out + state)
         return normalised
@@ -205,7 +205,7 @@ class DecoderStage(nn.Module):
         if self.downsample is not None:
             x = self.downsample(x)
         for block in self.blocks:
-            x = swin.run_block(block, x)
+            x = audio.run_block(block, x)
         return x
 
 
@@ -226,7 +226,7 @@ class InversePatchEmbed(nn.Module):
         return image.squeeze(1)
 
 
-class Decoder(swin.SwinNetwork):
+class Decoder(audio.SwinNetwork):
     """Answers a query: what part of each spectrogram bin belongs to it."""
 
     def __init__(self, config: ClapSepConfig) -> None:
@@ -278,7 +278,7 @@ class Decoder(swin.SwinNetwork):
         frames = self._unfold(self.inverse_patch_embed(state))[:, : magnitude.shape[1]]
         columns = magnitude.transpose(1, 2).unsqueeze(-1)
         normalised = self.spec_norm(columns).squeeze(-1).transpose(1, 2)
-        mask = kernels.sigmoid(self.mask_net(normalised, frames, rows))
+        mask = audio.sigmoid(self.mask_net(normalised, frames, rows))
         if not self.config.decoder.phase:
             return Mask(magnitude=mask)
         direction = torch.tanh(self.phase_net(normalised, frames, rows)).float()
@@ -311,7 +311,7 @@ def _levels(config: ClapSepConfig) -> tuple[list[DecoderStage], list[SkipConnect
             rates[first : first + depth],
         )
         if level < len(decoder.depths) - 1:
-            stage.downsample = swin.PatchExpand(2 * dim)
+            stage.downsample = audio.PatchExpand(2 * dim)
         stages.append(stage)
         skips.append(SkipConnection(config.condition_dim, encoder.embed_dim << level, dim))
     return stages, skips

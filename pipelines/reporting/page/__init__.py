@@ -16,7 +16,7 @@ from pipelines.reporting.listening import Example
 from pipelines.reporting.measured import TITLES, Line, digits_of, interval, mean_std, provenance_of
 from pipelines.reporting.runs import Run
 from pipelines.reporting.tables import paper_text, shown_metrics
-from transforms.storage.redaction import redact
+from transforms.storage.access import redact
 
 
 def render(context: Mapping[str, Any], data: str) -> str:

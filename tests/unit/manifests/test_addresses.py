@@ -14,7 +14,8 @@ import pytest
 
 from manifest_files import HEADER, rows, write
 from manifests import files
-from manifests.errors import ManifestError, RowError
+from manifests.files import ManifestError
+from manifests.row import RowError
 from ports import free_port
 
 NFC, NFD = (unicodedata.normalize(form, "Vögel.wav") for form in ("NFC", "NFD"))

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests import columns
-from manifests.errors import ManifestError
+from manifests.files import ManifestError
 from manifests.files.readers import columns_of
 from manifests.row import misspelt, nearest_column
 from manifests.validate import as_text, check

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from manifest_files import HEADER, ids, numbered, rows, write
 from manifests import columns
-from manifests.errors import ManifestError, RowError
+from manifests.files import ManifestError
 from manifests.files.readers import extra_names, iter_rows
-from manifests.row import ManifestRow
+from manifests.row import ManifestRow, RowError
 
 
 def test_csv_with_comments_quotes_lists_and_further_columns(tmp_path):

@@ -13,9 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manifest_files import HEADER, numbered, rows, write
-from manifests.errors import RowError
 from manifests.files.readers import iter_split, plan_splits
-from manifests.row import ManifestRow
+from manifests.row import ManifestRow, RowError
 
 
 @pytest.mark.parametrize("split_bytes", [1, 7, 100, 5_000])

@@ -3,8 +3,7 @@ from __future__ import annotations
 import fsspec
 import pytest
 
-from manifests.errors import ManifestError
-from manifests.files import expand, format_of
+from manifests.files import ManifestError, expand, format_of
 from manifests.files.readers import iter_rows
 
 LINE = '{"id": "%s", "mixture_uri": "m.wav", "positive_text": "x"}'

@@ -17,10 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifest_files import HEADER, rows, write
-from manifests.errors import ManifestError, RowError
-from manifests.files.delimited import NOTHING_IN_CSV
-from manifests.files.readers import iter_split, plan_splits
-from manifests.row import ManifestRow
+from manifests.files import ManifestError
+from manifests.files.readers import NOTHING_IN_CSV, iter_split, plan_splits
+from manifests.row import ManifestRow, RowError
 from manifests.validate import check
 
 CASES = Path(__file__).parents[2] / "data" / "cases"

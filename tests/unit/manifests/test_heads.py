@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifest_files import HEADER, ids, rows, write
-from manifests.errors import ManifestError
+from manifests.files import ManifestError
 from manifests.files.readers import columns_of, expand, iter_rows
 from manifests.validate import check
 

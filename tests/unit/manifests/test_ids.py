@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests.ids import output_name, partition_value, stable_seed, version_1_name
+from manifests.row import output_name, partition_value, stable_seed, version_1_name
 
 PLAIN = [
     *("a", "A", "a/b", "dog-1", "2024.01.05_rec", "a.", "CON", "-rf", "x" * 200, "a.residual/b"),

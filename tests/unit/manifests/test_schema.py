@@ -6,11 +6,11 @@ import json
 import pyarrow as pa
 
 from manifests import columns
-from manifests.columns import ManifestRow
+from manifests.row import ManifestRow, json_schema, shipped_json_schema
 
 
 def test_shipped_json_schema_is_current():
-    assert columns.shipped_json_schema() == json.loads(json.dumps(columns.json_schema()))
+    assert shipped_json_schema() == json.loads(json.dumps(json_schema()))
 
 
 def test_every_field_of_the_row_is_a_column_of_each_manifest_schema():
@@ -20,7 +20,7 @@ def test_every_field_of_the_row_is_a_column_of_each_manifest_schema():
         if field.name not in {"extra", "manifest_uri", "manifest_row", "manifest_sha256"}
     ]
     assert columns.MANIFEST_SCHEMA.names == names
-    assert list(columns.json_schema()["properties"]) == names
+    assert list(json_schema()["properties"]) == names
     assert columns.DEAD_LETTER_SCHEMA.names == [*columns.DEAD_LETTER_COLUMNS, *names]
 
 

@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests.errors import RowError, as_json, quoted
-from manifests.row import ManifestRow
-from manifests.validation import parse_record
+from manifests.row import ManifestRow, RowError, as_json, parse_record, quoted
 
 MIXTURE = {"id": "a", "mixture_uri": "m.wav", "positive_text": "a dog"}
 MIXED = {"id": "a", "target_uri": "t.wav", "interferer_uris": ["x.wav", "y.wav"], "label": "l"}

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from float_noise import rounding
-from model.clap import kernels
-from model.clap.kernels import Activation
+from model.clap import audio
+from model.clap.audio import Activation
 
 ACTIVATIONS: dict[Activation, object] = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 
@@ -18,13 +18,13 @@ ACTIVATIONS: dict[Activation, object] = {"none": lambda x: x, "relu": F.relu, "g
 def products(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """The types of the products that oneDNN was asked for."""
     asked: list[torch.dtype] = []
-    product = kernels._product
+    product = audio._product
 
     def spy(x: Tensor, *args: object, **options: object) -> Tensor:
         asked.append(x.dtype)
         return product(x, *args, **options)
 
-    monkeypatch.setattr(kernels, "_product", spy)
+    monkeypatch.setattr(audio, "_product", spy)
     return asked
 
 
@@ -32,7 +32,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both what this machine may have and what any machine has."""
     if request.param == "torch":
-        monkeypatch.setattr(kernels, "_onednn_types", tuple)
+        monkeypatch.setattr(audio, "_onednn_types", tuple)
     return str(request.param)
 
 
@@ -51,7 +51,7 @@ def test_linear_equals_torch(form: str, activation: Activation, with_bias: bool)
     layer, x = nn.Linear(37, 19, bias=with_bias), torch.randn(2, 3, 37)
     expected = ACTIVATIONS[activation](layer(x))
     with torch.inference_mode():
-        found = kernels.linear(layer, x, activation)
+        found = audio.linear(layer, x, activation)
     torch.testing.assert_close(found, expected.detach(), rtol=0, atol=rounding(expected, 37))
 
 
@@ -60,40 +60,40 @@ def test_a_row_gives_the_same_bits_alone_and_among_others(activation: Activation
     torch.manual_seed(0)
     layer, x = nn.Linear(512, 256), torch.randn(5, 512)
     with torch.inference_mode():
-        together = kernels.linear(layer, x, activation)
+        together = audio.linear(layer, x, activation)
         for row, expected in zip(x, together, strict=True):
-            assert torch.equal(kernels.linear(layer, row[None], activation), expected[None])
-            assert torch.equal(kernels.linear(layer, row, activation), expected)
+            assert torch.equal(audio.linear(layer, row[None], activation), expected[None])
+            assert torch.equal(audio.linear(layer, row, activation), expected)
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 1_037])
 def test_sigmoids_are_the_same_alone_and_among_others(length: int) -> None:
     torch.manual_seed(0)
     x = 5 * torch.randn(7, length)
-    together = kernels.sigmoid(x)
+    together = audio.sigmoid(x)
     torch.testing.assert_close(together, torch.sigmoid(x))
     for row, expected in zip(x, together, strict=True):
-        assert torch.equal(kernels.sigmoid(row), expected)
+        assert torch.equal(audio.sigmoid(row), expected)
 
 
 def test_linear_takes_a_strided_input(form: str) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(16, 8), torch.randn(3, 16, 40).transpose(1, 2)[:, ::3]
     with torch.inference_mode():
-        found = kernels.linear(layer, x)
+        found = audio.linear(layer, x)
     torch.testing.assert_close(found, layer(x).detach(), rtol=0, atol=rounding(found, 16))
 
 
 def test_other_layers_are_called() -> None:
     x = torch.randn(4, 8)
-    assert torch.equal(kernels.linear(nn.Softplus(), x, "relu"), F.relu(F.softplus(x)))
+    assert torch.equal(audio.linear(nn.Softplus(), x, "relu"), F.relu(F.softplus(x)))
 
 
 def test_gradients_flow_and_keep_to_torch(products: list[torch.dtype]) -> None:
     layer, x = nn.Linear(8, 8), torch.randn(4, 8, requires_grad=True)
-    kernels.linear(layer, x, "gelu").sum().backward()
+    audio.linear(layer, x, "gelu").sum().backward()
     query = torch.randn(2, 3, 5, 4, requires_grad=True)
-    kernels.attend(query, query, query, 0.5).sum().backward()
+    audio.attend(query, query, query, 0.5).sum().backward()
     assert layer.weight.grad is not None
     assert x.grad is not None
     assert query.grad is not None
@@ -101,10 +101,10 @@ def test_gradients_flow_and_keep_to_torch(products: list[torch.dtype]) -> None:
 
 
 def test_frozen_layer_needs_no_inference_mode(products: list[torch.dtype]) -> None:
-    if not kernels._onednn_types():
+    if not audio._onednn_types():
         pytest.skip("this build of torch has no oneDNN")
     layer, x = nn.Linear(8, 8).requires_grad_(False), torch.randn(4, 8)
-    kernels.linear(layer, x)
+    audio.linear(layer, x)
     assert products == [torch.float32]
 
 
@@ -112,7 +112,7 @@ def test_autocast_is_followed(form: str) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(64, 32), torch.randn(5, 64)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        found, expected = kernels.linear(layer, x), F.linear(x, layer.weight, layer.bias)
+        found, expected = audio.linear(layer, x), F.linear(x, layer.weight, layer.bias)
     assert found.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
 
@@ -120,7 +120,7 @@ def test_autocast_is_followed(form: str) -> None:
 def test_double_precision_is_kept() -> None:
     layer, x = nn.Linear(8, 8).double(), torch.randn(4, 8).double()
     with torch.inference_mode():
-        assert kernels.linear(layer, x).dtype == torch.float64
+        assert audio.linear(layer, x).dtype == torch.float64
 
 
 def test_weights_cast_beforehand_give_what_autocast_gives() -> None:
@@ -129,9 +129,9 @@ def test_weights_cast_beforehand_give_what_autocast_gives() -> None:
     network["c"] = nn.LayerNorm(16)
     x = torch.randn(3, 16)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        before = kernels.linear(network["a"], x)
-        kernels.cast_weights(network, torch.bfloat16)
-        after = kernels.linear(network["a"], x)
+        before = audio.linear(network["a"], x)
+        audio.cast_weights(network, torch.bfloat16)
+        after = audio.linear(network["a"], x)
     assert torch.equal(before, after)
     types = {name: value.dtype for name, value in network.named_parameters()}
     assert types.pop("c.weight") == types.pop("c.bias") == torch.float32
@@ -149,8 +149,8 @@ def test_attention(form: str, windows: int | None, length: int, heads: int) -> N
         bias = torch.randn(windows, heads, length, length, generator=generator)
     expected = naive(query, key, value, 0.3, bias)
     with torch.inference_mode():
-        found = kernels.attend(query, key, value, 0.3, bias)
-        low = kernels.attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), 0.3, bias)
+        found = audio.attend(query, key, value, 0.3, bias)
+        low = audio.attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), 0.3, bias)
     assert found.shape == (6, length, 8 * heads)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=rounding(value, 8 + length))
     assert low.dtype == torch.bfloat16
@@ -162,7 +162,7 @@ def test_attention_of_views_of_one_projection(form: str) -> None:
     joint = torch.randn(2, 9, 3 * 2 * 4)
     query, key, value = joint.unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
     with torch.inference_mode():
-        found = kernels.attend(query, key, value, 0.5)
+        found = audio.attend(query, key, value, 0.5)
     torch.testing.assert_close(
         found.double(),
         naive(query, key, value, 0.5, None),
@@ -175,10 +175,10 @@ def test_attention_of_views_of_one_projection(form: str) -> None:
 def test_feed_forward_equals_two_layers(
     form: str, hidden_values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "_HIDDEN", hidden_values)
+    monkeypatch.setattr(audio, "_HIDDEN", hidden_values)
     torch.manual_seed(0)
     first, second, x = nn.Linear(8, 24), nn.Linear(24, 6), torch.randn(2, 17, 8)
     with torch.inference_mode():
-        out = kernels.feed_forward(first, second, x, "gelu")
+        out = audio.feed_forward(first, second, x, "gelu")
         expected = second(F.gelu(first(x)))
     torch.testing.assert_close(out, expected, rtol=0, atol=rounding(expected, 8 + 24))

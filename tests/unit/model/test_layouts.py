@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from golden import pairs, published
-from model.checkpoints import layouts
-from model.checkpoints.layouts import LayoutError
+from model.checkpoints import loading
+from model.checkpoints.loading import LayoutError
 from model.config import PUBLISHED, TINY, LoraConfig
 from model.systems.clapsep.network import ClapSep
 
@@ -38,9 +38,9 @@ def test_published_keys_map_strictly(without_copies: bool) -> None:
     if without_copies:
         clapsep_file = {k: v for k, v in clapsep_file.items() if not k.startswith("clap_model.")}
         assert len(clapsep_file) == 264
-    found = layouts.clap_tensors(clap_file, networks.clap, "clap.pt")
+    found = loading.clap_tensors(clap_file, networks.clap, "clap.pt")
     assert set(found) == set(networks.clap)
-    tuned = layouts.clapsep_tensors(
+    tuned = loading.clapsep_tensors(
         clapsep_file, networks.encoder, networks.decoder, PUBLISHED.lora, "clapsep.ckpt"
     )
     assert len(tuned.encoder) == 108
@@ -53,7 +53,7 @@ def test_published_keys_map_strictly(without_copies: bool) -> None:
 def test_unwrap_finds_the_tensors(prefix: str, nested: bool) -> None:
     state = {f"{prefix}a.weight": numbers(2), f"{prefix}b": numbers(3)}
     content = {"epoch": 3, "optimizer": {}, "state_dict": state} if nested else state
-    assert list(layouts.unwrap(content, "file")) == ["a.weight", "b"]
+    assert list(loading.unwrap(content, "file")) == ["a.weight", "b"]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_unwrap_finds_the_tensors(prefix: str, nested: bool) -> None:
 )
 def test_unwrap_refuses_what_is_no_state_dict(content: object, message: str) -> None:
     with pytest.raises(LayoutError, match=f"^file: .*{message}"):
-        layouts.unwrap(content, "file")
+        loading.unwrap(content, "file")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_unwrap_refuses_what_is_no_state_dict(content: object, message: str) -> 
     ],
 )
 def test_identify_by_keys(keys: list[str], kind: str) -> None:
-    assert layouts.identify(keys) == kind
+    assert loading.identify(keys) == kind
 
 
 def test_match_lists_every_difference() -> None:
@@ -103,7 +103,7 @@ def test_match_lists_every_difference() -> None:
         "extra": numbers(1),
     }
     with pytest.raises(LayoutError) as caught:
-        layouts.match(found, expected, where="there")
+        loading.match(found, expected, where="there")
     assert str(caught.value) == (
         "there: not this network's weights: 1 missing (missing); 1 unexpected (extra); "
         "1 misshapen (shape: found [3, 2], expected [2, 3]); "
@@ -115,12 +115,12 @@ def test_match_lists_every_difference() -> None:
 def test_match_counts_what_it_does_not_list() -> None:
     expected = {f"w{index:02d}": numbers(1) for index in range(25)}
     with pytest.raises(LayoutError, match=r"25 missing \(w00, .*, w09, … 15 more\)$"):
-        layouts.match({}, expected, where="there")
+        loading.match({}, expected, where="there")
 
 
 def test_large_but_finite_values_are_accepted() -> None:
     large = {"w": torch.full((4,), 3e38)}
-    assert layouts.match(large, {"w": numbers(4)}, where="there")["w"] is large["w"]
+    assert loading.match(large, {"w": numbers(4)}, where="there")["w"] is large["w"]
 
 
 def test_match_allows_derived_optional_and_ignored_keys_only() -> None:
@@ -131,12 +131,12 @@ def test_match_allows_derived_optional_and_ignored_keys_only() -> None:
         "needed": numbers(2),
     }
     found = {"needed": numbers(2), "ballast.x": numbers(9)}
-    kept = layouts.match(
+    kept = loading.match(
         found, expected, where="there", ignored=[r"ballast\."], optional={"chosen"}
     )
     assert list(kept) == ["needed"]
     with pytest.raises(LayoutError, match=r"1 unexpected \(not\.ballast\.x\)"):
-        layouts.match(
+        loading.match(
             {"needed": numbers(2), "not.ballast.x": numbers(9)},
             expected,
             where="there",
@@ -148,14 +148,14 @@ def test_match_allows_derived_optional_and_ignored_keys_only() -> None:
 def test_present_derived_key_is_taken_and_checked() -> None:
     expected = {"block.attn_mask": numbers(2)}
     found = {"block.attn_mask": -numbers(2)}
-    assert layouts.match(found, expected, where="there") == found
+    assert loading.match(found, expected, where="there") == found
     with pytest.raises(LayoutError, match="misshapen"):
-        layouts.match({"block.attn_mask": numbers(3)}, expected, where="there")
+        loading.match({"block.attn_mask": numbers(3)}, expected, where="there")
 
 
 def test_adapters_cover_window_attention_only() -> None:
     encoder = pairs.states(TINY).encoder
-    names = {key.rpartition(".")[0] for key in layouts.adapter_shapes(encoder, LORA)}
+    names = {key.rpartition(".")[0] for key in loading.adapter_shapes(encoder, LORA)}
     assert names == {
         f"layers.{stage}.blocks.{block}.attn.{layer}"
         for stage in range(2)
@@ -163,7 +163,7 @@ def test_adapters_cover_window_attention_only() -> None:
         for layer in ("qkv", "proj")
     }
     only_qkv = LoraConfig(rank=3, targets=("qkv",))
-    shapes = layouts.adapter_shapes(encoder, only_qkv)
+    shapes = loading.adapter_shapes(encoder, only_qkv)
     assert not any(".proj." in key for key in shapes)
     assert shapes["layers.0.blocks.0.attn.qkv.lora_A"].shape == (3, 8)
     assert shapes["layers.0.blocks.0.attn.qkv.lora_B"].shape == (24, 3)
@@ -180,7 +180,7 @@ def test_merge_adds_the_scaled_product() -> None:
         "y.weight": numbers(2, 2),
     }
     before = {key: value.clone() for key, value in state.items()}
-    merged = layouts.merge_lora(state, LoraConfig(rank=2, alpha=3.0))
+    merged = loading.merge_lora(state, LoraConfig(rank=2, alpha=3.0))
     assert set(merged) == {"x.weight", "x.bias", "y.weight"}
     np.testing.assert_allclose(merged["x.weight"], weight + 1.5 * up @ down, rtol=1e-6)
     assert all(torch.equal(state[key], value) for key, value in before.items())
@@ -195,7 +195,7 @@ def test_names_translate_to_peft_and_back() -> None:
         "layers.0.blocks.0.attn.proj.weight": numbers(2, 2),
         "bn0.weight": numbers(2),
     }
-    there = layouts.to_peft(state)
+    there = loading.to_peft(state)
     assert list(there) == [
         "layers.0.blocks.0.attn.qkv.base_layer.weight",
         "layers.0.blocks.0.attn.qkv.base_layer.bias",
@@ -204,7 +204,7 @@ def test_names_translate_to_peft_and_back() -> None:
         "layers.0.blocks.0.attn.proj.weight",
         "bn0.weight",
     ]
-    assert layouts.from_peft(there) == state
+    assert loading.from_peft(there) == state
 
 
 @pytest.mark.parametrize("targets", [("qkv", "proj"), ("qkv",)])
@@ -214,23 +214,23 @@ def test_translated_names_are_those_peft_gives(targets: tuple[str, ...]) -> None
     settings = LoraConfig(rank=2, targets=targets)
     encoder = ClapSep(TINY).encoder
     plain = encoder.state_dict()
-    tuned = layouts.adapter_shapes(plain, settings)
+    tuned = loading.adapter_shapes(plain, settings)
     lora.add_adapters(encoder, settings)
     adapted = encoder.state_dict()
-    translated = layouts.to_peft({**plain, **tuned})
+    translated = loading.to_peft({**plain, **tuned})
     assert {key: value.shape for key, value in translated.items()} == {
         key: value.shape for key, value in adapted.items()
     }
-    assert set(layouts.from_peft(adapted)) == {*plain, *tuned}
+    assert set(loading.from_peft(adapted)) == {*plain, *tuned}
 
 
 def test_file_of_the_other_kind_is_named() -> None:
     pair = pairs.formula_pair(TINY)
     networks = pairs.states(TINY)
     with pytest.raises(LayoutError, match="x: expected a CLAP checkpoint, found a CLAPSep"):
-        layouts.clap_tensors(pair.clapsep, networks.clap, "x")
+        loading.clap_tensors(pair.clapsep, networks.clap, "x")
     with pytest.raises(LayoutError, match="x: expected a CLAPSep checkpoint, found a CLAP"):
-        layouts.clapsep_tensors(pair.clap, networks.encoder, networks.decoder, LORA, "x")
+        loading.clapsep_tensors(pair.clap, networks.encoder, networks.decoder, LORA, "x")
 
 
 def test_configuration_without_lora_expects_no_adapters() -> None:
@@ -238,6 +238,6 @@ def test_configuration_without_lora_expects_no_adapters() -> None:
     encoder, decoder = networks.encoder, networks.decoder
     pair = pairs.formula_pair(TINY)
     bare = {k: v for k, v in pair.clapsep.items() if not k.startswith("audio_branch.")}
-    assert layouts.clapsep_tensors(bare, encoder, decoder, None, "x").encoder == {}
+    assert loading.clapsep_tensors(bare, encoder, decoder, None, "x").encoder == {}
     with pytest.raises(LayoutError, match=r"16 unexpected \(audio_branch.*lora_A"):
-        layouts.clapsep_tensors(pair.clapsep, encoder, decoder, None, "x")
+        loading.clapsep_tensors(pair.clapsep, encoder, decoder, None, "x")

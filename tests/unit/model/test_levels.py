@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from model import catalogue
 from model.checkpoints.loading import load_converted
 from model.config import MINI
-from model.signal.levels import (
+from model.signal import (
     AS_IT_IS,
     FLOOR_DB,
     QUIETEST_DBFS,

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from model import registry
 from model.registry import LoadedModel
-from model.signal import resample
-from model.signal.mixing import mix
+from model.signal import mix, resample
 from model.signal.windowing import WindowPlan, separate_array
 from model.systems import Condition
 

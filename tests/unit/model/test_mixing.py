@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golden import published, synth
-from model.signal import mixing
+from model import signal
 
 
 def _noise(seed: int, num_samples: int = 4000, scale: float = 0.05) -> np.ndarray:
@@ -36,7 +36,7 @@ def sources() -> tuple[np.ndarray, np.ndarray]:
 class TestAgainstTheStoredResult:
     def test_scale_and_sum(self, sources: tuple[np.ndarray, np.ndarray]) -> None:
         target, interferer = sources
-        mixture = mixing.mix(target, [interferer], 0.0)
+        mixture = signal.mix(target, [interferer], 0.0)
         with np.load(published.DATA / "metrics.npz") as stored:
             assert mixture.interferer_scales[0] == pytest.approx(
                 float(stored["mixed_scale"]), rel=1e-6
@@ -49,7 +49,7 @@ class TestAgainstTheStoredResult:
         self, sources: tuple[np.ndarray, np.ndarray]
     ) -> None:
         target, interferer = sources
-        mixture = mixing.mix(target * 8, [interferer], 0.0)
+        mixture = signal.mix(target * 8, [interferer], 0.0)
         with np.load(published.DATA / "metrics.npz") as stored:
             assert mixture.gain == pytest.approx(float(stored["big_gain"]), rel=1e-6)
 
@@ -57,7 +57,7 @@ class TestAgainstTheStoredResult:
 @given(levels_db=st.lists(st.floats(-40, 40), min_size=1, max_size=4))
 def test_every_interferer_has_its_own_level(levels_db: list[float]) -> None:
     interferers = [_noise(10 + index, scale=0.3**index) for index in range(len(levels_db))]
-    mixture = mixing.mix(_noise(1), interferers, levels_db)
+    mixture = signal.mix(_noise(1), interferers, levels_db)
     for level_db, interferer in zip(levels_db, mixture.interferers, strict=True):
         assert _snr_db(mixture.target, interferer) == pytest.approx(level_db, abs=1e-4)
     np.testing.assert_allclose(
@@ -68,14 +68,14 @@ def test_every_interferer_has_its_own_level(levels_db: list[float]) -> None:
 
 def test_one_level_serves_all() -> None:
     interferers = [_noise(2), _noise(3, scale=0.5)]
-    mixture = mixing.mix(_noise(1), interferers, -5.0)
+    mixture = signal.mix(_noise(1), interferers, -5.0)
     levels_db = [_snr_db(mixture.target, interferer) for interferer in mixture.interferers]
     assert levels_db == pytest.approx([-5.0, -5.0], abs=1e-4)
 
 
 def test_peaks_up_to_full_scale_are_left_alone() -> None:
     target = np.array([0.5, -0.5, 0.5, -0.5], np.float32)
-    mixture = mixing.mix(target, [target], 0.0)
+    mixture = signal.mix(target, [target], 0.0)
     assert mixture.gain == 1.0
     np.testing.assert_array_equal(mixture.mixture, 2 * target)
     np.testing.assert_array_equal(mixture.target, target)
@@ -83,7 +83,7 @@ def test_peaks_up_to_full_scale_are_left_alone() -> None:
 
 def test_peaks_beyond_full_scale_bring_everything_down_together() -> None:
     target = np.array([0.75, -0.75, 0.75, -0.75], np.float32)
-    mixture = mixing.mix(target, [np.sign(target)], 0.0)
+    mixture = signal.mix(target, [np.sign(target)], 0.0)
     assert mixture.gain == pytest.approx(0.9 / 1.5)
     np.testing.assert_allclose(np.abs(mixture.mixture), 0.9, rtol=1e-6)
     np.testing.assert_allclose(np.abs(mixture.target), 0.45, rtol=1e-6)
@@ -91,7 +91,7 @@ def test_peaks_beyond_full_scale_bring_everything_down_together() -> None:
 
 
 def test_levels_hold_where_float32_would_overflow() -> None:
-    mixture = mixing.mix(_noise(1), [_noise(2)], -900.0)
+    mixture = signal.mix(_noise(1), [_noise(2)], -900.0)
     assert np.abs(mixture.mixture).max() == pytest.approx(0.9, rel=1e-6)
     assert np.isfinite(mixture.target).all()
 
@@ -99,7 +99,7 @@ def test_levels_hold_where_float32_would_overflow() -> None:
 def test_channels_keep_their_balance() -> None:
     target = np.stack([_noise(1), _noise(2)])
     interferer = np.stack([_noise(3), np.zeros_like(_noise(3))])
-    mixture = mixing.mix(target, [interferer], 3.0)
+    mixture = signal.mix(target, [interferer], 3.0)
     assert _snr_db(mixture.target, mixture.interferers[0]) == pytest.approx(3.0, abs=1e-4)
     np.testing.assert_array_equal(mixture.interferers[0][1], 0.0)
 
@@ -107,7 +107,7 @@ def test_channels_keep_their_balance() -> None:
 def test_sources_are_left_untouched() -> None:
     target, interferer = _noise(1, scale=2.0), _noise(2, scale=2.0)
     before = target.copy(), interferer.copy()
-    mixing.mix(target, [interferer])
+    signal.mix(target, [interferer])
     np.testing.assert_array_equal(target, before[0])
     np.testing.assert_array_equal(interferer, before[1])
 
@@ -135,4 +135,4 @@ def test_what_cannot_be_mixed_is_refused(
     target: np.ndarray, interferers: list[np.ndarray], snr_db: float, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        mixing.mix(target, interferers, snr_db)
+        signal.mix(target, interferers, snr_db)

@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 import report_runs
-from terminal.escaping import latex, markdown, one_line, spreadsheet
+from terminal.screen import latex, markdown, one_line, spreadsheet
 
 FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20\t\r]")
 every_name = pytest.mark.parametrize("name", report_runs.NASTY)

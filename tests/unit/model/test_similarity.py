@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from model.metrics.similarity import clap_scores
+from model.metrics import clap_scores
 
 
 def _at(*degrees: float) -> torch.Tensor:

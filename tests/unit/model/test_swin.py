@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from float_noise import rounding
-from model.clap import laion, swin
+from model.clap import audio, laion
 from model.clap.audio import Encoder
 from model.config import TINY
 
@@ -32,7 +32,7 @@ def test_block_equals_the_original(grid: int, window: int, shifted: bool, infere
     module, x = block(grid, window, shifted), torch.randn(3, grid * grid, 12)
     with torch.inference_mode(inference):
         expected, _ = module(x)
-        found = swin.run_block(module, x)
+        found = audio.run_block(module, x)
     torch.testing.assert_close(found, expected, rtol=0, atol=rounding(expected, TERMS))
 
 
@@ -41,17 +41,17 @@ def test_dropped_paths_are_the_original_ones() -> None:
     torch.manual_seed(1)
     expected, _ = module(x)
     torch.manual_seed(1)
-    found = swin.run_block(module, x)
+    found = audio.run_block(module, x)
     torch.testing.assert_close(found, expected, rtol=0, atol=rounding(expected, TERMS))
 
 
 def test_bias_of_a_shifted_block_masks_other_regions() -> None:
-    bias = swin.attention_bias(block(8, 4, True))
+    bias = audio.attention_bias(block(8, 4, True))
     assert bias.shape == (4, 3, 16, 16)
     masked = bias < -50
     assert not masked[0].any()  # the first window does not touch the seam
     assert masked[3].any(dim=-1).all()
-    assert swin.attention_bias(block(8, 4, False)).shape == (1, 3, 16, 16)
+    assert audio.attention_bias(block(8, 4, False)).shape == (1, 3, 16, 16)
 
 
 def test_merging_equals_the_original() -> None:
@@ -59,11 +59,11 @@ def test_merging_equals_the_original() -> None:
     merging = laion.htsat_module().PatchMerging((6, 6), 5)
     x = torch.randn(2, 36, 5)
     with torch.inference_mode():
-        found, expected = swin.merge_patches(merging, x), merging(x)
+        found, expected = audio.merge_patches(merging, x), merging(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=rounding(expected, TERMS))
 
 
-def shuffled(expand: swin.PatchExpand, x: Tensor) -> Tensor:
+def shuffled(expand: audio.PatchExpand, x: Tensor) -> Tensor:
     """Pixel by pixel: quarter q of a patch's channels goes to row q % 2 and column q // 2."""
     batch, patches, channels = x.shape
     side, quarter = int(patches**0.5), channels // 2
@@ -79,7 +79,7 @@ def shuffled(expand: swin.PatchExpand, x: Tensor) -> Tensor:
 
 def test_patch_expansion_by_brute_force() -> None:
     torch.manual_seed(0)
-    expand, x = swin.PatchExpand(12).requires_grad_(False), torch.randn(2, 9, 12)
+    expand, x = audio.PatchExpand(12).requires_grad_(False), torch.randn(2, 9, 12)
     found, expected = expand(x), shuffled(expand, x)
     torch.testing.assert_close(found, expected, rtol=0, atol=rounding(expected, TERMS))
 
@@ -88,8 +88,8 @@ def test_expansion_puts_patches_where_merging_took_them_from() -> None:
     merging = laion.htsat_module().PatchMerging((4, 4), 3)
     merging.norm, merging.reduction = nn.Identity(), nn.Identity()
     x = torch.randn(1, 16, 3)
-    expand = swin.PatchExpand(6)
-    expand.expand = Given(swin.merge_patches(merging, x))
+    expand = audio.PatchExpand(6)
+    expand.expand = Given(audio.merge_patches(merging, x))
     expand.norm = nn.Identity()
     assert torch.equal(expand(torch.zeros(1, 4, 6)), x)
 

@@ -7,7 +7,7 @@ import pytest
 
 import report_runs
 from pipelines.console import Pooled, pooled, table_text
-from terminal.escaping import one_line
+from terminal.screen import one_line
 
 
 def _group(values: np.ndarray) -> dict[str, object]:

@@ -4,7 +4,7 @@ import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
-from pipelines.runners.measurements import Distribution, Measurements, measurements_of
+from pipelines.runners import Distribution, Measurements, measurements_of
 
 
 def _count(value: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tone_runs
-from manifests.errors import ManifestError
+from manifests.files import ManifestError
 from pipelines.output_folder import record
 from transforms.storage import Storage
 

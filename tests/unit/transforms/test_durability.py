@@ -15,15 +15,14 @@ from hypothesis import strategies as st
 import tone_clips
 import tones
 from full_disk import no_file_above
-from manifests.files import publishing
-from manifests.files.publishing import ShortTransferError
+from manifests.files import ShortTransferError
 from metric_rows import PROVENANCE
 from model.checkpoints.fetch import RetryPolicy
 from transforms.audio import AudioPart, files
 from transforms.audio.files import StemFormat, StemWriter, WriteError, require_whole
 from transforms.elements import MetricsRow, ScoredClip, Scores, SeparatedClip, Stem
 from transforms.storage import Storage
-from transforms.tables.journal import write_piece
+from transforms.tables.metrics_rows import write_piece
 from transforms.writing import WriteSettings, write_clip
 
 
@@ -229,7 +228,7 @@ def test_a_disk_that_cannot_sync_fails_the_file_and_a_system_that_has_no_sync_do
         def sync(_: int) -> None:
             raise OSError(code, os.strerror(code))
 
-        monkeypatch.setattr(publishing.os, "fsync", sync)
+        monkeypatch.setattr(os, "fsync", sync)
 
     for code in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
         refusing(code)

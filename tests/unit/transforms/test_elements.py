@@ -7,8 +7,8 @@ import pytest
 from apache_beam.coders.typecoders import registry
 
 import tone_clips
-from transforms.coders import RECORDS, RecordCoder
 from transforms.elements import num_bytes
+from transforms.threaded import RECORDS, RecordCoder
 
 
 @pytest.mark.parametrize("record", RECORDS)

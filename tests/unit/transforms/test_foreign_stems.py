@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from manifests.ids import output_name, version_1_name
-from manifests.row import ManifestRow
+from manifests.row import ManifestRow, output_name, version_1_name
 from transforms.external_stems import StemPlaces
 from transforms.storage import Storage
 

@@ -11,8 +11,7 @@ from manifests.columns import METRICS_SCHEMA
 from metric_rows import metrics
 from transforms.storage import Storage
 from transforms.tables import sorted_table
-from transforms.tables.journal import WriteJournal
-from transforms.tables.metrics_rows import from_record, table_row
+from transforms.tables.metrics_rows import WriteJournal, from_record, table_row
 
 STORAGE = Storage()
 

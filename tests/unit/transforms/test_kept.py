@@ -19,7 +19,7 @@ from transforms import kept
 from transforms.elements import Failure, TableRow
 from transforms.kept import Damage, KeptLetter, KeptRow, KeptRules, ReadKept
 from transforms.storage import Storage
-from transforms.tables.journal import write_piece
+from transforms.tables.metrics_rows import write_piece
 
 STORAGE = Storage()
 SAME: dict[str, Any] = {"dataset": "d", "split": "test", "extra": {"colour": "red"}}

@@ -8,8 +8,8 @@ import soundfile
 
 import tones
 from manifests.row import ManifestRow
+from model import signal
 from model import signal as waveforms
-from model.signal import mixing
 from transforms.audio import AudioError
 from transforms.audio.mixtures import (
     ReadSettings,
@@ -67,7 +67,7 @@ def test_sources_are_mixed_by_the_papers_rule(tmp_path: Path) -> None:
     row = _row(target_uri=uris[0], interferer_uris=tuple(uris[1:]), snr_db=(3.0, -2.0))
     found = read_mixture(row, STORAGE, SETTINGS)
     fitted = [waveforms.fit_length(source, 8_000) for source in sources]
-    expected = mixing.mix(fitted[0], fitted[1:], [3.0, -2.0])
+    expected = signal.mix(fitted[0], fitted[1:], [3.0, -2.0])
     assert found is not None
     assert found.reference is not None
     np.testing.assert_allclose(found.model_audio[0], expected.mixture, atol=1e-6)
@@ -80,7 +80,7 @@ def test_the_part_of_a_row_is_of_every_source_and_pads_short_ones(tmp_path: Path
     uris = [_write(tmp_path / "l.wav", long), _write(tmp_path / "s.wav", short)]
     row = _row(target_uri=uris[0], interferer_uris=(uris[1],), offset_s=0.25, duration_s=1.0)
     found = read_mixture(row, STORAGE, SETTINGS)
-    expected = mixing.mix(long[2_000:10_000], [waveforms.fit_length(short[2_000:], 8_000)], 0.0)
+    expected = signal.mix(long[2_000:10_000], [waveforms.fit_length(short[2_000:], 8_000)], 0.0)
     assert found is not None
     np.testing.assert_allclose(found.model_audio[0], expected.mixture, atol=1e-6)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from transforms.storage.redaction import redact, redacted, redacted_command, secrets_of
+from transforms.storage.access import redact, redacted, redacted_command, secrets_of
 
 
 @pytest.mark.parametrize(

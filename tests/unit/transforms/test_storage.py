@@ -12,12 +12,12 @@ import fsspec
 import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
-from manifests.errors import ManifestError
-from manifests.files.publishing import ShortTransferError
+from manifests.files import ManifestError, ShortTransferError
 from model.checkpoints.fetch import RetryPolicy
-from pipelines.runners.measurements import measurements_of
+from pipelines.runners import measurements_of
+from transforms import storage
 from transforms import storage as storage_module
-from transforms.storage import LARGE_OBJECT_BYTES, Storage, join, retries
+from transforms.storage import LARGE_OBJECT_BYTES, Storage, join
 from transforms.threaded import LookAhead, Overlap
 
 GCS_VARIABLE = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
@@ -139,7 +139,7 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> _Flaky:
     fs = fsspec.filesystem("memory")
     monkeypatch.setattr(fs, "cat_file", found)
     monkeypatch.setattr(fs, "size", lambda _: 5)
-    retries.take_uncounted()
+    storage.take_uncounted()
     return found
 
 
@@ -159,11 +159,11 @@ def test_what_passes_is_tried_again_and_counted(flaky: _Flaky) -> None:
     with NO_WAIT.open("memory://b/x") as file:
         assert file.read() == b"whole"
     assert flaky.calls == 3
-    assert retries.take_uncounted() == {
+    assert storage.take_uncounted() == {
         "Storage/transient_503": 1,
         "Storage/transient_ConnectionResetError": 1,
     }
-    assert retries.take_uncounted() == {}
+    assert storage.take_uncounted() == {}
 
 
 def test_a_short_answer_is_never_taken_for_the_file(flaky: _Flaky) -> None:
@@ -185,7 +185,7 @@ def test_what_lasts_is_not_tried_again(flaky: _Flaky, status: int, kind: type[Ex
     with pytest.raises(kind, match=f"memory://b/x: the store says {status}"):
         NO_WAIT.read_bytes("memory://b/x")
     assert flaky.calls == 1
-    assert retries.take_uncounted() == {}
+    assert storage.take_uncounted() == {}
 
 
 def test_a_store_that_keeps_failing_is_an_os_error(flaky: _Flaky) -> None:
@@ -231,14 +231,14 @@ def test_an_iteration_goes_on_where_it_failed() -> None:
 def test_what_clients_repeat_is_counted_and_not_printed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    retries.listen_to_clients()
-    retries.listen_to_clients()
-    retries.take_uncounted()
+    storage.listen_to_clients()
+    storage.listen_to_clients()
+    storage.take_uncounted()
     client = logging.getLogger("gcsfs")
     client.debug("_request retrying after exception: 503")
     client.error("_request out of retries on exception: 503")
     client.error("the bucket is gone")
-    assert retries.take_uncounted() == {"Storage/transient_gcsfs": 1}
+    assert storage.take_uncounted() == {"Storage/transient_gcsfs": 1}
     assert [record.getMessage() for record in caplog.records] == ["the bucket is gone"]
 
 
@@ -247,12 +247,12 @@ def test_counts_reach_beam_from_any_thread() -> None:
         operation = _Flaky(_StoreError(503))
         return len(NO_WAIT.retrying("memory://b/x", operation))
 
-    retries.take_uncounted()
+    storage.take_uncounted()
     pipeline = beam.Pipeline(runner=FnApiRunner())
     _ = pipeline | beam.Create([1, 2, 3], reshuffle=False) | beam.ParDo(_AheadFn(seen))
     result = pipeline.run()
     assert measurements_of(result).counters["Storage/transient_503"] == 3
-    assert retries.take_uncounted() == {}
+    assert storage.take_uncounted() == {}
 
 
 class _AheadFn(beam.DoFn):

@@ -6,26 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from transforms import tally
+from transforms.tables import row_counts
 
 ROOT = Path(__file__).parents[3]
 
 
 def test_counts_of_this_process_add_up() -> None:
-    tally.clear()
-    tally.add(done=1, audio_s=0.5)
-    tally.add(done=2)
-    assert tally.snapshot() == {"done": 3, "audio_s": 0.5}
-    tally.clear()
-    assert tally.snapshot() == {}
+    row_counts.clear()
+    row_counts.add(done=1, audio_s=0.5)
+    row_counts.add(done=2)
+    assert row_counts.snapshot() == {"done": 3, "audio_s": 0.5}
+    row_counts.clear()
+    assert row_counts.snapshot() == {}
 
 
 def test_counts_of_worker_processes_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tally.clear()
-    monkeypatch.setenv(tally.FOLDER_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(tally, "_INTERVAL_S", 0.0)
-    tally.add(done=1)
-    code = "from transforms import tally; tally.add(done=2, failed=1)"
+    row_counts.clear()
+    monkeypatch.setenv(row_counts.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(row_counts, "_INTERVAL_S", 0.0)
+    row_counts.add(done=1)
+    code = "from transforms.tables import row_counts; row_counts.add(done=2, failed=1)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-    assert tally.snapshot(str(tmp_path)) == {"done": 3, "failed": 1}
-    tally.clear()
+    assert row_counts.snapshot(str(tmp_path)) == {"done": 3, "failed": 1}
+    row_counts.clear()

@@ -4,8 +4,7 @@ import fsspec
 import pytest
 
 from manifests.benchmarks.clips import PresenceFilter, clip_uri, listing
-from manifests.errors import ManifestError
-from manifests.files import absolute
+from manifests.files import ManifestError, absolute
 from manifests.row import ManifestRow
 
 

@@ -20,9 +20,8 @@ from manifests.benchmarks.corpus_sets import (
     read_corpus,
 )
 from manifests.benchmarks.sound_classes import family_of
-from manifests.errors import ManifestError, RowError
-from manifests.row import ManifestRow
-from manifests.validation import parse_record
+from manifests.files import ManifestError
+from manifests.row import ManifestRow, RowError, parse_record
 from tones import LABELS, PHRASINGS, write_corpus
 
 ROOT = "/corpus"

@@ -15,7 +15,7 @@ from manifests.benchmarks.importers import (
     read_dcase,
 )
 from manifests.benchmarks.mixtures import Clip
-from manifests.errors import ManifestError
+from manifests.files import ManifestError
 from manifests.row import ManifestRow
 
 POSITIVE = QuerySetting(polarity="P")

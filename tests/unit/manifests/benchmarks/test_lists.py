@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from manifests.benchmarks.lists import Pair, read_pairs, read_samples, read_table
-from manifests.errors import ManifestError
+from manifests.files import ManifestError
 
 HEADER = "source_file,positive_caption,noise_file,negative_caption\n"
 

@@ -9,7 +9,7 @@ import pytest
 from manifests.benchmarks.__main__ import run as build
 from manifests.benchmarks.lists import read_pairs, read_samples
 from manifests.benchmarks.own_lists import LabelledClip, draw_lists, read_clips, run
-from manifests.errors import ManifestError
+from manifests.files import ManifestError
 from manifests.files.readers import iter_rows
 
 CLASSES = ("a dog", "rain", "a bell")

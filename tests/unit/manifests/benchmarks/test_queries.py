@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from manifests.benchmarks.clips import QuerySetting
-from manifests.errors import ManifestError
+from manifests.files import ManifestError
 
 SAMPLES = {"dog": ["d1", "d2"], "rain": ["r1", "r2"], "cat": ["c1"]}
 

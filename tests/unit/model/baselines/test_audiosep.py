@@ -11,8 +11,8 @@ from layouts_of_baselines import Spoiled, hollow, parsed, spoil
 from model import catalogue, registry
 from model.catalogue import WeightsFile
 from model.checkpoints.fetch import CheckpointError, LocalFile
-from model.checkpoints.layouts import LayoutError
-from model.checkpoints.loading import published_state, unwrap
+from model.checkpoints.loading import LayoutError, published_state
+from model.checkpoints.loading import unwrap_published as unwrap
 from model.systems import Condition, audiosep
 from model.systems.masking import MaskingSeparator
 

@@ -9,8 +9,7 @@ import torch
 from golden import baselines
 from layouts_of_baselines import Spoiled, hollow, parsed, spoil
 from model.catalogue import WeightsFile
-from model.checkpoints.layouts import LayoutError
-from model.checkpoints.loading import published_state
+from model.checkpoints.loading import LayoutError, published_state
 from model.systems import Condition, lass
 from model.systems.masking import MaskingSeparator
 

@@ -6,7 +6,7 @@ import torch
 
 from golden import baselines
 from layouts_of_baselines import Spoiled, hollow, parsed, spoil
-from model.checkpoints.layouts import LayoutError
+from model.checkpoints.loading import LayoutError
 from model.systems import Condition, uss
 from model.systems.masking import MaskingSeparator
 from model.systems.uss import Cnn14Config

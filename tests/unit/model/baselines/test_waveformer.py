@@ -11,8 +11,7 @@ from golden import baselines
 from layouts_of_baselines import Spoiled, hollow, parsed, spoil
 from model import registry
 from model.catalogue import WeightsFile
-from model.checkpoints.layouts import LayoutError
-from model.checkpoints.loading import published_state
+from model.checkpoints.loading import LayoutError, published_state
 from model.systems import Condition, waveformer
 from model.systems.waveformer import LABELS, LabelQueries, Positions, WaveformerConfig
 

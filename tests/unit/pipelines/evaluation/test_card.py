@@ -12,7 +12,7 @@ from pipelines.evaluation import card
 from pipelines.evaluation.cost import Cost
 from pipelines.evaluation.results import Results
 from pipelines.evaluation.zero_shot import ZeroShot
-from terminal.escaping import markdown
+from terminal.screen import markdown
 
 
 def _results() -> Results:

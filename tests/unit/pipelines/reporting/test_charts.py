@@ -20,7 +20,7 @@ from pipelines.reporting.charts import (
 )
 from pipelines.reporting.listening import choose, power
 from pipelines.reporting.runs import Run, read_run
-from terminal import escaping
+from terminal import screen
 from transforms.storage import Storage
 
 HOSTILE = '</svg><script>x</script>$\\frac{ "&'
@@ -67,7 +67,7 @@ def test_every_series_is_named_in_its_legend() -> None:
     svg = draw(Chart(name="one", **named, histograms=series)).svg
     root = ElementTree.fromstring(svg)  # noqa: S314 - made here
     texts = [(element.text or "").strip() for element in root.iter()]
-    assert {escaping.one_line(name) for name in report_runs.NASTY} <= set(texts)
+    assert {screen.one_line(name) for name in report_runs.NASTY} <= set(texts)
 
 
 def test_many_kinds_of_clips_give_every_plot(tmp_path: Path) -> None:
