@@ -83,7 +83,8 @@ METRICS_SCHEMA = pa.schema(
 
 What was asked of what is that of the manifest's row, whose digest is ``row_sha256``; credentials in
 its URIs are hidden. ``input_gain_db`` is the gain with which the network heard a recording, the
-mean over its windows. Columns that nothing computes yet are null.
+mean over its windows. ``stem_to_mixture_db`` is the power of the stem over that of the mixture, of
+the means of their channels at the model's rate. Columns that nothing computes yet are null.
 """
 
 SUMMARY_SCHEMA = pa.schema(

@@ -47,6 +47,8 @@ from transforms.scoring import (
     Scoring,
     ScoringSettings,
     joined,
+    level_scores,
+    power_of,
     ratio_scores,
     without_reference,
 )
@@ -236,6 +238,7 @@ class LongStem:
         """
         self.failure: Failure | None = None
         self.paths: dict[str, str] = {}
+        self.power = 0.0
         self.stem: Written | None = None
         self.residual: Written | None = None
         self._query, self._mixture, self._pieces = query, mixture, pieces
@@ -318,6 +321,7 @@ class LongStem:
             if self._scorer is not None:
                 heard, target = mixture.take(piece.shape[1]), reference.take(piece.shape[1])
                 self._scorer.update(_mono_row(piece), _mono_row(heard), _mono_row(target))
+            self.power += power_of(waveforms.to_mono(piece))
             yield piece
 
 
@@ -467,7 +471,7 @@ class _Run:
             positive=np.stack([query.positive for query in queries]),
             negative=np.stack([query.negative for query in queries]),
         )
-        self._peak = 0.0
+        self._peak = self._power = 0.0
         self._heard: list[Samples | None] = []
 
     def answers(self) -> Iterator[list[Samples]]:
@@ -488,7 +492,8 @@ class _Run:
             heard = self._embeddings(query, stem.paths[written.uri])
             has_reference = query.row.reference_uri is not None
             similarity = job.scoring.similarity(query, heard, has_reference)
-            scores = joined(stem.ratios(), similarity)
+            level = level_scores(stem.power, self._power)
+            scores = joined(stem.ratios(), similarity, level)
             for uri, path in reversed(stem.paths.items()):
                 with write_errors(uri):
                     job.writing.storage.publish(uri, path)
@@ -513,6 +518,7 @@ class _Run:
     def _watched(self) -> Iterator[Samples]:
         for block in self._mixture.at_model_rate():
             self._peak = max(self._peak, waveforms.peak(block))
+            self._power += power_of(waveforms.to_mono(block))
             yield block
 
     def _embeddings(self, query: RowQuery, stem_path: str) -> Embeddings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -91,6 +92,7 @@ def _optional(embedding: Samples | None) -> torch.Tensor | None:
 
 
 RATIO_COLUMNS = tuple(name for name in METRIC_COLUMNS if name not in CLAP_COLUMNS)
+_LEVEL = "stem_to_mixture_db"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +154,8 @@ class Scoring:
                 reference=heard[len(clips) + len(stems) + index],
             )
             similarity = self.similarity(stem.query, embeddings, stem.reference is not None)
-            scores.append(joined(ratios[index], similarity))
+            level = level_scores(power_of(mids[index]), power_of(mixtures[owners[index]]))
+            scores.append(joined(ratios[index], similarity, level))
         return self._by_clip(clips, scores)
 
     def similarity(self, query: RowQuery, embeddings: Embeddings, has_reference: bool) -> Scores:
@@ -277,6 +280,19 @@ def ratio_scores(found: ClipScore) -> Scores:
     )
 
 
+def power_of(samples: Samples) -> float:
+    """The sum of squares of samples."""
+    return float(np.square(samples, dtype=np.float64).sum())
+
+
+def level_scores(stem_power: float, mixture_power: float) -> Scores:
+    """How loud a stem is beside its mixture, from the powers of the means of their channels."""
+    if stem_power > 0 and mixture_power > 0:
+        return Scores(values={_LEVEL: 10 * math.log10(stem_power / mixture_power)}, reasons={})
+    reason = "silent_mixture" if stem_power > 0 else "silent_stem"
+    return Scores(values={}, reasons={_LEVEL: reason})
+
+
 def joined(*parts: Scores) -> Scores:
     """Scores of different kinds as one."""
     values: dict[str, float] = {}
@@ -334,7 +350,7 @@ class ScoreStems(beam.PTransform[Any, Any]):
     """Separated clips → scored clips.
 
     In: ``SeparatedClip``. Out: ``ScoredClip``, one for each, in which every metric has a value or a
-    reason. Ratios are computed on the mean of the channels, at the model's rate.
+    reason. Ratios and levels are computed on the mean of the channels, at the model's rate.
     """
 
     settings: ScoringSettings

@@ -68,6 +68,8 @@ def test_a_separator_that_knows_the_tones_passes_and_its_blind_control_does_not(
     assert datasets["text_pn"]["sdri_db"]["n"] == 11
     assert datasets["text_pn"]["sdri_db"]["low"] is not None
     assert set(record["phrases"]) == {"dog_bark heard", *PHRASINGS["dog_bark"]}
+    for name in ABSENT_SETS:  # what is there is always louder than what is not
+        assert record["presence"][name]["stem_to_mixture_db"]["auroc"] == 1.0
     assert record["zero_shot"]["heldout"]["top1"]["mean"] == 1.0
     assert record["cost"]["real_time_factor"] > 0
     assert record["models"] == [f"tones {'m' * 64}"]
@@ -103,7 +105,7 @@ def test_figures_are_compared_with_recorded_ones(
 ) -> None:
     recorded = _record(everything)
     recorded["datasets"] = {"text_p": recorded["datasets"]["text_p"]}
-    recorded["zero_shot"] = {}
+    recorded["zero_shot"] = recorded["presence"] = {}
     expected = tmp_path / "expected.json"
     expected.write_text(json.dumps(recorded), encoding="utf-8")
     words = ("--sets", "text_p", "--expect", str(expected))

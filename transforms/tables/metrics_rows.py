@@ -80,6 +80,7 @@ def metrics_row(
         input_snr_db=row.input_snr_db,
         **_asked(row),
         **{name: _finite(scores.values.get(name)) for name in METRIC_COLUMNS},
+        stem_to_mixture_db=_finite(scores.values.get("stem_to_mixture_db")),
         undefined_reason=_reasons(scores),
         **dataclasses.asdict(facts),
         **(dataclasses.asdict(provenance) if provenance is not None else {}),

@@ -78,6 +78,8 @@ def test_each_query_gets_its_stem_from_one_pass(tmp_path: Path, loaded: tone_run
         residual, _ = soundfile.read(row.values["residual_uri"])
         np.testing.assert_allclose(stem + residual, stereo, atol=1e-6)
         assert row.values["clap_score"] == pytest.approx(1.0)
+        # One of two tones of equal power.
+        assert row.values["stem_to_mixture_db"] == pytest.approx(-3.0, abs=0.1)
     num_windows = results[0].values["n_windows"]
     assert loaded.model.separator.heard == num_windows == 2 * 80
     assert _left_over(tmp_path) == []

@@ -107,13 +107,24 @@ def test_every_metric_has_a_value_or_a_reason() -> None:
     (scored,) = _scoring().score([_separated(clip, [_leaky("bell"), silent])])
     without, quiet = scored.scores
     for scores in (without, quiet):
-        assert scores.values.keys() | scores.reasons.keys() == set(METRIC_COLUMNS)
+        found = scores.values.keys() | scores.reasons.keys()
+        assert found == {*METRIC_COLUMNS, "stem_to_mixture_db"}
         assert not scores.values.keys() & scores.reasons.keys()
     assert without.reasons["sdr_db"] == without.reasons["ref_clap_score"] == "no_reference"
     assert without.values["clap_score"] == pytest.approx(1.0)
     assert quiet.reasons["clap_score"] == "silent_stem"
     assert quiet.reasons["sdr_db"] == "silent_reference"
     assert quiet.values.keys() == {"clap_score_mixture"}
+    assert quiet.reasons["stem_to_mixture_db"] == "silent_stem"
+
+
+def test_the_level_of_a_stem_is_its_power_over_the_mixtures() -> None:
+    clip = tone_clips.clip("a")
+    stem = 0.1 * clip.model_audio
+    (scored,) = _scoring(scorer=None).score([_separated(clip, [stem])])
+    assert scored.scores[0].values["stem_to_mixture_db"] == pytest.approx(-20.0, abs=1e-5)
+    assert scoring.level_scores(0.0, 0.0).reasons == {"stem_to_mixture_db": "silent_stem"}
+    assert scoring.level_scores(1.0, 0.0).reasons == {"stem_to_mixture_db": "silent_mixture"}
 
 
 def test_nothing_is_loaded_where_no_scorer_is_wanted() -> None:
