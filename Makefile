@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= auto
 PYTEST = $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help environment check format test test-browser test-all model model-results paper-tables-mini clean
+.PHONY: help environment check format test test-browser test-all model model-results paper-tables-mini pictures clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -48,8 +48,8 @@ format: $(ENVIRONMENT) ## format, and fix what the linter can
 test: $(ENVIRONMENT) ## the tests of every change: minutes, no network, no GPU, no downloads
 	$(PYTEST) -m 'not slow and not gpu and not weights'
 
-test-browser: $(ENVIRONMENT) ## the report's page in Chromium, which has to be installed, with its driver
-	$(PYTHON) -m pytest -m browser tests/pipeline/test_report.py
+test-browser: $(ENVIRONMENT) ## the report's page and picture in Chromium, which has to be installed, with its driver
+	$(PYTHON) -m pytest -m browser tests/pipeline/test_report.py tests/packaging/test_pictures.py
 
 test-all: $(ENVIRONMENT) ## the slow tests too
 	$(PYTEST) -m 'not gpu and not weights'
@@ -86,6 +86,9 @@ paper-tables-mini: $(ENVIRONMENT) ## Tables II, IV, V and VI with clapsep-mini o
 	PYTHON=$(abspath $(PYTHON)) bench/paper_tables.sh $(CORPUS) $(RUNS)/paper-tables
 	mkdir -p docs/results/paper-tables-mini
 	cp $(RUNS)/paper-tables/report/tables.md $(RUNS)/paper-tables/report/tables.csv docs/results/paper-tables-mini
+
+pictures: $(ENVIRONMENT) ## make the README's pictures again; needs Chromium
+	$(PYTHON) docs/pictures/make.py
 
 clean: ## remove what tools and builds left; environments and outputs stay
 	rm -rf build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
