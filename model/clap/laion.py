@@ -85,14 +85,19 @@ def _importable(name: str) -> bool:
 
 
 @contextmanager
-def _without_meshgrid_warning() -> Iterator[None]:
-    """Swin asks for its grids in a way that torch will change; users cannot act on it."""
+def _without_warnings() -> Iterator[None]:
+    """Leaves out warnings that users cannot act on.
+
+    Swin asks for its grids in a way that torch will change; a package that laion_clap's imports
+    bring along wants progress bars that a notebook may not have, and shows none.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"torch\.meshgrid", category=UserWarning)
+        warnings.filterwarnings("ignore", message="IProgress not found")
         yield
 
 
-@_without_meshgrid_warning()
+@_without_warnings()
 def whole_htsat(config: EncoderConfig, num_classes: int = 1) -> nn.Module:
     """Builds laion_clap's ``HTSAT_Swin_Transformer`` as it is, with random parameters."""
     audio_config = types.SimpleNamespace(
@@ -139,7 +144,7 @@ def build_htsat(config: EncoderConfig) -> nn.Module:
     return network
 
 
-@_without_meshgrid_warning()
+@_without_warnings()
 def swin_block(
     dim: int,
     grid: int,
