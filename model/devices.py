@@ -15,8 +15,12 @@ _THREADS = threading.RLock()
 _MEANT = re.compile(r"(gpu|cuda|nvidia)?[:_ -]?(\d{1,4})?", re.IGNORECASE)
 
 
-def require_name(device: str) -> None:
+def require_name(device: str, name: str = "--device") -> None:
     """Looks at a name, not at the machine; torch is not imported.
+
+    Args:
+        device: the name.
+        name: what messages call the setting.
 
     Raises:
         ValueError: no device is called so; the message says which one is near.
@@ -30,16 +34,20 @@ def require_name(device: str) -> None:
     elif found is not None and device.strip():
         number = f":{found[2]}" if found[2] else ""
         meant = f"; did you mean cuda{number}?"
-    raise ValueError(f"--device {device}: expected {EXPECTED}{meant}")
+    raise ValueError(f"{name} {device}: expected {EXPECTED}{meant}")
 
 
-def resolved(device: str) -> str:
+def resolved(device: str, name: str = "--device") -> str:
     """A torch device of this machine; for ``auto`` the GPU, where there is one.
+
+    Args:
+        device: its name.
+        name: what messages call the setting.
 
     Raises:
         ValueError: no device is called so, or this machine does not have it.
     """
-    require_name(device)
+    require_name(device, name)
     if device == "cpu":
         return device
     import torch
@@ -50,10 +58,10 @@ def resolved(device: str) -> str:
     if count == 0:
         built = torch.version.cuda is not None or torch.version.hip is not None
         reason = "torch finds no GPU on this machine" if built else "torch is built without CUDA"
-        raise ValueError(f"--device {device}: {reason}; take --device auto or --device cpu")
+        raise ValueError(f"{name} {device}: {reason}; take {name} auto or {name} cpu")
     if int(device.partition(":")[2] or 0) >= count:
         has = "one GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
-        raise ValueError(f"--device {device}: this machine has {has}")
+        raise ValueError(f"{name} {device}: this machine has {has}")
     return device
 
 

@@ -22,6 +22,7 @@ from typing import IO, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import scipy.special
 import torch
 from torch import Tensor
 
@@ -61,8 +62,9 @@ class Extraction(Generic[Signal]):
         stem: the sound that was asked for, at the rate, in the channels and at the level of the
             recording.
         residual: the recording minus the stem.
-        presence: how likely the sound is in the recording, from 0 to 1; None: the model does not
-            say.
+        presence: how likely the sound is in the recording, from 0 to 1: in that window and channel
+            where it is the likeliest. In a stream it is for what was heard so far, so that the last
+            block has that of the whole. None: the model does not say.
     """
 
     stem: Signal
@@ -104,7 +106,7 @@ class Extractor:
         settings = NetworkSettings(
             batch_size=batch_size, num_threads=num_threads, normalisation=condition_norm
         )
-        device = devices.resolved(device)
+        device = devices.resolved(device, "device")
         loaded = registry.load(model, device=device, precision=precision)
         self._separator, self._encoder = loaded.separator, loaded.query_encoder
         if self._separator.capabilities.needs_reference:
@@ -158,7 +160,7 @@ class Extractor:
         pieces = _of_one_query(stream.pieces([heard], self._gain([heard])))
         stem = signal.resample(np.concatenate(list(pieces), axis=1), model_hz, rate)
         stem = signal.fit_length(stem, mixture.shape[1])
-        return _extraction(stem, mixture - stem, samples)
+        return _extraction(stem, mixture - stem, samples, stream)
 
     def stream(
         self,
@@ -229,7 +231,7 @@ class Extractor:
                 num_done += stem.shape[1]
                 if stem.shape[1]:
                     residual = mixture.take(stem.shape[1]) - stem
-                    yield _extraction(stem, residual, recording.like)
+                    yield _extraction(stem, residual, recording.like, stream)
 
     def _begin(
         self,
@@ -519,8 +521,15 @@ def _of_one_query(pieces: Iterable[list[FloatArray]]) -> Iterator[FloatArray]:
             yield piece
 
 
-def _extraction(stem: FloatArray, residual: FloatArray, like: Signal) -> Extraction[Signal]:
-    return Extraction(stem=_restored(stem, like), residual=_restored(residual, like))
+def _extraction(
+    stem: FloatArray, residual: FloatArray, like: Signal, stream: RecordingStream
+) -> Extraction[Signal]:
+    (log_odds,) = stream.presence
+    return Extraction(
+        stem=_restored(stem, like),
+        residual=_restored(residual, like),
+        presence=None if np.isnan(log_odds) else float(scipy.special.expit(log_odds)),
+    )
 
 
 def _restored(samples: FloatArray, like: Signal) -> Signal:

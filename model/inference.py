@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from torch import Tensor
 from model.devices import cores
 from model.signal import InputGain
 from model.signal.windowing import OverlapAdder, WindowPlan, iter_windows
-from model.systems import NORMALISATIONS, Condition, Normalisation, Separator
+from model.systems import NORMALISATIONS, Condition, Normalisation, PresenceDetector, Separator
 
 Samples = npt.NDArray[np.float32]
 Arriving = Callable[[], Samples]
@@ -189,10 +190,15 @@ class WindowQueries:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WindowAnswers:
-    """float32[Q, C, n], and each query's share of the time in the network."""
+    """float32[Q, C, n], and each query's share of the time in the network.
+
+    ``presence`` is float32[Q, C], the log odds that what a query asks for is there; NaN where the
+    separator does not say.
+    """
 
     samples: Samples
     inference_s: tuple[float, ...]
+    presence: Samples
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,15 +224,17 @@ class _Launched:
     rows: list[_Row]
     pairs: list[tuple[int, int]]
     answers: list[Arriving]
+    presence: list[Arriving]
     started_s: float
 
-    def wait(self) -> list[Samples]:
-        """The answers, float32[n], in the order of ``pairs``."""
+    def wait(self) -> list[tuple[Samples, float]]:
+        """The answers, float32[n], and the log odds of presence, in the order of ``pairs``."""
         try:
             found = [samples for arriving in self.answers for samples in arriving()]
+            odds = [float(value) for arriving in self.presence for value in arriving()]
         except MODEL_ERRORS as err:  # a GPU reports late what went wrong in it
             raise SeparationError("model_error", _first_line(err)) from err
-        return found
+        return list(zip(found, odds or [math.nan] * len(found), strict=True))
 
 
 class Network:
@@ -266,6 +274,7 @@ class Network:
             SeparationError: the network failed, or memory is too small for one window.
         """
         outputs = [np.empty((len(w.positive), *w.samples.shape), dtype=np.float32) for w in windows]
+        presence = [np.empty((len(w.positive), len(w.samples)), np.float32) for w in windows]
         seconds = [np.zeros(len(w.positive)) for w in windows]
         passes: list[ForwardPass] = []
 
@@ -277,10 +286,11 @@ class Network:
                 finished_s = time.perf_counter()
                 took_s = finished_s - began_s
                 passes.append(ForwardPass(num_windows=len(launched.rows), took_s=took_s))
-                for (index, query), samples in zip(launched.pairs, answers, strict=True):
+                for (index, query), (samples, odds) in zip(launched.pairs, answers, strict=True):
                     row = launched.rows[index]
                     gain = np.float32(windows[row.window].gain)
                     outputs[row.window][query, row.channel] = samples / gain
+                    presence[row.window][query, row.channel] = odds
                     seconds[row.window][query] += took_s / len(answers)
 
         batches = list(self._batches(windows))
@@ -292,8 +302,8 @@ class Network:
             for each in passes:
                 self._passed(each)
         return [
-            WindowAnswers(samples=output, inference_s=tuple(float(s) for s in cost))
-            for output, cost in zip(outputs, seconds, strict=True)
+            WindowAnswers(samples=output, inference_s=tuple(float(s) for s in cost), presence=odds)
+            for output, cost, odds in zip(outputs, seconds, presence, strict=True)
         ]
 
     @property
@@ -368,6 +378,7 @@ class Network:
             window = windows[row.window]
             mixture[place] = window.samples[row.channel] * np.float32(window.gain)
         found: list[Arriving] = []
+        presence: list[Arriving] = []
         with torch.inference_mode():
             encoded = self.separator.encode(self._transfers.up(mixture))
             for begin in range(0, len(pairs), answers_at_once):
@@ -375,11 +386,16 @@ class Network:
                 missing = answers_at_once - len(part) if self._settings.fixed_shapes else 0
                 asked = part + part[-1:] * missing
                 index = self._transfers.up(np.array([row for row, _ in asked], dtype=np.int64))
-                answer = self.separator.answer(
-                    encoded.index(index), self._condition(windows, rows, asked)
-                )
+                chosen, condition = encoded.index(index), self._condition(windows, rows, asked)
+                answer = self.separator.answer(chosen, condition)
                 found.append(self._transfers.down(answer[: len(part)]))
-        return _Launched(rows=rows, pairs=pairs, answers=found, started_s=started_s)
+                if isinstance(self.separator, PresenceDetector):
+                    odds = self.separator.presence(chosen, condition)
+                    if odds is not None:
+                        presence.append(self._transfers.down(odds[: len(part)]))
+        return _Launched(
+            rows=rows, pairs=pairs, answers=found, presence=presence, started_s=started_s
+        )
 
     def _condition(
         self, windows: Sequence[WindowQueries], rows: list[_Row], pairs: list[tuple[int, int]]
@@ -404,6 +420,8 @@ class RecordingStream:
         num_windows: windows so far, channels counted.
         inference_s: float64[Q], each query's share of the time in the network so far.
         gains: of the windows so far.
+        presence: float64[Q], for each query the highest log odds that what it asks for is in a
+            channel of a window so far; NaN: the separator does not say, or there was no window.
     """
 
     def __init__(
@@ -422,6 +440,7 @@ class RecordingStream:
         self.num_windows = 0
         self.inference_s = np.zeros(len(positive))
         self.gains: list[float] = []
+        self.presence = np.full(len(positive), np.nan)
 
     def pieces(self, blocks: Iterable[Samples], gain: InputGain) -> Iterator[list[Samples]]:
         """Separates the recording, in memory that does not grow with its length.
@@ -461,6 +480,7 @@ class RecordingStream:
             for window, answer in zip(group, answers, strict=True):
                 self.num_windows += num_channels
                 self.inference_s += answer.inference_s
+                self.presence = np.fmax(self.presence, answer.presence.max(axis=1))
                 yield [
                     adder.push(samples, window.start)
                     for adder, samples in zip(adders, answer.samples, strict=True)

@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -226,6 +226,18 @@ class Separator(Protocol):
 
     def separate(self, mixture: Tensor, condition: Condition) -> Tensor:
         """``answer(encode(mixture), condition)``."""
+
+
+@runtime_checkable
+class PresenceDetector(Protocol):
+    """A separator that also says whether what it is asked for is there."""
+
+    def presence(self, encoded: Any, condition: Condition) -> Tensor | None:
+        """The log odds that what the condition asks for is in a window.
+
+        Returns:
+            float32[B], or None where these weights do not say.
+        """
 
 
 _PHRASE = re.compile(r"^the sounds? of (?:an? |the )?", re.IGNORECASE)

@@ -435,7 +435,7 @@ def test_an_oracle_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"device": "gpu"}, "gpu"),
+        ({"device": "gpu"}, "^device gpu: expected auto, cpu, cuda or cuda:N; did you mean cuda"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"num_threads": -1}, "num_threads at least 0"),
         ({"overlap": 1.0}, r"overlap must be in \[0, 1\), got 1.0"),
@@ -472,6 +472,34 @@ def test_what_the_network_cannot_do_is_said(loaded: tone_runs.Loaded) -> None:
         with pytest.raises(SeparationError) as caught:
             extractor(np.ones(9), RATE_HZ, positive="bell")
         assert message in f"{caught.value.code} {caught.value}"
+
+
+class Suspicious(tones.ToneSeparator):
+    """Says how likely a query is by the power of its tones in the window."""
+
+    says = True
+
+    def presence(self, encoded: tones.ToneEncoded, condition: Condition) -> torch.Tensor | None:
+        kept = self.answer(encoded, condition).square().mean(dim=1)
+        return torch.log(kept / 1e-3) if self.says else None
+
+
+def test_presence_is_that_of_the_likeliest_window_and_channel(loaded: tone_runs.Loaded) -> None:
+    separator = Suspicious()
+    loaded.model = dataclasses.replace(loaded.model, separator=separator)
+    extractor = Extractor("tones", num_threads=1)
+    bell = np.concatenate([0 * tones.tone("bell", 3.0), tones.tone("bell", 2.0)])
+    mixture = np.stack([tones.tone("rain", 5.0), tones.tone("rain", 5.0) + bell])
+    power = 0.3**2 / 2
+    there = extractor(mixture, RATE_HZ, positive="bell").presence
+    assert there == pytest.approx(power / (power + 1e-3), abs=1e-3)
+    assert extractor(mixture, RATE_HZ, positive="frog").presence == pytest.approx(0.0, abs=1e-3)
+    blocks = extractor.stream(np.split(mixture, 5, axis=1), RATE_HZ, positive="bell")
+    first, *_, last = [block.presence for block in blocks]
+    assert first == pytest.approx(0.0, abs=1e-3)
+    assert last == there
+    separator.says = False
+    assert extractor(mixture, RATE_HZ, positive="bell").presence is None
 
 
 def test_rates_are_those_that_recordings_may_have() -> None:
