@@ -1,123 +1,294 @@
-"""Defines the schemas of every table that is written; their types never depend on the data.
+"""Describes every output column once: the schemas of the written tables follow from it.
 
-That of a manifest is generated from :class:`manifests.row.ManifestRow`.
+A column has a name, which ends in its unit, a type and a meaning; a metric has its title in reports
+too, and says whether up or down is better. ``docs/columns.md`` is what ``python -m
+manifests.columns`` prints. The columns of a manifest come from :class:`manifests.row.ManifestRow`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 
 from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS, SCHEMA_VERSION, ManifestRow, column_type
 
 _SCALARS: Mapping[Any, pa.DataType] = {str: pa.string(), float: pa.float64(), int: pa.int64()}
+_METADATA = {"schema_version": str(SCHEMA_VERSION)}
+_UNITS: Mapping[str, str] = {"db": "dB", "s": "s", "hz": "Hz"}
+_TEXT, _TEXTS, _REAL = pa.string(), pa.list_(pa.string()), pa.float64()
 
 
-def _arrow_field(name: str) -> pa.Field:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column of a table that is written.
+
+    Attributes:
+        name: in the files.
+        type: in the files; it never depends on the data.
+        meaning: one sentence, in Markdown.
+        title: what reports call it; given for the metrics, which the summary has a line for.
+        better: whether a higher or a lower value is better; None where neither is.
+        shown: whether reports show it without being asked.
+        required: whether it is never null.
+    """
+
+    name: str
+    type: pa.DataType
+    meaning: str
+    title: str | None = None
+    better: Literal["up", "down"] | None = None
+    shown: bool = False
+    required: bool = False
+
+    @property
+    def unit(self) -> str:
+        """The unit of the values, which the name ends in; empty where they have none."""
+        return _UNITS.get(self.name.rpartition("_")[2], "")
+
+    @property
+    def field(self) -> pa.Field:
+        """The field of a schema."""
+        return pa.field(self.name, self.type, nullable=not self.required)
+
+
+def _text(name: str, meaning: str) -> Column:
+    return Column(name=name, type=_TEXT, meaning=meaning)
+
+
+def _real(name: str, meaning: str) -> Column:
+    return Column(name=name, type=_REAL, meaning=meaning)
+
+
+def _count(name: str, meaning: str, type: pa.DataType | None = None) -> Column:
+    return Column(name=name, type=type or pa.int32(), meaning=meaning)
+
+
+def _of_row(name: str) -> Column:
+    """A column that carries a field of the manifest's row."""
+    return Column(name=name, type=_arrow_type(name), meaning=_description(name))
+
+
+def _arrow_type(name: str) -> pa.DataType:
     scalar, is_list = column_type(name)
-    arrow = _SCALARS[scalar]
-    return pa.field(
-        name,
-        pa.list_(arrow) if is_list else arrow,
-        nullable=name != "id",
-        metadata={"description": ManifestRow.__dataclass_fields__[name].metadata["description"]},
+    return pa.list_(_SCALARS[scalar]) if is_list else _SCALARS[scalar]
+
+
+def _description(name: str) -> str:
+    description: str = ManifestRow.__dataclass_fields__[name].metadata["description"]
+    return description
+
+
+def _ratios(name: str, title: str, definition: str) -> tuple[Column, ...]:
+    """The three columns of a ratio to the reference: of the stem, of the mixture, and the gain."""
+    return (
+        Column(
+            name=f"{name}_db",
+            type=_REAL,
+            title=f"{title} (dB)",
+            better="up",
+            meaning=f"{title} of the stem: {definition}.",
+        ),
+        Column(
+            name=f"{name}_mixture_db",
+            type=_REAL,
+            title=f"{title} of the mixture (dB)",
+            meaning=f"{title} of the untouched mixture.",
+        ),
+        Column(
+            name=f"{name}i_db",
+            type=_REAL,
+            title=f"{title}i (dB)",
+            better="up",
+            shown=True,
+            meaning=f"Improvement: `{name}_db` - `{name}_mixture_db`.",
+        ),
     )
 
 
-_METADATA = {"schema_version": str(SCHEMA_VERSION)}
+def _similarity(
+    name: str,
+    title: str,
+    meaning: str,
+    *,
+    better: Literal["up", "down"] | None = "up",
+    shown: bool = True,
+) -> Column:
+    return Column(name=name, type=_REAL, title=title, better=better, shown=shown, meaning=meaning)
 
 
-def _table(**columns: pa.DataType) -> list[pa.Field]:
-    return [pa.field(name, arrow) for name, arrow in columns.items()]
-
-
-def _each(arrow: pa.DataType, names: str) -> dict[str, pa.DataType]:
-    return {name: arrow for name in names.split()}
-
-
-MANIFEST_SCHEMA = pa.schema([_arrow_field(name) for name in MANIFEST_COLUMNS], metadata=_METADATA)
-
-METRIC_COLUMNS: tuple[str, ...] = (
-    *("sdr_db", "sdr_mixture_db", "sdri_db"),
-    *("si_sdr_db", "si_sdr_mixture_db", "si_sdri_db"),
-    *("snr_db", "snr_mixture_db", "snri_db"),
-    *("clap_score", "clap_score_mixture", "clap_score_negative"),
-    *("clap_score_improvement", "clap_score_contrast", "ref_clap_score"),
-)
-"""The measured columns, each null where it is undefined."""
-
-METRICS_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        *_table(
-            **_each(pa.string(), "dataset split label group query_type polarity"),
-            **_each(pa.int32(), "n_shots n_sources"),
-            **_each(pa.float64(), "input_snr_db"),
-            **_each(pa.string(), "row_sha256 mixture_uri"),
-            **_each(pa.list_(pa.string()), "target_uris interferer_uris"),
-            **_each(pa.string(), "reference_uri"),
-            **_each(pa.float64(), "offset_s"),
-            **_each(pa.string(), "positive_text negative_text"),
-            **_each(pa.list_(pa.string()), "positive_audio_uris negative_audio_uris"),
-            **_each(pa.float64(), "text_weight"),
-            **_each(pa.int64(), "seed"),
-            **dict.fromkeys(METRIC_COLUMNS, pa.float64()),
-            **_each(pa.string(), "undefined_reason"),
-            **_each(pa.bool_(), "target_absent"),
-            **_each(pa.float64(), "suppression_db stem_to_mixture_db presence active_s"),
-            **_each(pa.int32(), "n_segments"),
-            **_each(pa.float64(), "duration_s"),
-            **_each(pa.int32(), "sample_rate_hz n_channels n_windows"),
-            **_each(pa.float64(), "peak input_gain_db inference_s"),
-            **_each(pa.string(), "device precision model model_sha256 clap_sha256 scorer_sha256"),
-            **_each(pa.string(), "code_version"),
-            **_each(pa.int32(), "schema_version"),
-            **_each(pa.string(), "stem_uri residual_uri stem_format stem_note"),
-        ),
-    ],
-    metadata=_METADATA,
-)
-"""One row a clip. ``undefined_reason`` is ``metric=reason`` joined by ``; ``; null without one.
-
-What was asked of what is that of the manifest's row, whose digest is ``row_sha256``; credentials in
-its URIs are hidden. ``input_gain_db`` is the gain with which the network heard a recording, the
-mean over its windows. ``stem_to_mixture_db`` is the power of the stem over that of the mixture, of
-the means of their channels at the model's rate. Columns that nothing computes yet are null.
-"""
-
-SUMMARY_SCHEMA = pa.schema(
-    _table(
-        **_each(pa.string(), "dataset split query_type polarity"),
-        **_each(pa.int32(), "n_shots n_sources"),
-        **_each(pa.float64(), "input_snr_db"),
-        **_each(pa.string(), "model model_sha256 scorer_sha256 metric"),
-        **_each(pa.int64(), "n n_undefined"),
-        **_each(pa.float64(), "mean std median ci95_low ci95_high"),
-        **_each(pa.int32(), "schema_version"),
+METRICS: Final = (
+    *_ratios("sdr", "SDR", "BSS-Eval style, after a filter of the reference with 512 taps"),
+    *_ratios("si_sdr", "SI-SDR", "scale-invariant, without mean removal"),
+    *_ratios("snr", "SNR", "10·log₁₀(Σ reference² / Σ (stem - reference)²)"),
+    _similarity(
+        "clap_score",
+        "CLAPScore",
+        "Cosine of the stem's CLAP embedding and that of the positive query. A stem that is longer "
+        "than the scorer's window is encoded in at most 12 windows, spread evenly from start to "
+        "end, and their mean is taken.",
     ),
-    metadata=_METADATA,
+    _similarity(
+        "clap_score_mixture",
+        "CLAPScore of the mixture",
+        "Cosine of the mixture's embedding and that of the positive query.",
+        better=None,
+        shown=False,
+    ),
+    _similarity(
+        "clap_score_negative",
+        "CLAPScore to the negative query",
+        "Cosine of the stem's embedding and that of the negative query.",
+        better="down",
+        shown=False,
+    ),
+    _similarity(
+        "clap_score_improvement",
+        "CLAPScore improvement",
+        "`clap_score` - `clap_score_mixture`.",
+    ),
+    _similarity(
+        "clap_score_contrast",
+        "CLAPScore contrast",
+        "`clap_score` - `clap_score_negative`.",
+    ),
+    _similarity(
+        "ref_clap_score",
+        "Ref-CLAPScore",
+        "Harmonic mean of `clap_score` and the cosine of the embeddings of stem and reference, "
+        "where both are positive.",
+    ),
 )
-"""One row a metric and group of clips; ``n`` counts the defined values."""
+"""The measured columns of which the summary has a line and reports a column."""
 
-DEAD_LETTER_COLUMNS: tuple[str, ...] = (
-    *("stage", "error_type", "message", "manifest_uri", "manifest_row", "row_json"),
+METRIC_COLUMNS: tuple[str, ...] = tuple(column.name for column in METRICS)
+"""Their names; each is null where it is undefined."""
+
+_QUERY: Final = (
+    _text("query_type", "Whether the positive query is `text`, `audio` or `both`."),
+    _text("polarity", "Whether the query is `P`, `N` or `P+N`: positive, negative or both."),
+    _count("n_shots", "Example clips of the positive query, or of the negative one."),
+    _count("n_sources", _description("n_sources")),
+    _real("input_snr_db", "Level of the target above each interferer, where it is one."),
 )
-"""What a dead letter says beside its row. ``row_json``: the row as read, if it is not valid."""
 
+METRICS_TABLE: Final = (
+    Column(name="id", type=_TEXT, required=True, meaning=_description("id")),
+    *(_of_row(name) for name in ("dataset", "split", "label", "group")),
+    *_QUERY,
+    _text("row_sha256", "Digest of what the manifest's row asks for."),
+    _of_row("mixture_uri"),
+    Column(name="target_uris", type=_TEXTS, meaning="The targets of a mixture made on the fly."),
+    *(_of_row(name) for name in ("interferer_uris", "reference_uri", "offset_s")),
+    *(_of_row(name) for name in ("positive_text", "negative_text")),
+    *(_of_row(name) for name in ("positive_audio_uris", "negative_audio_uris")),
+    _of_row("text_weight"),
+    _of_row("seed"),
+    *METRICS,
+    _text(
+        "undefined_reason",
+        "Why measured columns are null: `column=reason`, joined by `; `; null where none is.",
+    ),
+    Column(name="target_absent", type=pa.bool_(), meaning="Nothing computes it yet: null."),
+    Column(
+        name="suppression_db",
+        type=_REAL,
+        better="up",
+        meaning="Nothing computes it yet: null.",
+    ),
+    _real(
+        "stem_to_mixture_db",
+        "Power of the stem over that of the mixture, of the means of their channels at the model's "
+        "rate.",
+    ),
+    _real("presence", "Nothing computes it yet: null."),
+    _real("active_s", "Nothing computes it yet: null."),
+    _count("n_segments", "Nothing computes it yet: null."),
+    _real("duration_s", "Length of the stem."),
+    _count("sample_rate_hz", "Rate of the stem."),
+    _count("n_channels", "Channels of the stem."),
+    _count("n_windows", "Passes of the decoder that made the stem."),
+    _real("peak", "Largest absolute sample, before a fixed-point format saturates it."),
+    _real(
+        "input_gain_db",
+        "Gain with which the network was given the recording, the mean over its windows.",
+    ),
+    _real("inference_s", "The stem's share of the time in the network."),
+    _text("device", "What the network ran on."),
+    _text("precision", "`fp32` or `bf16`."),
+    _text("model", "What made the stem."),
+    _text("model_sha256", "Digest of its weights."),
+    _text("clap_sha256", "Digest of the weights that embedded the queries."),
+    _text("scorer_sha256", "Digest of the weights that gave the CLAPScores."),
+    _text("code_version", "Version of this project."),
+    _count("schema_version", "Version of this table."),
+    _text("stem_uri", "The stem."),
+    _text("residual_uri", "The mixture minus the stem, where it was asked for."),
+    _text("stem_format", "Format of the stem, where this run wrote it."),
+    _text("stem_note", "Why that is not the format that was asked for."),
+)
+"""One row a clip. What was asked of what is that of the manifest's row; credentials in its URIs are
+hidden."""
+
+SUMMARY_TABLE: Final = (
+    _of_row("dataset"),
+    _of_row("split"),
+    *_QUERY,
+    _text("model", "What made the stems."),
+    _text("model_sha256", "Digest of its weights."),
+    _text("scorer_sha256", "Digest of the weights that gave the CLAPScores."),
+    _text("metric", "The column of the metrics that the line is about."),
+    _count("n", "Clips in which it is defined.", type=pa.int64()),
+    _count("n_undefined", "Clips in which it is not.", type=pa.int64()),
+    _real("mean", "Mean of the defined values."),
+    _real("std", "Their sample standard deviation."),
+    _real("median", "Their median."),
+    _real("ci95_low", "Lower end of the 95 % interval of the mean."),
+    _real("ci95_high", "Upper end."),
+    _count("schema_version", "Version of this table."),
+)
+"""One row a metric and group of clips."""
+
+_FAILURE: Final = (
+    _text("stage", "Where in the job the row failed."),
+    _text("error_type", "What went wrong, as one of the codes in [Dead letters](errors.md)."),
+    _text("message", "The same for a person."),
+    _text("manifest_uri", "Where the row was read."),
+    _count("manifest_row", "Its number there.", type=pa.int64()),
+    _text("row_json", "The row as read, where it is not valid."),
+)
+
+DEAD_LETTER_COLUMNS: tuple[str, ...] = tuple(column.name for column in _FAILURE)
+"""What a dead letter says beside its row."""
+
+DEAD_LETTER_TABLE: Final = (*_FAILURE, *(_of_row(name) for name in MANIFEST_COLUMNS))
+"""A failure and the row that it is about, so that a folder of dead letters is itself a manifest."""
+
+
+def _schema(columns: Sequence[Column]) -> pa.Schema:
+    return pa.schema([column.field for column in columns], metadata=_METADATA)
+
+
+def _described(name: str, *, nullable: bool) -> pa.Field:
+    metadata = {"description": _description(name)}
+    return pa.field(name, _arrow_type(name), nullable=nullable, metadata=metadata)
+
+
+MANIFEST_SCHEMA = pa.schema(
+    [_described(name, nullable=name != "id") for name in MANIFEST_COLUMNS], metadata=_METADATA
+)
+METRICS_SCHEMA = _schema(METRICS_TABLE)
+SUMMARY_SCHEMA = _schema(SUMMARY_TABLE)
 DEAD_LETTER_SCHEMA = pa.schema(
     [
-        *_table(
-            **_each(pa.string(), "stage error_type message manifest_uri"),
-            **_each(pa.int64(), "manifest_row"),
-            **_each(pa.string(), "row_json"),
-        ),
-        *(_arrow_field(name).with_nullable(True) for name in MANIFEST_COLUMNS),
+        *(column.field for column in _FAILURE),
+        *(_described(name, nullable=True) for name in MANIFEST_COLUMNS),
     ],
     metadata=_METADATA,
 )
-"""A failure and the row it befell, so that a folder of dead letters is itself a manifest."""
 
 
 def with_extra(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
@@ -125,3 +296,40 @@ def with_extra(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
     for name in sorted(set(names)):
         schema = schema.append(pa.field(EXTRA_PREFIX + name, pa.string()))
     return schema
+
+
+_PAGE: Final = (
+    (
+        "Metrics",
+        "`metrics/`: one row a clip, and the manifest's own columns as `extra_…`. A metric is null "
+        "where it is undefined.",
+        METRICS_TABLE,
+    ),
+    ("Summary", "`summary/`: one row a metric and group of clips.", SUMMARY_TABLE),
+    (
+        "Dead letters",
+        "`dead_letters/`: one row a failure, and the manifest's own columns as `extra_…`.",
+        DEAD_LETTER_TABLE,
+    ),
+)
+
+
+def page() -> Iterator[str]:
+    """The lines of ``docs/columns.md``."""
+    yield "# Columns of the tables"
+    yield ""
+    yield "Printed by `python -m manifests.columns` from the table from which the schemas are made."
+    for title, text, columns in _PAGE:
+        yield from ("", f"## {title}", "", text, "")
+        yield from ("| column | type | unit | better | meaning |", "|---|---|---|---|---|")
+        for column in columns:
+            cells = (f"`{column.name}`", _type_name(column.type), column.unit, column.better or "")
+            yield f"| {' | '.join(cells)} | {column.meaning} |"
+
+
+def _type_name(type: pa.DataType) -> str:
+    return f"list of {type.value_type}" if pa.types.is_list(type) else str(type)
+
+
+if __name__ == "__main__":
+    sys.stdout.writelines(f"{line}\n" for line in page())

@@ -12,31 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from manifests.columns import METRICS
 from manifests.published import PublishedResult, load
 from model.metrics.bootstrap import Summary, summarise
 from pipelines.reporting.runs import ReportClip, Run, Setting, short
 
-SHOWN_METRICS = (
-    *("sdri_db", "si_sdri_db", "snri_db"),
-    *("clap_score", "clap_score_improvement", "clap_score_contrast", "ref_clap_score"),
-)
-TITLES = {
-    "sdr_db": "SDR (dB)",
-    "sdr_mixture_db": "SDR of the mixture (dB)",
-    "sdri_db": "SDRi (dB)",
-    "si_sdr_db": "SI-SDR (dB)",
-    "si_sdr_mixture_db": "SI-SDR of the mixture (dB)",
-    "si_sdri_db": "SI-SDRi (dB)",
-    "snr_db": "SNR (dB)",
-    "snr_mixture_db": "SNR of the mixture (dB)",
-    "snri_db": "SNRi (dB)",
-    "clap_score": "CLAPScore",
-    "clap_score_mixture": "CLAPScore of the mixture",
-    "clap_score_negative": "CLAPScore to the negative query",
-    "clap_score_improvement": "CLAPScore improvement",
-    "clap_score_contrast": "CLAPScore contrast",
-    "ref_clap_score": "Ref-CLAPScore",
-}
+SHOWN_METRICS = tuple(column.name for column in METRICS if column.shown)
+TITLES = {column.name: column.title or column.name for column in METRICS}
 _MULTISOURCE = "multisource"
 
 
