@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 BASE_PYTHON ?= python3.11
+CONSTRAINTS ?= constraints.txt
 ifeq ($(origin PYTHON), undefined)
 PYTHON := $(VENV)/bin/python
 ENVIRONMENT := $(VENV)/.installed
@@ -19,7 +20,8 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= auto
 PYTEST = $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help environment check format test test-browser test-all model model-results paper-tables-mini pictures clean
+.PHONY: help environment check format test test-browser test-all lowest-versions lowest-pins \
+  model model-results paper-tables-mini pictures clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -27,10 +29,10 @@ help: ## this list
 environment: $(ENVIRONMENT) ## make .venv and install the project, its extras and its tools
 
 # torch first and alone, so that a CPU build that pip was pointed at is taken and then kept.
-$(VENV)/.installed: setup.py constraints.txt
+$(VENV)/.installed: setup.py $(CONSTRAINTS)
 	$(BASE_PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[s3,dask,train,test]'
+	$(VENV)/bin/python -m pip install --quiet "$$(grep '^torch==' $(CONSTRAINTS))"
+	$(VENV)/bin/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[s3,dask,train,test]'
 	touch $@
 
 check: $(ENVIRONMENT) ## lint, formatting, types, import contracts
@@ -53,6 +55,30 @@ test-browser: $(ENVIRONMENT) ## the report's page and picture in Chromium, which
 
 test-all: $(ENVIRONMENT) ## the slow tests too
 	$(PYTEST) -m 'not gpu and not weights'
+
+# Whether the lower bounds of setup.py are true: the oldest versions that it admits, in an environment of
+# their own, run the unit tests and the demo.
+LOWEST ?= .venv-lowest
+
+lowest-versions: ## the unit tests and the demo with the oldest versions that setup.py admits, in LOWEST
+	$(MAKE) environment VENV=$(LOWEST) CONSTRAINTS=constraints-lowest.txt
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
+	  -m 'not slow and not gpu and not weights' tests/unit
+	$(LOWEST)/bin/python -m pipelines.separate --manifest manifests/examples/demo.csv \
+	  --output $(LOWEST)/demo --overwrite
+
+# torch names the exact versions of its own CUDA packages, and CPU builds have none.
+lowest-pins: ## write constraints-lowest.txt anew, after a lower bound in setup.py has changed
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(BASE_PYTHON) -m venv "$$folder/venv"; \
+	"$$folder/venv/bin/python" -m pip install --quiet setuptools uv; \
+	"$$folder/venv/bin/python" setup.py --quiet egg_info --egg-base "$$folder"; \
+	sed -nE 's/^([A-Za-z0-9_.-]+).*>=([0-9.]+).*/\1==\2/p' \
+	  "$$folder/clapsep_beam.egg-info/requires.txt" > "$$folder/lowest.txt"; \
+	"$$folder/venv/bin/uv" pip compile --quiet --no-header --no-annotate --all-extras --python-version 3.11 \
+	  --constraint "$$folder/lowest.txt" --output-file "$$folder/all.txt" setup.py; \
+	{ grep '^#' constraints-lowest.txt; grep -Ev '^(nvidia-|triton=)' "$$folder/all.txt"; } > "$$folder/new.txt"; \
+	cp "$$folder/new.txt" constraints-lowest.txt
 
 # The bundled model. CORPUS is a folder of labelled clips; model/weights/README.md says which one.
 CORPUS ?= corpus

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.util
 import json
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from model.checkpoints.fetch import CheckpointError, DigestMismatchError, fetch
 from model.config import TextConfig
+from model.lazy import loaded_once
 
 PACKAGED: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -44,7 +44,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.config = config
 
-    @functools.cached_property
+    @loaded_once
     def tokenizer(self) -> Any:
         """Truncates to ``max_tokens`` and pads to the batch's longest text; loaded at first use."""
         return load_tokenizer(self.config)
@@ -132,7 +132,7 @@ class SentenceTower(TextTower):
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             packaged_file(self.config.tokenizer, name)
 
-    @functools.cached_property
+    @loaded_once
     def _network(self) -> Any:
         from safetensors.torch import load
         from transformers import BertConfig, BertModel

@@ -9,7 +9,6 @@ mixture is padded to a whole number of hops, and nothing is lost.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from model.checkpoints.fetch import fetch
 from model.checkpoints.loading import build, fill, published_state
+from model.lazy import loaded_once
 from model.signal.stft import Transform
 from model.systems import Capabilities
 from model.systems.masking import MaskingSeparator
@@ -175,7 +175,7 @@ class BertQueries(nn.Module):
         self.digest = digest
         self._tokenizer_uri = tokenizer_uri
 
-    @functools.cached_property
+    @loaded_once
     def tokenizer(self) -> Any:
         """The tokenizer, loaded at first use."""
         from tokenizers import Tokenizer

@@ -15,12 +15,14 @@ import pytest
 import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from pipelines.preflight import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 PIN = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.]+)")
 RUN_EXTRAS = ("s3", "dask", "train")
+RUN_ELSEWHERE = {ROOT / "tests/golden/run_baselines.py"}  # in the environments of other projects
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +36,16 @@ def build() -> dict[str, Any]:
     return given
 
 
+def pins_of(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    matches = [PIN.fullmatch(line) for line in lines if not line.startswith("#")]
+    assert all(matches), f"a line of {name} is not name==version"
+    return {canonicalize_name(match["name"]): match["version"] for match in matches if match}
+
+
 @pytest.fixture(scope="module")
 def pins() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    matches = [PIN.fullmatch(line) for line in lines if not line.startswith("#")]
-    assert all(matches), "a line of constraints.txt is not name==version"
-    return {canonicalize_name(match["name"]): match["version"] for match in matches if match}
+    return pins_of("constraints.txt")
 
 
 def requirements(build: dict[str, Any], *extras: str) -> list[Requirement]:
@@ -47,10 +53,12 @@ def requirements(build: dict[str, Any], *extras: str) -> list[Requirement]:
     return [Requirement(text) for group in chosen for text in group]
 
 
-def third_party_imports() -> Iterator[tuple[str, str]]:
-    """Top-level modules that the packages import, each with the file that does."""
-    for name in PACKAGES:
-        for path in (ROOT / name).rglob("*.py"):
+def third_party_imports(*folders: str) -> Iterator[tuple[str, str]]:
+    """Top-level modules of others that these folders import, each with the file that does."""
+    own = {*PACKAGES, *(path.stem for path in (ROOT / "tests").iterdir()), "bench"}
+    own.add("setuptools")  # in every environment: venv's up to Python 3.11, torch's after
+    for folder in folders:
+        for path in sorted({*(ROOT / folder).rglob("*.py")} - RUN_ELSEWHERE):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 found: list[str] = []
                 if isinstance(node, ast.Import):
@@ -58,7 +66,7 @@ def third_party_imports() -> Iterator[tuple[str, str]]:
                 elif isinstance(node, ast.ImportFrom) and node.module:
                     found = [node.module]
                 for module in {item.partition(".")[0] for item in found}:
-                    if module not in sys.stdlib_module_names and module not in PACKAGES:
+                    if module not in sys.stdlib_module_names and module not in own:
                         yield module, path.relative_to(ROOT).as_posix()
 
 
@@ -87,15 +95,36 @@ def test_the_environment_has_the_pinned_versions(
         assert installed == pins[canonicalize_name(requirement.name)], requirement.name
 
 
-def test_what_the_packages_import_is_declared(build: dict[str, Any]) -> None:
-    declared = {canonicalize_name(item.name) for item in requirements(build, *RUN_EXTRAS)}
+@pytest.mark.parametrize(
+    ("folders", "extras"), [(PACKAGES, RUN_EXTRAS), (("tests",), ("test", *RUN_EXTRAS))]
+)
+def test_what_is_imported_is_declared(
+    build: dict[str, Any], folders: tuple[str, ...], extras: tuple[str, ...]
+) -> None:
+    declared = {canonicalize_name(item.name) for item in requirements(build, *extras)}
     owners = importlib.metadata.packages_distributions()
     undeclared = [
         f"{path} imports {module}"
-        for module, path in third_party_imports()
+        for module, path in third_party_imports(*folders)
         if not declared & {canonicalize_name(owner) for owner in owners.get(module, ())}
     ]
     assert undeclared == []
+
+
+def test_the_lowest_versions_are_the_lower_bounds(build: dict[str, Any]) -> None:
+    """`make lowest-versions` tries what `constraints-lowest.txt` names: exactly the bounds."""
+    lowest = pins_of("constraints-lowest.txt")
+    untried = {
+        str(requirement): lowest.get(canonicalize_name(requirement.name))
+        for requirement in requirements(build, *build["extras_require"])
+        if Version(lowest.get(canonicalize_name(requirement.name), "0.0"))
+        != max(
+            Version(specifier.version)
+            for specifier in requirement.specifier
+            if specifier.operator == ">="
+        )
+    }
+    assert untried == {}, "make lowest-pins writes the file anew"
 
 
 def test_the_distribution_cannot_be_uploaded(build: dict[str, Any]) -> None:
