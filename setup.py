@@ -1,7 +1,8 @@
 """Build script of clapsep-beam, an application: its five packages have generic names.
 
 A script and not metadata in ``pyproject.toml``, because Dataflow's ``--setup_file`` takes one.
-Lower bounds are loose here; ``constraints.txt`` holds the exact versions that were tested.
+``constraints.txt`` holds the exact versions that the tests run with. The lower bounds here are the
+oldest versions that were tried: ``constraints-lowest.txt`` (docs/development.md).
 """
 
 from pathlib import Path
@@ -62,7 +63,7 @@ EXTRAS_REQUIRE = {
         "nbclient>=0.10",
         "nbformat>=5.10",
         "pandas-stubs>=3.1.0.261029",
-        "pillow>=10",
+        "pillow>=12.1.1",
         "polars>=1.20",
         "psutil>=5.9",
         "pytest>=8.2",
@@ -82,7 +83,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.13",  # numpy 1 has no wheels for 3.13
     classifiers=[
         "Private :: Do Not Upload",
         "Development Status :: 4 - Beta",
@@ -90,6 +91,7 @@ setup(
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
         "Topic :: Multimedia :: Sound/Audio :: Analysis",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
