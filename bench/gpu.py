@@ -137,7 +137,7 @@ def with_metrics(model: str, device: str, precision: str, clips: int, batch: int
 
     def once(count: int) -> None:
         windows = [WindowQueries(samples=m[None], positive=query, negative=query) for m in mixtures]
-        stems = [answer.samples[0, 0] for answer in network.answer(windows[:count])]
+        stems = [answer.samples[0, 0] for answer in network.separate(windows[:count])]
         scorer.ratios(stems, mixtures[:count], mixtures[:count])
         scorer.embed([*mixtures[:count], *stems])
 

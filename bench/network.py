@@ -92,7 +92,7 @@ def shared_queries(network: dict[str, ClapSep], rounds: int) -> None:
     for name, own in network.items():
 
         def together(own: ClapSep = own) -> Tensor:
-            return own.answer(own.encode(mixture, heard).index(rows), condition)
+            return own.decode(own.encode(mixture, heard).index(rows), condition)
 
         def apart(own: ClapSep = own) -> Tensor:
             chosen = [condition.index(torch.tensor([i], device=device)) for i in range(QUERIES)]

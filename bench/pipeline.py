@@ -156,7 +156,7 @@ def bare_threads(model: str, count: int, batch_size: int) -> float:
     start_s = time.perf_counter()
     for begin in range(0, count, batch_size):
         batch = mixtures[begin : begin + batch_size]
-        answers = network.answer(
+        answers = network.separate(
             [WindowQueries(samples=each, positive=query, negative=query) for each in batch]
         )
         stems = [answer.samples[0, 0] for answer in answers]

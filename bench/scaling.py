@@ -140,7 +140,7 @@ class _Stub(beam.PTransform[Any, Any]):
         self._folder = folder
 
     def expand(self, queries: Any) -> tuple[Any, ...]:
-        """Wires the steps."""
+        """Stands in for the steps that touch samples."""
         done = (
             queries
             | "Stub" >> beam.FlatMap(_rows).with_output_types(MetricsRow)

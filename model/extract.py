@@ -32,7 +32,7 @@ from model.inference import (
     NetworkSettings,
     RecordingStream,
     SeparationError,
-    WindowAnswers,
+    WindowEstimates,
     WindowQueries,
 )
 from model.signal import AS_IT_IS, FloatArray, InputGain, input_gain
@@ -309,9 +309,9 @@ class Extractor:
 class _OneThreadNetwork(Network):
     """Leaves torch's number of threads as it found it: the process may have other uses for them."""
 
-    def answer(self, windows: Sequence[WindowQueries]) -> list[WindowAnswers]:
+    def separate(self, windows: Sequence[WindowQueries]) -> list[WindowEstimates]:
         with devices.one_thread_an_operation():
-            return super().answer(windows)
+            return super().separate(windows)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

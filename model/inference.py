@@ -33,10 +33,10 @@ Arriving = Callable[[], Samples]
 
 
 class Transfers(Protocol):
-    """How arrays reach a device, and how answers come back.
+    """How arrays reach a device, and how estimates come back.
 
     Attributes:
-        ahead: how many passes may be under way while the answers of an earlier one are fetched.
+        ahead: how many passes may be under way while the estimates of an earlier one are fetched.
     """
 
     ahead: int
@@ -135,7 +135,7 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class SeparationError(RuntimeError):
-    """The network could not answer; ``code`` says why in one word."""
+    """The network could not estimate; ``code`` says why in one word."""
 
     def __init__(self, code: str, message: str) -> None:
         """An error with a code."""
@@ -178,7 +178,7 @@ class WindowQueries:
     """A window float32[C, n] and what is asked of it: positive and negative float32[Q, D].
 
     ``references`` are the targets themselves, float32[Q, n], for oracles only. ``gain`` is what the
-    network hears the window multiplied by; its answers are divided by it again.
+    network hears the window multiplied by; its estimates are divided by it again.
     """
 
     samples: Samples
@@ -189,7 +189,7 @@ class WindowQueries:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class WindowAnswers:
+class WindowEstimates:
     """float32[Q, C, n], and each query's share of the time in the network.
 
     ``presence`` is float32[Q, C], the log odds that what a query asks for is there; NaN where the
@@ -219,18 +219,18 @@ class _Row:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Launched:
-    """A forward pass that may still be under way: for pairs of a row and a query, the answers."""
+    """A forward pass that may still be under way: for pairs of a row and a query, the estimates."""
 
     rows: list[_Row]
     pairs: list[tuple[int, int]]
-    answers: list[Arriving]
+    estimates: list[Arriving]
     presence: list[Arriving]
     started_s: float
 
     def wait(self) -> list[tuple[Samples, float]]:
-        """The answers, float32[n], and the log odds of presence, in the order of ``pairs``."""
+        """The estimates, float32[n], and the log odds of presence, in the order of ``pairs``."""
         try:
-            found = [samples for arriving in self.answers for samples in arriving()]
+            found = [samples for arriving in self.estimates for samples in arriving()]
             odds = [float(value) for arriving in self.presence for value in arriving()]
         except MODEL_ERRORS as err:  # a GPU reports late what went wrong in it
             raise SeparationError("model_error", _first_line(err)) from err
@@ -253,7 +253,7 @@ class Network:
             separator: the network.
             device: a torch device.
             settings: how it is run.
-            passed: told of each forward pass, on the thread that called :meth:`answer`.
+            passed: told of each forward pass, on the thread that called :meth:`decode`.
         """
         self.separator = separator
         self.device = device
@@ -265,10 +265,10 @@ class Network:
         self._num_threads = threads
         self._passed = passed
 
-    def answer(self, windows: Sequence[WindowQueries]) -> list[WindowAnswers]:
+    def separate(self, windows: Sequence[WindowQueries]) -> list[WindowEstimates]:
         """Answers every query of every window, at its level; each channel is encoded once.
 
-        On a GPU a pass is launched before the answers of the one before are fetched.
+        On a GPU a pass is launched before the estimates of the one before are fetched.
 
         Raises:
             SeparationError: the network failed, or memory is too small for one window.
@@ -281,17 +281,17 @@ class Network:
         def run(batches: Iterable[list[_Row]]) -> None:
             finished_s = 0.0
             for launched in self._launched_ahead(windows, batches):
-                answers = launched.wait()
+                estimates = launched.wait()
                 began_s = max(launched.started_s, finished_s)
                 finished_s = time.perf_counter()
                 took_s = finished_s - began_s
                 passes.append(ForwardPass(num_windows=len(launched.rows), took_s=took_s))
-                for (index, query), (samples, odds) in zip(launched.pairs, answers, strict=True):
+                for (index, query), (samples, odds) in zip(launched.pairs, estimates, strict=True):
                     row = launched.rows[index]
                     gain = np.float32(windows[row.window].gain)
                     outputs[row.window][query, row.channel] = samples / gain
                     presence[row.window][query, row.channel] = odds
-                    seconds[row.window][query] += took_s / len(answers)
+                    seconds[row.window][query] += took_s / len(estimates)
 
         batches = list(self._batches(windows))
         if self._pool is None:
@@ -302,7 +302,9 @@ class Network:
             for each in passes:
                 self._passed(each)
         return [
-            WindowAnswers(samples=output, inference_s=tuple(float(s) for s in cost), presence=odds)
+            WindowEstimates(
+                samples=output, inference_s=tuple(float(s) for s in cost), presence=odds
+            )
             for output, cost, odds in zip(outputs, seconds, presence, strict=True)
         ]
 
@@ -342,10 +344,10 @@ class Network:
         """Runs a batch; one that does not fit into memory is cut in two and tried again."""
         fixed = self._settings.fixed_shapes
         size = size if fixed else len(rows)
-        answers_at_once = size if fixed else self._settings.batch_size
+        queries_at_once = size if fixed else self._settings.batch_size
         while True:
             try:
-                yield self._launch(windows, rows, size, answers_at_once)
+                yield self._launch(windows, rows, size, queries_at_once)
                 return
             except MODEL_ERRORS as err:
                 if not _is_out_of_memory(err):
@@ -359,15 +361,15 @@ class Network:
                 for begin in range(0, len(rows), half):
                     yield from self._halving(windows, rows[begin : begin + half], half)
                 return
-            if answers_at_once == 1:
+            if queries_at_once == 1:
                 raise SeparationError(
                     "out_of_memory",
                     f"one window at a time is too much: {_first_line(failure)}",
                 ) from failure
-            answers_at_once //= 2
+            queries_at_once //= 2
 
     def _launch(
-        self, windows: Sequence[WindowQueries], rows: list[_Row], size: int, answers_at_once: int
+        self, windows: Sequence[WindowQueries], rows: list[_Row], size: int, queries_at_once: int
     ) -> _Launched:
         """Starts a pass over ``rows``, filled up with silence to ``size`` rows."""
         started_s = time.perf_counter()
@@ -381,20 +383,20 @@ class Network:
         presence: list[Arriving] = []
         with torch.inference_mode():
             encoded = self.separator.encode(self._transfers.up(mixture))
-            for begin in range(0, len(pairs), answers_at_once):
-                part = pairs[begin : begin + answers_at_once]
-                missing = answers_at_once - len(part) if self._settings.fixed_shapes else 0
+            for begin in range(0, len(pairs), queries_at_once):
+                part = pairs[begin : begin + queries_at_once]
+                missing = queries_at_once - len(part) if self._settings.fixed_shapes else 0
                 asked = part + part[-1:] * missing
                 index = self._transfers.up(np.array([row for row, _ in asked], dtype=np.int64))
                 chosen, condition = encoded.index(index), self._condition(windows, rows, asked)
-                answer = self.separator.answer(chosen, condition)
-                found.append(self._transfers.down(answer[: len(part)]))
+                estimate = self.separator.decode(chosen, condition)
+                found.append(self._transfers.down(estimate[: len(part)]))
                 if isinstance(self.separator, PresenceDetector):
                     odds = self.separator.presence(chosen, condition)
                     if odds is not None:
                         presence.append(self._transfers.down(odds[: len(part)]))
         return _Launched(
-            rows=rows, pairs=pairs, answers=found, presence=presence, started_s=started_s
+            rows=rows, pairs=pairs, estimates=found, presence=presence, started_s=started_s
         )
 
     def _condition(
@@ -465,7 +467,7 @@ class RecordingStream:
             at_once = max(1, self._network.batch_size // num_channels)
             group = [first, *itertools.islice(windows, at_once - 1)]
             gains = [gain.at(window.start, window.samples.shape[1]) for window in group]
-            answers = self._network.answer(
+            estimates = self._network.separate(
                 [
                     WindowQueries(
                         samples=window.samples,
@@ -477,13 +479,13 @@ class RecordingStream:
                 ]
             )
             self.gains += gains
-            for window, answer in zip(group, answers, strict=True):
+            for window, estimate in zip(group, estimates, strict=True):
                 self.num_windows += num_channels
-                self.inference_s += answer.inference_s
-                self.presence = np.fmax(self.presence, answer.presence.max(axis=1))
+                self.inference_s += estimate.inference_s
+                self.presence = np.fmax(self.presence, estimate.presence.max(axis=1))
                 yield [
                     adder.push(samples, window.start)
-                    for adder, samples in zip(adders, answer.samples, strict=True)
+                    for adder, samples in zip(adders, estimate.samples, strict=True)
                 ]
         yield [adder.flush() for adder in adders]
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.pipeline import Pipeline
+from apache_beam.pvalue import PCollection
 
 from manifests.columns import METRICS_SCHEMA
 from manifests.row import ManifestRow
@@ -152,8 +154,8 @@ class ScoreManifest(beam.PTransform[Any, Any]):
     places: StemPlaces
     scoring: ScoringSettings
 
-    def expand(self, root: Any) -> Any:
-        """Wires the steps."""
+    def expand(self, root: Pipeline) -> PCollection[str]:
+        """Builds the job: the URI of the row counts comes out last."""
         rows, invalid = root | "ReadManifest" >> ReadManifest(
             uris=self.config.manifests, storage=self.folder.storage, access=self.places.access
         )

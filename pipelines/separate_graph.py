@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import apache_beam as beam
+from apache_beam.pipeline import Pipeline
+from apache_beam.pvalue import PCollection
 
 from manifests.columns import METRICS_SCHEMA
 from manifests.row import STEMS_FOLDER, ManifestRow
@@ -22,7 +24,7 @@ from pipelines.runners import Measurements
 from transforms import model_cache
 from transforms.audio.files import StemFormat
 from transforms.audio.mixtures import ReadSettings
-from transforms.elements import KeptRow, MetricsRow, TableRow
+from transforms.elements import KeptRow, MetricsRow, MixtureQueries, MixtureRows, TableRow
 from transforms.kept import AfterFiles, CheckStems, LeaveTables, NameSome, ReadKept, Reconcile
 from transforms.long_recordings import SeparateLongRecordings
 from transforms.manifest_io import AdmitRows, GroupByMixture, ReadManifest
@@ -165,8 +167,8 @@ class SeparateManifest(beam.PTransform[Any, Any]):
     models: Models
     code_version: str
 
-    def expand(self, root: Any) -> Any:
-        """Wires the steps."""
+    def expand(self, root: Pipeline) -> PCollection[str]:
+        """Builds the job: the URI of the row counts comes out last."""
         config, folder = self.config, self.folder
         rows, invalid = root | "ReadManifest" >> ReadManifest(
             uris=config.manifests,
@@ -293,8 +295,10 @@ class Separate(beam.PTransform[Any, Any]):
     models: Models
     code_version: str
 
-    def expand(self, inputs: tuple[Any, Any]) -> tuple[Any, ...]:
-        """Wires the steps."""
+    def expand(
+        self, inputs: tuple[PCollection[MixtureRows], PCollection[ManifestRow]]
+    ) -> tuple[PCollection[Any], ...]:
+        """Embeds the queries, then runs the one stage that touches samples."""
         mixtures, rows = inputs
         config = self.config
         reading = ReadSettings(
@@ -345,8 +349,8 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
     code_version: str
     reading: ReadSettings
 
-    def expand(self, queries: Any) -> tuple[Any, ...]:
-        """Wires the steps."""
+    def expand(self, queries: PCollection[MixtureQueries]) -> tuple[PCollection[Any], ...]:
+        """Reads, separates, scores and writes, with nothing shuffled in between."""
         config, storage = self.config, self.folder.storage
         separation, scoring, writing = self._settings()
         fewest, most = _FILES_AT_ONCE

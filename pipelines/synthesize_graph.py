@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import apache_beam as beam
+from apache_beam.pipeline import Pipeline
+from apache_beam.pvalue import PCollection
 
 from manifests.columns import MANIFEST_SCHEMA
 from manifests.row import ManifestRow
@@ -106,8 +108,8 @@ class SynthesizeManifest(beam.PTransform[Any, Any]):
     settings: RenderSettings
     access: UriAccess
 
-    def expand(self, root: Any) -> Any:
-        """Wires the steps."""
+    def expand(self, root: Pipeline) -> PCollection[str]:
+        """Builds the job: the URI of the row counts comes out last."""
         settings = self.settings
         rows, invalid = root | "ReadManifest" >> ReadManifest(
             uris=self.uris, storage=settings.storage, access=self.access

@@ -271,8 +271,8 @@ class FaultyTones(tones.ToneSeparator):
             raise RuntimeError("shapes do not fit")
         return super().encode(mixture)
 
-    def answer(self, encoded: tones.ToneEncoded, condition: Condition) -> torch.Tensor:
-        found = super().answer(encoded, condition)
+    def decode(self, encoded: tones.ToneEncoded, condition: Condition) -> torch.Tensor:
+        found = super().decode(encoded, condition)
         found[encoded.mixture[:, 0] == MARKS["not_finite"]] = torch.nan
         found[encoded.mixture[:, 0] == MARKS["late"]] = _LATE
         return found

@@ -94,7 +94,7 @@ class ToneSeparator:
         self.heard += len(mixture)
         return ToneEncoded(mixture)
 
-    def answer(self, encoded: ToneEncoded, condition: Condition) -> Tensor:
+    def decode(self, encoded: ToneEncoded, condition: Condition) -> Tensor:
         num_samples = encoded.mixture.shape[1]
         frequency = torch.fft.rfftfreq(num_samples, 1 / RATE_HZ)
         band = torch.stack([(frequency - frequency_hz(label)).abs() < 150 for label in LABELS])
@@ -106,7 +106,7 @@ class ToneSeparator:
         return torch.fft.irfft(spectrum, num_samples)
 
     def separate(self, mixture: Tensor, condition: Condition) -> Tensor:
-        return self.answer(self.encode(mixture), condition)
+        return self.decode(self.encode(mixture), condition)
 
 
 def _power(clip: Tensor, label: str) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.pvalue import PCollection
 
 from manifests.audio_formats import AUDIO_SUFFIXES, OTHER_STEM_SUFFIXES, STEM_SUFFIXES
 from manifests.files import is_url, other_spellings
@@ -167,8 +168,10 @@ class TakeStems(beam.PTransform[Any, Any]):
     storage: Storage
     reading: ReadSettings
 
-    def expand(self, mixtures: Any) -> tuple[Any, Any]:
-        """Wires the step."""
+    def expand(
+        self, mixtures: PCollection[MixtureQueries]
+    ) -> tuple[PCollection[SeparatedClip], PCollection[Failure]]:
+        """Reads each stem beside its mixture and reference."""
         outputs = mixtures | "Take" >> beam.ParDo(
             _TakeFn(self.places, self.storage, self.reading)
         ).with_outputs(dead_letters.FAILED, main="clips")

@@ -18,6 +18,8 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
+from apache_beam.pipeline import Pipeline
+from apache_beam.pvalue import PCollection
 from apache_beam.transforms.combiners import Top
 
 from manifests.columns import DEAD_LETTER_SCHEMA, METRICS_SCHEMA, with_extra
@@ -70,8 +72,12 @@ class ReadKept(beam.PTransform[Any, Any]):
     letter_uris: tuple[str, ...]
     storage: Storage
 
-    def expand(self, root: Any) -> tuple[Any, Any, Any, Any]:
-        """Wires the steps."""
+    def expand(
+        self, root: Pipeline
+    ) -> tuple[
+        PCollection[KeptRow], PCollection[KeptLetter], PCollection[Damage], PCollection[str]
+    ]:
+        """Reads the tables, the journal and the dead letters, a file at a time."""
         files = [(uri, True) for uri in self.table_uris]
         files += [(uri, False) for uri in self.journal_uris]
         rows = (
@@ -181,8 +187,8 @@ class CheckStems(beam.PTransform[Any, Any]):
     storage: Storage
     overlap: Overlap
 
-    def expand(self, kept: Any) -> Any:
-        """Wires the step."""
+    def expand(self, kept: PCollection[KeptRow]) -> PCollection[KeptRow]:
+        """Looks at the stems of each row, several files at once."""
         return (
             kept
             | "Spread" >> beam.Reshuffle()
@@ -235,8 +241,8 @@ class Reconcile(beam.PTransform[Any, Any]):
 
     rules: KeptRules
 
-    def expand(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Wires the steps."""
+    def expand(self, inputs: Mapping[str, PCollection[Any]]) -> Mapping[str, PCollection[Any]]:
+        """Groups everything that is known of an id, and decides what becomes of it."""
         keyed = {
             "rows": inputs["rows"]
             | "KeyRows" >> beam.Map(_of_row).with_output_types(tuple[str, ManifestRow]),
@@ -350,8 +356,8 @@ class LeaveTables(beam.PTransform[Any, Any]):
     journal_uris: tuple[str, ...]
     storage: Storage
 
-    def expand(self, inputs: Mapping[str, Any]) -> Any:
-        """Wires the steps."""
+    def expand(self, inputs: Mapping[str, PCollection[Any]]) -> PCollection[str]:
+        """Rewrites each file that rows leave, or that lacks a column."""
         leaving, damaged = inputs["leaving"], inputs["damaged"]
         files = [(uri, True) for uri in self.table_uris]
         files += [(uri, False) for uri in self.journal_uris]
@@ -448,8 +454,8 @@ class AfterFiles(beam.PTransform[Any, Any]):
 
     files: Any
 
-    def expand(self, rows: Any) -> Any:
-        """Wires the step."""
+    def expand(self, rows: PCollection[ManifestRow]) -> PCollection[ManifestRow]:
+        """Holds rows back until the side input is there."""
         waiting = beam.pvalue.AsList(self.files)
         return rows | "Wait" >> beam.Map(_row, waiting).with_output_types(ManifestRow)
 
@@ -462,8 +468,8 @@ def _row(row: ManifestRow, _: Sequence[str]) -> ManifestRow:
 class NameSome(beam.PTransform[Any, Any]):
     """Rows that leave → the first few ids for each reason, as ``reason/id``."""
 
-    def expand(self, leaving: Any) -> Any:
-        """Wires the steps."""
+    def expand(self, leaving: PCollection[Leaving]) -> PCollection[str]:
+        """Takes the first ids of each reason."""
         return (
             leaving
             | "ByReason" >> beam.Map(_by_reason).with_output_types(tuple[str, str])

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import apache_beam as beam
 import numpy as np
 import torch
+from apache_beam.pvalue import PCollection
 
 from manifests.row import ManifestRow
 from model import signal as waveforms
@@ -402,7 +403,7 @@ def _windows_in_passing(
     ]
 
 
-def require_heard(peak: float, uri: str) -> None:
+def require_audible(peak: float, uri: str) -> None:
     """Raises AudioError where a recording turned out to be silent."""
     if peak == 0.0:
         raise AudioError("silent", f"{uri}: all samples are zero")
@@ -488,7 +489,7 @@ class _Run:
         if written is None:
             raise RuntimeError("a stem is finished before it is complete")
         try:
-            require_heard(self._peak, self._mixture.uri)
+            require_audible(self._peak, self._mixture.uri)
             heard = self._embeddings(query, stem.paths[written.uri])
             has_reference = query.row.reference_uri is not None
             similarity = job.scoring.similarity(query, heard, has_reference)
@@ -554,8 +555,10 @@ class SeparateLongRecordings(beam.PTransform[Any, Any]):
     reading: ReadSettings
     writing: WriteSettings
 
-    def expand(self, recordings: Any) -> tuple[Any, Any]:
-        """Wires the step."""
+    def expand(
+        self, recordings: PCollection[LongRecording]
+    ) -> tuple[PCollection[MetricsRow], PCollection[Failure]]:
+        """Streams each recording through the network."""
         outputs = recordings | "Stream" >> beam.ParDo(
             _SeparateLongFn(self.separation, self.scoring, self.reading, self.writing)
         ).with_outputs(dead_letters.FAILED, main="metrics")

@@ -14,6 +14,8 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
+from apache_beam.pipeline import Pipeline
+from apache_beam.pvalue import PCollection
 from apache_beam.transforms.util import ReshufflePerKey
 
 import transforms.threaded  # noqa: F401 - registers the coders of our records
@@ -52,8 +54,8 @@ class ReadManifest(beam.PTransform[Any, Any]):
         if bool(self.uris) == bool(self.rows):
             raise ValueError("expected the URIs of manifests, or rows, and not both")
 
-    def expand(self, root: Any) -> tuple[Any, Any]:
-        """Wires the steps."""
+    def expand(self, root: Pipeline) -> tuple[PCollection[ManifestRow], PCollection[Failure]]:
+        """Splits the files, and reads each split where there is a free worker."""
         if self.rows:
             read = root | "Create" >> beam.Create(list(self.rows), reshuffle=False)
         else:
@@ -129,8 +131,10 @@ class AdmitRows(beam.PTransform[Any, Any]):
     one id comes first is decided by file and row number, never by the order of arrival.
     """
 
-    def expand(self, rows: Any) -> tuple[Any, Any]:
-        """Wires the steps."""
+    def expand(
+        self, rows: PCollection[ManifestRow]
+    ) -> tuple[PCollection[ManifestRow], PCollection[Failure]]:
+        """Groups rows by id and keeps the first of each."""
         keyed = rows | "KeyRows" >> beam.Map(_by_id).with_output_types(tuple[str, ManifestRow])
         outputs = (
             {"rows": keyed}  # labels are those of a resumed run, which joins more by id
@@ -207,8 +211,8 @@ class GroupByMixture(beam.PTransform[Any, Any]):
         if self.max_rows < 1:
             raise ValueError(f"max_rows={self.max_rows}; expected at least 1")
 
-    def expand(self, rows: Any) -> Any:
-        """Wires the steps."""
+    def expand(self, rows: PCollection[ManifestRow]) -> PCollection[MixtureRows]:
+        """Groups rows by mixture, and cuts large groups."""
         return (
             rows
             | "Key" >> beam.Map(_keyed).with_output_types(tuple[str, ManifestRow])
@@ -221,7 +225,7 @@ class GroupByMixture(beam.PTransform[Any, Any]):
 class _Spread(beam.PTransform[Any, Any]):
     """Pieces → the same pieces, on whatever worker their key falls to."""
 
-    def expand(self, pieces: Any) -> Any:
+    def expand(self, pieces: PCollection[MixtureRows]) -> PCollection[MixtureRows]:
         return (
             pieces
             | "Key" >> beam.Map(_with_place).with_output_types(tuple[str, MixtureRows])

@@ -17,6 +17,7 @@ import apache_beam as beam
 import numpy as np
 import torch
 from apache_beam.metrics.metric import Metrics
+from apache_beam.pvalue import PCollection
 
 from manifests.row import DEFAULT_TEXT_WEIGHT, ManifestRow
 from model import systems
@@ -66,8 +67,10 @@ class AdaptQueries(beam.PTransform[Any, Any]):
         if self.policy not in POLICIES:
             raise ValueError(f"policy={self.policy!r}: expected one of {POLICIES}")
 
-    def expand(self, rows: Any) -> tuple[Any, Any]:
-        """Wires the step."""
+    def expand(
+        self, rows: PCollection[ManifestRow]
+    ) -> tuple[PCollection[ManifestRow], PCollection[Failure]]:
+        """Adapts each row by itself."""
         outputs = rows | "Adapt" >> beam.FlatMap(
             _routed, self.capabilities, self.policy
         ).with_outputs(dead_letters.FAILED, main="rows")
@@ -173,8 +176,8 @@ class EmbedQueries(beam.PTransform[Any, Any]):
     num_threads: int = 0
     batch_size: int = 32
 
-    def expand(self, rows: Any) -> Any:
-        """Wires the steps."""
+    def expand(self, rows: PCollection[ManifestRow]) -> PCollection[tuple[str, EmbeddedQuery]]:
+        """Finds the distinct queries and embeds each once."""
         return (
             rows
             | "Asks" >> beam.FlatMap(_keyed_asks).with_output_types(tuple[str, Query])

@@ -7,6 +7,7 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
+from apache_beam.pvalue import PCollection
 
 from transforms.audio.files import READ_ERRORS, describe, error_code
 from transforms.audio.mixtures import MixtureAudio, ReadSettings, read_mixture, read_reference
@@ -48,8 +49,10 @@ class ReadAudio(beam.PTransform[Any, Any]):
     settings: ReadSettings
     overlap: Overlap
 
-    def expand(self, mixtures: Any) -> tuple[Any, Any, Any]:
-        """Wires the step."""
+    def expand(
+        self, mixtures: PCollection[MixtureQueries]
+    ) -> tuple[PCollection[Clip], PCollection[LongRecording], PCollection[Failure]]:
+        """Reads several mixtures at once, ahead of the network."""
         outputs = mixtures | "Read" >> beam.ParDo(
             _ReadAudioFn(self.storage, self.settings, self.overlap)
         ).with_outputs(dead_letters.FAILED, LONG, main="clips")

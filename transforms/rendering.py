@@ -8,6 +8,7 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.pvalue import PCollection
 
 from manifests.row import (
     INTERFERER_COLUMN,
@@ -68,8 +69,10 @@ class RenderMixtures(beam.PTransform[Any, Any]):
 
     settings: RenderSettings
 
-    def expand(self, rows: Any) -> tuple[Any, Any]:
-        """Wires the step."""
+    def expand(
+        self, rows: PCollection[ManifestRow]
+    ) -> tuple[PCollection[ManifestRow], PCollection[Failure]]:
+        """Renders each row by itself."""
         outputs = rows | "Render" >> beam.ParDo(_RenderFn(self.settings)).with_outputs(
             dead_letters.FAILED, main="rows"
         )

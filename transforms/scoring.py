@@ -13,6 +13,7 @@ import apache_beam as beam
 import numpy as np
 import torch
 from apache_beam.ml.inference.base import ModelHandler, RunInference
+from apache_beam.pvalue import PCollection
 
 from manifests.columns import METRIC_COLUMNS
 from model import devices, metrics
@@ -36,43 +37,43 @@ class Embeddings:
     reference: Samples | None
 
 
-def clap_scores(query: RowQuery, heard: Embeddings, *, has_reference: bool) -> Scores:
+def clap_scores(query: RowQuery, embeddings: Embeddings, *, has_reference: bool) -> Scores:
     """The CLAPScores that there is something for, and why the others are undefined.
 
     Args:
         query: with the scorer's embeddings of its texts, or of its example clips.
-        heard: the scorer's embeddings of the signals.
+        embeddings: the scorer's embeddings of the signals.
         has_reference: whether the row has a reference, be it silent.
     """
     positive, negative = query.scorer_positive, query.scorer_negative
     values: dict[str, float] = {}
-    if heard.stem is not None:
+    if embeddings.stem is not None:
         found = metrics.clap_scores(
-            _row(heard.stem),
+            _row(embeddings.stem),
             positive=_optional(positive),
-            mixture=_optional(heard.mixture),
+            mixture=_optional(embeddings.mixture),
             negative=_optional(negative),
-            reference=_optional(heard.reference),
+            reference=_optional(embeddings.reference),
         )
         columns = {name: float(getattr(found, name)) for name in CLAP_COLUMNS}
         values = {name: value for name, value in columns.items() if value == value}
-    elif heard.mixture is not None and positive is not None:
+    elif embeddings.mixture is not None and positive is not None:
         # The mixture's score does not need the stem.
-        before = metrics.clap_scores(_row(heard.mixture), positive=_row(positive))
+        before = metrics.clap_scores(_row(embeddings.mixture), positive=_row(positive))
         values = {"clap_score_mixture": float(before.clap_score)}
     return Scores(
         values=values,
         reasons={
-            name: _reason(name, query, heard, has_reference)
+            name: _reason(name, query, embeddings, has_reference)
             for name in CLAP_COLUMNS
             if name not in values
         },
     )
 
 
-def _reason(name: str, query: RowQuery, heard: Embeddings, has_reference: bool) -> str:
+def _reason(name: str, query: RowQuery, embeddings: Embeddings, has_reference: bool) -> str:
     """Why one of the scores is undefined, the strongest reason first."""
-    if name != "clap_score_mixture" and heard.stem is None:
+    if name != "clap_score_mixture" and embeddings.stem is None:
         return "silent_stem"
     if name != "clap_score_negative" and query.scorer_positive is None:
         return "no_positive_query"
@@ -145,13 +146,13 @@ class Scoring:
         ratios = self.ratios(
             mids, [mixtures[owner] for owner in owners], [stem.reference for stem in stems]
         )
-        heard = self.embed([*mixtures, *mids, *(stem.reference for stem in stems)])
+        vectors = self.embed([*mixtures, *mids, *(stem.reference for stem in stems)])
         scores = []
         for index, stem in enumerate(stems):
             embeddings = Embeddings(
-                mixture=heard[owners[index]],
-                stem=heard[len(clips) + index],
-                reference=heard[len(clips) + len(stems) + index],
+                mixture=vectors[owners[index]],
+                stem=vectors[len(clips) + index],
+                reference=vectors[len(clips) + len(stems) + index],
             )
             similarity = self.similarity(stem.query, embeddings, stem.reference is not None)
             level = level_scores(power_of(mids[index]), power_of(mixtures[owners[index]]))
@@ -355,6 +356,6 @@ class ScoreStems(beam.PTransform[Any, Any]):
 
     settings: ScoringSettings
 
-    def expand(self, separated: Any) -> Any:
-        """Wires the step."""
+    def expand(self, separated: PCollection[SeparatedClip]) -> PCollection[ScoredClip]:
+        """Scores clips in the batches in which they come."""
         return separated | "Infer" >> RunInference(ScoringHandler(self.settings))

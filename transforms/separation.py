@@ -10,13 +10,14 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.metrics.metric import Metrics
 from apache_beam.ml.inference.base import ModelHandler, RunInference
+from apache_beam.pvalue import PCollection
 
 from model.inference import (
     ForwardPass,
     Network,
     NetworkSettings,
     SeparationError,
-    WindowAnswers,
+    WindowEstimates,
     WindowQueries,
 )
 from model.signal import InputGain, input_gain
@@ -106,9 +107,9 @@ class Separation:
 
     def _together(self, clips: Sequence[Clip]) -> list[SeparatedClip]:
         cut = [self._windows(clip) for clip in clips]
-        answers = iter(self.network.answer([window for windows in cut for window in windows]))
+        estimates = iter(self.network.separate([window for windows in cut for window in windows]))
         return [
-            self._assemble(clip, windows, [next(answers) for _ in windows])
+            self._assemble(clip, windows, [next(estimates) for _ in windows])
             for clip, windows in zip(clips, cut, strict=True)
         ]
 
@@ -138,13 +139,13 @@ class Separation:
         return self.plan.cut(np.stack(known), start)
 
     def _assemble(
-        self, clip: Clip, windows: Sequence[WindowQueries], answers: Sequence[WindowAnswers]
+        self, clip: Clip, windows: Sequence[WindowQueries], estimates: Sequence[WindowEstimates]
     ) -> SeparatedClip:
         starts = self.plan.starts(clip.model_audio.shape[1])
         stems: list[Stem] = []
         failed_rows: list[Failure] = []
         for index, query in enumerate(clip.queries):
-            audio = self._overlap_add(clip, starts, [a.samples[index] for a in answers])
+            audio = self._overlap_add(clip, starts, [a.samples[index] for a in estimates])
             if not np.isfinite(audio).all():
                 error = SeparationError("not_finite", "the network's output is not finite")
                 failed_rows.append(_failed(query, error))
@@ -155,7 +156,7 @@ class Separation:
                     reference=clip.references[index],
                     audio=audio,
                     num_windows=len(starts) * len(clip.model_audio),
-                    inference_s=sum(a.inference_s[index] for a in answers),
+                    inference_s=sum(a.inference_s[index] for a in estimates),
                     input_gain_db=mean_gain_db([window.gain for window in windows]),
                 )
             )
@@ -172,12 +173,12 @@ class Separation:
         )
 
     def _overlap_add(
-        self, clip: Clip, starts: Sequence[int], answers: Sequence[Samples]
+        self, clip: Clip, starts: Sequence[int], estimates: Sequence[Samples]
     ) -> Samples:
-        if len(answers) == 1:  # nothing to fade; the adder would give the same, through float64
-            return answers[0][:, : clip.model_audio.shape[1]]
+        if len(estimates) == 1:  # nothing to fade; the adder would give the same, through float64
+            return estimates[0][:, : clip.model_audio.shape[1]]
         adder = OverlapAdder(self.plan, len(clip.model_audio))
-        pieces = [adder.push(a, start) for a, start in zip(answers, starts, strict=True)]
+        pieces = [adder.push(a, start) for a, start in zip(estimates, starts, strict=True)]
         return np.concatenate([*pieces, adder.flush(clip.model_audio.shape[1])], axis=1)
 
 
@@ -291,8 +292,10 @@ class SeparateClips(beam.PTransform[Any, Any]):
     settings: SeparationSettings
     window_samples: int
 
-    def expand(self, clips: Any) -> tuple[Any, Any]:
-        """Wires the steps."""
+    def expand(
+        self, clips: PCollection[Clip]
+    ) -> tuple[PCollection[SeparatedClip], PCollection[Failure]]:
+        """Batches clips by their windows, and runs the network on each batch."""
         handler = SeparationHandler(self.settings, self.window_samples)
         outputs = (
             clips

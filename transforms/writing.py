@@ -8,6 +8,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 from apache_beam.metrics.metric import Metrics
+from apache_beam.pvalue import PCollection
 
 from manifests.row import STEMS_FOLDER, ManifestRow, output_name, partition_value
 from model import signal as waveforms
@@ -90,8 +91,10 @@ class WriteStems(beam.PTransform[Any, Any]):
     settings: WriteSettings
     overlap: Overlap
 
-    def expand(self, scored: Any) -> tuple[Any, Any]:
-        """Wires the step."""
+    def expand(
+        self, scored: PCollection[ScoredClip]
+    ) -> tuple[PCollection[MetricsRow], PCollection[Failure]]:
+        """Writes several clips at once, behind the network."""
         outputs = scored | "Write" >> beam.ParDo(
             _WriteStemsFn(self.settings, self.overlap)
         ).with_outputs(dead_letters.FAILED, main="metrics")

@@ -37,7 +37,7 @@ class Window:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WindowPlan:
-    """Where windows lie, and how their answers are weighted.
+    """Where windows lie, and how their estimates are weighted.
 
     Attributes:
         window_samples: length of a window, >= 1.
@@ -146,7 +146,7 @@ __all__ = [
 
 
 class OverlapAdder:
-    """Puts the answers to one recording's windows together; hands samples out once they are final.
+    """Joins the estimates of one recording's windows; gives samples away once they are final.
 
     The weights at each sample are divided by their sum, in float64: what all windows agree on comes
     out unchanged to the last bit. The recording's own ends are not faded. At most two windows and a
@@ -167,11 +167,11 @@ class OverlapAdder:
         self._sum = np.zeros((num_channels, 0))
         self._weight = np.zeros(0)
 
-    def push(self, answer: FloatArray, start: int) -> FloatArray:
-        """Takes the next window's answer.
+    def push(self, estimate: FloatArray, start: int) -> FloatArray:
+        """Takes the next window's estimate.
 
         Args:
-            answer: float32[C, n]: n is window_samples, or less for a recording's only window.
+            estimate: float32[C, n]: n is window_samples, or less for a recording's only window.
                 Copied.
             start: the window's first sample; starts must ascend from 0 and leave no gap.
 
@@ -181,10 +181,10 @@ class OverlapAdder:
         Raises:
             ValueError: a window out of order, or of another shape than the plan allows.
         """
-        self._check(answer, start)
+        self._check(estimate, start)
         if self._held is not None:
             self._add(self._held, is_last=False)
-        self._held = Window(start=start, samples=answer.copy())
+        self._held = Window(start=start, samples=estimate.copy())
         return self._take(start)
 
     def flush(self, num_samples: int | None = None) -> FloatArray:
@@ -206,18 +206,18 @@ class OverlapAdder:
         self._held = None
         return self._take(end if num_samples is None else min(end, num_samples))
 
-    def _check(self, answer: FloatArray, start: int) -> None:
+    def _check(self, estimate: FloatArray, start: int) -> None:
         size, num_channels = self._plan.window_samples, self._sum.shape[0]
-        if answer.ndim != 2 or answer.shape[0] != num_channels:
-            raise ValueError(f"expected [{num_channels}, n], got shape {answer.shape}")
+        if estimate.ndim != 2 or estimate.shape[0] != num_channels:
+            raise ValueError(f"expected [{num_channels}, n], got shape {estimate.shape}")
         if self._held is None:
             first, last, shortest = 0, 0, 1
         else:
             held_samples = self._held.samples.shape[1]
             first, last = self._held.start + 1, self._held.start + held_samples
             shortest = size if held_samples == size else size + 1  # a short window stays alone
-        if not shortest <= answer.shape[1] <= size:
-            raise ValueError(f"no window of {answer.shape[1]} samples can follow in {self._plan}")
+        if not shortest <= estimate.shape[1] <= size:
+            raise ValueError(f"no window of {estimate.shape[1]} samples can follow in {self._plan}")
         if not first <= start <= last:
             raise ValueError(f"a window at {start}, where one in [{first}, {last}] was expected")
 
@@ -319,11 +319,11 @@ def separate_blocks(
         adder = adder or OverlapAdder(plan, num_channels)
         more = itertools.islice(windows, max(1, batch_size // num_channels) - 1)
         group = [first, *more]
-        answers = _separate_rows(
+        estimates = _separate_rows(
             np.concatenate([window.samples for window in group]), separate, batch_size
         )
-        for window, answer in zip(group, np.split(answers, len(group)), strict=True):
-            done = adder.push(answer, window.start)
+        for window, estimate in zip(group, np.split(estimates, len(group)), strict=True):
+            done = adder.push(estimate, window.start)
             if done.shape[1]:
                 yield done
     if adder is not None:
@@ -357,11 +357,11 @@ def _separate_rows(
     rows: FloatArray, separate: Callable[[Tensor], Tensor], batch_size: int
 ) -> FloatArray:
     """Runs float32[N, T] in batches of at most ``batch_size`` rows."""
-    answers = []
+    estimates = []
     for begin in range(0, len(rows), batch_size):
         batch = torch.from_numpy(rows[begin : begin + batch_size])
-        answer = separate(batch)
-        if answer.shape != batch.shape:
-            raise ValueError(f"separate made {tuple(answer.shape)} of {tuple(batch.shape)}")
-        answers.append(answer.detach().float().cpu().numpy())
-    return np.concatenate(answers)
+        estimate = separate(batch)
+        if estimate.shape != batch.shape:
+            raise ValueError(f"separate made {tuple(estimate.shape)} of {tuple(batch.shape)}")
+        estimates.append(estimate.detach().float().cpu().numpy())
+    return np.concatenate(estimates)

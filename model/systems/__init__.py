@@ -221,11 +221,11 @@ class Separator(Protocol):
         The result has ``index(rows: int64[Q])``, which repeats and reorders mixtures.
         """
 
-    def answer(self, encoded: Any, condition: Condition) -> Tensor:
+    def decode(self, encoded: Any, condition: Condition) -> Tensor:
         """Extracts what the condition asks for: float32[B, T]."""
 
     def separate(self, mixture: Tensor, condition: Condition) -> Tensor:
-        """``answer(encode(mixture), condition)``."""
+        """``decode(encode(mixture), condition)``."""
 
 
 @runtime_checkable

@@ -78,7 +78,7 @@ class MaskingSeparator(nn.Module):
             )
         return self.transform.hear(mixture)
 
-    def answer(self, encoded: Spectrum, condition: Condition) -> Tensor:
+    def decode(self, encoded: Spectrum, condition: Condition) -> Tensor:
         """What the positive query asks for, float32[B, T]; a negative one is not heard."""
         spectrum = encoded.values
         with self._autocast(spectrum.device.type):
@@ -86,8 +86,8 @@ class MaskingSeparator(nn.Module):
         return self.transform.inverse(spectrum * mask, encoded.mixture.shape[-1])
 
     def separate(self, mixture: Tensor, condition: Condition) -> Tensor:
-        """``answer(encode(mixture), condition)``: float32[B, T] → float32[B, T]."""
-        return self.answer(self.encode(mixture), condition)
+        """``decode(encode(mixture), condition)``: float32[B, T] → float32[B, T]."""
+        return self.decode(self.encode(mixture), condition)
 
     def _autocast(self, device: str) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "fp32":

@@ -47,13 +47,13 @@ class MixtureSeparator:
         """float32[B, T], kept as it is."""
         return Waveforms(mixture=mixture)
 
-    def answer(self, encoded: Waveforms, condition: Condition) -> Tensor:
+    def decode(self, encoded: Waveforms, condition: Condition) -> Tensor:
         """The mixture, float32[B, T], whatever is asked for."""
         return encoded.mixture.clone()
 
     def separate(self, mixture: Tensor, condition: Condition) -> Tensor:
-        """``answer(encode(mixture), condition)``."""
-        return self.answer(self.encode(mixture), condition)
+        """``decode(encode(mixture), condition)``."""
+        return self.decode(self.encode(mixture), condition)
 
 
 class OracleIrm:
@@ -92,7 +92,7 @@ class OracleIrm:
         """The mixtures' spectra, from float32[B, T]."""
         return self._transform.hear(mixture)
 
-    def answer(self, encoded: Spectrum, condition: Condition) -> Tensor:
+    def decode(self, encoded: Spectrum, condition: Condition) -> Tensor:
         """The masked mixture, float32[B, T].
 
         Raises:
@@ -112,8 +112,8 @@ class OracleIrm:
         return self._transform.inverse(encoded.values * mask, encoded.mixture.shape[-1])
 
     def separate(self, mixture: Tensor, condition: Condition) -> Tensor:
-        """``answer(encode(mixture), condition)``."""
-        return self.answer(self.encode(mixture), condition)
+        """``decode(encode(mixture), condition)``."""
+        return self.decode(self.encode(mixture), condition)
 
 
 class AnyQuery:

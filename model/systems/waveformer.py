@@ -269,7 +269,7 @@ _LABEL_HIDDEN = 512
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Heard:
+class EncodedMixture:
     """A batch of mixtures: latent frames, and what the causal encoder makes of them."""
 
     latent: Tensor
@@ -278,9 +278,9 @@ class Heard:
     """float32[B, E, N]."""
     num_samples: int
 
-    def index(self, rows: Tensor) -> Heard:
+    def index(self, rows: Tensor) -> EncodedMixture:
         """Repeats or reorders mixtures."""
-        return Heard(
+        return EncodedMixture(
             latent=self.latent[rows], encoded=self.encoded[rows], num_samples=self.num_samples
         )
 
@@ -349,7 +349,7 @@ class Waveformer(nn.Module):
         """Samples before and after a chunk that the network hears along with it."""
         return self.config.frame_samples
 
-    def encode(self, mixture: Tensor) -> Heard:
+    def encode(self, mixture: Tensor) -> EncodedMixture:
         """Hears float32[B, T] whole, 1 ≤ T ≤ ``window_samples``.
 
         Raises:
@@ -366,9 +366,9 @@ class Waveformer(nn.Module):
         latent = self.in_conv(padded.unsqueeze(1))
         encoder = self.mask_gen.encoder
         encoded, _ = encoder(latent, encoder.no_past(latent))
-        return Heard(latent=latent, encoded=encoded, num_samples=num_samples)
+        return EncodedMixture(latent=latent, encoded=encoded, num_samples=num_samples)
 
-    def answer(self, encoded: Heard, condition: Condition) -> Tensor:
+    def decode(self, encoded: EncodedMixture, condition: Condition) -> Tensor:
         """What the positive labels ask for, float32[B, T]; a negative query is not heard."""
         labels = self.label_embedding(condition.positive.to(encoded.latent.device))
         past = self.mask_gen.decoder.no_past(encoded.latent)
@@ -378,8 +378,8 @@ class Waveformer(nn.Module):
         return waveform[:, : encoded.num_samples]
 
     def separate(self, mixture: Tensor, condition: Condition) -> Tensor:
-        """``answer(encode(mixture), condition)``: float32[B, T] → float32[B, T]."""
-        return self.answer(self.encode(mixture), condition)
+        """``decode(encode(mixture), condition)``: float32[B, T] → float32[B, T]."""
+        return self.decode(self.encode(mixture), condition)
 
     def start(self, batch_size: int) -> StreamState:
         """The state of a stream that has heard nothing yet."""
@@ -401,7 +401,7 @@ class Waveformer(nn.Module):
         Args:
             chunk: float32[B, margin + N + margin], N a multiple of ``chunk_samples``: the chunk,
                 with the samples before it (zeros at the start) and after it.
-            condition: as of :meth:`answer`; it may change from chunk to chunk.
+            condition: as of :meth:`decode`; it may change from chunk to chunk.
             state: of :meth:`start`, or of the call before.
 
         Returns:
@@ -440,8 +440,8 @@ class _MaskNetwork(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """float32[B, E, N] and labels float32[B, E] → the mask float32[B, E, N], and the past."""
         asked = labels.unsqueeze(2) * encoded
-        answer, past = self.decoder(self.proj_e2d_l(asked), self.proj_e2d_e(encoded), past)
-        return asked + self.proj_d2e(answer), past
+        estimate, past = self.decoder(self.proj_e2d_l(asked), self.proj_e2d_e(encoded), past)
+        return asked + self.proj_d2e(estimate), past
 
 
 def config_of(state: Mapping[str, Tensor], where: str) -> WaveformerConfig:

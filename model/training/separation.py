@@ -136,7 +136,7 @@ class SeparationStep(nn.Module):
             encoded = dataclasses.replace(encoded, features=StageFeatures(stages=silent))
         queries = condition.positive.shape[0] // mixture.shape[0]
         rows = torch.arange(mixture.shape[0], device=mixture.device).repeat_interleave(queries)
-        return self.separator.answer(encoded.index(rows), condition)
+        return self.separator.decode(encoded.index(rows), condition)
 
     def forward(self, batch: SeparationBatch) -> Tensor:
         """The mean loss in dB."""

@@ -131,7 +131,7 @@ def test_separation(name: str, networks: Networks) -> None:
     with torch.inference_mode():
         encoded = networks.separator.encode(case.mixture(), case.heard())
         mask = networks.separator.predict_mask(encoded, case.condition()).magnitude
-        waveform = networks.separator.answer(encoded, case.condition()).numpy()
+        waveform = networks.separator.decode(encoded, case.condition()).numpy()
     close(mask[:, ::20, ::4], golden["mask_slice"], MASK_TOLERANCE)
     moments = torch.stack((mask.mean(dim=(1, 2)), mask.std(dim=(1, 2), correction=0)), dim=1)
     close(moments, golden["mask_mean_std"], MASK_TOLERANCE)
@@ -157,7 +157,7 @@ def test_double_precision_reference(networks: Networks) -> None:
     with torch.inference_mode():
         encoded = networks.separator.encode(case.mixture(), case.heard())
         mask = networks.separator.predict_mask(encoded, case.condition()).magnitude
-        waveform = networks.separator.answer(encoded, case.condition()).numpy()
+        waveform = networks.separator.decode(encoded, case.condition()).numpy()
     close(mask[:, ::20, ::4], golden["mask_slice"], MASK_TOLERANCE)
     check_waveform(waveform, golden)
 

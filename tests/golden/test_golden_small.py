@@ -65,7 +65,7 @@ def test_waveform_and_mask(name: str, stored: dict[str, np.ndarray], networks: N
     with torch.inference_mode():
         encoded = separator.encode(mixture, heard)
         mask = separator.predict_mask(encoded, condition).magnitude[:, ::20, ::4].numpy()
-        waveform = separator.answer(encoded, condition).numpy()
+        waveform = separator.decode(encoded, condition).numpy()
     np.testing.assert_allclose(mask, stored[f"{name}_mask_slice"], rtol=0, atol=MASK_TOLERANCE)
     tolerance = PHASE_WAVEFORM_TOLERANCE if case.phase else WAVEFORM_TOLERANCE
     np.testing.assert_allclose(
@@ -108,6 +108,6 @@ def test_queries_matter(networks: Networks) -> None:
     swapped = Condition(positive=condition.negative, negative=condition.positive)
     with torch.inference_mode():
         encoded = networks.separator.encode(mixture, heard)
-        asked = networks.separator.answer(encoded, condition)
-        other = networks.separator.answer(encoded, swapped)
+        asked = networks.separator.decode(encoded, condition)
+        other = networks.separator.decode(encoded, swapped)
     assert (asked - other).norm() > 0.1 * asked.norm()

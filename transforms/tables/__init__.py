@@ -11,6 +11,7 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
+from apache_beam.pvalue import PCollection
 from apache_beam.transforms.combiners import Count
 
 import transforms.threaded  # noqa: F401 - registers the coders of our records
@@ -47,8 +48,8 @@ class WriteTable(beam.PTransform[Any, Any]):
     shards: int = 0
     names: Any = None
 
-    def expand(self, rows: Any) -> Any:
-        """Wires the steps."""
+    def expand(self, rows: PCollection[TableRow]) -> PCollection[tuple[str, int]]:
+        """Counts the rows, shards them and writes each shard as a file."""
         names = self.names
         if names is None:
             names = (

@@ -93,8 +93,8 @@ class WriteDeadLetters(beam.PTransform[Any, Any]):
     names: Any = None
     kept: Any = None
 
-    def expand(self, failed: Any) -> Any:
-        """Wires the steps."""
+    def expand(self, failed: PCollection[Failure]) -> PCollection[tuple[str, int]]:
+        """Turns failures into rows of the table and writes them."""
         rows = failed | "Rows" >> beam.Map(
             _dead_letter, secrets_of(self.storage.options)
         ).with_output_types(TableRow)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.pvalue import PCollection
 from apache_beam.transforms.window import GlobalWindow
 
 from manifests.columns import METRIC_COLUMNS, METRICS_SCHEMA, with_extra
@@ -174,8 +175,8 @@ class WriteJournal(beam.PTransform[Any, Any]):
     interval_s: float = 2.0
     max_rows: int = 1_000
 
-    def expand(self, rows: Any) -> Any:
-        """Wires the step."""
+    def expand(self, rows: PCollection[MetricsRow]) -> PCollection[MetricsRow]:
+        """Keeps the rows in small files while they pass."""
         return rows | "Write" >> beam.ParDo(
             _JournalFn(self.uri, self.storage, self.interval_s, self.max_rows)
         ).with_output_types(MetricsRow)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.pvalue import PCollection
 from apache_beam.transforms.combiners import ToDict
 
 from transforms.elements import Damage, Failure, Leaving
@@ -166,8 +167,8 @@ class WriteRowCounts(beam.PTransform[Any, Any]):
     uri: str
     storage: Storage
 
-    def expand(self, counted: Mapping[str, Any]) -> Any:
-        """Wires the steps."""
+    def expand(self, counted: Mapping[str, PCollection[Any]]) -> PCollection[str]:
+        """Counts each PCollection and writes the counts."""
         entries = [
             pcoll | f"Enter_{name}" >> beam.Map(_entry, name).with_output_types(tuple[str, int])
             for name, pcoll in counted.items()

@@ -11,6 +11,7 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.pvalue import PCollection
 from numpy.typing import NDArray
 
 from manifests.columns import METRIC_COLUMNS, SUMMARY_SCHEMA
@@ -177,8 +178,8 @@ class SummariseMetrics(beam.PTransform[Any, Any]):
     uri: str
     storage: Storage
 
-    def expand(self, rows: Any) -> Any:
-        """Wires the steps."""
+    def expand(self, rows: PCollection[MetricsRow]) -> PCollection[tuple[str, int]]:
+        """Groups the rows by setting and summarises each metric."""
         return (
             rows
             | "ByGroup" >> beam.Map(_keyed).with_output_types(tuple[str, _Kept])

@@ -32,7 +32,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Encoded:
-    """Mixtures as the encoder heard them, and which of them each query of a batch is about."""
+    """Encoded mixtures, and which of them each query of a batch is about."""
 
     features: StageFeatures
     """Of M mixtures."""
@@ -114,13 +114,13 @@ class ClapSep(nn.Module):
         self.decoder.prepare(dtype)
         return self
 
-    def encode(self, mixture: Tensor, heard: Tensor | None = None) -> Encoded:
+    def encode(self, mixture: Tensor, encoder_mixture: Tensor | None = None) -> Encoded:
         """Hears a batch of mixtures.
 
         Args:
             mixture: float32[B, T] at ``sample_rate_hz``, 1 ≤ T ≤ ``window_samples``.
-            heard: float32[B, T'], the same at the encoder's rate; resampled from ``mixture`` by
-                default.
+            encoder_mixture: float32[B, T'], the same at the encoder's rate; by default resampled
+                from ``mixture``.
 
         Raises:
             ValueError: T is 0 or longer than a window.
@@ -137,9 +137,9 @@ class ClapSep(nn.Module):
         )
         if num_samples < shortest:
             mixture = F.pad(mixture, (0, shortest - num_samples))
-            heard = None
-        if heard is None:
-            heard = sinc_resample(mixture, signal.sample_rate_hz, audio.sample_rate_hz)
+            encoder_mixture = None
+        if encoder_mixture is None:
+            encoder_mixture = sinc_resample(mixture, signal.sample_rate_hz, audio.sample_rate_hz)
         spectrum = torch.stft(
             mixture,
             signal.n_fft,
@@ -150,7 +150,7 @@ class ClapSep(nn.Module):
             return_complex=True,
         )
         with self._autocast(mixture):
-            features = self.encoder.stage_features(heard)
+            features = self.encoder.stage_features(encoder_mixture)
         return Encoded(features=features, spectrum=spectrum, num_samples=num_samples)
 
     def predict_mask(self, encoded: Encoded, condition: Condition) -> Mask:
@@ -169,7 +169,7 @@ class ClapSep(nn.Module):
             mask = self.decoder(encoded.features, magnitude, vector, encoded.rows)
         return Mask(magnitude=mask.magnitude.float(), rotation=mask.rotation)
 
-    def answer(self, encoded: Encoded, condition: Condition) -> Tensor:
+    def decode(self, encoded: Encoded, condition: Condition) -> Tensor:
         """Extracts what the condition asks for, float32[B, T]."""
         mask = self.predict_mask(encoded, condition)
         mixtures = encoded.spectrum if encoded.rows is None else encoded.spectrum[encoded.rows]
@@ -180,10 +180,10 @@ class ClapSep(nn.Module):
         return inverse_stft(spectrum, self.hann, signal.hop_samples, encoded.num_samples)
 
     def separate(
-        self, mixture: Tensor, condition: Condition, heard: Tensor | None = None
+        self, mixture: Tensor, condition: Condition, encoder_mixture: Tensor | None = None
     ) -> Tensor:
-        """``answer(encode(mixture), condition)``: float32[B, T] → float32[B, T]."""
-        return self.answer(self.encode(mixture, heard), condition)
+        """``decode(encode(mixture), condition)``: float32[B, T] → float32[B, T]."""
+        return self.decode(self.encode(mixture, encoder_mixture), condition)
 
     def forward(self, mixture: Tensor, condition: Condition) -> Tensor:
         """Same as :meth:`separate`."""

@@ -88,7 +88,7 @@ def test_encoding_once_answers_many_queries(network: ClapSep) -> None:
     mixture, condition = mixtures(2), conditions(6)
     rows = torch.tensor([0, 0, 1, 0, 1, 1])
     with torch.inference_mode():
-        shared = network.answer(network.encode(mixture).index(rows), condition)
+        shared = network.decode(network.encode(mixture).index(rows), condition)
     assert_same(shared, separate(network, mixture[rows], condition))
 
 
@@ -97,7 +97,7 @@ def test_chosen_rows_are_chosen_from(plain: ClapSep) -> None:
     with torch.inference_mode():
         encoded = plain.encode(mixture)
         chosen = encoded.index(torch.tensor([2, 0, 1, 2])).index(torch.tensor([3, 1]))
-        found = plain.answer(chosen, condition)
+        found = plain.decode(chosen, condition)
     assert (encoded.batch_size, chosen.batch_size, chosen.num_samples) == (3, 2, 5000)
     assert_same(found, separate(plain, mixture[[2, 0]], condition))
 

@@ -461,7 +461,7 @@ def test_a_query_that_the_model_does_not_understand_is_refused(loaded: tone_runs
 
 def test_what_the_network_cannot_do_is_said(loaded: tone_runs.Loaded) -> None:
     class Broken(tones.ToneSeparator):
-        def answer(self, encoded: tones.ToneEncoded, condition: Condition) -> torch.Tensor:
+        def decode(self, encoded: tones.ToneEncoded, condition: Condition) -> torch.Tensor:
             if self.heard == 1:
                 return encoded.mixture * torch.nan
             raise RuntimeError("enough")
@@ -480,7 +480,7 @@ class Suspicious(tones.ToneSeparator):
     says = True
 
     def presence(self, encoded: tones.ToneEncoded, condition: Condition) -> torch.Tensor | None:
-        kept = self.answer(encoded, condition).square().mean(dim=1)
+        kept = self.decode(encoded, condition).square().mean(dim=1)
         return torch.log(kept / 1e-3) if self.says else None
 
 

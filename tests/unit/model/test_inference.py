@@ -37,7 +37,7 @@ def _windows() -> list[WindowQueries]:
 
 def _answers(separator: object, **settings: int | bool) -> list[np.ndarray]:
     network = Network(separator, "cpu", NetworkSettings(**settings))
-    return [answer.samples for answer in network.answer(_windows())]
+    return [answer.samples for answer in network.separate(_windows())]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_window_is_heard_with_its_gain_and_answered_without_it() -> None:
 
     heard: list[np.ndarray] = []
     network = Network(Listening(), "cpu", NetworkSettings(batch_size=1))
-    scaled = network.answer(_at(50.0))
+    scaled = network.separate(_at(50.0))
     rows = [
         window.samples[channel] * window.gain
         for length in (4_000, 17)
@@ -90,14 +90,14 @@ def test_a_window_is_heard_with_its_gain_and_answered_without_it() -> None:
     ]
     for found, row in zip(heard, rows, strict=True):
         np.testing.assert_allclose(found[0], row, rtol=1e-6)
-    for answer, plain in zip(scaled, network.answer(_windows()), strict=True):
+    for answer, plain in zip(scaled, network.separate(_windows()), strict=True):
         np.testing.assert_allclose(answer.samples, plain.samples, atol=1e-6)
 
 
 def test_a_gain_of_one_changes_no_bit() -> None:
     separator = tones.ToneSeparator()
     (window, *_) = _windows()
-    (answer,) = Network(separator, "cpu", NetworkSettings()).answer([window])
+    (answer,) = Network(separator, "cpu", NetworkSettings()).separate([window])
     rows = torch.from_numpy(np.repeat(window.samples, 2, axis=0))
     positive = torch.from_numpy(np.tile(window.positive, (2, 1)))
     condition = tones.Condition(positive=positive, negative=torch.zeros_like(positive))
@@ -107,7 +107,7 @@ def test_a_gain_of_one_changes_no_bit() -> None:
 
 def test_the_time_is_shared_among_queries() -> None:
     network = Network(tones.ToneSeparator(), "cpu", NetworkSettings())
-    first, *_ = network.answer(_windows())
+    first, *_ = network.separate(_windows())
     assert len(first.inference_s) == 2
     assert all(seconds > 0 for seconds in first.inference_s)
 
@@ -126,10 +126,10 @@ class Small(tones.ToneSeparator):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return super().encode(mixture)
 
-    def answer(self, encoded: tones.ToneEncoded, condition: tones.Condition) -> torch.Tensor:
+    def decode(self, encoded: tones.ToneEncoded, condition: tones.Condition) -> torch.Tensor:
         if len(condition.positive) > self.answers:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to …")
-        return super().answer(encoded, condition)
+        return super().decode(encoded, condition)
 
 
 @pytest.mark.parametrize(("encodes", "answers"), [(1, 64), (2, 64), (64, 1), (1, 1)])
@@ -155,9 +155,9 @@ class Shapes(tones.ToneSeparator):
         self.seen.add(tuple(mixture.shape))
         return super().encode(mixture)
 
-    def answer(self, encoded: tones.ToneEncoded, condition: tones.Condition) -> torch.Tensor:
+    def decode(self, encoded: tones.ToneEncoded, condition: tones.Condition) -> torch.Tensor:
         self.seen.add(tuple(condition.positive.shape))
-        return super().answer(encoded, condition)
+        return super().decode(encoded, condition)
 
 
 def test_with_fixed_shapes_a_compiled_network_meets_one_shape_for_each_length() -> None:

@@ -70,10 +70,10 @@ def test_a_pass_is_launched_before_the_answers_of_the_one_before_are_fetched(
     noted = Noted()
     monkeypatch.setattr(inference, "transfers_for", lambda _: noted)
     separator = tones.ToneSeparator()
-    ahead = Network(separator, "cuda", NetworkSettings(batch_size=2)).answer(_windows(6))
+    ahead = Network(separator, "cuda", NetworkSettings(batch_size=2)).separate(_windows(6))
     assert noted.events == ["launched", "launched", "waited", "launched", "waited", "waited"]
     monkeypatch.undo()
-    plain = Network(separator, "cpu", NetworkSettings(batch_size=2)).answer(_windows(6))
+    plain = Network(separator, "cpu", NetworkSettings(batch_size=2)).separate(_windows(6))
     for one, other in zip(ahead, plain, strict=True):
         np.testing.assert_array_equal(one.samples, other.samples)
         assert all(seconds > 0 for seconds in one.inference_s)
@@ -89,6 +89,6 @@ def test_the_network_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch)
     condition = Condition(positive=query, negative=query)
     rows = torch.empty(3, dtype=torch.int64, device="meta")
     with torch.inference_mode():
-        answer = separator.answer(separator.encode(mixture).index(rows), condition)
+        answer = separator.decode(separator.encode(mixture).index(rows), condition)
     assert answer.shape == (3, separator.window_samples)
     assert answer.dtype == torch.float32

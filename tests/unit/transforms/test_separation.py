@@ -24,8 +24,8 @@ class Moody(tones.ToneSeparator):
             raise RuntimeError("poisoned")
         return super().encode(mixture)
 
-    def answer(self, encoded: tones.ToneEncoded, condition: tones.Condition) -> torch.Tensor:
-        answer = super().answer(encoded, condition)
+    def decode(self, encoded: tones.ToneEncoded, condition: tones.Condition) -> torch.Tensor:
+        answer = super().decode(encoded, condition)
         answer[condition.positive[:, tones.LABELS.index("frog")] > 0] = torch.nan
         return answer
 

@@ -46,7 +46,7 @@ def test_the_network_equals_the_public_code(golden: dict[str, object], dtype: to
     queries = torch.stack(drawn).to(dtype)
     with torch.inference_mode():
         encoded = separator.encode(mixture).index(torch.tensor([0, 0]))
-        answer = separator.answer(
+        answer = separator.decode(
             encoded, Condition(positive=queries, negative=torch.zeros_like(queries))
         )
     expected = torch.from_numpy(golden["wav"])

@@ -44,7 +44,7 @@ def test_both_networks_equal_the_public_code(golden: dict[str, object], dtype: t
     with torch.inference_mode():
         asked = queries.embed_tokens(ids, (ids > 0).long())
         encoded = separator.encode(mixture.to(dtype)).index(torch.tensor([0, 0]))
-        answer = separator.answer(
+        answer = separator.decode(
             encoded, Condition(positive=asked, negative=torch.zeros_like(asked))
         )
     expected = torch.from_numpy(golden["wav"])

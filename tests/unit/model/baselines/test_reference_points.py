@@ -88,7 +88,7 @@ def test_queries_of_one_encoding_have_references_of_their_own() -> None:
     target, mixture = sounds()
     oracle = OracleIrm(SIGNAL)
     both = torch.cat([target, mixture - target])
-    shared = oracle.answer(oracle.encode(mixture).index(torch.tensor([0, 0])), condition(2, both))
+    shared = oracle.decode(oracle.encode(mixture).index(torch.tensor([0, 0])), condition(2, both))
     for row in range(2):
         alone = oracle.separate(mixture, condition(1, both[row : row + 1]))
         torch.testing.assert_close(shared[row : row + 1], alone)

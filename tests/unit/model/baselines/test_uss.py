@@ -51,7 +51,7 @@ def test_both_networks_equal_the_public_code(golden: dict[str, object], dtype: t
     with torch.inference_mode():
         asked = queries.embed_audio([clip.to(dtype) for clip in clips])
         encoded = separator.encode(mixture.to(dtype)).index(torch.tensor([0, 0]))
-        answer = separator.answer(
+        answer = separator.decode(
             encoded, Condition(positive=asked, negative=torch.zeros_like(asked))
         )
     expected_queries, expected = (torch.from_numpy(golden[key]) for key in ("queries", "wav"))

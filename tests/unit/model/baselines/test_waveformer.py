@@ -51,7 +51,7 @@ def test_the_network_equals_the_public_code(
     asked = dataclasses.replace(asked, positive=asked.positive.to(dtype))
     with torch.inference_mode():
         heard = network.encode(mixture).index(torch.tensor([0, 0]))
-        answer = network.answer(heard, asked)
+        answer = network.decode(heard, asked)
     expected = torch.from_numpy(golden[f"wav_{size}"])
     assert (expected[0] - expected[1]).square().mean().sqrt() > 0.2 * expected.std()
     baselines.assert_stored("waveformer", **{f"wav_{size}": answer})
