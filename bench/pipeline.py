@@ -33,7 +33,7 @@ from model.checkpoints.loading import Networks, build
 from model.clap import Clap
 from model.config import MINI, PUBLISHED
 from model.inference import Network, NetworkSettings, WindowQueries
-from model.signal import sinc_resample
+from model.signal.stft import sinc_resample
 from model.systems import Condition
 from model.systems.clapsep.network import ClapSep
 from pipelines import separate

@@ -1,15 +1,14 @@
-"""Shows a run to people: log lines without credentials, progress, and the table at the end."""
+"""Shows a run to people: progress, and the table at the end."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import logging
 import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -26,38 +25,8 @@ from terminal import screen
 from transforms import storage
 from transforms.elements import BROKEN, CHANGED, DOUBLE, GONE, UNKNOWN
 from transforms.storage import Storage, join
-from transforms.storage.access import redact
 from transforms.tables.row_counts import Resumed, RowCounts
 from transforms.writing import OTHER_FORMAT
-
-
-class _Discreet(logging.Formatter):
-    """Formats log lines, tracebacks included, without credentials."""
-
-    def __init__(self, secrets: Sequence[str]) -> None:
-        super().__init__("%(levelname)s %(name)s: %(message)s")
-        self._secrets = secrets
-
-    def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record), self._secrets)
-
-
-def configure_logging(level: str, secrets: Sequence[str] = ()) -> None:
-    """Log lines on standard error; those of Beam and of fsspec only where they are wanted.
-
-    Args:
-        level: for the root logger.
-        secrets: what no line may hold.
-    """
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Discreet(secrets))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.captureWarnings(True)
-    debug = level == "debug"
-    logging.getLogger("py.warnings").setLevel(logging.WARNING if debug else logging.ERROR)
-    for name in ("apache_beam", "fsspec"):  # they log what they raise too
-        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.CRITICAL)
-
 
 LINE_INTERVAL_S = 10.0
 REMOTE_LINE_INTERVAL_S = 60.0

@@ -107,7 +107,7 @@ def _job_of(given: Sequence[str]) -> _Job:
     for flag, value in _DEFAULTS.items():
         if not any(word.partition("=")[0] == flag for word in own.rest):
             words += [flag, value]
-    parsed = flags.parse(flags.SEPARATE, words)
+    parsed = runners.parse(flags.SEPARATE, words)
     return _Job(
         own=own,
         corpus=corpus,
@@ -127,7 +127,7 @@ def _checked(given: Sequence[str]) -> argparse.Namespace:
         UsageError: a word that belongs to no flag, or a flag that lacks a value.
         SystemExit: ``--help``, after it was printed.
     """
-    flags.parse(COMMAND, given)
+    runners.parse(COMMAND, given)
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--output", default="")
     _add_flags(own)

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from terminal import flags, screen
 
@@ -473,59 +473,6 @@ def asks_for_help(command: Command, argv: Sequence[str] | None) -> bool:
     screen.steady()
     sys.stdout.write(command.parser().format_help())
     return True
-
-
-def parse(command: Command, words: Sequence[str]) -> Arguments:
-    """Parses the words of a command line.
-
-    Raises:
-        UsageError: a word that belongs to no flag, an unknown flag, a missing or an unusable value.
-    """
-    for word in words:
-        _require_text(word)
-    parser, beam = command.parser(), _beam_parser()
-    parser.others = tuple(beam._actions)
-    own, rest = parser.parse_known_args(words)
-    beam.parse_known_args(rest)
-    return Arguments(own=own, beam=tuple(rest), command=("python", "-m", command.name, *words))
-
-
-def _require_text(word: str) -> None:
-    """Refuses what is no text in the encoding of the process: no record or name could hold it."""
-    try:
-        word.encode("utf-8")
-    except UnicodeEncodeError as err:
-        encoding = sys.getfilesystemencoding()
-        hint = "" if encoding == "utf-8" else "; set PYTHONUTF8=1, or a locale such as C.UTF-8"
-        raise UsageError(f"{word!r}: has bytes that are no text in {encoding}{hint}") from err
-
-
-def beam_flags() -> set[str]:
-    """Names the flags of Beam and its runners."""
-    return {flag for action in _beam_parser()._actions for flag in action.option_strings}
-
-
-class _BeamParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-def _beam_parser() -> argparse.ArgumentParser:
-    """Builds a parser of Beam's flags and those of its runners, with its own checks of values."""
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    parser = _BeamParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
-    for options in _all_subclasses(PipelineOptions):
-        if options.__module__.startswith("apache_beam."):
-            options._add_argparse_args(parser)
-    return parser
-
-
-def _all_subclasses(cls: type[Any]) -> list[type[Any]]:
-    found = []
-    for child in cls.__subclasses__():
-        found += [child, *_all_subclasses(child)]
-    return found
 
 
 def leave(code: int) -> NoReturn:

@@ -38,8 +38,8 @@ from pipelines.flags import (
     Arguments,
     Command,
     UsageError,
-    parse,
 )
+from pipelines.log_lines import configure_logging
 from pipelines.output_folder import OutputFolder, clearing, record
 from pipelines.output_folder.lock import Lock, LockLostError
 from pipelines.output_folder.names import ERROR_FILE, ROW_COUNTS, RUN
@@ -147,7 +147,7 @@ def main(
     screen.steady()
     secrets: tuple[str, ...] = ()
     try:
-        arguments = parse(command, list(sys.argv[1:] if argv is None else argv))
+        arguments = runners.parse(command, list(sys.argv[1:] if argv is None else argv))
         job = build(arguments, runners.execution_of(arguments))
         secrets = job.config.secrets
         return _run_and_say(job, PipelineOptions(list(arguments.beam)))
@@ -208,7 +208,7 @@ def run(job: Job, options: PipelineOptions) -> int:
         JobGoesOnError: it was interrupted while a service had the job.
     """
     config = job.config
-    console.configure_logging(config.execution.log_level, config.secrets)
+    configure_logging(config.execution.log_level, config.secrets)
     runner = runners.runner_of(config.execution.runner)
     runner.check(config, options)
     storage = output_folder.storage_of(config, job.access)

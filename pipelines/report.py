@@ -10,7 +10,7 @@ from typing import Any
 
 from manifests.columns import METRIC_COLUMNS
 from manifests.files import absolute
-from pipelines.console import configure_logging
+from pipelines.log_lines import configure_logging
 from pipelines.reporting.runs import ReportConfig
 from terminal import flags, screen
 from transforms.storage.access import redact, secrets_of

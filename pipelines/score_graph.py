@@ -31,13 +31,12 @@ from transforms.external_stems import (
     MetricsOf,
     StemPlaces,
     TakeStems,
-    fixed_folder,
     without_embeddings,
 )
 from transforms.manifest_io import AdmitRows, GroupByMixture, ReadManifest
 from transforms.queries import AttachQueriesFn, EmbedQueries
 from transforms.scoring import ScoreStems, ScoringSettings
-from transforms.storage import Storage
+from transforms.storage import Storage, fixed_folder
 from transforms.storage.access import UriAccess, uris_of
 from transforms.tables import WriteTable, dead_letters, metrics_rows, row_counts
 from transforms.tables.dead_letters import WriteDeadLetters

@@ -36,7 +36,7 @@ from transforms.elements import (
     failed,
 )
 from transforms.reading import read
-from transforms.storage import Storage, join
+from transforms.storage import Storage, fixed_folder, join
 from transforms.storage.access import UriAccess
 from transforms.tables import dead_letters, row_counts
 from transforms.tables.metrics_rows import StemFacts, metrics_row
@@ -121,11 +121,6 @@ class StemPlaces:
         if not leads_out and _SUFFIXED.search(row.id):
             found.insert(0, row.id)  # the id is a file's name already
         return [join(self.where, name) for name in found]
-
-
-def fixed_folder(where: str) -> str:
-    """The folder of a template that no row has a say in."""
-    return where if "{" not in where else where.partition("{")[0].rpartition("/")[0]
 
 
 class _Fields(Mapping[str, str]):

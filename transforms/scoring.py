@@ -17,11 +17,12 @@ from apache_beam.pvalue import PCollection
 
 from manifests.columns import METRIC_COLUMNS
 from model import devices, metrics
-from model import signal as waveforms
 from model.clap import QueryEncoder
 from model.devices import cores
 from model.inference import InPlace, Transfers, transfers_for
 from model.metrics import ClipScore, score_pair
+from model.signal import to_mono
+from model.signal.stft import sinc_resample
 from transforms import model_cache
 from transforms.elements import RowQuery, Samples, ScoredClip, Scores, SeparatedClip
 
@@ -205,8 +206,7 @@ class Scoring:
         up = torch.from_numpy if self._on_device is None else self._on_device.up
         with torch.inference_mode():
             clips = [
-                waveforms.sinc_resample(up(signal), rate_hz, encoder.sample_rate_hz)
-                for signal in signals
+                sinc_resample(up(signal), rate_hz, encoder.sample_rate_hz) for signal in signals
             ]
             return list(encoder.embed_audio(clips).float().cpu().numpy())
 
@@ -228,7 +228,7 @@ class Scoring:
 
 
 def _mid(audio: Samples) -> Samples:
-    return waveforms.to_mono(audio)
+    return to_mono(audio)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

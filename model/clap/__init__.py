@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from model.clap.audio import Encoder
 from model.clap.text import TextTower, build_text_tower
 from model.config import ClapConfig
-from model.signal import quantise_int16
 
 MAX_WINDOWS = 12
 """A clip longer than the encoder's is covered by at most this many windows, spread evenly."""
+INT16_FULL_SCALE = 32_767.0
 
 
 class QueryEncoder(Protocol):
@@ -137,3 +137,16 @@ def _projection(in_features: int, out_features: int) -> nn.Sequential:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.zeros_(layer.bias)  # a bias as large as the signal would make all embeddings alike
     return nn.Sequential(first, nn.ReLU(), second)
+
+
+def quantise_int16(waveform: Tensor) -> Tensor:
+    """To 16 bits and back, as laion-clap treats audio on one of its two paths.
+
+    Args:
+        waveform: float[..., T]; left untouched. What exceeds ±1 is clipped.
+
+    Returns:
+        float32[..., T], multiples of 1/32767, rounded towards zero.
+    """
+    levels = (waveform.float().clamp(-1.0, 1.0) * INT16_FULL_SCALE).trunc()
+    return levels / INT16_FULL_SCALE

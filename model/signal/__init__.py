@@ -1,8 +1,9 @@
 """Handles waveforms as arrays: resampling, channels, lengths, levels and mixing.
 
 Two resamplers, on purpose. `resample` (soxr) is the better one and serves between a file's rate and
-the model's. `sinc_resample` is the kernel that the published weights were trained behind: inside
-the model, another one changes the output by 0.06 %.
+the model's. :func:`model.signal.stft.sinc_resample` is the kernel that the published weights were
+trained behind: inside the model, another one changes the output by 0.06 %. Nothing here needs
+torch.
 
 A network that was trained at one level separates worse at another, and whoever records a bird at
 dawn cannot choose. So a recording is scaled to the level of the system before the network hears it,
@@ -24,22 +25,16 @@ stretch of a recording is raised by more than that above another. A level below
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import soxr
-import torch
-from torch import Tensor
 
 from model import signal
 
 SOXR_QUALITY = "VHQ"
-SINC_ZERO_CROSSINGS = 6
-SINC_ROLLOFF = 0.99
-INT16_FULL_SCALE = 32_767.0
 
 FloatArray = npt.NDArray[np.float32]
 AnyFloatArray = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -171,60 +166,6 @@ def _tail_samples(source_hz: int, target_hz: int) -> int:
     return 2 + 2 * source_hz // target_hz
 
 
-def sinc_resample(waveform: Tensor, source_hz: int, target_hz: int) -> Tensor:
-    """Changes the sample rate as torchaudio does by default; for use inside the model.
-
-    A Hann-windowed sinc of 6 zero crossings on either side, cut off at 0.99 of the lower Nyquist
-    frequency. The kernel is computed in float64 and kept for each pair of rates, type and device.
-    Autocast does not reach it.
-
-    Args:
-        waveform: float32[..., T] or float64[..., T].
-        source_hz: its rate.
-        target_hz: the wanted rate.
-
-    Returns:
-        The same type, [..., ceil(T * target_hz / source_hz)]; beyond its ends the signal counts as
-        zero. Equal rates give the input itself.
-
-    Raises:
-        ValueError: a rate is not positive.
-        TypeError: the waveform is neither float32 nor float64.
-
-    Source:
-        Smith, "Digital Audio Resampling Home Page", 2002, with the defaults of torchaudio's
-        ``transforms.Resample``.
-    """
-    length = resampled_length(waveform.shape[-1], source_hz, target_hz)
-    if waveform.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"waveform must be float32 or float64, got {waveform.dtype}")
-    if source_hz == target_hz:
-        return waveform
-    divisor = math.gcd(source_hz, target_hz)
-    step, phases = source_hz // divisor, target_hz // divisor
-    kernel = _sinc_kernel(step, phases, waveform.dtype, waveform.device)
-    half_width = (kernel.shape[0] - step) // 2
-    padded = torch.nn.functional.pad(waveform, (half_width, half_width + step))
-    with torch.autocast(waveform.device.type, enabled=False):
-        # Not conv1d: it takes twice the time here, and on CUDA it would round to TF32.
-        by_phase = padded.unfold(-1, kernel.shape[0], step) @ kernel
-    return by_phase.flatten(-2)[..., :length]
-
-
-@functools.lru_cache(maxsize=32)
-def _sinc_kernel(step: int, phases: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The filter of each output phase: [2 * half_width + step, phases]."""
-    cutoff = min(step, phases) * SINC_ROLLOFF
-    half_width = math.ceil(SINC_ZERO_CROSSINGS * step / cutoff)
-    taps = np.arange(-half_width, half_width + step)[:, None] / step
-    offsets = -np.arange(phases) / phases
-    position = np.clip((taps + offsets) * cutoff, -SINC_ZERO_CROSSINGS, SINC_ZERO_CROSSINGS)
-    window = np.cos(position * (math.pi / SINC_ZERO_CROSSINGS / 2)) ** 2
-    kernel = np.sinc(position) * window * (cutoff / step)
-    with torch.inference_mode(False):  # a kernel first needed in inference must serve training too
-        return torch.from_numpy(kernel).to(dtype=dtype, device=device)
-
-
 def to_mono(audio: FloatArray) -> FloatArray:
     """The mid signal: the mean of the channels.
 
@@ -292,19 +233,6 @@ def rms_db(audio: AnyFloatArray) -> float:
         raise ValueError("the level of no samples is undefined")
     power = float(np.mean(np.square(audio, dtype=np.float64)))
     return 10.0 * math.log10(power) if power > 0.0 else -math.inf
-
-
-def quantise_int16(waveform: Tensor) -> Tensor:
-    """To 16 bits and back, as laion-clap treats audio on one of its two paths.
-
-    Args:
-        waveform: float[..., T]; left untouched. What exceeds ±1 is clipped.
-
-    Returns:
-        float32[..., T], multiples of 1/32767, rounded towards zero.
-    """
-    levels = (waveform.float().clamp(-1.0, 1.0) * INT16_FULL_SCALE).trunc()
-    return levels / INT16_FULL_SCALE
 
 
 BLOCK_S = 5.0

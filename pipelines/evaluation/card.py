@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from manifests.benchmarks.corpus_sets import ABSENT_SETS, SETS
-from model.metrics.bootstrap import Detection, Summary
+from model.bootstrap import Detection, Summary
 from pipelines.evaluation.cost import Cost
 from pipelines.evaluation.results import METRICS, Results
 from pipelines.evaluation.zero_shot import ZeroShot

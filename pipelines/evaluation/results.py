@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from manifests.benchmarks.corpus_sets import ABSENT_SETS, QUERY_SETS, SETS
-from model.metrics.bootstrap import Detection, Summary, detection, summarise
+from model.bootstrap import Detection, Summary, detection, summarise
 from pipelines.evaluation.cost import Cost
 from pipelines.evaluation.zero_shot import ZeroShot
 from transforms.storage import Storage, join

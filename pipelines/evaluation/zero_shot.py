@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from manifests.benchmarks.clips import clip_uri
 from manifests.benchmarks.corpus_sets import CorpusClip, Draw
+from model.bootstrap import Summary, summarise
 from model.clap import QueryEncoder
-from model.metrics.bootstrap import Summary, summarise
 from transforms.elements import EmbeddedQuery
 from transforms.queries import embed_examples, embed_texts, read_shot
 from transforms.storage import Storage

@@ -34,8 +34,7 @@ from terminal import screen
 from transforms.audio import AudioError
 from transforms.audio.files import READ_ERRORS, describe, held_by, open_audio
 from transforms.audio.mixtures import ReadSettings, read_mixture, read_reference
-from transforms.external_stems import fixed_folder
-from transforms.storage import Storage, join
+from transforms.storage import Storage, fixed_folder, join
 from transforms.storage.access import UriAccess
 
 _N_FFT = 1024

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from manifests.columns import METRICS
 from manifests.published import PublishedResult, load
-from model.metrics.bootstrap import Summary, summarise
+from model.bootstrap import Summary, summarise
 from pipelines.reporting.runs import ReportClip, Run, Setting, short
 
 SHOWN_METRICS = tuple(column.name for column in METRICS if column.shown)

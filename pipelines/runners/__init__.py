@@ -6,15 +6,17 @@ knows is taken as it is. To add one: a subclass of `Runner` in a module, and its
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import importlib
 import logging
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import apache_beam as beam
 from apache_beam.metrics.cells import DistributionData
@@ -31,7 +33,7 @@ from apache_beam.transforms.resources import parse_resource_hints
 
 from model.devices import cores
 from pipelines.config import IN_PROCESS, CommonConfig, Execution
-from pipelines.flags import Arguments, UsageError
+from pipelines.flags import Arguments, Command, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -263,6 +265,57 @@ def require_ended(job: Mapping[str, Any], options: PipelineOptions) -> None:
         UsageError: the job still runs, or nobody can say.
     """
     runner_of(str(job.get("runner", DATAFLOW))).require_ended(job, options)
+
+
+def parse(command: Command, words: Sequence[str]) -> Arguments:
+    """Parses the words of a command line.
+
+    Raises:
+        UsageError: a word that belongs to no flag, an unknown flag, a missing or an unusable value.
+    """
+    for word in words:
+        _require_text(word)
+    parser, beam = command.parser(), _beam_parser()
+    parser.others = tuple(beam._actions)
+    own, rest = parser.parse_known_args(words)
+    beam.parse_known_args(rest)
+    return Arguments(own=own, beam=tuple(rest), command=("python", "-m", command.name, *words))
+
+
+def _require_text(word: str) -> None:
+    """Refuses what is no text in the encoding of the process: no record or name could hold it."""
+    try:
+        word.encode("utf-8")
+    except UnicodeEncodeError as err:
+        encoding = sys.getfilesystemencoding()
+        hint = "" if encoding == "utf-8" else "; set PYTHONUTF8=1, or a locale such as C.UTF-8"
+        raise UsageError(f"{word!r}: has bytes that are no text in {encoding}{hint}") from err
+
+
+def beam_flags() -> set[str]:
+    """Names the flags of Beam and its runners."""
+    return {flag for action in _beam_parser()._actions for flag in action.option_strings}
+
+
+class _BeamParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _beam_parser() -> argparse.ArgumentParser:
+    """Builds a parser of Beam's flags and those of its runners, with its own checks of values."""
+    parser = _BeamParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
+    for options in _all_subclasses(PipelineOptions):
+        if options.__module__.startswith("apache_beam."):
+            options._add_argparse_args(parser)
+    return parser
+
+
+def _all_subclasses(cls: type[Any]) -> list[type[Any]]:
+    found = []
+    for child in cls.__subclasses__():
+        found += [child, *_all_subclasses(child)]
+    return found
 
 
 def execution_of(arguments: Arguments) -> Execution:

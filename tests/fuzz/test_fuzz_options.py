@@ -16,7 +16,7 @@ from manifests import validate
 from manifests.benchmarks import __main__ as benchmarks
 from model import registry
 from model.checkpoints import convert
-from pipelines import flags, report
+from pipelines import flags, report, runners
 from pipelines.config import SeparateConfig, score_config, separate_config, synthesize_config
 from pipelines.flags import UsageError
 from pipelines.runners import execution_of
@@ -47,7 +47,7 @@ def flags_of(parser: Any) -> list[str]:
 
 
 SEPARATE = flags_of(flags.SEPARATE.parser())
-BEAM = sorted(flags.beam_flags())
+BEAM = sorted(runners.beam_flags())
 FLAGS = st.sampled_from([*SEPARATE, *BEAM]) | st.sampled_from(SEPARATE) | WORDS
 LINES = st.lists(st.one_of(FLAGS, WORDS, st.builds("{}={}".format, FLAGS, WORDS)), max_size=8)
 GOOD = ("--manifest", "a.csv", "--output", "o")
@@ -82,7 +82,7 @@ AS_ARGPARSE = (0, 1, 2)
 def test_the_main_job(line: list[str], good: bool) -> None:
     with fuzzing.bounded(), fuzzing.refused(UsageError), quietly(*HELP_OR_REFUSED):
         given = [*GOOD, *line] if good else line
-        arguments = flags.parse(flags.SEPARATE, given)
+        arguments = runners.parse(flags.SEPARATE, given)
         config = separate_config(arguments, execution_of(arguments))
         assert isinstance(config, SeparateConfig)
         assert 0.0 <= config.overlap < 1.0
@@ -121,7 +121,7 @@ def test_the_smaller_jobs(job: Any, data: st.DataObject) -> None:
     own = st.sampled_from(flags_of(job.parser()))
     line = data.draw(st.lists(st.one_of(own, WORDS, st.builds("{}={}".format, own, WORDS))))
     with fuzzing.bounded(), fuzzing.refused(UsageError), quietly(*HELP_OR_REFUSED):
-        arguments = flags.parse(job, [*GOOD, *line])
+        arguments = runners.parse(job, [*GOOD, *line])
         CONFIGS[job](arguments, execution_of(arguments))
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from golden import pairs, published, synth
 from model.checkpoints.loading import Networks
+from model.clap import quantise_int16
 from model.config import PUBLISHED
-from model.signal import quantise_int16
 from model.signal.windowing import WindowPlan, separate_array
 from model.systems import Condition, Normalisation, fuse
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.flags import SEPARATE, beam_flags
+from pipelines.flags import SEPARATE
+from pipelines.runners import beam_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = json.loads((ROOT / "docs" / "templates" / "separate.json").read_text(encoding="utf-8"))

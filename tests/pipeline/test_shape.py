@@ -23,9 +23,9 @@ from manifests.files import readers
 from manifests.row import ManifestRow
 from model.systems import Capabilities
 from pipelines.config import separate_config
-from pipelines.flags import SEPARATE, parse
+from pipelines.flags import SEPARATE
 from pipelines.output_folder import Earlier, OutputFolder, storage_of
-from pipelines.runners import execution_of
+from pipelines.runners import execution_of, parse
 from pipelines.separate_graph import Models, SeparateJob
 from transforms import model_cache
 from transforms.manifest_io import GroupByMixture

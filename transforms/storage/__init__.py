@@ -92,15 +92,16 @@ _UNCOUNTED = _Uncounted()
 
 
 def publish() -> None:
-    """Hands what was seen to Beam's counters, where this thread runs a step of a job."""
-    if "apache_beam" not in sys.modules:  # no step runs where nobody has loaded it
-        return
-    from apache_beam.metrics.metric import Metrics
-    from apache_beam.runners.worker.statesampler import get_current_tracker
+    """Hands what was seen to Beam's counters, where this thread runs a step of a job.
 
-    if get_current_tracker() is not None:
-        for name, count in _UNCOUNTED.take().items():
-            Metrics.counter(NAMESPACE, name).inc(count)
+    Beam is used where it is loaded, and not imported: a thread that runs a step has loaded it.
+    """
+    sampler = sys.modules.get("apache_beam.runners.worker.statesampler")
+    metrics = sys.modules.get("apache_beam.metrics.metric")
+    if sampler is None or metrics is None or sampler.get_current_tracker() is None:
+        return
+    for name, count in _UNCOUNTED.take().items():
+        metrics.Metrics.counter(NAMESPACE, name).inc(count)
 
 
 def take_uncounted() -> dict[str, int]:
@@ -288,6 +289,11 @@ _REMOVERS, _REMOVED_AT_ONCE = 16, 1_000
 def join(base: str, *parts: str) -> str:
     """``base`` and path parts, with one slash between each."""
     return posixpath.join(base.rstrip("/") or "/", *parts)
+
+
+def fixed_folder(template: str) -> str:
+    """Returns the folder of a template of URIs in which whatever fills its fields lies."""
+    return template if "{" not in template else template.partition("{")[0].rpartition("/")[0]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

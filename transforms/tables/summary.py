@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from manifests.columns import METRIC_COLUMNS, SUMMARY_SCHEMA
 from manifests.row import SCHEMA_VERSION
-from model.metrics.bootstrap import Summary, design_effect, summarise
+from model.bootstrap import Summary, design_effect, summarise
 from transforms.elements import MetricsRow, TableRow
 from transforms.storage import Storage
 from transforms.tables import WriteTable

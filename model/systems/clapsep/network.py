@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from model.clap import laion
 from model.clap.audio import Encoder, StageFeatures
 from model.config import ClapSepConfig
-from model.signal import sinc_resample
-from model.signal.stft import inverse_stft
+from model.signal.stft import inverse_stft, sinc_resample
 from model.systems import Capabilities, Condition
 from model.systems.clapsep.decoder import Decoder, Mask
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from float_noise import rounding
 from golden import published, synth
+from model import clap
 from model import signal as audio
+from model.signal import stft
 
 TAPS = 200
 """Of the longest filters: one sample out is a sum of so many."""
@@ -31,12 +33,12 @@ def _sine(rate_hz: int, num_samples: int, frequency_hz: float = 440.0) -> np.nda
 def _brute_force_sinc(signal: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray:
     """Each output sample as an explicit sum over every input sample, in float64."""
     num_out = math.ceil(len(signal) * target_hz / source_hz)
-    cutoff = min(source_hz, target_hz) * audio.SINC_ROLLOFF / source_hz  # crossings per sample
+    cutoff = min(source_hz, target_hz) * stft.SINC_ROLLOFF / source_hz  # crossings per sample
     result = np.zeros(num_out)
     for index in range(num_out):
         crossings = (np.arange(len(signal)) - index * source_hz / target_hz) * cutoff
-        inside = np.abs(crossings) < audio.SINC_ZERO_CROSSINGS
-        window = np.cos(np.pi * crossings / audio.SINC_ZERO_CROSSINGS / 2) ** 2
+        inside = np.abs(crossings) < stft.SINC_ZERO_CROSSINGS
+        window = np.cos(np.pi * crossings / stft.SINC_ZERO_CROSSINGS / 2) ** 2
         result[index] = np.sum(signal * np.sinc(crossings) * window * inside) * cutoff
     return result
 
@@ -53,7 +55,7 @@ def app_chunk() -> torch.Tensor:
 class TestSincResample:
     def test_equals_the_stored_torchaudio_output(self, app_chunk: torch.Tensor) -> None:
         with np.load(published.DATA / "app_path.npz") as stored:
-            ours = audio.sinc_resample(app_chunk, 32_000, 48_000).numpy()
+            ours = stft.sinc_resample(app_chunk, 32_000, 48_000).numpy()
             assert ours.shape == (480_000,)
             for part, name in ((slice(4000), "head"), (slice(-4000, None), "tail"),
                                (slice(None, None, 97), "every97")):  # fmt: skip
@@ -70,27 +72,27 @@ class TestSincResample:
         self, source_hz: int, target_hz: int, num_samples: int
     ) -> None:
         signal = _noise(num_samples).astype(np.float64)
-        ours = audio.sinc_resample(torch.from_numpy(signal), source_hz, target_hz)
+        ours = stft.sinc_resample(torch.from_numpy(signal), source_hz, target_hz)
         np.testing.assert_allclose(
             ours.numpy(), _brute_force_sinc(signal, source_hz, target_hz), rtol=0, atol=1e-12
         )
 
     def test_rows_do_not_touch_each_other(self) -> None:
         waveform = torch.from_numpy(_noise(2, 3, 500))
-        together = audio.sinc_resample(waveform, 32_000, 48_000)
+        together = stft.sinc_resample(waveform, 32_000, 48_000)
         assert together.shape == (2, 3, 750)
-        alone = audio.sinc_resample(waveform[1, 2], 32_000, 48_000)
+        alone = stft.sinc_resample(waveform[1, 2], 32_000, 48_000)
         torch.testing.assert_close(together[1, 2], alone, rtol=0, atol=rounding(waveform, TAPS))
 
     def test_equal_rates_give_the_input(self) -> None:
         waveform = torch.from_numpy(_noise(1, 9))
-        assert audio.sinc_resample(waveform, 48_000, 48_000) is waveform
+        assert stft.sinc_resample(waveform, 48_000, 48_000) is waveform
 
     def test_autocast_does_not_reach_it(self) -> None:
         waveform = torch.from_numpy(_noise(1, 4000))
-        expected = audio.sinc_resample(waveform, 32_000, 48_000)
+        expected = stft.sinc_resample(waveform, 32_000, 48_000)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            actual = audio.sinc_resample(waveform, 32_000, 48_000)
+            actual = stft.sinc_resample(waveform, 32_000, 48_000)
         assert actual.dtype == torch.float32
         assert torch.equal(actual, expected)
 
@@ -98,9 +100,9 @@ class TestSincResample:
         rates = (32_000, 31_000)  # used by no other test, so that the kernel is made here
         waveform = torch.from_numpy(_noise(1, 400))
         with torch.inference_mode():
-            expected = audio.sinc_resample(waveform, *rates)
+            expected = stft.sinc_resample(waveform, *rates)
         trained = waveform.clone().requires_grad_()
-        resampled = audio.sinc_resample(trained, *rates)
+        resampled = stft.sinc_resample(trained, *rates)
         resampled.sum().backward()
         assert torch.equal(resampled.detach(), expected)
         assert trained.grad is not None
@@ -110,13 +112,13 @@ class TestSincResample:
         waveform = torch.from_numpy(_noise(1, 2000))
         with ThreadPoolExecutor(8) as pool:
             results = list(
-                pool.map(lambda _: audio.sinc_resample(waveform, 32_000, 30_000), range(32))
+                pool.map(lambda _: stft.sinc_resample(waveform, 32_000, 30_000), range(32))
             )
         assert all(torch.equal(result, results[0]) for result in results)
 
     def test_half_precision_is_refused(self) -> None:
         with pytest.raises(TypeError, match="float32 or float64"):
-            audio.sinc_resample(torch.zeros(1, 9, dtype=torch.bfloat16), 32_000, 48_000)
+            stft.sinc_resample(torch.zeros(1, 9, dtype=torch.bfloat16), 32_000, 48_000)
 
 
 class TestResample:
@@ -250,11 +252,11 @@ def test_quantisation_clips_and_rounds_towards_zero() -> None:
     step = 1 / 32_767
     waveform = torch.tensor([0.0, 1.0, -1.0, 3.0, -3.0, 1.9 * step, -1.9 * step, 0.4 * step])
     expected = torch.tensor([0.0, 1.0, -1.0, 1.0, -1.0, step, -step, 0.0])
-    torch.testing.assert_close(audio.quantise_int16(waveform), expected, rtol=1e-7, atol=0)
+    torch.testing.assert_close(clap.quantise_int16(waveform), expected, rtol=1e-7, atol=0)
 
 
 def test_quantisation_passes_through_real_16_bit_integers() -> None:
     waveform = torch.from_numpy(_noise(1000, seed=3)) * 0.5
     integers = (waveform.numpy().clip(-1, 1) * 32_767.0).astype(np.int16)
     expected = (integers / 32_767.0).astype(np.float32)
-    np.testing.assert_array_equal(audio.quantise_int16(waveform).numpy(), expected)
+    np.testing.assert_array_equal(clap.quantise_int16(waveform).numpy(), expected)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from model.metrics.bootstrap import detection, summarise
+from model.bootstrap import detection, summarise
 
 RNG = np.random.default_rng(0)
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from float_noise import rounding
 from golden import pairs
-from model.clap import MAX_WINDOWS, Clap, cover
+from model.clap import MAX_WINDOWS, Clap, cover, quantise_int16
 from model.config import MINI, TINY
-from model.signal import quantise_int16
 
 LENGTH = TINY.clap.audio.clip_samples
 NOISE = rounding(1.0, 4_000)

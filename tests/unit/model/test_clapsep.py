@@ -12,7 +12,7 @@ from torch import Tensor
 
 from golden import pairs
 from model.config import TINY, ClapSepConfig
-from model.signal import sinc_resample
+from model.signal.stft import sinc_resample
 from model.systems import Condition
 from model.systems.clapsep.network import ClapSep
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines.flags import SCORE, SEPARATE, SYNTHESIZE, UsageError, beam_flags, parse
+from pipelines.flags import SCORE, SEPARATE, SYNTHESIZE, UsageError
+from pipelines.runners import beam_flags, parse
 
 ROOT = Path(__file__).parents[3]
 

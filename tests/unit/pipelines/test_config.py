@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import IN_PROCESS, SeparateConfig, separate_config, slugs
-from pipelines.flags import SEPARATE, UsageError, parse
-from pipelines.runners import DASK, execution_of
+from pipelines.flags import SEPARATE, UsageError
+from pipelines.runners import DASK, execution_of, parse
 
 
 def _config(*arguments: str) -> SeparateConfig:

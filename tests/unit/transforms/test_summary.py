@@ -10,7 +10,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from manifests.columns import METRIC_COLUMNS, SUMMARY_SCHEMA
 from metric_rows import metrics
-from model.metrics.bootstrap import design_effect, summarise
+from model.bootstrap import design_effect, summarise
 from transforms.storage import Storage
 from transforms.tables import summary
 from transforms.tables.summary import SummariseMetrics, group_of

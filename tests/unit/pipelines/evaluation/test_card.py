@@ -7,7 +7,7 @@ import pytest
 
 import report_runs
 from evaluations import results_of, score
-from model.metrics.bootstrap import summarise
+from model.bootstrap import summarise
 from pipelines.evaluation import card
 from pipelines.evaluation.cost import Cost
 from pipelines.evaluation.results import Results
