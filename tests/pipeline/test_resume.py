@@ -129,7 +129,7 @@ def test_another_model_is_refused_by_digest(
     tmp_path: Path, undisturbed: Path, loaded: tone_runs.Loaded, capsys
 ) -> None:
     loaded.model = dataclasses.replace(loaded.model, model_sha256="n" * 64)
-    tone_runs.models.forget()
+    tone_runs.model_cache.forget()
     arguments = ["--manifest", tmp_path / "rows.jsonl", "--output", undisturbed, "--resume"]
     assert tone_runs.run(*arguments) == 2
     assert "model_sha256" in capsys.readouterr().err
@@ -161,11 +161,11 @@ SLOW_RUN = """
 import sys, time
 sys.path[:0] = ["tests", "."]
 import tone_runs, tones
-answer = tones.ToneSeparator.answer
+decode = tones.ToneSeparator.decode
 def slow(self, *arguments):
     time.sleep(0.4)
-    return answer(self, *arguments)
-tones.ToneSeparator.answer = slow
+    return decode(self, *arguments)
+tones.ToneSeparator.decode = slow
 with tone_runs.tones_as_models():
     code = tone_runs.run(*sys.argv[1:], "--batch_size", "3")
 sys.exit(code)
