@@ -75,7 +75,7 @@ def our_pair(signals: Signals) -> torch.Tensor:
     return torch.stack(list(metrics.sdr_pair_db(*signals)))
 
 
-def our_blocks(signals: Signals) -> metrics.PairScores:
+def our_blocks(signals: Signals) -> list[metrics.Outcomes]:
     """All nine ratios, in blocks of 4 s."""
     scorer = metrics.PairScorer()
     for begin in range(0, signals[0].shape[1], BLOCK_SAMPLES):

@@ -90,8 +90,8 @@ def main() -> None:
             stem = separate_array(mixed.mixture[None], answer, plan, 8)[0]
             scores = metrics.score_pair(
                 *(torch.from_numpy(signal)[None] for signal in (stem, mixed.mixture, mixed.target))
-            ).clips()[0]
-            gains.append((scores.sdri_db, scores.si_sdri_db))
+            )[0]
+            gains.append((scores["sdri_db"], scores["si_sdri_db"]))
             steps.append(step(stem, borders, radius))
         sdri, si_sdri = np.mean(gains, axis=0)
         count = len(plan.starts(len(clips[0][1])))

@@ -18,7 +18,7 @@ from manifests.row import ManifestRow
 from model import signal as waveforms
 from model.clap import MAX_WINDOWS
 from model.inference import RecordingStream, SeparationError
-from model.metrics import PairScorer
+from model.metrics import Outcomes, PairScorer
 from transforms.audio import AudioError, AudioPart
 from transforms.audio.files import (
     READ_ERRORS,
@@ -39,18 +39,16 @@ from transforms.elements import (
     MetricsRow,
     RowQuery,
     Samples,
-    Scores,
     Stage,
     failed,
 )
 from transforms.scoring import (
     Embeddings,
+    Powers,
     Scoring,
     ScoringSettings,
-    joined,
-    level_scores,
     power_of,
-    ratio_scores,
+    scores_of,
     without_reference,
 )
 from transforms.separation import Separation, SeparationSettings, mean_gain_db
@@ -271,11 +269,12 @@ class LongStem:
             self.failure = failed(row, stage, error_code(error), said)
         return self.failure
 
-    def ratios(self) -> Scores:
+    def ratios(self) -> Outcomes:
         """How the stem compares with its reference."""
         if self._scorer is None:
             return without_reference()
-        return ratio_scores(self._scorer.scores().clips()[0])
+        (outcomes,) = self._scorer.scores()
+        return outcomes
 
     def _write(self) -> Iterator[None]:
         mixture, settings = self._mixture, self._settings
@@ -492,9 +491,9 @@ class _Run:
             require_audible(self._peak, self._mixture.uri)
             heard = self._embeddings(query, stem.paths[written.uri])
             has_reference = query.row.reference_uri is not None
-            similarity = job.scoring.similarity(query, heard, has_reference)
-            level = level_scores(stem.power, self._power)
-            scores = joined(stem.ratios(), similarity, level)
+            powers = Powers(stem=stem.power, mixture=self._power)
+            others = job.scoring.others(query, heard, powers, None, has_reference=has_reference)
+            scores = scores_of(stem.ratios() | others)
             for uri, path in reversed(stem.paths.items()):
                 with write_errors(uri):
                     job.writing.storage.publish(uri, path)

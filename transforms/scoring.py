@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,18 +14,15 @@ import torch
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.pvalue import PCollection
 
-from manifests.columns import METRIC_COLUMNS
 from model import devices, metrics
 from model.clap import QueryEncoder
 from model.devices import cores
 from model.inference import InPlace, Transfers, transfers_for
-from model.metrics import ClipScore, score_pair
+from model.metrics import WAVEFORMS, Input, Outcomes, Undefined, score_pair
 from model.signal import to_mono
 from model.signal.stft import sinc_resample
 from transforms import model_cache
 from transforms.elements import RowQuery, Samples, ScoredClip, Scores, SeparatedClip
-
-CLAP_COLUMNS = tuple(name for name in METRIC_COLUMNS if "clap_score" in name)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,63 +34,56 @@ class Embeddings:
     reference: Samples | None
 
 
-def clap_scores(query: RowQuery, embeddings: Embeddings, *, has_reference: bool) -> Scores:
-    """The CLAPScores that there is something for, and why the others are undefined.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Signals:
+    """What waveforms a stem is scored by, mono at the model's rate, float32[T] each.
+
+    ``reference`` is None where there is none.
+    """
+
+    stem: Samples
+    mixture: Samples
+    reference: Samples | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Powers:
+    """The sums of squares of the mono samples of a stem and of its mixture."""
+
+    stem: float
+    mixture: float
+
+
+def query_inputs(
+    query: RowQuery, embeddings: Embeddings, *, has_reference: bool
+) -> dict[Input, Any]:
+    """The embeddings by which a stem is scored, or why one of them is not there.
 
     Args:
         query: with the scorer's embeddings of its texts, or of its example clips.
         embeddings: the scorer's embeddings of the signals.
         has_reference: whether the row has a reference, be it silent.
     """
-    positive, negative = query.scorer_positive, query.scorer_negative
-    values: dict[str, float] = {}
-    if embeddings.stem is not None:
-        found = metrics.clap_scores(
-            _row(embeddings.stem),
-            positive=_optional(positive),
-            mixture=_optional(embeddings.mixture),
-            negative=_optional(negative),
-            reference=_optional(embeddings.reference),
-        )
-        columns = {name: float(getattr(found, name)) for name in CLAP_COLUMNS}
-        values = {name: value for name, value in columns.items() if value == value}
-    elif embeddings.mixture is not None and positive is not None:
-        # The mixture's score does not need the stem.
-        before = metrics.clap_scores(_row(embeddings.mixture), positive=_row(positive))
-        values = {"clap_score_mixture": float(before.clap_score)}
-    return Scores(
-        values=values,
-        reasons={
-            name: _reason(name, query, embeddings, has_reference)
-            for name in CLAP_COLUMNS
-            if name not in values
-        },
-    )
+    no_reference = Undefined.SILENT_REFERENCE if has_reference else Undefined.NO_REFERENCE
+    found: dict[Input, tuple[Samples | None, Undefined]] = {
+        "stem_embedding": (embeddings.stem, Undefined.SILENT_STEM),
+        "mixture_embedding": (embeddings.mixture, Undefined.SILENT_MIXTURE),
+        "reference_embedding": (embeddings.reference, no_reference),
+        "positive": (query.scorer_positive, Undefined.NO_POSITIVE_QUERY),
+        "negative": (query.scorer_negative, Undefined.NO_NEGATIVE_QUERY),
+    }
+    return {
+        name: reason if vector is None else torch.from_numpy(vector)[None]
+        for name, (vector, reason) in found.items()
+    }
 
 
-def _reason(name: str, query: RowQuery, embeddings: Embeddings, has_reference: bool) -> str:
-    """Why one of the scores is undefined, the strongest reason first."""
-    if name != "clap_score_mixture" and embeddings.stem is None:
-        return "silent_stem"
-    if name != "clap_score_negative" and query.scorer_positive is None:
-        return "no_positive_query"
-    if name in ("clap_score_negative", "clap_score_contrast"):
-        return "no_negative_query"
-    if name == "ref_clap_score":
-        return "silent_reference" if has_reference else "no_reference"
-    return "silent_mixture"
-
-
-def _row(embedding: Samples) -> torch.Tensor:
-    return torch.from_numpy(embedding)[None]
-
-
-def _optional(embedding: Samples | None) -> torch.Tensor | None:
-    return None if embedding is None else _row(embedding)
-
-
-RATIO_COLUMNS = tuple(name for name in METRIC_COLUMNS if name not in CLAP_COLUMNS)
-_LEVEL = "stem_to_mixture_db"
+def waveform_inputs(signals: Signals | None) -> dict[Input, Any]:
+    """The waveforms by which a stem is scored; None: the recording is not held in memory."""
+    if signals is None:
+        return dict.fromkeys(WAVEFORMS, Undefined.NOT_STREAMED)
+    reference = Undefined.NO_REFERENCE if signals.reference is None else signals.reference[None]
+    return {"stem": signals.stem[None], "mixture": signals.mixture[None], "reference": reference}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,9 +133,11 @@ class Scoring:
         mids = self._mapped(_mid, [stem.audio for stem in stems])
         mixtures = self._mapped(_mid, [clip.clip.model_audio for clip in clips])
         owners = [index for index, clip in enumerate(clips) for _ in clip.stems]
-        ratios = self.ratios(
-            mids, [mixtures[owner] for owner in owners], [stem.reference for stem in stems]
-        )
+        signals = [
+            Signals(stem=mid, mixture=mixtures[owner], reference=stem.reference)
+            for mid, owner, stem in zip(mids, owners, stems, strict=True)
+        ]
+        ratios = self.ratios(signals)
         vectors = self.embed([*mixtures, *mids, *(stem.reference for stem in stems)])
         scores = []
         for index, stem in enumerate(stems):
@@ -155,16 +146,43 @@ class Scoring:
                 stem=vectors[len(clips) + index],
                 reference=vectors[len(clips) + len(stems) + index],
             )
-            similarity = self.similarity(stem.query, embeddings, stem.reference is not None)
-            level = level_scores(power_of(mids[index]), power_of(mixtures[owners[index]]))
-            scores.append(joined(ratios[index], similarity, level))
+            powers = Powers(
+                stem=power_of(signals[index].stem), mixture=power_of(signals[index].mixture)
+            )
+            others = self.others(
+                stem.query,
+                embeddings,
+                powers,
+                signals[index],
+                has_reference=stem.reference is not None,
+            )
+            scores.append(scores_of(ratios[index] | others))
         return self._by_clip(clips, scores)
 
-    def similarity(self, query: RowQuery, embeddings: Embeddings, has_reference: bool) -> Scores:
-        """The CLAPScores of one stem."""
+    def others(
+        self,
+        query: RowQuery,
+        embeddings: Embeddings,
+        powers: Powers,
+        signals: Signals | None,
+        *,
+        has_reference: bool,
+    ) -> Outcomes:
+        """The metrics of one stem that are not computed from sums.
+
+        Args:
+            query: with the scorer's embeddings of its texts, or of its example clips.
+            embeddings: the scorer's embeddings of the signals.
+            powers: of stem and mixture.
+            signals: the waveforms; None where they are not held in memory.
+            has_reference: whether the row has a reference, be it silent.
+        """
+        inputs = query_inputs(query, embeddings, has_reference=has_reference)
         if self.encoder is None:
-            return Scores(values={}, reasons=dict.fromkeys(CLAP_COLUMNS, "not_scored"))
-        return clap_scores(query, embeddings, has_reference=has_reference)
+            inputs = dict.fromkeys(inputs, Undefined.NOT_SCORED)
+        inputs |= {"stem_power": [powers.stem], "mixture_power": [powers.mixture]}
+        (outcomes,) = metrics.evaluate(inputs | waveform_inputs(signals))
+        return outcomes
 
     def embed(self, signals: Sequence[Samples | None]) -> list[Samples | None]:
         """What the scorer hears in mono signals at the model's rate; None for silent ones."""
@@ -186,20 +204,11 @@ class Scoring:
                 found[index] = embedding
         return found
 
-    def ratios(
-        self,
-        stems: Sequence[Samples],
-        mixtures: Sequence[Samples],
-        references: Sequence[Samples | None],
-    ) -> list[Scores]:
-        """The ratios of mono signals float32[T], each stem with its mixture and reference."""
-        triples = [
-            _Triple(stem=stem, mixture=mixture, reference=reference)
-            for stem, mixture, reference in zip(stems, mixtures, references, strict=True)
-        ]
+    def ratios(self, signals: Sequence[Signals]) -> list[Outcomes]:
+        """The metrics of each stem that are computed from sums over time."""
         if self._on_device is None:
-            return self._mapped(_ratios_of, triples)
-        return _ratios_by_length(triples, self._on_device, self._settings.batch_size)
+            return self._mapped(_ratios_of, signals)
+        return _ratios_by_length(signals, self._on_device, self._settings.batch_size)
 
     def _embed_batch(self, encoder: QueryEncoder, signals: Sequence[Samples]) -> list[Samples]:
         rate_hz = self._settings.model_rate_hz
@@ -231,54 +240,37 @@ def _mid(audio: Samples) -> Samples:
     return to_mono(audio)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Triple:
-    """What ratios compare, float32[T] each."""
-
-    stem: Samples
-    mixture: Samples
-    reference: Samples | None
-
-
-def _ratios_of(triple: _Triple) -> Scores:
-    return _ratios_by_length([triple], InPlace(), 1)[0]
+def _ratios_of(signals: Signals) -> Outcomes:
+    return _ratios_by_length([signals], InPlace(), 1)[0]
 
 
 def _ratios_by_length(
-    triples: Sequence[_Triple], transfers: Transfers, batch_size: int
-) -> list[Scores]:
-    """The ratios of all triples; those of one length share a batch on the device."""
-    found = [without_reference()] * len(triples)
+    signals: Sequence[Signals], transfers: Transfers, batch_size: int
+) -> list[Outcomes]:
+    """The metrics of sums of all stems; those of one length share a batch on the device."""
+    found = [without_reference() for _ in signals]
     by_length: dict[int, list[int]] = {}
-    for index, triple in enumerate(triples):
-        if triple.reference is not None:
-            by_length.setdefault(len(triple.stem), []).append(index)
+    for index, each in enumerate(signals):
+        if each.reference is not None:
+            by_length.setdefault(len(each.stem), []).append(index)
     for indices in by_length.values():
         for begin in range(0, len(indices), batch_size):
             batch = indices[begin : begin + batch_size]
-            signals = [
-                transfers.up(np.stack([getattr(triples[i], name) for i in batch]))
+            stacked = [
+                transfers.up(np.stack([getattr(signals[i], name) for i in batch]))
                 for name in ("stem", "mixture", "reference")
             ]
             with torch.inference_mode():
-                scores = score_pair(*signals).clips()
-            for index, score in zip(batch, scores, strict=True):
-                found[index] = ratio_scores(score)
+                outcomes = score_pair(*stacked)
+            for index, of_stem in zip(batch, outcomes, strict=True):
+                found[index] = of_stem
     return found
 
 
-def without_reference() -> Scores:
-    """The ratios of a stem that has nothing to be compared with."""
-    return Scores(values={}, reasons=dict.fromkeys(RATIO_COLUMNS, "no_reference"))
-
-
-def ratio_scores(found: ClipScore) -> Scores:
-    """The ratios that are defined, and why the others are not."""
-    columns = {name: getattr(found, name) for name in RATIO_COLUMNS}
-    return Scores(
-        values={name: value for name, value in columns.items() if value is not None},
-        reasons={name: str(found.reasons[name]) for name in columns if columns[name] is None},
-    )
+def without_reference() -> Outcomes:
+    """Why the metrics of sums are undefined for a stem that there is no reference for."""
+    (outcomes,) = metrics.evaluate({"sums": Undefined.NO_REFERENCE})
+    return outcomes
 
 
 def power_of(samples: Samples) -> float:
@@ -286,22 +278,12 @@ def power_of(samples: Samples) -> float:
     return float(np.square(samples, dtype=np.float64).sum())
 
 
-def level_scores(stem_power: float, mixture_power: float) -> Scores:
-    """How loud a stem is beside its mixture, from the powers of the means of their channels."""
-    if stem_power > 0 and mixture_power > 0:
-        return Scores(values={_LEVEL: 10 * math.log10(stem_power / mixture_power)}, reasons={})
-    reason = "silent_mixture" if stem_power > 0 else "silent_stem"
-    return Scores(values={}, reasons={_LEVEL: reason})
-
-
-def joined(*parts: Scores) -> Scores:
-    """Scores of different kinds as one."""
-    values: dict[str, float] = {}
-    reasons: dict[str, str] = {}
-    for part in parts:
-        values.update(part.values)
-        reasons.update(part.reasons)
-    return Scores(values=values, reasons=reasons)
+def scores_of(outcomes: Outcomes) -> Scores:
+    """The values among the outcomes, and the reasons among them."""
+    return Scores(
+        values={k: v for k, v in outcomes.items() if not isinstance(v, Undefined)},
+        reasons={k: v.value for k, v in outcomes.items() if isinstance(v, Undefined)},
+    )
 
 
 class ScoringHandler(ModelHandler[SeparatedClip, ScoredClip, Scoring]):

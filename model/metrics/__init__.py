@@ -1,12 +1,14 @@
-"""Scores stems against references and queries; one table names every metric.
+"""Scores stems against references and queries; :data:`METRICS` is the one table of metrics.
 
 Three quantities are called "SDR" in the literature and differ by several dB. `sdr_db` lets a filter
 of 512 taps account for part of the error (BSS eval; the CLAPSep paper's); `si_sdr_db` a gain only;
-`snr_db` nothing (AudioSep's and DCASE's "SDR"). Everything is computed in float64 and by the batch.
+`snr_db` nothing (AudioSep's and DCASE's "SDR"). Everything is computed in float64.
 
-Where a value is undefined it is NaN, never infinite and never an artefact of an epsilon, and
-`Undefined` says why. Everything comes from sums over time, so `PairScorer` scores a recording of
-hours block by block, in constant memory.
+Where a value is undefined, `Undefined` says why, instead of an infinite value or an artefact of an
+epsilon. What a metric of the table is computed from has a constant size, so that `PairScorer`
+scores a recording of hours block by block; a metric that needs waveforms is for clips alone.
+
+To add a metric, describe its columns in :mod:`manifests.columns` and give it a line in the table.
 """
 
 from __future__ import annotations
@@ -14,18 +16,18 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from model.metrics import distortion
-from model.metrics.distortion import MomentAccumulator, Moments, Problem, measure
+from model.metrics.distortion import MomentAccumulator, Moments, Problem, Ratios, measure
 
 
 class Undefined(enum.StrEnum):
-    """Why a ratio has no value, the strongest reason first.
+    """Why a metric has no value.
 
     A stem *equals* the reference where the error is none or, for ratios that forgive a filter or a
     gain, below -120 dB; it is *without* the reference where it holds less than -160 dB of it.
@@ -39,6 +41,11 @@ class Undefined(enum.StrEnum):
     MIXTURE_EQUALS_REFERENCE = "mixture_equals_reference"
     STEM_WITHOUT_REFERENCE = "stem_without_reference"
     MIXTURE_WITHOUT_REFERENCE = "mixture_without_reference"
+    NO_REFERENCE = "no_reference"
+    NO_POSITIVE_QUERY = "no_positive_query"
+    NO_NEGATIVE_QUERY = "no_negative_query"
+    NOT_SCORED = "not_scored"
+    NOT_STREAMED = "not_streamed"
 
 
 _STEM_REASONS = {
@@ -55,113 +62,256 @@ _MIXTURE_REASONS = _STEM_REASONS | {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ClipScore:
-    """The ratios of one clip in dB, named as in the output's schema; undefined ones are None.
+Outcome = float | Undefined
+"""The value of a metric, or why it has none."""
+Outcomes = dict[str, Outcome]
+"""Those of one stem, by column."""
 
-    ``reasons`` says of every undefined ratio, by name, why it is.
+Input = Literal[
+    "sums",
+    "stem",
+    "mixture",
+    "reference",
+    "stem_power",
+    "mixture_power",
+    "stem_embedding",
+    "mixture_embedding",
+    "reference_embedding",
+    "positive",
+    "negative",
+]
+"""What a metric may be computed from, for B stems.
+
+``sums``: the `Moments` of stem (estimate 0) and mixture (estimate 1), compared with the reference.
+``stem``, ``mixture`` and ``reference``: NumPy arrays, float32[B, T], mono at the model's rate.
+``stem_power`` and ``mixture_power``: B floats, the sums of the squares of these samples.
+The embeddings by the scorer, of the signals and of the ``positive`` and ``negative`` queries:
+tensors, float32[B, D].
+"""
+WAVEFORMS: frozenset[Input] = frozenset(("stem", "mixture", "reference"))
+"""They are not there of a recording that is too long for the memory."""
+EMBEDDINGS: frozenset[Input] = frozenset(
+    ("stem_embedding", "mixture_embedding", "reference_embedding", "positive", "negative")
+)
+"""They are there where a run has a scorer."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One line of the table.
+
+    Attributes:
+        columns: the columns of the metrics table that it fills.
+        needs: what it is computed from; of what is not there, the first says why it is undefined.
+        compute: from the inputs, in the order of ``needs``: for each stem an outcome a column.
+
+    Raises:
+        ValueError: ``sums``, which are measured by the batch, are asked for beside other inputs.
     """
 
-    sdr_db: float | None
-    sdr_mixture_db: float | None
-    sdri_db: float | None
-    si_sdr_db: float | None
-    si_sdr_mixture_db: float | None
-    si_sdri_db: float | None
-    snr_db: float | None
-    snr_mixture_db: float | None
-    snri_db: float | None
-    reasons: Mapping[str, Undefined]
+    columns: tuple[str, ...]
+    needs: tuple[Input, ...]
+    compute: Callable[..., Sequence[Sequence[Outcome]]]
+
+    def __post_init__(self) -> None:
+        """Checks the inputs."""
+        if "sums" in self.needs and len(self.needs) > 1:
+            raise ValueError(f"{self.columns}: needs {self.needs}; expected sums alone, or others")
 
     @property
-    def undefined_reason(self) -> Undefined | None:
-        """The strongest of the reasons; None where every ratio is defined."""
-        return next((reason for reason in Undefined if reason in self.reasons.values()), None)
+    def streams(self) -> bool:
+        """Whether recordings of any length have it."""
+        return WAVEFORMS.isdisjoint(self.needs)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PairScores:
-    """The ratios of stem and mixture, and the improvement of one over the other.
+def _ratio(compute: Callable[[Moments], Ratios]) -> Callable[[Moments], list[tuple[Outcome, ...]]]:
+    """Gives a ratio of the stem, that of the mixture, and the improvement."""
 
-    Every tensor is float64[B] in dB, NaN where undefined; ``reasons`` says for each clip why, by
-    the ratio's name.
-    """
+    def outcomes(moments: Moments) -> list[tuple[Outcome, ...]]:
+        ratios = compute(moments)
+        stem, mixture = ratios.value_db.unbind(dim=1)
+        columns = (each.tolist() for each in (stem, mixture, stem - mixture, ratios.problem))
+        return [
+            _with_reasons(values, _STEM_REASONS.get(ours), _MIXTURE_REASONS.get(others))
+            for *values, (ours, others) in zip(*columns, strict=True)
+        ]
 
-    sdr_db: Tensor
-    sdr_mixture_db: Tensor
-    sdri_db: Tensor
-    si_sdr_db: Tensor
-    si_sdr_mixture_db: Tensor
-    si_sdri_db: Tensor
-    snr_db: Tensor
-    snr_mixture_db: Tensor
-    snri_db: Tensor
-    reasons: tuple[Mapping[str, Undefined], ...]
-
-    def clips(self) -> tuple[ClipScore, ...]:
-        """The scores clip by clip, as plain numbers."""
-        names = [field.name for field in dataclasses.fields(self) if field.name != "reasons"]
-        columns = [getattr(self, name).tolist() for name in names]
-        return tuple(
-            ClipScore(
-                **{
-                    name: None if math.isnan(value) else value
-                    for name, value in zip(names, values, strict=True)
-                },
-                reasons=reasons,
-            )
-            for *values, reasons in zip(*columns, self.reasons, strict=True)
-        )
+    return outcomes
 
 
-def pair_scores(moments: Moments) -> PairScores:
-    """The scores that moments of stem (estimate 0) and mixture (estimate 1) give.
+def _with_reasons(
+    values: Sequence[float], of_stem: Undefined | None, of_mixture: Undefined | None
+) -> tuple[Outcome, ...]:
+    """Stem, mixture and improvement, or why not; the stem's reason goes first for the last."""
+    stem, mixture, improvement = values
+    return of_stem or stem, of_mixture or mixture, of_stem or of_mixture or improvement
+
+
+def _similarity(
+    formula: Callable[..., Tensor], otherwise: Undefined = Undefined.NOT_FINITE
+) -> Callable[..., list[tuple[Outcome]]]:
+    """Gives what a formula makes of embeddings, or a reason where that is NaN."""
+
+    def outcomes(*embeddings: Tensor) -> list[tuple[Outcome]]:
+        values = formula(*embeddings).tolist()
+        return [(otherwise if math.isnan(value) else value,) for value in values]
+
+    return outcomes
+
+
+def cosine(left: Tensor, right: Tensor) -> Tensor:
+    """Cosine of the angle between embeddings.
 
     Args:
-        moments: with the lagged products of the 512-tap filter.
+        left: float[B, D], any scale.
+        right: float[B, D], any scale.
 
     Returns:
-        The scores of every clip.
+        float64[B] in [-1, 1]; NaN where an embedding is zero or not finite.
+
+    Raises:
+        ValueError: shapes differ.
     """
-    kinds = {
-        "sdr": distortion.filtered(moments),
-        "si_sdr": distortion.scaled(moments),
-        "snr": distortion.plain(moments),
-    }
-    columns: dict[str, Tensor] = {}
-    reasons: list[dict[str, Undefined]] = [{} for _ in moments.powers]
-    for name, kind in kinds.items():
-        stem, mixture = kind.value_db.unbind(dim=1)
-        columns |= {
-            f"{name}_db": stem,
-            f"{name}_mixture_db": mixture,
-            f"{name}i_db": stem - mixture,
-        }
-        for clip, problems in zip(reasons, kind.problem.tolist(), strict=True):
-            clip.update(_reasons(name, *problems))
-    return PairScores(**columns, reasons=tuple(reasons))
+    if left.ndim != 2 or left.shape != right.shape:
+        raise ValueError(
+            f"embeddings of shapes {tuple(left.shape)} and {tuple(right.shape)} do not match"
+        )
+    return (_normalise(left) * _normalise(right)).sum(dim=-1).clamp(-1.0, 1.0)
 
 
-def _reasons(name: str, stem_problem: int, mixture_problem: int) -> dict[str, Undefined]:
-    """The reasons of one ratio's three columns; the stem's goes first for the improvement."""
-    reasons = {}
-    if mixture_problem:
-        reason = _MIXTURE_REASONS[Problem(mixture_problem)]
-        reasons = {f"{name}_mixture_db": reason, f"{name}i_db": reason}
-    if stem_problem:
-        reason = _STEM_REASONS[Problem(stem_problem)]
-        reasons |= {f"{name}_db": reason, f"{name}i_db": reason}
-    return reasons
+def _normalise(embeddings: Tensor) -> Tensor:
+    """To float64[B, D] of unit norm; what is zero or not finite becomes NaN."""
+    rows = embeddings.detach().double()
+    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return torch.where((norms > 0.0) & norms.isfinite(), rows / norms, torch.nan)
+
+
+def _improvement(stem: Tensor, positive: Tensor, mixture: Tensor) -> Tensor:
+    return cosine(stem, positive) - cosine(mixture, positive)
+
+
+def _contrast(stem: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    return cosine(stem, positive) - cosine(stem, negative)
+
+
+def _with_reference(stem: Tensor, positive: Tensor, reference: Tensor) -> Tensor:
+    """Harmonic mean of two similarities; NaN where they are not both positive."""
+    left, right = cosine(stem, positive), cosine(stem, reference)
+    mean = 2.0 * left * right / (left + right)
+    return torch.where((left > 0.0) & (right > 0.0), mean, torch.nan)
+
+
+def _level(stem_powers: Sequence[float], mixture_powers: Sequence[float]) -> list[tuple[Outcome]]:
+    """Gives how loud stems are beside their mixtures."""
+    return [(_level_of(*pair),) for pair in zip(stem_powers, mixture_powers, strict=True)]
+
+
+def _level_of(stem_power: float, mixture_power: float) -> Outcome:
+    if not stem_power > 0:
+        return Undefined.SILENT_STEM
+    if not mixture_power > 0:
+        return Undefined.SILENT_MIXTURE
+    return 10 * math.log10(stem_power / mixture_power)
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        columns=("sdr_db", "sdr_mixture_db", "sdri_db"),
+        needs=("sums",),
+        compute=_ratio(distortion.filtered),
+    ),
+    Metric(
+        columns=("si_sdr_db", "si_sdr_mixture_db", "si_sdri_db"),
+        needs=("sums",),
+        compute=_ratio(distortion.scaled),
+    ),
+    Metric(
+        columns=("snr_db", "snr_mixture_db", "snri_db"),
+        needs=("sums",),
+        compute=_ratio(distortion.plain),
+    ),
+    Metric(
+        columns=("clap_score",),
+        needs=("stem_embedding", "positive"),
+        compute=_similarity(cosine),
+    ),
+    Metric(
+        columns=("clap_score_mixture",),
+        needs=("positive", "mixture_embedding"),
+        compute=_similarity(cosine),
+    ),
+    Metric(
+        columns=("clap_score_negative",),
+        needs=("stem_embedding", "negative"),
+        compute=_similarity(cosine),
+    ),
+    Metric(
+        columns=("clap_score_improvement",),
+        needs=("stem_embedding", "positive", "mixture_embedding"),
+        compute=_similarity(_improvement),
+    ),
+    Metric(
+        columns=("clap_score_contrast",),  # what the paper's tables fit
+        needs=("stem_embedding", "positive", "negative"),
+        compute=_similarity(_contrast),
+    ),
+    Metric(
+        columns=("ref_clap_score",),
+        needs=("stem_embedding", "positive", "reference_embedding"),
+        compute=_similarity(_with_reference, otherwise=Undefined.SILENT_REFERENCE),
+    ),
+    Metric(
+        columns=("stem_to_mixture_db",),
+        needs=("stem_power", "mixture_power"),
+        compute=_level,
+    ),
+)
+"""Every metric. The similarities are those of Xiao et al. 2024, arXiv 2407.04936 (CLAPScore,
+RefCLAPScore), their improvement and their contrast."""
+
+
+def evaluate(inputs: Mapping[Input, Any], num_stems: int = 1) -> list[Outcomes]:
+    """Computes every metric of the table all of whose inputs are named.
+
+    Args:
+        inputs: each by name, for all stems; or the `Undefined` that says why it is not there.
+        num_stems: how many stems they are of.
+
+    Returns:
+        The outcomes of each stem.
+    """
+    found: list[Outcomes] = [{} for _ in range(num_stems)]
+    for metric in METRICS:
+        if not inputs.keys() >= set(metric.needs):
+            continue
+        given = [inputs[name] for name in metric.needs]
+        reason = next((each for each in given if isinstance(each, Undefined)), None)
+        if reason is None:
+            rows = metric.compute(*given)
+        else:
+            rows = [(reason,) * len(metric.columns)] * num_stems
+        for outcomes, row in zip(found, rows, strict=True):
+            outcomes.update(zip(metric.columns, row, strict=True))
+    return found
+
+
+def _of_sums(moments: Moments) -> list[Outcomes]:
+    return evaluate({"sums": moments}, len(moments.powers))
 
 
 __all__ = [
-    "ClapScores",
-    "ClipScore",
+    "EMBEDDINGS",
+    "METRICS",
+    "WAVEFORMS",
+    "Input",
+    "Metric",
+    "Outcome",
+    "Outcomes",
     "PairScorer",
-    "PairScores",
     "SdrPair",
     "Undefined",
-    "clap_scores",
+    "cosine",
+    "evaluate",
     "score_pair",
     "sdr_db",
     "sdr_pair_db",
@@ -281,8 +431,8 @@ def snr_db(estimate: Tensor, reference: Tensor) -> Tensor:
     return distortion.plain(_moments([estimate], reference)).value_db[:, 0]
 
 
-def score_pair(stem: Tensor, mixture: Tensor, reference: Tensor) -> PairScores:
-    """All ratios of stem and mixture at once, at little more than the cost of `sdr_pair_db`.
+def score_pair(stem: Tensor, mixture: Tensor, reference: Tensor) -> list[Outcomes]:
+    """All metrics of sums at once, at little more than the cost of `sdr_pair_db`.
 
     Args:
         stem: float[B, T].
@@ -290,12 +440,12 @@ def score_pair(stem: Tensor, mixture: Tensor, reference: Tensor) -> PairScores:
         reference: float[B, T].
 
     Returns:
-        The scores of every clip.
+        The outcomes of each clip, by column.
 
     Raises:
         ValueError: shapes differ, or T is 0.
     """
-    return pair_scores(_moments([stem, mixture], reference, FILTER_TAPS))
+    return _of_sums(_moments([stem, mixture], reference, FILTER_TAPS))
 
 
 class PairScorer:
@@ -319,13 +469,13 @@ class PairScorer:
         _check([stem, mixture], reference)
         self._moments.update(torch.stack([stem, mixture], dim=1), reference)
 
-    def scores(self) -> PairScores:
-        """The scores of all blocks so far: those of the blocks put together.
+    def scores(self) -> list[Outcomes]:
+        """The outcomes of each clip for all blocks so far: those of the blocks put together.
 
         Raises:
             ValueError: there were no samples.
         """
-        return pair_scores(self._moments.result())
+        return _of_sums(self._moments.result())
 
 
 def _check(estimates: Sequence[Tensor], reference: Tensor) -> None:
@@ -342,92 +492,3 @@ def _check(estimates: Sequence[Tensor], reference: Tensor) -> None:
 def _moments(estimates: Sequence[Tensor], reference: Tensor, num_lags: int = 0) -> Moments:
     _check(estimates, reference)
     return measure(torch.stack(list(estimates), dim=1), reference, num_lags)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ClapScores:
-    """Similarities in [-1, 1] and their differences, float64[B]; NaN where undefined.
-
-    Attributes:
-        clap_score: stem to positive query.
-        clap_score_mixture: mixture to positive query.
-        clap_score_negative: stem to negative query.
-        clap_score_improvement: ``clap_score - clap_score_mixture``.
-        clap_score_contrast: ``clap_score - clap_score_negative``; what the paper's tables fit.
-        ref_clap_score: harmonic mean of ``clap_score`` and the stem's similarity to the reference,
-            where both are positive.
-    """
-
-    clap_score: Tensor
-    clap_score_mixture: Tensor
-    clap_score_negative: Tensor
-    clap_score_improvement: Tensor
-    clap_score_contrast: Tensor
-    ref_clap_score: Tensor
-
-
-def clap_scores(
-    stem: Tensor,
-    *,
-    positive: Tensor | None = None,
-    mixture: Tensor | None = None,
-    negative: Tensor | None = None,
-    reference: Tensor | None = None,
-) -> ClapScores:
-    """All scores that the given embeddings allow; the others are NaN.
-
-    Zeros stand for an absent embedding, as in a condition: single clips may lack a query.
-
-    Args:
-        stem: float[B, D], audio embeddings of the stems, any scale.
-        positive: float[B, D], text embeddings of the queries.
-        mixture: float[B, D], audio embeddings of the mixtures.
-        negative: float[B, D], text embeddings of the negative queries.
-        reference: float[B, D], audio embeddings of the references.
-
-    Returns:
-        The scores; NaN where an embedding is absent, zero or not finite.
-
-    Raises:
-        ValueError: shapes differ.
-
-    Source:
-        Xiao et al. 2024, arXiv 2407.04936 (CLAPScore, RefCLAPScore).
-    """
-    audio = _normalise(stem)
-    absent = torch.full_like(audio, torch.nan)
-    query, before, unwanted, target = (
-        absent if other is None else _normalise(other).to(audio.device)
-        for other in (positive, mixture, negative, reference)
-    )
-    score = _dot(audio, query)
-    score_mixture = _dot(before, query)
-    score_negative = _dot(audio, unwanted)
-    return ClapScores(
-        clap_score=score,
-        clap_score_mixture=score_mixture,
-        clap_score_negative=score_negative,
-        clap_score_improvement=score - score_mixture,
-        clap_score_contrast=score - score_negative,
-        ref_clap_score=_harmonic_mean(score, _dot(audio, target)),
-    )
-
-
-def _normalise(embeddings: Tensor) -> Tensor:
-    """To float64[B, D] of unit norm; what is zero or not finite becomes NaN."""
-    rows = embeddings.detach().double()
-    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return torch.where((norms > 0.0) & norms.isfinite(), rows / norms, torch.nan)
-
-
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    if left.ndim != 2 or left.shape != right.shape:
-        raise ValueError(
-            f"embeddings of shapes {tuple(left.shape)} and {tuple(right.shape)} do not match"
-        )
-    return (left * right).sum(dim=-1).clamp(-1.0, 1.0)
-
-
-def _harmonic_mean(left: Tensor, right: Tensor) -> Tensor:
-    mean = 2.0 * left * right / (left + right)
-    return torch.where((left > 0.0) & (right > 0.0), mean, torch.nan)

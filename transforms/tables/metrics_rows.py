@@ -17,7 +17,7 @@ import apache_beam as beam
 from apache_beam.pvalue import PCollection
 from apache_beam.transforms.window import GlobalWindow
 
-from manifests.columns import METRIC_COLUMNS, METRICS_SCHEMA, with_extra
+from manifests.columns import METRICS_SCHEMA, with_extra
 from manifests.row import EXTRA_PREFIX, SCHEMA_VERSION, ManifestRow, partition_value
 from transforms.elements import MetricsRow, Provenance, Scores, TableRow
 from transforms.storage import Storage, join
@@ -80,8 +80,7 @@ def metrics_row(
         n_sources=row.num_sources,
         input_snr_db=row.input_snr_db,
         **_asked(row),
-        **{name: _finite(scores.values.get(name)) for name in METRIC_COLUMNS},
-        stem_to_mixture_db=_finite(scores.values.get("stem_to_mixture_db")),
+        **{name: _finite(value) for name, value in scores.values.items()},
         undefined_reason=_reasons(scores),
         **dataclasses.asdict(facts),
         **(dataclasses.asdict(provenance) if provenance is not None else {}),
@@ -117,8 +116,8 @@ def _asked(row: ManifestRow) -> dict[str, Any]:
     }
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _reasons(scores: Scores) -> str | None:

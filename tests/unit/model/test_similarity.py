@@ -1,4 +1,4 @@
-"""CLAPScores in closed form, and what absent embeddings leave undefined."""
+"""CLAPScores in closed form, and what absent and broken embeddings leave undefined."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
-from model.metrics import clap_scores
+from model.metrics import EMBEDDINGS, METRICS, Undefined, cosine, evaluate
+
+SIMILARITIES = [metric for metric in METRICS if EMBEDDINGS.issuperset(metric.needs)]
 
 
 def _at(*degrees: float) -> torch.Tensor:
@@ -16,14 +18,17 @@ def _at(*degrees: float) -> torch.Tensor:
     return torch.stack([angles.cos(), angles.sin()], dim=1).float()
 
 
+EVERYTHING = {
+    "stem_embedding": _at(0.0, 90.0),
+    "positive": _at(60.0, 45.0),
+    "mixture_embedding": _at(90.0, -45.0),
+    "negative": _at(120.0, 90.0),
+    "reference_embedding": _at(-60.0, 45.0),
+}
+
+
 def test_scores_are_the_cosines_between_embeddings() -> None:
-    scores = clap_scores(
-        _at(0.0, 90.0),
-        positive=_at(60.0, 45.0),
-        mixture=_at(90.0, -45.0),
-        negative=_at(120.0, 90.0),
-        reference=_at(-60.0, 45.0),
-    )
+    scores = evaluate(EVERYTHING, 2)
     half, root = 0.5, math.sqrt(0.5)
     expected = {
         "clap_score": [half, root],
@@ -33,44 +38,61 @@ def test_scores_are_the_cosines_between_embeddings() -> None:
         "clap_score_contrast": [1.0, root - 1.0],
         "ref_clap_score": [half, root],
     }
-    for name, values in expected.items():
-        actual = getattr(scores, name)
-        assert actual.dtype == torch.float64
-        assert actual.tolist() == pytest.approx(values, abs=1e-7), name
+    for index, outcomes in enumerate(scores):
+        assert outcomes == pytest.approx(
+            {name: values[index] for name, values in expected.items()}, abs=1e-7
+        )
 
 
 def test_reference_score_is_a_harmonic_mean_of_what_is_positive() -> None:
-    scores = clap_scores(_at(0.0, 0.0), positive=_at(60.0, 60.0), reference=_at(0.0, 100.0))
-    assert scores.ref_clap_score[0].item() == pytest.approx(2 * 0.5 * 1.0 / 1.5, abs=1e-7)
-    assert scores.ref_clap_score[1].isnan()
+    inputs = {
+        "stem_embedding": _at(0.0, 0.0),
+        "positive": _at(60.0, 60.0),
+        "reference_embedding": _at(0.0, 100.0),
+    }
+    one, other = evaluate(inputs, 2)
+    assert one["ref_clap_score"] == pytest.approx(2 * 0.5 * 1.0 / 1.5, abs=1e-7)
+    assert isinstance(other["ref_clap_score"], Undefined)
 
 
 def test_scale_does_not_matter() -> None:
-    small = clap_scores(_at(10.0) * 1e-6, positive=_at(70.0) * 1e6)
-    assert small.clap_score.item() == pytest.approx(0.5, abs=1e-6)
+    assert cosine(_at(10.0) * 1e-6, _at(70.0) * 1e6).item() == pytest.approx(0.5, abs=1e-6)
 
 
-def test_absent_embeddings_leave_their_scores_undefined() -> None:
-    scores = clap_scores(_at(0.0, 30.0), positive=_at(0.0, 0.0), mixture=_at(10.0, 20.0))
-    assert scores.clap_score_improvement.isfinite().all()
-    for name in ("clap_score_negative", "clap_score_contrast", "ref_clap_score"):
-        assert getattr(scores, name).isnan().all(), name
-    unasked = clap_scores(_at(0.0), mixture=_at(0.0), negative=_at(60.0))
-    assert unasked.clap_score_mixture.isnan().all()
-    assert unasked.clap_score_negative.item() == pytest.approx(0.5, abs=1e-7)
+@pytest.mark.parametrize("absent", sorted(EMBEDDINGS))
+def test_an_absent_embedding_leaves_what_needs_it_undefined_for_its_reason(absent: str) -> None:
+    (outcomes, _) = evaluate({**EVERYTHING, absent: Undefined.NOT_SCORED}, 2)
+    for metric in SIMILARITIES:
+        (column,) = metric.columns
+        assert (outcomes[column] is Undefined.NOT_SCORED) == (absent in metric.needs), column
+
+
+def test_of_several_reasons_the_first_that_the_metric_needs_counts() -> None:
+    (outcomes,) = evaluate(
+        {
+            "stem_embedding": Undefined.SILENT_STEM,
+            "positive": Undefined.NO_POSITIVE_QUERY,
+            "mixture_embedding": Undefined.SILENT_MIXTURE,
+        }
+    )
+    assert outcomes == {
+        "clap_score": Undefined.SILENT_STEM,
+        "clap_score_mixture": Undefined.NO_POSITIVE_QUERY,
+        "clap_score_improvement": Undefined.SILENT_STEM,
+    }
 
 
 def test_zeros_and_broken_embeddings_are_undefined_for_their_own_clip_only() -> None:
     positive = _at(0.0, 0.0, 0.0)
     positive[0] = 0.0
     positive[1, 0] = torch.nan
-    scores = clap_scores(_at(60.0, 60.0, 60.0), positive=positive)
-    assert scores.clap_score[:2].isnan().all()
-    assert scores.clap_score[2].item() == pytest.approx(0.5, abs=1e-7)
+    scores = evaluate({"stem_embedding": _at(60.0, 60.0, 60.0), "positive": positive}, 3)
+    assert [clip["clap_score"] for clip in scores[:2]] == [Undefined.NOT_FINITE] * 2
+    assert scores[2]["clap_score"] == pytest.approx(0.5, abs=1e-7)
 
 
 def test_shapes_must_match() -> None:
     with pytest.raises(ValueError, match=r"shapes \(1, 2\) and \(2, 2\)"):
-        clap_scores(_at(0.0), positive=_at(0.0, 0.0))
+        cosine(_at(0.0), _at(0.0, 0.0))
     with pytest.raises(ValueError, match=r"shapes \(2,\) and \(2,\)"):
-        clap_scores(torch.ones(2), positive=torch.ones(2))
+        cosine(torch.ones(2), torch.ones(2))

@@ -10,7 +10,7 @@ import tone_clips
 import tones
 from manifests.columns import METRIC_COLUMNS
 from model.inference import InPlace
-from model.metrics import PairScores, sdr_db, si_sdr_db, snr_db
+from model.metrics import METRICS, Outcomes, evaluate, sdr_db, si_sdr_db, snr_db
 from transforms import scoring
 from transforms.elements import Clip, Provenance, SeparatedClip, Stem
 from transforms.model_cache import ModelChoice, ScorerChoice
@@ -85,7 +85,7 @@ def test_on_a_device_ratios_are_those_of_each_clip_alone(monkeypatch: pytest.Mon
     shapes = []
     measured = scoring.score_pair
 
-    def noted(*signals: torch.Tensor) -> PairScores:
+    def noted(*signals: torch.Tensor) -> list[Outcomes]:
         shapes.append({tuple(signal.shape) for signal in signals})
         return measured(*signals)
 
@@ -108,7 +108,7 @@ def test_every_metric_has_a_value_or_a_reason() -> None:
     without, quiet = scored.scores
     for scores in (without, quiet):
         found = scores.values.keys() | scores.reasons.keys()
-        assert found == {*METRIC_COLUMNS, "stem_to_mixture_db"}
+        assert found == {name for metric in METRICS for name in metric.columns}
         assert not scores.values.keys() & scores.reasons.keys()
     assert without.reasons["sdr_db"] == without.reasons["ref_clap_score"] == "no_reference"
     assert without.values["clap_score"] == pytest.approx(1.0)
@@ -123,8 +123,14 @@ def test_the_level_of_a_stem_is_its_power_over_the_mixtures() -> None:
     stem = 0.1 * clip.model_audio
     (scored,) = _scoring(scorer=None).score([_separated(clip, [stem])])
     assert scored.scores[0].values["stem_to_mixture_db"] == pytest.approx(-20.0, abs=1e-5)
-    assert scoring.level_scores(0.0, 0.0).reasons == {"stem_to_mixture_db": "silent_stem"}
-    assert scoring.level_scores(1.0, 0.0).reasons == {"stem_to_mixture_db": "silent_mixture"}
+    levels = evaluate({"stem_power": [0.0, 1.0], "mixture_power": [0.0, 0.0]}, 2)
+    assert [level["stem_to_mixture_db"] for level in levels] == ["silent_stem", "silent_mixture"]
+
+
+def test_the_table_of_metrics_fills_the_measured_columns_once_each() -> None:
+    filled = [name for metric in METRICS for name in metric.columns]
+    assert sorted(filled) == sorted([*METRIC_COLUMNS, "stem_to_mixture_db"])
+    assert all(metric.streams for metric in METRICS)
 
 
 def test_nothing_is_loaded_where_no_scorer_is_wanted() -> None:

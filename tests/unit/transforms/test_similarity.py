@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 
 import tone_clips
-from transforms.scoring import CLAP_COLUMNS, Embeddings, clap_scores
+from model.metrics import METRICS, evaluate
+from transforms.elements import RowQuery, Scores
+from transforms.scoring import Embeddings, query_inputs, scores_of
 
 A = np.array([1, 0, 0, 0, 0, 0], np.float32)
 B = np.array([0.6, 0.8, 0, 0, 0, 0], np.float32)
+CLAP_COLUMNS = [name for metric in METRICS for name in metric.columns if "clap_score" in name]
+
+
+def clap_scores(query: RowQuery, heard: Embeddings, *, has_reference: bool) -> Scores:
+    (outcomes,) = evaluate(query_inputs(query, heard, has_reference=has_reference))
+    return scores_of(outcomes)
 
 
 def test_scores_are_cosines_and_their_differences() -> None:
