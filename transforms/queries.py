@@ -237,19 +237,19 @@ class _EmbedFn(beam.DoFn):
         shots = self._ahead.map(uri for _, uris in examples for uri in uris)
         for key, uris in examples:
             own = itertools.islice(shots, len(uris))
-            yield key, embed_examples(self._encoder, uris, own)
+            yield key, embed_query_examples(self._encoder, uris, own)
             for _ in own:  # where one failed, the rest stand before those of the next query
                 pass
 
     def _embed_texts(self, texts: Sequence[str]) -> list[EmbeddedQuery]:
         if self._pool is None:
-            return embed_texts(self._encoder, texts)
+            return embed_query_texts(self._encoder, texts)
         # Each by itself: on a CPU the last bits of a product depend on what else is in the batch.
-        found = self._pool.map(lambda text: embed_texts(self._encoder, [text]), texts)
+        found = self._pool.map(lambda text: embed_query_texts(self._encoder, [text]), texts)
         return [embedding for (embedding,) in found]
 
 
-def embed_texts(encoder: QueryEncoder, texts: Sequence[str]) -> list[EmbeddedQuery]:
+def embed_query_texts(encoder: QueryEncoder, texts: Sequence[str]) -> list[EmbeddedQuery]:
     """Embeds captions; where a batch fails, each by itself."""
     if not texts:
         return []
@@ -258,7 +258,7 @@ def embed_texts(encoder: QueryEncoder, texts: Sequence[str]) -> list[EmbeddedQue
     except _EMBED_ERRORS as err:
         if len(texts) == 1:
             return [EmbeddedQuery(error_type="model_error", message=f"{texts[0][:200]!r}: {err}")]
-    return [result for text in texts for result in embed_texts(encoder, [text])]
+    return [result for text in texts for result in embed_query_texts(encoder, [text])]
 
 
 def read_shot(uri: str, storage: Storage, rate_hz: int, max_values: int) -> Shot:
@@ -271,7 +271,7 @@ def read_shot(uri: str, storage: Storage, rate_hz: int, max_values: int) -> Shot
     return clip
 
 
-def embed_examples(
+def embed_query_examples(
     encoder: QueryEncoder, uris: Sequence[str], shots: Iterator[Shot]
 ) -> EmbeddedQuery:
     """Embeds the example clips of one query and pools them.

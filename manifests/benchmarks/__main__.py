@@ -14,8 +14,8 @@ from manifests.benchmarks.clips import (
     MODALITIES,
     ON_MISSING,
     POLARITIES,
+    BenchmarkSetting,
     PresenceFilter,
-    QuerySetting,
     listing,
 )
 from manifests.benchmarks.lists import read_pairs, read_samples, read_table
@@ -211,7 +211,7 @@ class MissingClipsError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class BuiltManifest:
     """What was written.
 
     Attributes:
@@ -225,7 +225,7 @@ class Outcome:
     missing: str
 
 
-def build(options: argparse.Namespace) -> Outcome:
+def build(options: argparse.Namespace) -> BuiltManifest:
     """Writes the manifest that the flags describe.
 
     Raises:
@@ -245,7 +245,7 @@ def build(options: argparse.Namespace) -> Outcome:
     if twice:
         raise ManifestError(f"the list gives {ids[twice[0]]} rows the id {twice[0]}")
     num_rows = write_rows(options.output, _checked(kept, options.output))
-    return Outcome(num_rows=num_rows, num_skipped=keep.num_skipped, missing=keep.describe())
+    return BuiltManifest(num_rows=num_rows, num_skipped=keep.num_skipped, missing=keep.describe())
 
 
 def _checked(rows: Iterable[ManifestRow], uri: str) -> Iterator[ManifestRow]:
@@ -265,11 +265,11 @@ def _present(options: argparse.Namespace, root: str) -> frozenset[str] | None:
     return frozenset[str]().union(*(listing(folder) for folder in sorted(roots)))
 
 
-def _setting(options: argparse.Namespace, root: str) -> QuerySetting:
+def _setting(options: argparse.Namespace, root: str) -> BenchmarkSetting:
     needs_samples = options.query != "text"
     if needs_samples and not options.samples:
         raise ManifestError(f"--query {options.query} needs --samples: the list of example clips")
-    return QuerySetting(
+    return BenchmarkSetting(
         modality=options.query,
         polarity=options.polarity,
         shots=options.shots,
@@ -297,7 +297,7 @@ def _pairs(options: argparse.Namespace, root: str) -> Iterator[ManifestRow]:
 
 def _multisource(options: argparse.Namespace, root: str) -> Iterator[ManifestRow]:
     return mixtures.build_multisource(
-        mixtures.clips_of(read_pairs(options.pairs)),
+        mixtures.mixture_clips_of(read_pairs(options.pairs)),
         _setting(options, root),
         audio_root=root,
         dataset=options.dataset,
@@ -376,7 +376,7 @@ def _corpus(options: argparse.Namespace, root: str) -> Iterator[ManifestRow]:
 
 
 def _drawn(
-    clips: list[mixtures.Clip], options: argparse.Namespace, root: str
+    clips: list[mixtures.MixtureClip], options: argparse.Namespace, root: str
 ) -> Iterator[ManifestRow]:
     return importers.build_drawn(
         clips,

@@ -90,7 +90,7 @@ POLARITIES = ("P", "N", "P+N")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuerySetting:
+class BenchmarkSetting:
     """How a benchmark's captions and example clips become queries.
 
     Attributes:

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from manifests.audio_formats import AUDIO_SUFFIXES
-from manifests.benchmarks.clips import QuerySetting, clip_uri
+from manifests.benchmarks.clips import BenchmarkSetting, clip_uri
 from manifests.benchmarks.lists import Line, filled, read_table
-from manifests.benchmarks.mixtures import DURATION_S, Clip, stem_of
+from manifests.benchmarks.mixtures import DURATION_S, MixtureClip, stem_of
 from manifests.files import ManifestError, StorageOptions, open_bytes, reading
 from manifests.row import ManifestRow, quoted, stable_seed
 
@@ -96,7 +96,7 @@ def _numbered(line: Line, uri: str, query_column: str) -> MixedClip:
 
 
 def build_mixed(
-    clips: Iterable[MixedClip], setting: QuerySetting, *, audio_root: str, dataset: str
+    clips: Iterable[MixedClip], setting: BenchmarkSetting, *, audio_root: str, dataset: str
 ) -> Iterator[ManifestRow]:
     """One row a mixture on disk, scored against its target.
 
@@ -169,7 +169,7 @@ def _level_db(text: str, place: str) -> float:
     return level_db
 
 
-def read_captioned_json(uri: str, storage_options: StorageOptions = None) -> list[Clip]:
+def read_captioned_json(uri: str, storage_options: StorageOptions = None) -> list[MixtureClip]:
     """AudioSep's JSON of captioned clips: ``{"data": [{"wav": …, "caption": …}, …]}``.
 
     Raises:
@@ -186,10 +186,10 @@ def read_captioned_json(uri: str, storage_options: StorageOptions = None) -> lis
     for index, texts in enumerate(named):
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise ManifestError(f"{uri}: entry {index} has no wav or no caption")
-    return [Clip(name=name, caption=caption) for name, caption in named]
+    return [MixtureClip(name=name, caption=caption) for name, caption in named]
 
 
-def labelled_clips(root: str, files: Iterable[str], template: str) -> list[Clip]:
+def labelled_clips(root: str, files: Iterable[str], template: str) -> list[MixtureClip]:
     """Clips in folders that are named after what they sound like, ``<root>/<label>/<clip>``.
 
     Hidden files and folders, and what macOS puts beside its own (``._clip.wav``, ``__MACOSX``), are
@@ -205,7 +205,7 @@ def labelled_clips(root: str, files: Iterable[str], template: str) -> list[Clip]
     """
     if "{label}" not in template:
         raise ValueError(f"template {template!r}; expected {{label}} in it")
-    clips: list[Clip] = []
+    clips: list[MixtureClip] = []
     left_out: dict[str, list[str]] = {"hidden": [], "in no folder that says what they are": []}
     hidden, unlabelled = left_out.values()
     for uri in sorted(files):
@@ -219,7 +219,7 @@ def labelled_clips(root: str, files: Iterable[str], template: str) -> list[Clip]
             unlabelled.append(name)
         else:
             caption = template.replace("{label}", label)
-            clips.append(Clip(name=name, caption=caption, label=label))
+            clips.append(MixtureClip(name=name, caption=caption, label=label))
     for reason, names in left_out.items():
         if names:
             shown = ", ".join(
@@ -230,8 +230,8 @@ def labelled_clips(root: str, files: Iterable[str], template: str) -> list[Clip]
 
 
 def build_drawn(
-    clips: Sequence[Clip],
-    setting: QuerySetting,
+    clips: Sequence[MixtureClip],
+    setting: BenchmarkSetting,
     *,
     audio_root: str,
     dataset: str,
@@ -280,10 +280,12 @@ def build_drawn(
             )
 
 
-def _draw_others(clip: Clip, clips: Sequence[Clip], num: int, seed: int) -> list[Clip]:
+def _draw_others(
+    clip: MixtureClip, clips: Sequence[MixtureClip], num: int, seed: int
+) -> list[MixtureClip]:
     """``num`` different clips whose caption is not that of ``clip``."""
     rng = np.random.Generator(np.random.PCG64(stable_seed(seed, clip.name)))
-    drawn: dict[int, Clip] = {}
+    drawn: dict[int, MixtureClip] = {}
     while len(drawn) < num:
         index = int(rng.integers(len(clips)))
         if clips[index].caption != clip.caption:

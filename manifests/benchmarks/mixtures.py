@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from manifests.benchmarks.clips import QuerySetting, clip_uri
+from manifests.benchmarks.clips import BenchmarkSetting, clip_uri
 from manifests.benchmarks.lists import Pair
 from manifests.row import ManifestRow, stable_seed
 
@@ -67,7 +67,7 @@ def pair_id(pair: Pair) -> str:
 def build_pairs(
     pairs: Iterable[Pair],
     benchmark: Benchmark,
-    setting: QuerySetting,
+    setting: BenchmarkSetting,
     *,
     audio_root: str,
     snr_db: float = 0.0,
@@ -111,7 +111,7 @@ def build_pairs(
 def build_input_sdr(
     pairs: Iterable[Pair],
     benchmark: Benchmark,
-    setting: QuerySetting,
+    setting: BenchmarkSetting,
     *,
     audio_root: str,
     levels_db: Iterable[float] = SWEEP_LEVELS_DB,
@@ -140,7 +140,7 @@ DATASET = "multisource"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Clip:
+class MixtureClip:
     """A clip, what it sounds like, and its class where clips have classes."""
 
     name: str
@@ -148,17 +148,17 @@ class Clip:
     label: str | None = None
 
 
-def clips_of(pairs: Iterable[Pair]) -> list[Clip]:
+def mixture_clips_of(pairs: Iterable[Pair]) -> list[MixtureClip]:
     """Every target of a pair list once, in the order of the list."""
     captions: dict[str, str] = {}
     for pair in pairs:
         captions.setdefault(pair.source_file, pair.positive_caption)
-    return [Clip(name=name, caption=caption) for name, caption in captions.items()]
+    return [MixtureClip(name=name, caption=caption) for name, caption in captions.items()]
 
 
 def build_multisource(
-    clips: Sequence[Clip],
-    setting: QuerySetting,
+    clips: Sequence[MixtureClip],
+    setting: BenchmarkSetting,
     *,
     audio_root: str,
     dataset: str = DATASET,
@@ -212,7 +212,9 @@ def build_multisource(
                 )
 
 
-def _draw(first: Clip, clips: Sequence[Clip], num: int, seed: int) -> list[Clip]:
+def _draw(
+    first: MixtureClip, clips: Sequence[MixtureClip], num: int, seed: int
+) -> list[MixtureClip]:
     """``first`` and ``num - 1`` further clips, all with different captions."""
     rng = np.random.Generator(np.random.PCG64(stable_seed(seed, f"{num}/{first.name}")))
     sources = [first]

@@ -13,7 +13,7 @@ from manifests.benchmarks.corpus_sets import CorpusClip, Draw
 from model.bootstrap import Summary, summarise
 from model.clap import QueryEncoder
 from transforms.elements import EmbeddedQuery
-from transforms.queries import embed_examples, embed_texts, read_shot
+from transforms.queries import embed_query_examples, embed_query_texts, read_shot
 from transforms.storage import Storage
 
 HELDOUT_PHRASINGS = 3
@@ -101,7 +101,7 @@ def _caption(clips: Iterable[CorpusClip], label: str) -> str:
 
 def _heard(uri: str, clap: QueryEncoder, storage: Storage) -> NDArray[np.float32]:
     shots = iter([read_shot(uri, storage, clap.sample_rate_hz, _MAX_VALUES)])
-    vector: NDArray[np.float32] = _vectors([embed_examples(clap, [uri], shots)])[0]
+    vector: NDArray[np.float32] = _vectors([embed_query_examples(clap, [uri], shots)])[0]
     return vector
 
 
@@ -126,7 +126,7 @@ def _ranks(
     clap: QueryEncoder,
 ) -> NDArray[np.int64]:
     """How many classes come before the right one, int64[N]."""
-    similarity = audio @ _vectors(embed_texts(clap, texts)).T
+    similarity = audio @ _vectors(embed_query_texts(clap, texts)).T
     right = similarity[np.arange(len(truth)), truth]
     before: NDArray[np.int64] = (similarity > right[:, None]).sum(axis=1)
     return before

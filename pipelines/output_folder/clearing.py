@@ -63,7 +63,7 @@ Reads = Callable[[ManifestRow], Iterable[tuple[str, str]]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class EarlierFiles:
     """What earlier runs wrote into an output folder, beside ``run.json``.
 
     Attributes:
@@ -117,7 +117,7 @@ def _below(storage: Storage, uri: str, folder: str) -> str:
 
 def written(
     storage: Storage, output: str, record: Mapping[str, Any] | None, command: str
-) -> Written:
+) -> EarlierFiles:
     """Looks through the tables of earlier runs; changes nothing.
 
     Args:
@@ -151,7 +151,7 @@ def written(
         for uri in storage.list_files(join(output, folder), ""):
             known = f"{folder}/{_below(storage, uri, join(output, folder))}" in named
             (audio if known else unknown).append(uri)
-    return Written(
+    return EarlierFiles(
         audio=tuple(audio),
         tables=tuple(tables),
         unknown=tuple(unknown),
@@ -199,7 +199,7 @@ def _paths_of(row: Mapping[str, Any], outputs: Sequence[str]) -> Iterator[str]:
                     yield f"{STEMS_FOLDER}/{redact(uri).removeprefix(start)}"
 
 
-def delete(storage: Storage, output: str, found: Written) -> None:
+def delete(storage: Storage, output: str, found: EarlierFiles) -> None:
     """Deletes what runs wrote: audio first, so that what is left can still be told."""
     storage.remove_files(found.audio, output)
     storage.remove_files(found.tables, output)

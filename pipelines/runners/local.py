@@ -1,8 +1,8 @@
 """The local runner, pinned: Beam's FnApiRunner in this process, or with worker processes.
 
-``DirectRunner`` may switch to an engine that is a downloaded binary, and with worker processes the
-engine can wait for ever: for a worker that died before it was connected, and for one that does not
-end after a step failed. Here the engine is fixed, its workers are watched, and waiting is bounded.
+``DirectRunner`` may switch to a runner that is a downloaded binary, and with worker processes the
+runner can wait for ever: for a worker that died before it was connected, and for one that does not
+end after a step failed. Here the runner is fixed, its workers are watched, and waiting is bounded.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ STOP_FILE = "stop"
 STOP_WAIT_S = 10.0
 """How long a worker may take to end when it is asked to, before all are told to by the file."""
 FAILURE_WAIT_S = 5.0
-"""How long the engine may take to end by itself after a worker died or a step failed."""
+"""How long the runner may take to end by itself after a worker died or a step failed."""
 CLOSING_WAIT_S = 60.0
-"""How long the engine may take to end after its workers were asked to."""
+"""How long the runner may take to end after its workers were asked to."""
 _EXIT_WAIT_S = 1.0
 """How long a worker's exit code may be behind the end of its connection."""
 
 
 class WorkerError(RuntimeError):
-    """A worker process died, or failed at a step, or the engine does not end."""
+    """A worker process died, or failed at a step, or the runner does not end."""
 
 
 class WorkerWatch:
-    """What is known of the worker processes of one run; whoever waits for the engine asks it."""
+    """What is known of the worker processes of one run; whoever waits for the runner asks it."""
 
     def __init__(self, folder: Path) -> None:
         """Workers end when there is a file ``stop`` in ``folder``, or no folder."""
@@ -72,11 +72,11 @@ class WorkerWatch:
         self._note(error, FAILURE_WAIT_S)
 
     def closing(self) -> None:
-        """The engine has begun to end its workers."""
-        self._note("the engine did not end after its worker processes were told to", CLOSING_WAIT_S)
+        """The runner has begun to end its workers."""
+        self._note("the runner did not end after its worker processes were told to", CLOSING_WAIT_S)
 
     def _note(self, problem: str, wait_s: float) -> WorkerError | None:
-        """Keeps the first problem, with the time at which waiting for the engine ends."""
+        """Keeps the first problem, with the time at which waiting for the runner ends."""
         with self._lock:
             if self._problem is not None:
                 return None
@@ -90,10 +90,10 @@ class WorkerWatch:
             waiting.join(timeout=STOP_WAIT_S)
 
     def check(self) -> None:
-        """Asked again and again while the engine runs.
+        """Polled while the runner runs.
 
         Raises:
-            WorkerError: the engine is not worth waiting for any longer.
+            WorkerError: the runner is not worth waiting for any longer.
         """
         with self._lock:
             if self._problem is not None and time.monotonic() > self._deadline_s:
@@ -101,7 +101,7 @@ class WorkerWatch:
 
 
 class _WatchedConnection(ControlConnection):
-    """Says at once that a step failed; the engine first waits for what other workers do."""
+    """Says at once that a step failed; the runner first waits for what other workers do."""
 
     def __init__(self, watch: WorkerWatch) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ import fuzzing
 import tiny_model
 from manifests.row import ManifestRow, RowError, output_name, parse_record
 from model.clap import Clap
-from transforms.queries import asks_of, embed_texts
+from transforms.queries import asks_of, embed_query_texts
 
 
 @functools.cache
@@ -36,7 +36,7 @@ def ask(text: str) -> None:
         return
     (query,) = asks_of(row)
     assert query.text is not None
-    (found,) = embed_texts(clap(), [query.text])
+    (found,) = embed_query_texts(clap(), [query.text])
     assert found.error_type is None, found.message
     vector = np.frombuffer(found.embedding, dtype="<f4")
     assert np.isfinite(vector).all()
@@ -78,7 +78,7 @@ def test_a_hundred_thousand_characters_are_refused_with_a_short_message(text: st
         assert row.field == "positive_text"
         assert len(str(row)) < 1_000
         for piece in (text, text[:32_768]):  # the network itself truncates
-            assert embed_texts(clap(), [piece])[0].error_type is None
+            assert embed_query_texts(clap(), [piece])[0].error_type is None
 
 
 SCRIPTS = {
@@ -99,9 +99,9 @@ def test_every_script(script: str) -> None:
 
 def test_the_embedding_does_not_depend_on_what_else_is_in_the_batch() -> None:
     texts = ["a dog", *SCRIPTS.values(), "x" * 5_000]
-    together = embed_texts(clap(), texts)
+    together = embed_query_texts(clap(), texts)
     for text, found in zip(texts, together, strict=True):
-        (alone,) = embed_texts(clap(), [text])
+        (alone,) = embed_query_texts(clap(), [text])
         one, other = (np.frombuffer(e.embedding, dtype="<f4") for e in (alone, found))
         np.testing.assert_allclose(one, other, atol=1e-5)
 

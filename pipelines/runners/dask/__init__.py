@@ -1,1 +1,1 @@
-"""The engine ``--runner=dask``: bundles of Beam's own runner on the workers of a Dask cluster."""
+"""Runs jobs on a Dask cluster (``--runner=dask``): bundles of Beam's runner are Dask tasks."""

@@ -77,7 +77,7 @@ class Bundle:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
+class BundleSummary:
     """What the launcher has to know of a bundle: bytes by buffer, and serialised metrics."""
 
     num_bytes: Mapping[bytes, int]
@@ -136,10 +136,10 @@ def run_bundle(
         raise
 
 
-def summarise(bundle: Bundle) -> Summary:
+def summarise_bundle(bundle: Bundle) -> BundleSummary:
     """What the launcher has to know of a bundle."""
     sizes = {buffer: sum(map(len, pieces)) for buffer, pieces in bundle.outputs.items()}
-    return Summary(num_bytes=sizes, metrics=bundle.metrics)
+    return BundleSummary(num_bytes=sizes, metrics=bundle.metrics)
 
 
 def split(program: Program, writer: Writer, bundle: Bundle, num_parts: int) -> list[bytes]:
@@ -213,7 +213,7 @@ class _Executor:
         done = result.process_bundle
         if done.residual_roots:
             raise NotImplementedError(
-                "a splittable DoFn gave work back, which this engine does not do"
+                "a splittable DoFn gave work back, which this runner does not do"
             )
         return Bundle(
             outputs={buffer: list(held) for buffer, held in buffers.items()},

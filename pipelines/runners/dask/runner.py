@@ -78,11 +78,11 @@ def create_stages(pipeline: Any) -> tuple[Any, list[translations.Stage]]:
 def _require_supported(pipeline: beam_runner_api_pb2.Pipeline) -> None:
     for environment in pipeline.components.environments.values():
         if environment.urn != python_urns.EMBEDDED_PYTHON:
-            raise NotImplementedError(f"the dask engine runs Python only, not {environment.urn}")
+            raise NotImplementedError(f"the dask runner runs Python only, not {environment.urn}")
     for pcollection in pipeline.components.pcollections.values():
         if pcollection.is_bounded == beam_runner_api_pb2.IsBounded.UNBOUNDED:
             raise NotImplementedError(
-                f"the dask engine does not stream, but {pcollection.unique_name} is unbounded"
+                f"the dask runner does not stream, but {pcollection.unique_name} is unbounded"
             )
 
 
@@ -166,7 +166,7 @@ def resources_of(graph: bundles.Program, name: str) -> dict[str, float]:
         elif urn == common_urns.resource_hints.MIN_RAM_BYTES.urn:
             found["MEMORY"] = float(value)
         else:
-            raise NotImplementedError(f"the dask engine has no counterpart of the hint {urn}")
+            raise NotImplementedError(f"the dask runner has no counterpart of the hint {urn}")
     return found
 
 
@@ -288,7 +288,7 @@ class _Run:
             )
             for source, data in self._sources(stage)
         ]  # fmt: skip
-        seen = [self._submit(bundles.summarise, each) for each in futures]
+        seen = [self._submit(bundles.summarise_bundle, each) for each in futures]
         metrics: list[Any] = []
         sizes: dict[Any, Mapping[bytes, int]] = {}
         for future, summary in self._cluster.results(seen):

@@ -16,7 +16,14 @@ import tone_runs
 import tones
 from transforms.elements import EmbeddedQuery, Failure, Query
 from transforms.model_cache import ModelChoice, ScorerChoice
-from transforms.queries import EmbedQueries, asks_of, attach, embed_examples, embed_texts, read_shot
+from transforms.queries import (
+    EmbedQueries,
+    asks_of,
+    attach,
+    embed_query_examples,
+    embed_query_texts,
+    read_shot,
+)
 from transforms.storage import Storage
 
 
@@ -82,11 +89,11 @@ class Picky(tones.ToneClap):
 
 
 def test_a_text_that_fails_fails_alone() -> None:
-    bell, rain, frog = embed_texts(Picky(), ["bell", "rain", "frog"])
+    bell, rain, frog = embed_query_texts(Picky(), ["bell", "rain", "frog"])
     assert bell.error_type is None
     assert frog.error_type is None
     assert (rain.error_type, rain.message) == ("model_error", "'rain': too wet")
-    assert embed_texts(Picky(), []) == []
+    assert embed_query_texts(Picky(), []) == []
 
 
 def test_shots_are_embedded_one_by_one_and_averaged(tmp_path: Path) -> None:
@@ -97,7 +104,7 @@ def test_shots_are_embedded_one_by_one_and_averaged(tmp_path: Path) -> None:
         soundfile.write(path, np.repeat(tones.tone(label, 0.5)[:, None], 2, axis=1), 8_000)
         uris.append(str(path))
     shots = (read_shot(uri, Storage(), 8_000, 10**6) for uri in uris)
-    found = embed_examples(tones.ToneClap(), uris, shots)
+    found = embed_query_examples(tones.ToneClap(), uris, shots)
     vector = np.frombuffer(found.embedding, "<f4")
     assert vector[tones.LABELS.index("bell")] == pytest.approx(2 / 3)
     assert vector[tones.LABELS.index("rain")] == pytest.approx(1 / 3)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from manifests.benchmarks.clips import QuerySetting
+from manifests.benchmarks.clips import BenchmarkSetting
 from manifests.benchmarks.importers import (
     MixedClip,
     build_drawn,
@@ -14,11 +14,11 @@ from manifests.benchmarks.importers import (
     read_captioned_json,
     read_dcase,
 )
-from manifests.benchmarks.mixtures import Clip
+from manifests.benchmarks.mixtures import MixtureClip
 from manifests.files import ManifestError
 from manifests.row import ManifestRow
 
-POSITIVE = QuerySetting(polarity="P")
+POSITIVE = BenchmarkSetting(polarity="P")
 
 
 def write(path, text):
@@ -74,7 +74,7 @@ def test_a_list_of_somebody_else(tmp_path):
 
 def test_mixtures_on_disk_are_scored_against_their_targets():
     clip = MixedClip(row_id="7", mixture="m.wav", target="s.wav", positive="dog", negative="cat")
-    (row,) = build_mixed([clip], QuerySetting(), audio_root="/v", dataset="AudioSep-VGGSound")
+    (row,) = build_mixed([clip], BenchmarkSetting(), audio_root="/v", dataset="AudioSep-VGGSound")
     assert row == ManifestRow(
         id="7",
         mixture_uri="/v/m.wav",
@@ -92,7 +92,7 @@ def test_a_negative_query_needs_a_negative_caption():
     (row,) = build_mixed([clip], POSITIVE, audio_root="/v", dataset="d")
     assert (row.positive_text, row.negative_text) == ("dog", None)
     with pytest.raises(ManifestError, match="expected polarity P"):
-        list(build_mixed([clip], QuerySetting(), audio_root="/v", dataset="d"))
+        list(build_mixed([clip], BenchmarkSetting(), audio_root="/v", dataset="d"))
 
 
 def test_dcase(tmp_path):
@@ -121,8 +121,8 @@ def test_dcase_lines_that_are_not(tmp_path, line):
 def test_captioned_json(tmp_path):
     data = {"data": [{"wav": "/x/a.wav", "caption": "dog"}, {"wav": "b.wav", "caption": "cat"}]}
     assert read_captioned_json(write(tmp_path / "d.json", json.dumps(data))) == [
-        Clip(name="/x/a.wav", caption="dog"),
-        Clip(name="b.wav", caption="cat"),
+        MixtureClip(name="/x/a.wav", caption="dog"),
+        MixtureClip(name="b.wav", caption="cat"),
     ]
 
 
@@ -143,9 +143,9 @@ def test_labelled_folders():
         "/r/a/b/3.ogg",
     ]
     assert labelled_clips("/r", files, "a {label}") == [
-        Clip(name="a/b/3.ogg", caption="a b", label="b"),
-        Clip(name="cow_moo/1.flac", caption="a cow moo", label="cow moo"),
-        Clip(name="cow_moo/2.wav", caption="a cow moo", label="cow moo"),
+        MixtureClip(name="a/b/3.ogg", caption="a b", label="b"),
+        MixtureClip(name="cow_moo/1.flac", caption="a cow moo", label="cow moo"),
+        MixtureClip(name="cow_moo/2.wav", caption="a cow moo", label="cow moo"),
     ]
     with pytest.raises(ValueError, match=r"expected \{label\} in it"):
         labelled_clips("/r", files, "a sound")
@@ -168,11 +168,11 @@ def test_a_hidden_folder_above_the_clips_hides_nothing(caplog):
     assert (clip.name, caplog.messages) == ("dog/1.wav", [])
 
 
-CLIPS = [Clip(name=f"{i}.wav", caption=f"c{i % 3}", label=f"l{i % 3}") for i in range(9)]
+CLIPS = [MixtureClip(name=f"{i}.wav", caption=f"c{i % 3}", label=f"l{i % 3}") for i in range(9)]
 
 
 def draw(clips=CLIPS, **options):
-    return list(build_drawn(clips, QuerySetting(), audio_root="/r", dataset="d", **options))
+    return list(build_drawn(clips, BenchmarkSetting(), audio_root="/r", dataset="d", **options))
 
 
 def test_drawn_interferers_have_other_captions_and_differ():

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from manifests.benchmarks.clips import QuerySetting
+from manifests.benchmarks.clips import BenchmarkSetting
 from manifests.benchmarks.lists import Pair
-from manifests.benchmarks.mixtures import Clip, build_multisource, clips_of
+from manifests.benchmarks.mixtures import MixtureClip, build_multisource, mixture_clips_of
 
-CLIPS = [Clip(name=f"{i}.wav", caption=f"c{i % 6}") for i in range(12)]
+CLIPS = [MixtureClip(name=f"{i}.wav", caption=f"c{i % 6}") for i in range(12)]
 
 
 def build(clips=CLIPS, **options):
-    return list(build_multisource(clips, QuerySetting(), audio_root="/a", **options))
+    return list(build_multisource(clips, BenchmarkSetting(), audio_root="/a", **options))
 
 
 def test_every_number_of_sources_and_targets():
@@ -59,4 +59,7 @@ def test_clips_of_a_pair_list_are_its_targets_once():
         Pair(source_file=name, positive_caption=caption, noise_file="n", negative_caption="c")
         for name, caption in (("b", "x"), ("a", "y"), ("b", "z"))
     ]
-    assert clips_of(pairs) == [Clip(name="b", caption="x"), Clip(name="a", caption="y")]
+    assert mixture_clips_of(pairs) == [
+        MixtureClip(name="b", caption="x"),
+        MixtureClip(name="a", caption="y"),
+    ]

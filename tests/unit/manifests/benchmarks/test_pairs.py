@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from manifests.benchmarks.clips import QuerySetting
+from manifests.benchmarks.clips import BenchmarkSetting
 from manifests.benchmarks.lists import Pair, read_pairs, read_samples
 from manifests.benchmarks.mixtures import BENCHMARKS, build_input_sdr, build_pairs, class_of
 from manifests.row import ManifestRow
@@ -30,7 +30,7 @@ LISTS = os.environ.get("CLAPSEP_BENCHMARK_LISTS")
 
 
 def test_row_of_a_pair():
-    (row,) = build_pairs(PAIRS, BENCHMARKS["esc50"], QuerySetting(), audio_root="gs://b/esc")
+    (row,) = build_pairs(PAIRS, BENCHMARKS["esc50"], BenchmarkSetting(), audio_root="gs://b/esc")
     assert row == ManifestRow(
         id="x/a--b",
         target_uri="gs://b/esc/x/a.wav",
@@ -46,12 +46,12 @@ def test_row_of_a_pair():
 
 
 def test_captions_are_no_labels():
-    (row,) = build_pairs(PAIRS, BENCHMARKS["audiocaps"], QuerySetting(), audio_root="/a")
+    (row,) = build_pairs(PAIRS, BENCHMARKS["audiocaps"], BenchmarkSetting(), audio_root="/a")
     assert (row.dataset, row.label) == ("AudioCaps", None)
 
 
 def test_ids_do_not_depend_on_the_setting():
-    settings = [QuerySetting(polarity=polarity) for polarity in ("P", "N", "P+N")]
+    settings = [BenchmarkSetting(polarity=polarity) for polarity in ("P", "N", "P+N")]
     ids = {
         row.id
         for setting in settings
@@ -61,7 +61,9 @@ def test_ids_do_not_depend_on_the_setting():
 
 
 def test_input_levels():
-    rows = list(build_input_sdr(PAIRS, BENCHMARKS["audiocaps"], QuerySetting(), audio_root="/a"))
+    rows = list(
+        build_input_sdr(PAIRS, BENCHMARKS["audiocaps"], BenchmarkSetting(), audio_root="/a")
+    )
     assert [(row.id, row.input_snr_db) for row in rows] == [
         ("x/a--b@-10dB", -10.0),
         ("x/a--b@-5dB", -5.0),
@@ -92,11 +94,11 @@ def test_official_lists_give_the_documented_counts_in_seconds(name):
     assert samples_file.exists() == benchmark.has_classes
     started = time.monotonic()
     setting = (
-        QuerySetting(
+        BenchmarkSetting(
             modality="both", shots=10, samples=read_samples(str(samples_file)), samples_root="/s"
         )
         if benchmark.has_classes
-        else QuerySetting()
+        else BenchmarkSetting()
     )
     pairs = read_pairs(f"{stem}.csv")
     rows = list(build_pairs(pairs, benchmark, setting, audio_root="/a"))

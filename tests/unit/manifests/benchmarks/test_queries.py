@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from manifests.benchmarks.clips import QuerySetting
+from manifests.benchmarks.clips import BenchmarkSetting
 from manifests.files import ManifestError
 
 SAMPLES = {"dog": ["d1", "d2"], "rain": ["r1", "r2"], "cat": ["c1"]}
 
 
 def columns(**setting):
-    return QuerySetting(samples=SAMPLES, samples_root="/s", **setting).columns(["dog"], ["rain"])
+    return BenchmarkSetting(samples=SAMPLES, samples_root="/s", **setting).columns(
+        ["dog"], ["rain"]
+    )
 
 
 def test_every_polarity_of_text():
@@ -34,7 +36,7 @@ def test_both_has_a_weight():
 
 
 def test_several_captions_are_one_query():
-    setting = QuerySetting(modality="both", polarity="P", samples=SAMPLES, samples_root="/s")
+    setting = BenchmarkSetting(modality="both", polarity="P", samples=SAMPLES, samples_root="/s")
     assert setting.columns(["dog", "cat"], ["rain"]) == {
         "positive_text": "dog and cat",
         "positive_audio_uris": ("/s/d1", "/s/c1"),
@@ -43,7 +45,7 @@ def test_several_captions_are_one_query():
 
 
 def test_too_few_example_clips_names_the_class():
-    setting = QuerySetting(modality="audio", shots=2, samples=SAMPLES, samples_root="/s")
+    setting = BenchmarkSetting(modality="audio", shots=2, samples=SAMPLES, samples_root="/s")
     with pytest.raises(ManifestError, match='class "cat" has 1 example clips; expected 2'):
         setting.columns(["cat"], ["dog"])
     with pytest.raises(ManifestError, match='class "cow" has 0'):
@@ -55,4 +57,4 @@ def test_too_few_example_clips_names_the_class():
 )
 def test_settings_that_make_no_sense(setting):
     with pytest.raises(ValueError, match="expected"):
-        QuerySetting(**setting)
+        BenchmarkSetting(**setting)
