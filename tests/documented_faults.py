@@ -837,7 +837,7 @@ RELIABILITY: dict[str, Case] = {
     "scheduler or all workers are gone for a minute": Elsewhere(
         ("pipeline/test_dask_engine.py::test_a_cluster_that_is_gone_ends_the_run",)
     ),
-    "an engine that loses elements is asked for": _refused_engines,
+    "a runner that loses elements is chosen": _refused_engines,
     "a row names something outside of `--allowed_uri_prefix`, by whatever spelling, link, chain or "
     "redirect": _lost(
         "uri_not_allowed",
@@ -950,7 +950,7 @@ RELIABILITY: dict[str, Case] = {
             "unit/model/test_metamorphic.py::test_a_window_gives_the_same_bits_in_every_batch",
         )
     ),
-    "other machines, a GPU; what tests hold engines to": Elsewhere(
+    "other machines, a GPU; what tests require of runners": Elsewhere(
         (
             "pipeline/test_engines.py::test_a_dask_cluster",
             "pipeline/test_workers.py::test_a_real_network_gives_the_same_alone_and_in_batches",

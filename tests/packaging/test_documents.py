@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from model.systems import reference_points
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("terminal", "manifests", "model", "transforms", "pipelines")
 FOLDERS = (*PACKAGES, "tests", "bench", "docs", "findings", ".ci")
@@ -74,6 +76,13 @@ def test_named_modules_and_their_members_exist(page: str, name: str) -> None:
 @pytest.mark.parametrize(("page", "link"), found(LINK, MARKDOWN))
 def test_linked_files_exist(page: str, link: str) -> None:
     assert ((ROOT / page).parent / link).exists(), f"{page} links to {link}"
+
+
+def test_the_separator_that_is_walked_through_has_the_methods_that_are_shown() -> None:
+    page = (ROOT / "docs" / "adding-a-separator.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^    def (\w+)\(self", page, re.MULTILINE))
+    assert {"__init__", "encode", "separate"} < shown
+    assert shown <= set(vars(reference_points.OracleIrm))
 
 
 @pytest.mark.parametrize("name", ["pipelines.launcher", "model.config.MAXI", "transforms.row.x"])
