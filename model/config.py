@@ -115,6 +115,8 @@ class DecoderConfig:
     """Convolution modules instead of transformer layers in the masker."""
     phase: bool = False
     """Also predict a rotation of the mixture's phase."""
+    presence: bool = False
+    """Also say how likely it is that what the query asks for is in the mixture."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -290,7 +290,8 @@ def attention_bias(block: Any) -> Tensor:
     attention = block.attn
     size = attention.window_size[0] * attention.window_size[1]
     index = attention.relative_position_index.view(-1)
-    bias: Tensor = attention.relative_position_bias_table[index].view(size, size, -1)
+    table = attention.relative_position_bias_table
+    bias: Tensor = table.index_select(0, index).view(size, size, -1)
     bias = bias.permute(2, 0, 1).unsqueeze(0)
     if block.attn_mask is not None:
         bias = bias + block.attn_mask.unsqueeze(1)

@@ -141,6 +141,10 @@ def build_htsat(config: EncoderConfig) -> nn.Module:
         "maxpool",
     ):
         delattr(network, unused)
+    extractor: Any = network.logmel_extractor
+    filters = extractor.melW.detach()
+    del extractor.melW  # a frozen parameter: whoever lets a network train would train the filters
+    extractor.register_buffer("melW", filters)
     return network
 
 

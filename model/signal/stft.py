@@ -50,14 +50,25 @@ def inverse_stft(spectrum: Tensor, window: Tensor, hop_samples: int, length: int
 def overlap_added(spectrum: Tensor, window: Tensor, hop_samples: int, length: int) -> Tensor:
     """As :func:`inverse_stft`, on any device."""
     size, num_frames = len(window), spectrum.shape[-1]
-    frames = torch.fft.irfft(spectrum, n=size, dim=1) * window[:, None]
-    weights = window.square()[None, :, None].expand(1, size, num_frames)
-    total = size + hop_samples * (num_frames - 1)
-    joined = F.fold(
-        torch.cat([frames, weights]), (1, total), kernel_size=(1, size), stride=(1, hop_samples)
-    )[:, 0, 0]
-    kept = joined[:, size // 2 :][:, :length]
-    return kept[:-1] / kept[-1:]
+    frames = torch.fft.irfft(spectrum.transpose(1, 2), n=size) * window
+    weights = window.square().expand(1, num_frames, size)
+    kept = slice(size // 2, size // 2 + length)
+    return _joined(frames, hop_samples)[:, kept] / _joined(weights, hop_samples)[:, kept]
+
+
+def _joined(frames: Tensor, hop_samples: int) -> Tensor:
+    """The sum of frames float32[B, F, n_fft], each ``hop_samples`` after the one before."""
+    _, num_frames, size = frames.shape
+    if size % hop_samples:
+        total = size + hop_samples * (num_frames - 1)
+        columns = frames.transpose(1, 2)
+        sizes = {"kernel_size": (1, size), "stride": (1, hop_samples)}
+        return F.fold(columns, (1, total), **sizes)[:, 0, 0]
+    # Frames that overlap by whole hops are sums of pieces: few operations, forward and backward.
+    pieces = frames.unflatten(2, (-1, hop_samples)).unbind(2)
+    last = len(pieces) - 1
+    padded = [F.pad(piece, (0, 0, place, last - place)) for place, piece in enumerate(pieces)]
+    return functools.reduce(torch.add, padded).flatten(1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

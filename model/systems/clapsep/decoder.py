@@ -9,6 +9,7 @@ checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ class Masker(nn.ModuleList):
         first: Any = self[0]
         of_mixture, of_query = first.weight.split((spectrogram.shape[-1], frames.shape[-1]), dim=1)
         known = audio.project(spectrogram, of_mixture.contiguous(), first.bias)
-        x = known if rows is None else known[rows]
+        x = known if rows is None else known.index_select(0, rows)
         x = x + audio.project(frames, of_query.contiguous(), None)
         for layer in self[1:]:
             x = audio.linear(layer, x)
@@ -136,6 +137,8 @@ class Mask:
     """float[B, F, K]."""
     rotation: Tensor | None = None
     """complex64[B, F, K] of unit modulus."""
+    presence: Tensor | None = None
+    """float32[B], see :meth:`Decoder.presence`; None from a network without that output."""
 
 
 class Film(nn.Module):
@@ -226,6 +229,22 @@ class InversePatchEmbed(nn.Module):
         return image.squeeze(1)
 
 
+class PresenceHead(nn.Module):
+    """The decoder's coarsest state → the log odds that the mixture holds what the query names."""
+
+    def __init__(self, width: int) -> None:
+        """For a state of ``width`` channels."""
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """float[B, N, C] → float32[B]: a smooth maximum over the patches."""
+        odds = audio.feed_forward(self.hidden, self.out, self.norm(state), "gelu").squeeze(-1)
+        return torch.logsumexp(odds.float(), dim=1) - math.log(odds.shape[1])
+
+
 class Decoder(audio.SwinNetwork):
     """Answers a query: what part of each spectrogram bin belongs to it."""
 
@@ -251,7 +270,33 @@ class Decoder(audio.SwinNetwork):
         if decoder.phase:
             layers = decoder.num_masker_layers
             self.phase_net = convolutional_masker(bins + bands, 2 * bins, layers)
+        if decoder.presence:
+            self.presence_head = PresenceHead(decoder.embed_dim << (len(decoder.depths) - 1))
         self.apply(laion.init_weights)
+
+    def presence(
+        self, features: StageFeatures, condition: Tensor, rows: Tensor | None = None
+    ) -> Tensor | None:
+        """The log odds that mixtures hold what the conditions ask for, without a mask.
+
+        Args:
+            features: the encoder's, of M mixtures.
+            condition: float[B, 2·D], positive and negative embedding.
+            rows: int64[B], the mixture that each condition is about; None: each its own.
+
+        Returns:
+            float32[B], or None where the network has no such output.
+        """
+        if not self.config.decoder.presence:
+            return None
+        odds: Tensor = self.presence_head(self._coarsest(features, condition, rows))
+        return odds
+
+    def _coarsest(
+        self, features: StageFeatures, condition: Tensor, rows: Tensor | None
+    ) -> Tensor:
+        state: Tensor = self.layers[0](self.film(features.stages[-1], condition, rows=rows))
+        return state
 
     def forward(
         self,
@@ -271,19 +316,22 @@ class Decoder(audio.SwinNetwork):
         Returns:
             Mask over float[B, F, K].
         """
-        *skipped, state = features.stages
-        state = self.film(state, condition, rows=rows)
-        for layer, skip, feature in zip(self.layers, self.skip, reversed(skipped), strict=True):
-            state = skip(feature, condition, layer(state), rows)
+        state = self._coarsest(features, condition, rows)
+        presence = self.presence_head(state) if self.config.decoder.presence else None
+        skipped = reversed(features.stages[:-1])
+        for level, (skip, feature) in enumerate(zip(self.skip, skipped, strict=True)):
+            deeper = self.layers[level](state) if level else state
+            state = skip(feature, condition, deeper, rows)
         frames = self._unfold(self.inverse_patch_embed(state))[:, : magnitude.shape[1]]
         columns = magnitude.transpose(1, 2).unsqueeze(-1)
         normalised = self.spec_norm(columns).squeeze(-1).transpose(1, 2)
         mask = audio.sigmoid(self.mask_net(normalised, frames, rows))
         if not self.config.decoder.phase:
-            return Mask(magnitude=mask)
+            return Mask(magnitude=mask, presence=presence)
         direction = torch.tanh(self.phase_net(normalised, frames, rows)).float()
         rotation = torch.complex(*direction.chunk(2, dim=-1))
-        return Mask(magnitude=mask, rotation=rotation / rotation.abs().clamp(min=1e-10))
+        unit = rotation / rotation.abs().clamp(min=1e-10)
+        return Mask(magnitude=mask, rotation=unit, presence=presence)
 
     def _unfold(self, image: Tensor) -> Tensor:
         """The square image back to float[B, F, mel_bins]."""
@@ -318,4 +366,4 @@ def _levels(config: ClapSepConfig) -> tuple[list[DecoderStage], list[SkipConnect
 
 
 def _repeat(x: Tensor, rows: Tensor | None) -> Tensor:
-    return x if rows is None else x[rows]
+    return x if rows is None else x.index_select(0, rows)

@@ -166,15 +166,33 @@ class ClapSep(nn.Module):
             )
         with self._autocast(magnitude):
             mask = self.decoder(encoded.features, magnitude, vector, encoded.rows)
-        return Mask(magnitude=mask.magnitude.float(), rotation=mask.rotation)
+        return dataclasses.replace(mask, magnitude=mask.magnitude.float())
+
+    def presence(self, encoded: Encoded, condition: Condition) -> Tensor | None:
+        """How likely it is that what the condition asks for is there, as log odds.
+
+        It needs the coarsest part of the decoder alone: a small share of :meth:`answer`'s work.
+
+        Returns:
+            float32[B], or None where the network has no such output.
+        """
+        vector = condition.vector().to(encoded.spectrum.device)
+        with self._autocast(vector):
+            return self.decoder.presence(encoded.features, vector, encoded.rows)
 
     def decode(self, encoded: Encoded, condition: Condition) -> Tensor:
         """Extracts what the condition asks for, float32[B, T]."""
-        mask = self.predict_mask(encoded, condition)
-        mixtures = encoded.spectrum if encoded.rows is None else encoded.spectrum[encoded.rows]
-        spectrum = mixtures * mask.magnitude.transpose(1, 2)
+        return self.masked(encoded, self.predict_mask(encoded, condition))
+
+    def masked(self, encoded: Encoded, mask: Mask) -> Tensor:
+        """What a mask leaves of the mixtures, float32[B, T]."""
+        spectrum = encoded.spectrum.transpose(1, 2)
+        if encoded.rows is not None:
+            spectrum = spectrum.index_select(0, encoded.rows)
+        spectrum = spectrum * mask.magnitude
         if mask.rotation is not None:
-            spectrum = spectrum * mask.rotation.transpose(1, 2)
+            spectrum = spectrum * mask.rotation
+        spectrum = spectrum.transpose(1, 2)
         signal = self.config.signal
         return inverse_stft(spectrum, self.hann, signal.hop_samples, encoded.num_samples)
 
