@@ -18,7 +18,7 @@ from torchlibrosa.stft import ISTFT, STFT, magphase
 from model.clap import laion
 from model.config import ClapSepConfig, LoraConfig
 from model.systems import Condition
-from model.systems.clapsep.decoder import Decoder
+from model.systems.clapsep.network import Decoder
 
 AUDIOSET_CLASSES = 527
 

@@ -1,5 +1,9 @@
 """CLAPSep: mixture and condition to estimate; the one forward of training, evaluation and serving.
 
+The encoder is CLAP's audio tower. The decoder turns its stage features, a magnitude spectrogram
+and a condition into a mask: it is conditioned by FiLM, and the spectral masker turns its frames
+into the mask's logits. Parameter names are those of the released checkpoint.
+
 ``torch.compile`` is an option: it is used where it works, and a warning says where it does not.
 
 Source: Ma et al., "CLAPSep: Leveraging Contrastive Pre-trained Model for Multi-Modal
@@ -12,21 +16,367 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.clap import laion
+from model.clap import audio, laion
 from model.clap.audio import Encoder, StageFeatures
-from model.config import ClapSepConfig
+from model.config import ClapSepConfig, DecoderConfig
 from model.signal.stft import inverse_stft, sinc_resample
 from model.systems import Capabilities, Condition
-from model.systems.clapsep.decoder import Decoder, Mask
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+
+
+class ConvolutionModule(nn.Module):
+    """A Conformer convolution module, for maskers with ``conv=True`` and for the phase net."""
+
+    def __init__(self, dim: int, kernel_size: int = 9) -> None:
+        """For ``dim`` channels."""
+        super().__init__()
+        self.layers = nn.ModuleDict(
+            {
+                "0": nn.LayerNorm(dim, eps=1e-6),
+                "2": nn.Conv1d(dim, 2 * dim, 1),
+                "4": nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim),
+                "5": nn.BatchNorm1d(dim),
+                "7": nn.Conv1d(dim, dim, 1),
+            }
+        )
+        self.ln = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, F, C] → float[B, F, C]."""
+        norm, widen, depthwise, batch_norm, project = self.layers.values()
+        hidden = F.glu(widen(norm(x).transpose(1, 2)), dim=1)
+        hidden = project(F.silu(batch_norm(depthwise(hidden)))).transpose(1, 2)
+        out: Tensor = self.ln(hidden + x)
+        return out
+
+
+class TransformerMasker(nn.Module):
+    """Post-norm transformer layers with ReLU, without positions; names as in torch's encoder."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        """Builds ``num_masker_layers`` layers."""
+        super().__init__()
+        self.heads = config.masker_heads
+        width = int(config.d_attn * config.mlp_ratio)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                config.d_attn, config.masker_heads, width, dropout=0.0, batch_first=True
+            )
+            for _ in range(config.num_masker_layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, F, C] → float[B, F, C]."""
+        for layer in self.layers:
+            x = self._layer(layer, x)
+        return x
+
+    def _layer(self, layer: Any, x: Tensor) -> Tensor:
+        x = layer.norm1(x + self._attend(layer.self_attn, x))
+        mixed = audio.feed_forward(layer.linear1, layer.linear2, x, "relu")
+        out: Tensor = layer.norm2(x + mixed)
+        return out
+
+    def _attend(self, attention: Any, x: Tensor) -> Tensor:
+        qkv = audio.project(x, attention.in_proj_weight, attention.in_proj_bias)
+        query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = audio.attend(query, key, value, query.shape[-1] ** -0.5)
+        return audio.linear(attention.out_proj, mixed)
+
+
+class Masker(nn.ModuleList):
+    """The layers from spectrogram and decoded frames to the mask's logits, one after the other.
+
+    The first, linear one takes the two concatenated. Its part for the spectrogram does not depend
+    on the query and is computed once for each mixture.
+    """
+
+    def forward(self, spectrogram: Tensor, frames: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Predicts logits.
+
+        Args:
+            spectrogram: float[M, F, K], normalised.
+            frames: float[B, F, mel_bins], decoded.
+            rows: int64[B], the mixture that each row of ``frames`` is about; None: each its own.
+
+        Returns:
+            float[B, F, features of the last layer].
+        """
+        first: Any = self[0]
+        of_mixture, of_query = first.weight.split((spectrogram.shape[-1], frames.shape[-1]), dim=1)
+        known = audio.project(spectrogram, of_mixture.contiguous(), first.bias)
+        x = known if rows is None else known.index_select(0, rows)
+        x = x + audio.project(frames, of_query.contiguous(), None)
+        for layer in self[1:]:
+            x = audio.linear(layer, x)
+        return x
+
+
+def spectral_masker(in_features: int, num_bins: int, config: DecoderConfig) -> Masker:
+    """The masker that a configuration asks for."""
+    if config.conv:
+        return convolutional_masker(in_features, num_bins, config.num_masker_layers)
+    return Masker(
+        (
+            nn.Linear(in_features, config.d_attn),
+            nn.LayerNorm(config.d_attn),
+            TransformerMasker(config),
+            nn.Linear(config.d_attn, num_bins),
+        )
+    )
+
+
+def convolutional_masker(in_features: int, width: int, num_layers: int) -> Masker:
+    """A masker of convolution modules; also the phase net."""
+    modules = (ConvolutionModule(width) for _ in range(num_layers))
+    return Masker((nn.Linear(in_features, width), nn.LayerNorm(width), *modules))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Mask:
+    """A magnitude mask in [0, 1] and, optionally, a rotation of the mixture's phase."""
+
+    magnitude: Tensor
+    """float[B, F, K]."""
+    rotation: Tensor | None = None
+    """complex64[B, F, K] of unit modulus."""
+    presence: Tensor | None = None
+    """float32[B], see :meth:`Decoder.presence`; None from a network without that output."""
+
+
+class Film(nn.Module):
+    """Feature-wise linear modulation by the condition (Perez et al. 2018)."""
+
+    def __init__(self, condition_dim: int, features: int) -> None:
+        """Modulates ``features`` channels by a condition."""
+        super().__init__()
+        self.beta = nn.Linear(condition_dim, features)
+        self.gamma = nn.Linear(condition_dim, features)
+
+    def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
+        """``gamma(condition) · hidden + beta(condition)``; float[B, N, C] and float[B, D]."""
+        shift, scale = audio.linear(self.beta, condition), audio.linear(self.gamma, condition)
+        return torch.addcmul(shift[:, None], scale[:, None], hidden)
+
+
+class SkipConnection(nn.Module):
+    """Adds an encoder feature, projected and modulated by the condition, to the decoder's state."""
+
+    def __init__(self, condition_dim: int, in_features: int, out_features: int) -> None:
+        """Connects ``in_features`` channels of the encoder to ``out_features`` of the decoder."""
+        super().__init__()
+        self.skip_conv = Film(condition_dim, out_features)
+        self.feature_proj = nn.Linear(in_features, out_features)
+        self.norm = nn.LayerNorm(out_features)
+
+    def forward(
+        self,
+        feature: Tensor,
+        condition: Tensor,
+        state: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """float[M, N, in_features] and float[B, D] → float[B, N, out_features]."""
+        projected = _repeat(audio.linear(self.feature_proj, feature), rows)
+        out = self.skip_conv(projected, condition)
+        normalised: Tensor = self.norm(out if state is None else out + state)
+        return normalised
+
+
+class DecoderStage(nn.Module):
+    """An optional patch expansion, then Swin blocks."""
+
+    def __init__(
+        self,
+        dim: int,
+        grid: int,
+        depth: int,
+        heads: int,
+        window: int,
+        config: DecoderConfig,
+        rates: list[float],
+    ) -> None:
+        """``depth`` blocks of width ``dim``, shifted in turn, dropped with these rates."""
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            laion.swin_block(
+                dim, grid, heads, window, index % 2 == 1, config.mlp_ratio, rates[index]
+            )
+            for index in range(depth)
+        )
+        self.downsample: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, N, C] → float[B, N', C']."""
+        if self.downsample is not None:
+            x = self.downsample(x)
+        for block in self.blocks:
+            x = audio.run_block(block, x)
+        return x
+
+
+class InversePatchEmbed(nn.Module):
+    """Patches → image, by a transposed convolution."""
+
+    def __init__(self, embed_dim: int, patch_size: int, grid: int) -> None:
+        """For ``grid`` × ``grid`` patches."""
+        super().__init__()
+        self.grid = grid
+        self.proj = nn.ConvTranspose2d(embed_dim, 1, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, N, C] → float[B, S, S]."""
+        grid = self.norm(x).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        image: Tensor = self.proj(grid.contiguous())
+        return image.squeeze(1)
+
+
+class PresenceHead(nn.Module):
+    """The decoder's coarsest state → the log odds that the mixture holds what the query names."""
+
+    def __init__(self, width: int) -> None:
+        """For a state of ``width`` channels."""
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """float[B, N, C] → float32[B]: a smooth maximum over the patches."""
+        odds = audio.feed_forward(self.hidden, self.out, self.norm(state), "gelu").squeeze(-1)
+        return torch.logsumexp(odds.float(), dim=1) - math.log(odds.shape[1])
+
+
+class Decoder(audio.SwinNetwork):
+    """Answers a query: what part of each spectrogram bin belongs to it."""
+
+    def __init__(self, config: ClapSepConfig) -> None:
+        """Builds the network with random parameters."""
+        super().__init__()
+        self.config = config
+        encoder, decoder = config.clap.audio, config.decoder
+        bins, bands = config.signal.num_bins, encoder.mel_bins
+        stages, skips = _levels(config)
+        self.layers = nn.ModuleList(reversed(stages))
+        self.skip = nn.ModuleList(reversed(skips))
+        self.film = SkipConnection(
+            config.condition_dim,
+            encoder.num_features,
+            decoder.embed_dim << (len(decoder.depths) - 1),
+        )
+        self.inverse_patch_embed = InversePatchEmbed(
+            decoder.embed_dim, encoder.patch_size, encoder.grid_size
+        )
+        self.spec_norm = nn.BatchNorm2d(bins, momentum=0.01)
+        self.mask_net = spectral_masker(bins + bands, bins, decoder)
+        if decoder.phase:
+            layers = decoder.num_masker_layers
+            self.phase_net = convolutional_masker(bins + bands, 2 * bins, layers)
+        if decoder.presence:
+            self.presence_head = PresenceHead(decoder.embed_dim << (len(decoder.depths) - 1))
+        self.apply(laion.init_weights)
+
+    def presence(
+        self, features: StageFeatures, condition: Tensor, rows: Tensor | None = None
+    ) -> Tensor | None:
+        """The log odds that mixtures hold what the conditions ask for, without a mask.
+
+        Args:
+            features: the encoder's, of M mixtures.
+            condition: float[B, 2·D], positive and negative embedding.
+            rows: int64[B], the mixture that each condition is about; None: each its own.
+
+        Returns:
+            float32[B], or None where the network has no such output.
+        """
+        if not self.config.decoder.presence:
+            return None
+        odds: Tensor = self.presence_head(self._coarsest(features, condition, rows))
+        return odds
+
+    def _coarsest(self, features: StageFeatures, condition: Tensor, rows: Tensor | None) -> Tensor:
+        state: Tensor = self.layers[0](self.film(features.stages[-1], condition, rows=rows))
+        return state
+
+    def forward(
+        self,
+        features: StageFeatures,
+        magnitude: Tensor,
+        condition: Tensor,
+        rows: Tensor | None = None,
+    ) -> Mask:
+        """Predicts the mask.
+
+        Args:
+            features: the encoder's, of M mixtures.
+            magnitude: float[M, F, K], the same mixtures' magnitude spectrograms.
+            condition: float[B, 2·D], positive and negative embedding.
+            rows: int64[B], the mixture that each condition is about; None: each its own.
+
+        Returns:
+            Mask over float[B, F, K].
+        """
+        state = self._coarsest(features, condition, rows)
+        presence = self.presence_head(state) if self.config.decoder.presence else None
+        skipped = reversed(features.stages[:-1])
+        for level, (skip, feature) in enumerate(zip(self.skip, skipped, strict=True)):
+            deeper = self.layers[level](state) if level else state
+            state = skip(feature, condition, deeper, rows)
+        frames = self._unfold(self.inverse_patch_embed(state))[:, : magnitude.shape[1]]
+        columns = magnitude.transpose(1, 2).unsqueeze(-1)
+        normalised = self.spec_norm(columns).squeeze(-1).transpose(1, 2)
+        mask = audio.sigmoid(self.mask_net(normalised, frames, rows))
+        if not self.config.decoder.phase:
+            return Mask(magnitude=mask, presence=presence)
+        direction = torch.tanh(self.phase_net(normalised, frames, rows)).float()
+        rotation = torch.complex(*direction.chunk(2, dim=-1))
+        unit = rotation / rotation.abs().clamp(min=1e-10)
+        return Mask(magnitude=mask, rotation=unit, presence=presence)
+
+    def _unfold(self, image: Tensor) -> Tensor:
+        """The square image back to float[B, F, mel_bins]."""
+        ratio = self.config.clap.audio.freq_ratio
+        pieces: Tensor = image.unflatten(1, (ratio, -1)).transpose(1, 2)
+        return pieces.flatten(2).transpose(1, 2)
+
+
+def _levels(config: ClapSepConfig) -> tuple[list[DecoderStage], list[SkipConnection]]:
+    """The stages, finest first, and the connections that follow them."""
+    encoder, decoder = config.clap.audio, config.decoder
+    rates = torch.linspace(0, decoder.drop_path_rate, sum(decoder.depths)).tolist()
+    stages: list[DecoderStage] = []
+    skips: list[SkipConnection] = []
+    for level, depth in enumerate(decoder.depths):
+        dim = decoder.embed_dim << level
+        first = sum(decoder.depths[:level])
+        stage = DecoderStage(
+            dim,
+            encoder.grid_size >> level,
+            depth,
+            decoder.num_heads[level],
+            encoder.window_size,
+            decoder,
+            rates[first : first + depth],
+        )
+        if level < len(decoder.depths) - 1:
+            stage.downsample = audio.PatchExpand(2 * dim)
+        stages.append(stage)
+        skips.append(SkipConnection(config.condition_dim, encoder.embed_dim << level, dim))
+    return stages, skips
+
+
+def _repeat(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -129,16 +479,16 @@ class ClapSep(nn.Module):
             raise ValueError(
                 f"mixture {tuple(mixture.shape)}: expected [B, T], 1 ≤ T ≤ {self.window_samples}"
             )
-        signal, audio = self.config.signal, self.config.clap.audio
+        signal, heard = self.config.signal, self.config.clap.audio
         shortest = max(
             signal.n_fft // 2 + 1,
-            (audio.n_fft // 2 + 1) * signal.sample_rate_hz // audio.sample_rate_hz + 1,
+            (heard.n_fft // 2 + 1) * signal.sample_rate_hz // heard.sample_rate_hz + 1,
         )
         if num_samples < shortest:
             mixture = F.pad(mixture, (0, shortest - num_samples))
             encoder_mixture = None
         if encoder_mixture is None:
-            encoder_mixture = sinc_resample(mixture, signal.sample_rate_hz, audio.sample_rate_hz)
+            encoder_mixture = sinc_resample(mixture, signal.sample_rate_hz, heard.sample_rate_hz)
         spectrum = torch.stft(
             mixture,
             signal.n_fft,

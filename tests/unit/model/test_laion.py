@@ -76,6 +76,13 @@ def test_mel_filterbank_is_the_reference_shape() -> None:
     assert (filters >= 0).all()
 
 
+def test_a_network_that_may_learn_everything_keeps_its_mel_filters() -> None:
+    network = laion.build_htsat(TINY.clap.audio).requires_grad_(True)
+    learnt = {name for name, value in network.named_parameters() if value.requires_grad}
+    assert "bn0.weight" in learnt
+    assert not any(name.startswith("logmel_extractor") for name in learnt)
+
+
 def test_block_of_a_grid_as_small_as_the_window_is_not_shifted() -> None:
     shifted = laion.swin_block(8, 16, 1, 8, True, 4.0, 0.0)
     whole = laion.swin_block(8, 8, 1, 8, True, 4.0, 0.0)

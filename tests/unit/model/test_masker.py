@@ -10,7 +10,7 @@ from torch import nn
 
 from float_noise import rounding
 from model.config import TINY
-from model.systems.clapsep.decoder import (
+from model.systems.clapsep.network import (
     ConvolutionModule,
     TransformerMasker,
     convolutional_masker,
