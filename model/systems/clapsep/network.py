@@ -515,7 +515,7 @@ class ClapSep(nn.Module):
                 f"{len(vector)} queries for {encoded.batch_size} mixtures: see Encoded.index"
             )
         with self._autocast(magnitude):
-            mask = self.decoder(encoded.features, magnitude, vector, encoded.rows)
+            mask: Mask = self.decoder(encoded.features, magnitude, vector, encoded.rows)
         return dataclasses.replace(mask, magnitude=mask.magnitude.float())
 
     def presence(self, encoded: Encoded, condition: Condition) -> Tensor | None:
