@@ -31,7 +31,7 @@ import sys
 from pipelines import report, separate
 manifest, output, page = sys.argv[1:]
 common = ["--model", "halver", "--scorer", "none", "--progress", "none", "--num_threads", "1"]
-code = separate.run(["--manifest", manifest, "--output", output, "--max_clip_in_memory_s", "2",
+code = separate.run(["--manifest", manifest, "--output", output, "--max_clip_in_memory_s", "0.5",
                      *common])
 sys.exit(code or report.run([output, "--output", page, "--metric", "peak_ratio"]))
 """
