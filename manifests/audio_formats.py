@@ -253,7 +253,7 @@ _ELSE: Final[tuple[tuple[tuple[bytes, ...], str], ...]] = (
 
 
 def named_otherwise(head: bytes) -> str:
-    """What a file is that is no recording, and what to do; empty where its first bytes do not say.
+    """Says what kind of file this is if not audio, and what to do; empty where that is unknown.
 
     Asked only of files that no reader takes.
     """

@@ -282,7 +282,7 @@ class ManifestRow:
 
     @property
     def weight_of_text(self) -> float | None:
-        """Of the words of a query that has example clips too; None where there is no such query."""
+        """The text's weight in a query that also has example clips; None for other queries."""
         both = (self.positive_text is not None and bool(self.positive_audio_uris)) or (
             self.negative_text is not None and bool(self.negative_audio_uris)
         )
@@ -732,7 +732,8 @@ def _check_sources(fields: Mapping[str, Any]) -> None:
 def _check_query(fields: Mapping[str, Any]) -> None:
     names = ("positive_text", "negative_text", "positive_audio_uris", "negative_audio_uris")
     if not any(fields[name] for name in names):
-        raise _InvalidError("positive_text", None, f"a query: one of {', '.join(names)}")
+        expected = f"a query: at least one of {', '.join(names)}"
+        raise _InvalidError("positive_text", None, expected)
 
 
 def _resolved(name: str, value: Any, folder: str) -> Any:

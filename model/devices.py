@@ -16,7 +16,7 @@ _MEANT = re.compile(r"(gpu|cuda|nvidia)?[:_ -]?(\d{1,4})?", re.IGNORECASE)
 
 
 def require_name(device: str, name: str = "--device") -> None:
-    """Looks at a name, not at the machine; torch is not imported.
+    """Checks the spelling of a device's name, without torch and without looking for the device.
 
     Args:
         device: the name.
@@ -66,7 +66,7 @@ def resolved(device: str, name: str = "--device") -> str:
 
 
 def cores() -> int:
-    """Those that it is allowed to run on, where the system says so; else the machine's."""
+    """Returns how many cores this process may use, or else how many the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

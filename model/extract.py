@@ -302,7 +302,7 @@ class Extractor:
         return devices.one_thread_an_operation() if self._on_cpu else contextlib.nullcontext()
 
     def _gain(self, pieces: Iterable[FloatArray]) -> InputGain:
-        """What the network hears a recording multiplied by."""
+        """Computes the input gain of a recording."""
         return input_gain(pieces, self._separator.sample_rate_hz, self._separator.input_level_dbfs)
 
 

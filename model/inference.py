@@ -49,7 +49,7 @@ class Transfers(Protocol):
 
 
 class InPlace:
-    """On the CPU nothing moves."""
+    """Transfers for the CPU, where nothing has to be copied."""
 
     ahead = 0
 
@@ -58,7 +58,7 @@ class InPlace:
         return torch.from_numpy(array)
 
     def down(self, tensor: Tensor) -> Arriving:
-        """The tensor itself, as an array."""
+        """Gives the tensor's values as an array at once, in float32."""
         array: Samples = tensor.float().numpy()
         return lambda: array
 
@@ -203,7 +203,7 @@ class WindowEstimates:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardPass:
-    """A forward pass: its windows, channels counted, and how long it took."""
+    """One forward pass: how many windows, one for each channel, and the seconds it took."""
 
     num_windows: int
     took_s: float
@@ -266,7 +266,7 @@ class Network:
         self._passed = passed
 
     def separate(self, windows: Sequence[WindowQueries]) -> list[WindowEstimates]:
-        """Answers every query of every window, at its level; each channel is encoded once.
+        """Separates every window for each of its queries; each channel is encoded once.
 
         On a GPU a pass is launched before the estimates of the one before are fetched.
 

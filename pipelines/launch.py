@@ -70,7 +70,7 @@ class Job(Protocol):
 
     @property
     def access(self) -> UriAccess:
-        """What rows, and a web server that they name, may lead to."""
+        """The URIs that rows may name, and that a web server may redirect to."""
 
     def check(self, storage: Storage) -> None:
         """Checks what only this job has.
@@ -105,7 +105,7 @@ class Job(Protocol):
 
 
 class JobGoesOnError(RuntimeError):
-    """Waiting was interrupted; the job, which a service has, was not."""
+    """The wait for a job was interrupted; the job itself still runs on its service."""
 
 
 class RunFailedError(RuntimeError):
@@ -413,7 +413,7 @@ def _finishing(secrets: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except Exception as err:
-        logger.debug("after the run had finished", exc_info=err)
+        logger.debug("an error occurred after the run had finished", exc_info=err)
         sys.stderr.write(
             f"warning: the run has finished; after that: {first_cause(err, secrets)}\n"
         )

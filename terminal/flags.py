@@ -144,7 +144,7 @@ class _Words:
         return _Use(flag, action, self._words[start : int(end)], attached=False)
 
     def _end_of_values(self, start: int) -> int:
-        """Where the next flag stands, or what looks like one."""
+        """Returns the index of the next word that looks like a flag, or of the end."""
         at = start
         while at < len(self._words) and not self._is_flag(self._words[at]):
             at += 1
@@ -204,7 +204,7 @@ class _Words:
         )
 
     def _misspelt(self, word: str) -> str | None:
-        """Why a word that looks like a flag is none; None for a word that does not."""
+        """Says that a word is an unknown flag, and which one is close; None for a plain word."""
         meant = self._meant(word)
         if meant is not None:
             return f"unknown flag {_shown(word)}; is it {meant}?{_why(word, meant)}"
@@ -299,7 +299,7 @@ def _shown(word: str) -> str:
 
 
 def _why(word: str, meant: str) -> str:
-    """What is wrong with a word that is a flag to the eye."""
+    """Explains which character or space keeps ``word`` from being the flag ``meant``."""
     for character in word:
         if character in _DASHES[1:] or (not character.isprintable() and character != " "):
             name = unicodedata.name(character, "no name").lower()

@@ -44,7 +44,7 @@ def one_line(text: str, max_chars: int = 200) -> str:
 
 
 def markdown(text: str) -> str:
-    """A cell of a Markdown table: no markup, HTML or link comes of it."""
+    """Escapes ``text`` for a cell of a Markdown table: no markup, HTML or links."""
     plain = _CONTROL.sub(" ", text).replace("&", "&amp;").replace("<", "&lt;")
     return _MARKDOWN.sub(r"\\\1", plain)
 
@@ -59,7 +59,7 @@ def latex(text: str) -> str:
 
 
 def comment(text: str) -> str:
-    """``text`` for the rest of a line."""
+    """Replaces control characters in ``text``, so that it stays on one comment line."""
     return _CONTROL.sub(" ", text)
 
 
@@ -93,7 +93,7 @@ def steady() -> None:
 
 
 def lost() -> OSError | None:
-    """Why what standard output was given did not arrive; None where it did, or nobody wanted it.
+    """Returns the error that standard output ran into; None if none, or if the reader left.
 
     For commands whose output is no message but what they make: a reader who has left has taken what
     was wanted, and a full disk has not.

@@ -63,7 +63,7 @@ class Query:
     audio_uris: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """A query is one or the other."""
+        """Checks that the query is either a text or example clips."""
         if (self.text is None) == (not self.audio_uris):
             raise ValueError(f"{self}: expected a text or example clips, and not both")
 
@@ -307,7 +307,7 @@ class Damage:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Leaving:
-    """A row that leaves a file; ``but_one``: the file has it twice and keeps it once."""
+    """A row to remove from a file; ``but_one``: remove all copies of it but the first."""
 
     uri: str
     id: str

@@ -59,7 +59,7 @@ class StemPlaces:
     access: UriAccess = dataclasses.field(default_factory=UriAccess)
 
     def __post_init__(self) -> None:
-        """Checks that a template can be filled."""
+        """Checks that a template has plain fields only, such as ``{id}``."""
         if self.where is not None:
             for _, name, form, _ in string.Formatter().parse(self.where):
                 if name is not None and (not name.isidentifier() or form):
@@ -124,7 +124,7 @@ class StemPlaces:
 
 
 class _Fields(Mapping[str, str]):
-    """What a template may name; an id fills in as a path below the folder, not above it."""
+    """Gives a template the fields of a row; refuses values with ``..`` in their path."""
 
     def __init__(self, row: ManifestRow) -> None:
         known = {"id": row.id, "dataset": row.dataset, "split": row.split, "label": row.label}

@@ -1,4 +1,4 @@
-"""What earlier attempts left, held against the manifest: what stays, and what is done again.
+"""Compares earlier attempts with the manifest: which results stay, and which rows run again.
 
 A row stays finished while its digest is that of the manifest's row. All others leave the tables
 before anything of the new attempt is written: each file that holds such rows, or lacks a column
@@ -326,7 +326,7 @@ def _why_not(kept: KeptRow, first: ManifestRow | None, asked: bool, rules: KeptR
 def _letters(
     letters: Iterable[KeptLetter], *, asked: bool, finished: bool, rules: KeptRules
 ) -> Iterator[Any]:
-    """Dead letters that stay: what is asked for now gets a stem or a new one."""
+    """Yields the earlier dead letters that stay; rows that run again get a new result."""
     if asked or rules.covers:
         return
     seen = set()
@@ -444,7 +444,7 @@ def _stays(ids: Sequence[str], leaving: Iterable[Leaving]) -> list[bool]:
 
 @dataclasses.dataclass(eq=False)
 class AfterFiles(beam.PTransform[Any, Any]):
-    """Gives rows on, but not before every file is as it should be.
+    """Passes rows on once all files of earlier attempts are rewritten.
 
     In: ``ManifestRow``. Out: the same.
 

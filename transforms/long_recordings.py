@@ -61,7 +61,7 @@ T = TypeVar("T")
 
 
 class Branches(Generic[T]):
-    """One source of tuples, read by one iterator for each place in the tuple.
+    """Splits one iterator of tuples into an iterator for each position in the tuple.
 
     What a slower branch has not taken yet is kept, so branches are to be read in turn. Nothing is
     kept for a branch that is closed. What the source raises, every branch raises.
@@ -259,7 +259,7 @@ class LongStem:
         return True
 
     def fail(self, error: Exception) -> Failure:
-        """Gives up."""
+        """Marks the stem as failed, and returns the failure for its row."""
         row = self._query.row
         stage: Stage = "write" if isinstance(error, WriteError) else "read"
         if isinstance(error, SeparationError):
@@ -330,7 +330,7 @@ def _mono_row(block: Samples) -> torch.Tensor:
 
 
 def embed_file(scoring: Scoring, storage: Storage, uri: str, part: AudioPart) -> Samples | None:
-    """What the scorer hears in a long file: as in a clip, the mean over windows spread over it.
+    """Embeds windows spread over a long file with the scorer, and averages them.
 
     Args:
         scoring: the scorer.
@@ -381,7 +381,7 @@ def _windows_in_passing(
     length_s: float,
     rate_hz: int,
 ) -> list[Samples] | None:
-    """As :func:`_window` for each start, in one pass; None where the file can be sought in."""
+    """Reads all windows in one pass; None for a file that can be decoded from any place."""
     pieces: list[list[Samples]] = [[] for _ in starts_s]
     position = 0
     with open_audio(storage, uri, part.start_s, part.duration_s) as file:

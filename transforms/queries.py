@@ -139,7 +139,7 @@ class RowAsks:
 
 
 def asks_of(row: ManifestRow) -> RowAsks:
-    """What a row asks for."""
+    """Makes the queries of a row: text and example clips, positive and negative."""
 
     def text(value: str | None) -> Query | None:
         return None if value is None else Query(text=value)
@@ -385,7 +385,7 @@ def _fused(
 def _spoken(
     text: Query | None, audio: Query | None, found: Mapping[Query, EmbeddedQuery]
 ) -> Samples | None:
-    """What CLAPScore compares with: the words; the example clips where there are none."""
+    """Picks the embedding for CLAPScore: that of the text, or else that of the example clips."""
     query = text or audio
     return _tensor(found[query]).numpy() if query is not None and query in found else None
 

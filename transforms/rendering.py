@@ -72,7 +72,7 @@ class RenderMixtures(beam.PTransform[Any, Any]):
     def expand(
         self, rows: PCollection[ManifestRow]
     ) -> tuple[PCollection[ManifestRow], PCollection[Failure]]:
-        """Renders each row by itself."""
+        """Renders each row by itself; gives the rows that name the files, and the failures."""
         outputs = rows | "Render" >> beam.ParDo(_RenderFn(self.settings)).with_outputs(
             dead_letters.FAILED, main="rows"
         )

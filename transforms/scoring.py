@@ -27,7 +27,7 @@ from transforms.elements import RowQuery, Samples, ScoredClip, Scores, Separated
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Embeddings:
-    """What the scorer hears in one query's signals, float32[D] each; None: silent or absent."""
+    """The scorer's embeddings of one query's signals, float32[D] each; None: silent or absent."""
 
     stem: Samples | None
     mixture: Samples | None
@@ -124,7 +124,7 @@ class Scoring:
 
     @property
     def digest(self) -> str | None:
-        """Of the scorer's weights."""
+        """The digest of the scorer's weights; None where there is no scorer."""
         return self.encoder.digest if self.encoder is not None else None
 
     def score(self, clips: Sequence[SeparatedClip]) -> list[ScoredClip]:
@@ -185,7 +185,7 @@ class Scoring:
         return outcomes
 
     def embed(self, signals: Sequence[Samples | None]) -> list[Samples | None]:
-        """What the scorer hears in mono signals at the model's rate; None for silent ones."""
+        """Embeds mono signals at the model's rate with the scorer; None for silent ones."""
         found: list[Samples | None] = [None] * len(signals)
         encoder = self.encoder
         if encoder is None:

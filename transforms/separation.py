@@ -81,7 +81,7 @@ class Separation:
         )
 
     def gain_of(self, pieces: Iterable[Samples]) -> InputGain:
-        """What the model hears a recording multiplied by: float32[C, n] pieces at its rate."""
+        """Computes the input gain of a recording: float32[C, n] pieces at the model's rate."""
         separator = self.network.separator
         return input_gain(pieces, separator.sample_rate_hz, separator.input_level_dbfs)
 

@@ -93,7 +93,7 @@ def _add_importers(commands: argparse._SubParsersAction[flags.Parser]) -> None:
     command.add_argument("--list", required=True, help='{"data": [{"wav": …, "caption": …}]}')
     _add_drawn(command)
     command = commands.add_parser("dcase", help="DCASE 2024 Task 9: source, noise, level, caption")
-    command.add_argument("--list", required=True, help="lass_synthetic_validation.csv")
+    command.add_argument("--list", required=True, help="such as lass_synthetic_validation.csv")
     _add_common(command)
     command = commands.add_parser("folder", help="clips in folders named after their sound")
     _add_drawn(command)

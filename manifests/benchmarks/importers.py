@@ -165,7 +165,7 @@ def _level_db(text: str, place: str) -> float:
     except ValueError as err:
         raise ManifestError(f"{place}: level {quoted(text)}; expected a number of dB") from err
     if not -100.0 <= level_db <= 100.0:
-        raise ManifestError(f"{place}: level {level_db}; expected -100 to 100 dB")
+        raise ManifestError(f"{place}: SNR of {level_db} dB; expected -100 to 100 dB")
     return level_db
 
 

@@ -1,4 +1,4 @@
-"""Networks → one file, and what a weight file is.
+"""Converts networks to one weight file, and describes weight files.
 
 ``python -m model.checkpoints convert`` writes one safetensors file with the configuration inside;
 ``python -m model.checkpoints inspect`` says what a file is.

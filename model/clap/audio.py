@@ -417,7 +417,7 @@ class Encoder(SwinNetwork):
         self.register_buffer("hann", laion.torch_hann(config.n_fft), persistent=False)
 
     def stage_features(self, waveform: Tensor) -> StageFeatures:
-        """Hears a mixture.
+        """Encodes a mixture into the features of every stage.
 
         Args:
             waveform: float32[B, T] at the encoder's rate, at most a window; the spectrogram's

@@ -328,7 +328,7 @@ def _usable(moments: Moments) -> Tensor:
 
 
 def _of_share(moments: Moments, share: Tensor) -> Ratios:
-    """From the explained part of each estimate's power, float64[B, K] in [0, 1]."""
+    """Computes ratios from the explained share of each estimate's power, float64[B, K]."""
     own_problems = {
         Problem.WITHOUT_DISTORTION: 1.0 - share < INDISTINCT_DISTORTION,
         Problem.WITHOUT_REFERENCE: share < INDISTINCT_TARGET,

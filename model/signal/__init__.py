@@ -284,7 +284,7 @@ class LevelMeter:
         self._num_open = 0
 
     def add(self, piece: FloatArray) -> None:
-        """Hears the next float32[C, n].
+        """Adds the next piece, float32[C, n], to the measurement.
 
         A block is summed when it is whole: how a recording was cut into pieces changes no bit.
         """
@@ -303,7 +303,7 @@ class LevelMeter:
         return float(np.concatenate(self._open).sum()) if self._open else 0.0
 
     def gain(self, level_dbfs: float | None) -> InputGain:
-        """What brings what was heard to a level; None, or nothing but silence, leaves it as it is.
+        """Computes the gain to a level; None for the level, or pure silence, gives no change.
 
         Args:
             level_dbfs: the root mean square of a block, in dB of full scale, that the loudest block
@@ -340,7 +340,7 @@ def input_gain(
 
 
 def at_level(clip: FloatArray, sample_rate_hz: int, level_dbfs: float | None) -> FloatArray:
-    """A clip as a network hears it that has one gain for it, whatever its length: an example clip.
+    """Scales an example clip to a level, with one gain whatever its length.
 
     Args:
         clip: float32[T]; left untouched.
@@ -357,7 +357,7 @@ def _decibels(power: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _envelope(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Of each block, the highest of all levels, each faded towards the lowest by its distance."""
+    """Follows the peaks of block levels; each peak fades on both sides towards the lowest level."""
     lowest = float(levels.min())
     kept = math.exp(-BLOCK_S / TIME_CONSTANT_S)
     above = levels - lowest

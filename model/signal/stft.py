@@ -101,7 +101,7 @@ class Transform:
     whole_hops: bool = False
 
     def hear(self, mixture: Tensor) -> Spectrum:
-        """float32[B, T], T ≥ 1, as a spectrum; one too short to be reflected is padded with zeros.
+        """Computes the spectrum of float32[B, T], T ≥ 1; short signals are padded with zeros.
 
         Raises:
             ValueError: not [B, T], or T is 0.
@@ -136,7 +136,7 @@ class Transform:
         return waveform[:, :num_samples]
 
     def padded(self, num_samples: int) -> int:
-        """How many samples are transformed for so many."""
+        """Returns the length that ``num_samples`` samples are padded to for the transform."""
         length = max(num_samples, self.n_fft // 2 + 1)
         return -(-length // self.hop_samples) * self.hop_samples if self.whole_hops else length
 

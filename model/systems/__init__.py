@@ -216,7 +216,7 @@ class Separator(Protocol):
     """
 
     def encode(self, mixture: Tensor) -> Any:
-        """Hears float32[B, T ≤ window_samples]; the result serves any number of queries.
+        """Encodes float32[B, T ≤ window_samples]; the result serves any number of queries.
 
         The result has ``index(rows: int64[Q])``, which repeats and reorders mixtures.
         """
@@ -302,7 +302,7 @@ class QuerySetting:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Adaptation:
-    """How a system can run a query."""
+    """Says which parts of a query a system cannot use, and the nearest query that it can run."""
 
     reasons: tuple[str, ...] = ()
     """What the system cannot use, in words; empty where it can use all of the query."""

@@ -99,7 +99,7 @@ class Cnn14(nn.Module):
 
 
 class _MelFilters(nn.Module):
-    """The filters, which weights bring along."""
+    """Holds the mel filter bank, whose values are loaded with the weights."""
 
     melW: Tensor
 

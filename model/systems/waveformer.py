@@ -134,7 +134,7 @@ class CausalEncoder(nn.Module):
         )
 
     def no_past(self, like: Tensor) -> Tensor:
-        """What a beginning remembers, float32[B, E, frames]; B, E and the place as of ``like``."""
+        """Makes the zero state of a new stream, float32[B, E, frames]; B, E, device as ``like``."""
         return like.new_zeros(like.shape[0], like.shape[1], sum(self.past_frames))
 
     def forward(self, latent: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,14 +185,14 @@ class ChunkDecoder(nn.Module):
         )
 
     def no_past(self, like: Tensor) -> tuple[Tensor, ...]:
-        """What a beginning remembers; batch size and place as of ``like``."""
+        """Makes the zero state of a new stream; batch size and device as of ``like``."""
         shape = (like.shape[0], self._context, self.pos_enc.pe.shape[-1])
         return tuple(like.new_zeros(shape) for _ in range(len(self.tf_dec_layers) + 1))
 
     def forward(
         self, asked: Tensor, heard: Tensor, past: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Answers what is asked of what is heard.
+        """Decodes the encoded mixture for the query, chunk by chunk.
 
         Args:
             asked: float32[B, D, N].
@@ -350,7 +350,7 @@ class Waveformer(nn.Module):
         return self.config.frame_samples
 
     def encode(self, mixture: Tensor) -> EncodedMixture:
-        """Hears float32[B, T] whole, 1 ≤ T ≤ ``window_samples``.
+        """Encodes float32[B, T] whole, 1 ≤ T ≤ ``window_samples``.
 
         Raises:
             ValueError: T is 0 or longer than a window.

@@ -91,7 +91,7 @@ class OutputFolder:
 
     @property
     def prefix(self) -> str:
-        """Of the names of this attempt's table files."""
+        """The prefix of the names of this attempt's table files."""
         return f"part-{self.earlier.attempt:03d}"
 
 
@@ -186,7 +186,7 @@ def _record(storage: Storage, uri: str) -> tuple[Mapping[str, Any] | None, str |
 
 
 def _attempt(record: Mapping[str, Any] | None, tables: Sequence[str]) -> int:
-    """The next one: no file of an earlier attempt has its name, whatever the record says."""
+    """Returns the number of the next attempt, above that of every earlier file and record."""
     before = [int(name) for uri in tables for name in _ATTEMPT.findall(uri.rsplit("/", 1)[-1])]
     known = (record or {}).get("attempt")
     return max([*before, known if isinstance(known, int) else 0]) + 1
@@ -245,7 +245,7 @@ def _command_of(record: Mapping[str, Any]) -> str:
 
 @contextmanager
 def usable(output: str, done: str = "written") -> Iterator[None]:
-    """Names ``--output`` in what a storage has against it, as it is ``read`` or ``written``.
+    """Turns a storage error while ``--output`` is ``read`` or ``written`` into a UsageError.
 
     Raises:
         UsageError: its scheme is not known, needs a package that is not installed, or the folder
@@ -324,7 +324,7 @@ def require_free(
 def require_no_job(
     earlier: Earlier, config: CommonConfig, require_ended: locking.RequireEnded
 ) -> None:
-    """Raises UsageError where a job of the earlier run goes on, whose lock is not there any more.
+    """Raises UsageError if an earlier run's job still runs on its service, with no lock left.
 
     Two jobs that write into one folder would give every row twice, and one that runs while its
     results are deleted would leave half of them.

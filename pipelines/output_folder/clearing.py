@@ -254,7 +254,7 @@ def _deleted_from(output: str) -> list[str]:
 
 
 class Places:
-    """Whether URIs lead into some folders: compared are places, not spellings."""
+    """Tells whether URIs lead into some folders, however they are spelt."""
 
     def __init__(self, storage: Storage, folders: Iterable[str]) -> None:
         self._storage = storage

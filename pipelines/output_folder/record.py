@@ -95,7 +95,7 @@ def _parquet_rows(uri: str, storage: Storage) -> int | None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, the platform, this project and what it computes with."""
+    """Returns the versions of Python, the platform, this project and its main packages."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in (DISTRIBUTION, *_PACKAGES):
         try:
@@ -106,7 +106,7 @@ def versions() -> dict[str, str]:
 
 
 def code_version() -> str:
-    """Of this project."""
+    """Returns the version of this project; ``source`` where it is not installed."""
     found = versions()[DISTRIBUTION]
     return found if found != "not installed" else "source"
 

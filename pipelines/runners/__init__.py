@@ -74,11 +74,11 @@ class Measurements:
 
     @property
     def audio_s(self) -> float:
-        """Of the clips whose stems were written."""
+        """Seconds of audio in the clips whose stems were written."""
         return self.counters.get(AUDIO, 0) / 1_000
 
     def adding(self, counters: Mapping[str, int]) -> Measurements:
-        """With what was counted outside of the job's steps."""
+        """Returns a copy with the given counters added to these."""
         names = sorted({*self.counters, *counters})
         added = {name: self.counters.get(name, 0) + counters.get(name, 0) for name in names}
         return dataclasses.replace(self, counters=added)

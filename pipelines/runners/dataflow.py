@@ -59,7 +59,7 @@ class DataflowJob:
         return f"https://console.cloud.google.com/dataflow/jobs/{place}"
 
     def command(self, verb: str) -> str:
-        """A command of Google's CLI about it."""
+        """Returns the ``gcloud`` command line that does ``verb`` to this job."""
         place = f"--region={self.region} --project={self.project}"
         return f"gcloud dataflow jobs {verb} {self.id} {place}"
 

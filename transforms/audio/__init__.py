@@ -26,7 +26,7 @@ class AudioError(ValueError):
         self.code = code
 
     def __reduce__(self) -> tuple[type[AudioError], tuple[str, str]]:
-        """Both arguments: exceptions are pickled with those of their base class."""
+        """Pickles code and message; the base class would pass on only the message."""
         return type(self), (self.code, str(self))
 
 
@@ -54,7 +54,7 @@ class AudioPart:
         return self.num_samples * self.num_channels
 
     def num_values_at(self, rate_hz: int) -> int:
-        """As many, or as there are once it is resampled to a higher rate."""
+        """Samples of all channels at the file's rate or at ``rate_hz``, whichever is more."""
         return max(self.num_values, round(self.duration_s * rate_hz) * self.num_channels)
 
     @property

@@ -179,7 +179,7 @@ class _Reader(AudioReader):
         self._file, self._found, self._form, self._uri = file, found, form, uri
 
     def blocks(self, block_samples: int) -> Iterator[Samples]:
-        """As described there."""
+        """Decodes the part block by block; see :meth:`AudioReader.blocks`."""
         self._go_to_start()
         left = self.part.num_samples
         while left:

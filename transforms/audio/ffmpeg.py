@@ -143,7 +143,7 @@ class _Reader(AudioReader):
         self._pieces, self._uri = pieces, uri
 
     def blocks(self, block_samples: int) -> Iterator[Samples]:
-        """As described there."""
+        """Yields the part block by block; see :meth:`AudioReader.blocks`."""
         left = self.part.num_samples
         piece = np.empty((self.part.num_channels, 0), np.float32)
         while left:

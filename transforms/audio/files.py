@@ -67,7 +67,7 @@ def describe(error: BaseException, uri: str) -> str:
 
 
 def _audio_error(error: BaseException | None) -> AudioError | None:
-    """The error, or what a file system made another error of: it may have its own view."""
+    """Finds the first AudioError among an error and its causes; None where there is none."""
     while error is not None and not isinstance(error, AudioError):
         error = error.__cause__
     return error
@@ -140,7 +140,7 @@ _NOT_COPIED = _LatestNames(1_000)
 def _from_copy(
     raw: BinaryIO, request: Request, decode: _Decode, stack: ExitStack
 ) -> AudioReader | None:
-    """Opens a part in a decoded copy of its recording; None: it is to be decoded from the start.
+    """Opens a part in a decoded copy of its file, made if needed; None: decode the file itself.
 
     The copy has the samples as they are decoded, in 32-bit float: the part is the same.
     """

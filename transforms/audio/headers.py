@@ -130,7 +130,7 @@ def wav_data(raw: BinaryIO) -> WavData | None:
 def _believed(
     raw: BinaryIO, start: int, announced: int, there: int, order: str, *, long: bool
 ) -> int:
-    """How many bytes of samples there should be."""
+    """Computes how many bytes of samples a WAV file has, where its header may be wrong."""
     if long:
         unset = announced == 0 or announced >= _UNSET_64
         return there if unset else announced

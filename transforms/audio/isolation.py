@@ -142,7 +142,7 @@ class _IsolatedReader(AudioReader):
         self._decoder = decoder
 
     def blocks(self, block_samples: int) -> Iterator[Samples]:
-        """As described there."""
+        """Yields the part block by block; see :meth:`AudioReader.blocks`."""
         return self._decoder.blocks(self.part, block_samples)
 
 

@@ -72,7 +72,7 @@ _SAID_ELSEWHERE = ("out of retries", "non-retriable exception")
 
 
 class _Uncounted:
-    """What was seen on threads that Beam's counters do not reach, until one comes that they do."""
+    """Keeps retry counts of threads without Beam counters, until a thread that has them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -92,7 +92,7 @@ _UNCOUNTED = _Uncounted()
 
 
 def publish() -> None:
-    """Hands what was seen to Beam's counters, where this thread runs a step of a job.
+    """Adds the kept retry counts to Beam's counters, where this thread runs a step of a job.
 
     Beam is used where it is loaded, and not imported: a thread that runs a step has loaded it.
     """
@@ -137,7 +137,7 @@ def attempts(policy: RetryPolicy, *, client_repeats: bool) -> tenacity.Retrying:
 def attempt(
     operation: Callable[[], T], uri: str, policy: RetryPolicy, *, client_repeats: bool
 ) -> T:
-    """What ``operation`` gives, after as many attempts as it takes.
+    """Runs ``operation``, and repeats it after transient failures as ``policy`` says.
 
     Raises:
         OSError: FileNotFoundError, PermissionError or another, whatever type the store has for it.

@@ -464,7 +464,7 @@ class ClapSep(nn.Module):
         return self
 
     def encode(self, mixture: Tensor, encoder_mixture: Tensor | None = None) -> Encoded:
-        """Hears a batch of mixtures.
+        """Encodes a batch of mixtures.
 
         Args:
             mixture: float32[B, T] at ``sample_rate_hz``, 1 ≤ T ≤ ``window_samples``.

@@ -105,7 +105,7 @@ class Cluster:
             )
 
     def num_threads(self, at_least: int = 1) -> int:
-        """Of all workers that there are now."""
+        """Returns the threads of all workers that there are now, or ``at_least`` so many."""
         try:
             threads = self._client.nthreads()
         except OSError:  # no scheduler answers
