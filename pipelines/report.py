@@ -6,14 +6,16 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from manifests.columns import METRIC_COLUMNS
 from manifests.files import absolute
 from pipelines.log_lines import configure_logging
-from pipelines.reporting.runs import ReportConfig
 from terminal import flags, screen
 from transforms.storage.access import redact, secrets_of
+
+if TYPE_CHECKING:  # it brings pandas, which a wrong flag need not wait for
+    from pipelines.reporting.runs import ReportConfig
 
 _EXAMPLES = """writes:
   report.html            a page that opens from disk; nothing is fetched from a network
@@ -84,7 +86,7 @@ def config_of(argv: Sequence[str]) -> ReportConfig:
         ValueError: a value that cannot be used.
         SystemExit: ``--help``, or a flag that there is not.
     """
-    from pipelines.reporting.runs import run_names
+    from pipelines.reporting.runs import ReportConfig, run_names
 
     options = parser().parse_args(list(argv))
     runs = tuple(absolute(uri) for uri in options.runs)

@@ -7,7 +7,6 @@ shots beside those of the paper's tables IV to VI.
 from __future__ import annotations
 
 import io
-import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -26,11 +26,9 @@ from pipelines.reporting.measured import (
     TITLES,
     by_setting,
     provenance_of,
-    provenance_of_runs,
     summary_of,
-    values_of,
 )
-from pipelines.reporting.runs import ReportClip, Run, Setting
+from pipelines.reporting.runs import Run, Setting
 from terminal import screen
 
 MAX_SERIES = 6
@@ -112,10 +110,10 @@ def series_name(runs: Sequence[Run], run: Run, what: str) -> str:
     return what if len(runs) == 1 else f"{run.name}: {what}"
 
 
-def caption_of(runs: Sequence[Run], clips: Sequence[ReportClip], metric: str) -> str:
+def caption_of(runs: Sequence[Run], clips: Sequence[pd.DataFrame], metric: str) -> str:
     """Provenance of a plot."""
-    failed = provenance_of_runs(runs, metric).n_failed
-    return str(provenance_of(clips, metric, failed))
+    failed = sum(len(run.failures) for run in runs)
+    return str(provenance_of(pd.concat(clips), metric, failed))
 
 
 def left_out(found: int, limit: int, what: str) -> str:
@@ -170,7 +168,7 @@ def curve_charts(runs: Sequence[Run], metric: str) -> list[Chart]:
     return [chart for axis in _AXES for chart in _charts_over(runs, metric, axis)]
 
 
-_Series = tuple[Run, Setting, dict[float, list[ReportClip]]]
+_Series = tuple[Run, Setting, dict[float, pd.DataFrame]]
 
 
 def _charts_over(runs: Sequence[Run], metric: str, axis: _Axis) -> list[Chart]:
@@ -183,7 +181,7 @@ def _charts_over(runs: Sequence[Run], metric: str, axis: _Axis) -> list[Chart]:
             Curve(name=series_name(runs, run, _setting_name(setting)), points=_points(at, metric))
             for run, setting, at in shown
         ]
-        used = [clip for _, _, at in shown for clips in at.values() for clip in clips]
+        used = [clips for _, _, at in shown for clips in at.values()]
         charts.append(
             Chart(
                 name=f"{axis.name}-{len(charts) + 1:02d}",
@@ -200,10 +198,10 @@ def _charts_over(runs: Sequence[Run], metric: str, axis: _Axis) -> list[Chart]:
 def _by_dataset(runs: Sequence[Run], metric: str, axis: _Axis) -> dict[str | None, list[_Series]]:
     found: dict[str | None, list[_Series]] = {}
     for run in runs:
-        groups: dict[Setting, dict[float, list[ReportClip]]] = {}
+        groups: dict[Setting, dict[float, pd.DataFrame]] = {}
         for setting, clips in by_setting(run).items():
             x = axis.read(setting)
-            if x is not None and np.isfinite(values_of(clips, metric)).any():
+            if x is not None and np.isfinite(clips[metric]).any():
                 groups.setdefault(axis.without(setting), {})[float(x)] = clips
         for setting, at in groups.items():
             found.setdefault(setting.dataset, []).append((run, setting, at))
@@ -215,7 +213,7 @@ def _setting_name(setting: Setting) -> str:
     return f"{setting.query}{targets}"
 
 
-def _points(at: dict[float, list[ReportClip]], metric: str) -> tuple[Point, ...]:
+def _points(at: dict[float, pd.DataFrame], metric: str) -> tuple[Point, ...]:
     points = []
     for x, clips in sorted(at.items()):
         found = summary_of(clips, metric)
@@ -267,66 +265,68 @@ def charts_of(runs: Sequence[Run], metric: str) -> list[Chart]:
 
 def distributions(runs: Sequence[Run], metric: str) -> list[Chart]:
     """Histograms by dataset, a series for each run and kind of query (the paper's Fig. 4)."""
-    by_dataset: dict[str, list[tuple[str, list[ReportClip]]]] = {}
-    for run in runs:
-        series: dict[tuple[str, str], list[ReportClip]] = {}
-        for setting, clips in by_setting(run).items():
-            series.setdefault((setting.dataset or "no dataset", setting.query), []).extend(clips)
-        for (dataset, query), clips in series.items():
-            by_dataset.setdefault(dataset, []).append((series_name(runs, run, query), clips))
+    named = [
+        clips.assign(
+            dataset=clips["dataset"].fillna("no dataset"),
+            series=series_name(runs, run, setting.query),
+            run=run.name,
+        )
+        for run in runs
+        for setting, clips in by_setting(run).items()
+    ]
     charts: list[Chart] = []
-    for dataset, named in sorted(by_dataset.items()):
-        parts = [(name, clips, values_of(clips, metric)) for name, clips in named]
-        parts = [part for part in parts if np.isfinite(part[2]).any()]
-        if not parts:
+    for dataset, of_dataset in pd.concat(named).groupby("dataset") if named else ():
+        groups = [clips for _, clips in of_dataset.groupby(["run", "series"], sort=False)]
+        series = [clips for clips in groups if np.isfinite(clips[metric]).any()]
+        if not series:
             continue
-        shown = parts[:MAX_SERIES]
+        shown = series[:MAX_SERIES]
         charts.append(
             Chart(
                 name=f"distribution-{len(charts) + 1:02d}",
                 title=f"Distribution of {TITLES[metric]}: {dataset}",
                 x_label=TITLES[metric],
                 y_label="clips",
-                caption=caption_of(runs, [clip for _, clips, _ in shown for clip in clips], metric)
-                + left_out(len(parts), MAX_SERIES, "series"),
+                caption=caption_of(runs, shown, metric)
+                + left_out(len(series), MAX_SERIES, "series"),
                 histograms=tuple(
-                    Histogram(name=name, values=values[np.isfinite(values)])
-                    for name, _, values in shown
+                    Histogram(name=clips["series"].iloc[0], values=_defined(clips[metric]))
+                    for clips in shown
                 ),
             )
         )
     return charts
 
 
+def _defined(values: pd.Series[Any]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = values[np.isfinite(values)].to_numpy()
+    return found
+
+
 def _class_charts(runs: Sequence[Run], run: Run, metric: str) -> list[Chart]:
-    by_label: dict[tuple[str, str], list[ReportClip]] = {}
-    for clip in run.clips:
-        if clip.label and math.isfinite(clip.value(metric)):
-            key = (clip.setting.dataset or "no dataset", clip.label)
-            by_label.setdefault(key, []).append(clip)
+    labelled = run.clips[run.clips["label"].notna() & np.isfinite(run.clips[metric])]
     charts: list[Chart] = []
-    for dataset in sorted({key[0] for key in by_label}):
-        labels = {key[1]: clips for key, clips in by_label.items() if key[0] == dataset}
-        if len(labels) < 2:
+    for dataset, clips in labelled.groupby(labelled["dataset"].fillna("no dataset")):
+        bars = [_bar(str(label), of_class, metric) for label, of_class in clips.groupby("label")]
+        if len(bars) < 2:
             continue
-        bars = sorted((_bar(label, clips, metric) for label, clips in labels.items()), key=_mean)
+        bars.sort(key=_mean)
         shown = bars if len(bars) <= MAX_BARS else bars[: MAX_BARS // 2] + bars[-MAX_BARS // 2 :]
-        used = [clip for clips in labels.values() for clip in clips]
         what = "the lowest and highest classes"
         charts.append(
             Chart(
                 name=f"classes-{runs.index(run) + 1:02d}-{len(charts) + 1:02d}",
-                title=f"{TITLES[metric]} by class: {series_name(runs, run, dataset)}",
+                title=f"{TITLES[metric]} by class: {series_name(runs, run, str(dataset))}",
                 x_label=f"{TITLES[metric]}, mean and 95 % (clips)",
                 y_label="",
-                caption=caption_of([run], used, metric) + left_out(len(bars), MAX_BARS, what),
+                caption=caption_of([run], [clips], metric) + left_out(len(bars), MAX_BARS, what),
                 bars=tuple(reversed(shown)),
             )
         )
     return charts
 
 
-def _bar(label: str, clips: Sequence[ReportClip], metric: str) -> Bar:
+def _bar(label: str, clips: pd.DataFrame, metric: str) -> Bar:
     found = summary_of(clips, metric)
     mean = found.mean or 0.0
     low = mean if found.ci_low is None else found.ci_low
@@ -341,14 +341,14 @@ def _mean(bar: Bar) -> float:
 def _level_scatter(runs: Sequence[Run], metric: str) -> list[Chart]:
     x_metric = _MIXTURE_OF.get(metric, "snr_mixture_db")
     clouds: list[Cloud] = []
-    used: list[ReportClip] = []
+    used: list[pd.DataFrame] = []
     for run in runs[:MAX_SERIES]:
-        x, y = values_of(run.clips, x_metric), values_of(run.clips, metric)
+        x, y = run.clips[x_metric].to_numpy(), run.clips[metric].to_numpy()
         defined = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
         if len(defined):
             kept = defined[:: -(-len(defined) // MAX_CLOUD)]
             clouds.append(Cloud(name=run.name, x=x[kept], y=y[kept]))
-            used += run.clips
+            used.append(run.clips)
     if not clouds:
         return []
     return [

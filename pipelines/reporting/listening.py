@@ -12,13 +12,14 @@ import io
 import json
 import math
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import soundfile
 from matplotlib import image
 from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ from manifests.files.readers import iter_rows
 from manifests.row import STEMS_FOLDER, ManifestRow, RowError, parse_record
 from model.signal import to_mono
 from pipelines.reporting.measured import SHOWN_METRICS, TITLES, digits_of
-from pipelines.reporting.runs import ReportClip, ReportConfig, Run, RunError, short
+from pipelines.reporting.runs import ReportConfig, Run, RunError, or_none
 from terminal import screen
 from transforms.audio import AudioError
 from transforms.audio.files import READ_ERRORS, describe, held_by, open_audio
@@ -152,36 +153,28 @@ class Heard:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Example:
-    """A clip that stands for others."""
+    """A clip that stands for others; ``clip`` is its line of the run's clips."""
 
     kind: str
     run: str
-    clip: ReportClip
+    clip: pd.DataFrame
     row: ManifestRow | None
     signals: tuple[Heard, ...]
     note: str
 
 
-def choose(clips: Sequence[ReportClip], metric: str, count: int) -> list[tuple[str, ReportClip]]:
-    """``count`` clips of each kind by a metric, none of them twice."""
-    ranked = sorted(
-        (clip for clip in clips if math.isfinite(clip.value(metric))),
-        key=lambda clip: (clip.value(metric), clip.id),
-    )
+def choose(clips: pd.DataFrame, metric: str, count: int) -> pd.DataFrame:
+    """``count`` clips of each kind by a metric, none of them twice; the kind is in ``kind``."""
+    ranked = clips[np.isfinite(clips[metric])].sort_values([metric, "id"])
     middle = max(0, (len(ranked) - count) // 2)
     parts = {
         "best": ranked[::-1][:count],
         "worst": ranked[:count],
         "median": ranked[middle : middle + count],
     }
-    taken: set[str] = set()
-    chosen: list[tuple[str, ReportClip]] = []
-    for kind in ("best", "worst", "median"):
-        for clip in parts[kind]:
-            if clip.id not in taken:
-                taken.add(clip.id)
-                chosen.append((kind, clip))
-    return sorted(chosen, key=lambda pair: KINDS.index(pair[0]))
+    chosen = pd.concat([part.assign(kind=kind) for kind, part in parts.items()])
+    chosen = chosen.drop_duplicates("id")
+    return chosen.sort_values("kind", key=lambda kind: kind.map(KINDS.index), kind="stable")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,16 +237,20 @@ def examples_of(run: Run, config: ReportConfig) -> list[Example]:
     """
     chosen = choose(run.clips, config.metric, config.listen)
     reach = reach_of(run, config)
-    rows = _rows_of(run, {clip.id for _, clip in chosen}, reach)
-    return [_example(kind, run, clip, rows.get(clip.id), reach) for kind, clip in chosen]
+    rows = _rows_of(run, set(chosen["id"]), reach)
+    found = [chosen.iloc[[place]] for place in range(len(chosen))]
+    return [_example(run, clip, rows.get(clip["id"].item()), reach) for clip in found]
 
 
-def stem_uri_of(run: Run, clip: ReportClip) -> str | None:
-    """Where a stem is now: a run folder may have been moved after it was written."""
+def stem_uris_of(run: Run, clips: pd.DataFrame) -> list[str | None]:
+    """Where stems are now: a run folder may have been moved after it was written."""
     written = str(run.record.get("config", {}).get("output") or "")
-    if clip.stem_uri is None or not written or not clip.stem_uri.startswith(f"{written}/"):
-        return clip.stem_uri
-    return run.uri + clip.stem_uri.removeprefix(written)
+    return [
+        uri
+        if uri is None or not written or not uri.startswith(f"{written}/")
+        else run.uri + uri.removeprefix(written)
+        for uri in or_none(clips["stem_uri"])
+    ]
 
 
 def _rows_of(run: Run, wanted: set[str], reach: Reach) -> dict[str, ManifestRow]:
@@ -285,11 +282,10 @@ def _valid(rows: Iterable[ManifestRow | RowError]) -> Iterator[ManifestRow]:
             yield row
 
 
-def _example(
-    kind: str, run: Run, clip: ReportClip, row: ManifestRow | None, reach: Reach
-) -> Example:
+def _example(run: Run, clip: pd.DataFrame, row: ManifestRow | None, reach: Reach) -> Example:
     signals, notes = [], []
-    rate_hz = clip.sample_rate_hz or 32_000
+    kind = clip["kind"].item()
+    rate_hz = int(clip["sample_rate_hz"].fillna(0).item()) or 32_000
     if row is None:
         notes.append(_NOT_FOUND)
     else:
@@ -298,7 +294,7 @@ def _example(
             signals += _sources(row, rate_hz, reach.storage)
         except READ_ERRORS as err:
             notes.append(f"Mixture or reference: {describe(err, row.mixture_uri or '')}.")
-    stem_uri = stem_uri_of(run, clip)
+    (stem_uri,) = stem_uris_of(run, clip)
     if stem_uri is not None:
         try:
             reach.stems.require(stem_uri)
@@ -373,20 +369,20 @@ def clip_data(runs: Sequence[Run], output: str) -> dict[str, Any]:
         runs: what is reported.
         output: where the page will lie; stems are linked relative to it.
     """
-    rows = [(run, clip) for run in runs for clip in run.clips]
-    provenances, provenance = _coded(
-        f"{clip.model or 'unnamed'} {short(clip.model_sha256)}, scorer "
-        f"{short(clip.scorer_sha256)}, protocol {clip.setting.protocol}"
-        for _, clip in rows
+    clips = pd.concat([run.clips.assign(run=run.name) for run in runs])
+    provenance = pd.Categorical(
+        clips["made_by"] + ", scorer " + clips["scorer"] + ", protocol " + clips["protocol"]
     )
     return {
-        "num_rows": len(rows),
-        "columns": _columns(runs, rows),
-        "reasons": [clip.undefined_reason for _, clip in rows],
-        "stems": [_beneath(run, clip, output) for run, clip in rows],
+        "num_rows": len(clips),
+        "columns": _columns(clips, [run.name for run in runs]),
+        "reasons": or_none(clips["undefined_reason"]),
+        "stems": [
+            _beneath(run, uri, output) for run in runs for uri in stem_uris_of(run, run.clips)
+        ],
         "folders": [_folder(run.uri, output) or "" for run in runs],
-        "provenances": provenances,
-        "provenance": provenance,
+        "provenances": provenance.categories.tolist(),
+        "provenance": provenance.codes.tolist(),
     }
 
 
@@ -398,81 +394,54 @@ def script_json(value: Any) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-_Rows = Sequence[tuple[Run, ReportClip]]
-
-
-def _columns(runs: Sequence[Run], rows: _Rows) -> list[dict[str, Any]]:
-    clips = [clip for _, clip in rows]
+def _columns(clips: pd.DataFrame, runs: Sequence[str]) -> list[dict[str, Any]]:
     metrics = [
-        _numbers(name, TITLES[name], digits_of(name), [clip.value(name) for clip in clips])
+        _numbers(name, TITLES[name], digits_of(name), clips[name])
         for name in (*SHOWN_METRICS, "sdr_mixture_db")
-        if name == "sdri_db" or any(math.isfinite(clip.value(name)) for clip in clips)
+        if name == "sdri_db" or np.isfinite(clips[name]).any()
     ]
-    columns = [
-        _text("id", "Id", _ID_WIDTH, [clip.id for clip in clips]),
+    queries = [setting.query for setting in clips["setting"]]
+    return [
+        _text("id", "Id", _ID_WIDTH, clips["id"].tolist()),
         metrics[0],
-        _names("run", "Run", [run.name for run, _ in rows], [run.name for run in runs]),
-        _names("dataset", "Dataset", [clip.setting.dataset or "-" for clip in clips]),
-        _names("label", "Label", [clip.label or "-" for clip in clips]),
-        _names("query", "Query", [clip.setting.query for clip in clips]),
+        _names("run", "Run", pd.Categorical(clips["run"], dtype=pd.CategoricalDtype(list(runs)))),
+        _names("dataset", "Dataset", pd.Categorical(clips["dataset"].fillna("-"))),
+        _names("label", "Label", pd.Categorical(clips["label"].fillna("-"))),
+        _names("query", "Query", pd.Categorical(queries)),
         *metrics[1:],
+        _numbers("input_snr_db", "Level (dB)", 1, clips["input_snr_db"]),
+        _numbers("n_sources", "Sources", 0, clips["n_sources"]),
+        _numbers("duration_s", "Length (s)", 2, clips["duration_s"]),
     ]
-    for name, title, digits, read in _FACTS:
-        columns.append(_numbers(name, title, digits, [read(clip) for clip in clips]))
-    return columns
-
-
-def _level(clip: ReportClip) -> float | None:
-    return clip.setting.input_snr_db
-
-
-def _sources_clip_data(clip: ReportClip) -> float | None:
-    return clip.setting.n_sources
-
-
-def _duration(clip: ReportClip) -> float | None:
-    return clip.duration_s
-
-
-_FACTS: tuple[tuple[str, str, int, Callable[[ReportClip], float | None]], ...] = (
-    ("input_snr_db", "Level (dB)", 1, _level),
-    ("n_sources", "Sources", 0, _sources_clip_data),
-    ("duration_s", "Length (s)", 2, _duration),
-)
 
 
 def _text(name: str, title: str, width: int, values: list[str]) -> dict[str, Any]:
     return {"name": name, "title": title, "width": width, "values": values}
 
 
-def _names(
-    name: str, title: str, values: list[str], names: Sequence[str] | None = None
-) -> dict[str, Any]:
-    known, codes = _coded(values, names)
-    return {"name": name, "title": title, "width": _NAME_WIDTH, "names": known, "codes": codes}
+def _names(name: str, title: str, values: pd.Categorical[Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "title": title,
+        "width": _NAME_WIDTH,
+        "names": values.categories.tolist(),
+        "codes": values.codes.tolist(),
+    }
 
 
-def _numbers(name: str, title: str, digits: int, values: Sequence[float | None]) -> dict[str, Any]:
-    rounded = [
-        None if value is None or not math.isfinite(value) else round(float(value), 4)
-        for value in values
-    ]
+def _numbers(name: str, title: str, digits: int, values: pd.Series[Any]) -> dict[str, Any]:
+    rounded = [round(value, 4) if math.isfinite(value) else None for value in _floats(values)]
     width = max(_NUMBER_WIDTH, 8 * len(title) + 34)
     return {"name": name, "title": title, "width": width, "digits": digits, "values": rounded}
 
 
-def _coded(
-    values: Iterable[str], names: Sequence[str] | None = None
-) -> tuple[list[str], list[int]]:
-    everything = list(values)
-    known = list(names) if names is not None else sorted(set(everything))
-    codes = {value: code for code, value in enumerate(known)}
-    return known, [codes[value] for value in everything]
+def _floats(values: pd.Series[Any]) -> list[float]:
+    found: list[float] = values.to_numpy(np.float64, na_value=np.nan).tolist()
+    return found
 
 
-def _beneath(run: Run, clip: ReportClip, output: str) -> str | None:
+def _beneath(run: Run, uri: str | None, output: str) -> str | None:
     """The path of a stem from its run folder, or from the page; None where it cannot be linked."""
-    uri = stem_uri_of(run, clip)
     if uri is None:
         return None
     folder = _folder(run.uri, output)

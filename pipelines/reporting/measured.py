@@ -5,17 +5,17 @@ Two runs are compared on the ids that both have.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
 from manifests.columns import METRICS
 from manifests.published import PublishedResult, load
 from model.bootstrap import Summary, summarise
-from pipelines.reporting.runs import ReportClip, Run, Setting, short
+from pipelines.reporting.runs import Run, Setting, or_none
 
 SHOWN_METRICS = tuple(column.name for column in METRICS if column.shown)
 TITLES = {column.name: column.title or column.name for column in METRICS}
@@ -69,23 +69,18 @@ class Line:
         return [result for result in self.published if result.column == metric]
 
 
-def values_of(clips: Sequence[ReportClip], metric: str) -> NDArray[np.float64]:
-    """float64[n]; NaN where the metric is undefined."""
-    return np.array([clip.value(metric) for clip in clips], dtype=np.float64)
-
-
-def summary_of(clips: Sequence[ReportClip], metric: str) -> Summary:
+def summary_of(clips: pd.DataFrame, metric: str) -> Summary:
     """Summarises a metric of some clips; its interval draws recordings."""
-    return summarise(values_of(clips, metric), [clip.group for clip in clips])
+    return summarise(clips[metric].to_numpy(), or_none(clips["group"]))
 
 
-def provenance_of(clips: Sequence[ReportClip], metric: str, n_failed: int) -> Provenance:
+def provenance_of(clips: pd.DataFrame, metric: str, n_failed: int) -> Provenance:
     """What is to be said of a figure that is made of ``clips``."""
-    defined = sum(math.isfinite(clip.value(metric)) for clip in clips)
+    defined = int(np.isfinite(clips[metric]).sum())
     return Provenance(
-        models=_distinct(f"{c.model or 'unnamed'} {short(c.model_sha256)}" for c in clips),
-        scorers=_distinct(short(clip.scorer_sha256) for clip in clips),
-        protocols=_distinct(clip.setting.protocol for clip in clips),
+        models=distinct(clips["made_by"]),
+        scorers=distinct(clips["scorer"]),
+        protocols=distinct(clips["protocol"]),
         n=defined,
         n_undefined=len(clips) - defined,
         n_failed=n_failed,
@@ -94,32 +89,33 @@ def provenance_of(clips: Sequence[ReportClip], metric: str, n_failed: int) -> Pr
 
 def provenance_of_runs(runs: Sequence[Run], metric: str) -> Provenance:
     """What is to be said of a figure that is made of whole runs."""
-    clips = [clip for run in runs for clip in run.clips]
+    clips = pd.concat([run.clips for run in runs])
     return provenance_of(clips, metric, sum(len(run.failures) for run in runs))
 
 
-def by_setting(run: Run) -> dict[Setting, list[ReportClip]]:
+def distinct(values: pd.Series[Any]) -> tuple[str, ...]:
+    """Returns the different values of a column, sorted."""
+    return tuple(sorted(values.unique()))
+
+
+def by_setting(run: Run) -> dict[Setting, pd.DataFrame]:
     """The clips of a run by setting, in a stable order; settings whose rows all failed too."""
-    found: dict[Setting, list[ReportClip]] = {}
-    for clip in run.clips:
-        found.setdefault(clip.setting, []).append(clip)
-    for failure in run.failures:
-        if failure.setting is not None:
-            found.setdefault(failure.setting, [])
+    found: dict[Any, pd.DataFrame] = dict.fromkeys(run.failures["setting"].dropna(), run.clips[:0])
+    found |= dict(iter(run.clips.groupby("setting", sort=False)))
     return {setting: found[setting] for setting in sorted(found, key=_sort_key)}
 
 
 def lines_of(run: Run) -> list[Line]:
     """The lines of the results table of a run."""
     paper = load()
+    failed = run.failures["setting"].value_counts().to_dict()
     lines = []
     for setting, clips in by_setting(run).items():
-        n_failed = sum(failure.setting == setting for failure in run.failures)
         cells = [
             Cell(
                 metric=metric,
                 summary=summary_of(clips, metric),
-                provenance=provenance_of(clips, metric, n_failed),
+                provenance=provenance_of(clips, metric, failed.get(setting, 0)),
             )
             for metric in SHOWN_METRICS
         ]
@@ -160,10 +156,6 @@ def _same(setting: Setting, result: PublishedResult) -> bool:
 
 def _sort_key(setting: Setting) -> tuple[object, ...]:
     return setting.sort_key
-
-
-def _distinct(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(set(values)))
 
 
 def mean_std(summary: Summary, digits: int = 2) -> str:
@@ -218,7 +210,7 @@ class Comparison:
 def compare(baseline: Run, other: Run, metrics: Sequence[str]) -> list[Comparison]:
     """Paired comparisons, over everything and, where there are several, by dataset."""
     first, second = _by_id(baseline), _by_id(other)
-    datasets = sorted({key[0] for key in first.keys() & second.keys()})
+    datasets = sorted(first.index.intersection(second.index).unique("dataset"))
     scopes = [ALL, *datasets] if len(datasets) > 1 else [ALL]
     return [
         _compare((baseline, first), (other, second), metric, scope)
@@ -227,23 +219,21 @@ def compare(baseline: Run, other: Run, metrics: Sequence[str]) -> list[Compariso
     ]
 
 
-def _by_id(run: Run) -> dict[tuple[str, str], ReportClip]:
-    return {(clip.setting.dataset or "-", clip.id): clip for clip in run.clips}
-
-
-_Clips = Mapping[tuple[str, str], ReportClip]
+def _by_id(run: Run) -> pd.DataFrame:
+    named = run.clips.assign(dataset=run.clips["dataset"].fillna("-"))
+    return named.drop_duplicates(["dataset", "id"], keep="last").set_index(["dataset", "id"])
 
 
 def _compare(
-    baseline: tuple[Run, _Clips], other: tuple[Run, _Clips], metric: str, scope: str
+    baseline: tuple[Run, pd.DataFrame], other: tuple[Run, pd.DataFrame], metric: str, scope: str
 ) -> Comparison:
     (run_a, first), (run_b, second) = baseline, other
-    in_a = {key for key in first if scope in (ALL, key[0])}
-    in_b = {key for key in second if scope in (ALL, key[0])}
-    shared = sorted(in_a & in_b)
-    before = np.array([first[key].value(metric) for key in shared], dtype=np.float64)
-    after = np.array([second[key].value(metric) for key in shared], dtype=np.float64)
-    gain = after - before
+    if scope != ALL:
+        first, second = first.loc[[scope]], second.loc[[scope]]
+    shared = first.index.intersection(second.index)
+    num_only_one = len(first) + len(second) - 2 * len(shared)
+    first, second = first.loc[shared], second.loc[shared]
+    gain = (second[metric] - first[metric]).to_numpy()
     defined = gain[np.isfinite(gain)]
     wins = (defined > 0).sum() + 0.5 * (defined == 0).sum()
     return Comparison(
@@ -251,11 +241,11 @@ def _compare(
         other=run_b.name,
         dataset=scope,
         metric=metric,
-        difference=summarise(gain, [first[key].group for key in shared]),
+        difference=summarise(gain, or_none(first["group"])),
         win_rate=float(wins / len(defined)) if len(defined) else None,
-        num_only_one=len(in_a ^ in_b),
+        num_only_one=num_only_one,
         provenance=(
-            provenance_of([first[key] for key in shared], metric, len(run_a.failures)),
-            provenance_of([second[key] for key in shared], metric, len(run_b.failures)),
+            provenance_of(first, metric, len(run_a.failures)),
+            provenance_of(second, metric, len(run_b.failures)),
         ),
     )

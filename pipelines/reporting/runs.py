@@ -8,21 +8,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.columns import METRIC_COLUMNS, METRICS_SCHEMA
+from manifests.columns import METRIC_COLUMNS, METRICS_SCHEMA, with_extra
 from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS, RowError, parse_record
 from transforms.storage import Storage, join
 
 PROTOCOL_COLUMN = f"{EXTRA_PREFIX}protocol"
 _DIGEST_CHARS = 12
+_ROWS_AT_ONCE = 10_000
 _TARGETS = re.compile(r"(?P<sources>\d+)-sources-(?P<targets>\d+)-targets")
-_COLUMNS = (
-    *("id", "dataset", "split", "label", "query_type", "polarity", "n_shots", "n_sources"),
-    *("input_snr_db", *METRIC_COLUMNS, "undefined_reason", "duration_s", "sample_rate_hz"),
-    *("model", "model_sha256", "scorer_sha256", "stem_uri"),
+_SETTING_COLUMNS = (
+    *("dataset", "split", "query_type", "polarity", "n_shots", "n_sources", "input_snr_db"),
 )
+_COLUMNS = (
+    *("id", "label", *_SETTING_COLUMNS, *METRIC_COLUMNS, "undefined_reason", "duration_s"),
+    *("sample_rate_hz", "model", "model_sha256", "scorer_sha256", "stem_uri"),
+)
+_NAMES = ["dataset", "label", "model", "model_sha256", "scorer_sha256"]
+_NO_CLIPS = pa.schema([METRICS_SCHEMA.field(name) for name in _COLUMNS]).empty_table()
+FAILURE_COLUMNS = ("stage", "error_type", "message", "id", "setting")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,41 +118,7 @@ class Setting:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportClip:
-    """A row of the metrics table; ``values`` as in ``METRIC_COLUMNS``, NaN for null."""
-
-    id: str
-    split: str | None
-    label: str | None
-    group: str | None
-    setting: Setting
-    values: tuple[float, ...]
-    undefined_reason: str | None
-    duration_s: float | None
-    sample_rate_hz: int | None
-    model: str | None
-    model_sha256: str | None
-    scorer_sha256: str | None
-    stem_uri: str | None
-
-    def value(self, metric: str) -> float:
-        """A metric; NaN where it is undefined."""
-        return self.values[METRIC_COLUMNS.index(metric)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportFailure:
-    """A dead letter; ``setting`` is None where its row was not valid."""
-
-    stage: str
-    error_type: str
-    message: str
-    row_id: str | None
-    setting: Setting | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Run:
     """A run folder.
 
@@ -153,39 +126,24 @@ class Run:
         name: what it is called in the report.
         uri: the folder.
         record: its ``run.json``; empty where there is none.
-        clips: its metrics, sorted by id.
-        failures: its dead letters.
+        clips: its metrics, a line a clip, sorted by id; see :func:`read_run`.
+        failures: its dead letters: ``stage``, ``error_type``, ``message``, ``id`` and ``setting``,
+            which is None where the row was not valid.
     """
 
     name: str
     uri: str
     record: Mapping[str, Any]
-    clips: tuple[ReportClip, ...]
-    failures: tuple[ReportFailure, ...]
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Model names with their digests."""
-        return _distinct(f"{c.model or 'unnamed'} {short(c.model_sha256)}" for c in self.clips)
-
-    @property
-    def scorers(self) -> tuple[str, ...]:
-        """Digests of scorers."""
-        return _distinct(short(clip.scorer_sha256) for clip in self.clips)
-
-    @property
-    def protocols(self) -> tuple[str, ...]:
-        """Protocols of the clips."""
-        return _distinct(clip.setting.protocol for clip in self.clips)
-
-
-def short(digest: str | None) -> str:
-    """The beginning of a digest."""
-    return digest[:_DIGEST_CHARS] if digest else "none"
+    clips: pd.DataFrame
+    failures: pd.DataFrame
 
 
 def read_run(uri: str, name: str, storage: Storage) -> Run:
     """Reads the tables and the record of a run.
+
+    The clips have the columns of ``METRICS_SCHEMA`` that a report needs, with NaN where a metric is
+    undefined, and ``setting``, a :class:`Setting`, ``protocol``, ``made_by`` (the model with the
+    beginning of its digest) and ``scorer`` (the same of the scorer's).
 
     Raises:
         RunError: there are no metrics and no dead letters, or a table is not one of ours.
@@ -196,14 +154,14 @@ def read_run(uri: str, name: str, storage: Storage) -> Run:
     letters = storage.list_files(join(uri, "dead_letters"), ".parquet")
     if not metrics and not letters and not record:
         raise RunError(f"{uri}: has no metrics, no dead letters and no run.json")
-    clips = [clip for file in metrics for clip in _clips(file, storage, protocol)]
+    clips = [_clips(file, storage, protocol) for file in metrics] or [_clips_of(_NO_CLIPS, "")]
     failures = [failure for file in letters for failure in _failures(file, storage, protocol)]
     return Run(
         name=name,
         uri=uri,
         record=record,
-        clips=tuple(sorted(clips, key=lambda clip: clip.id)),
-        failures=tuple(failures),
+        clips=pd.concat(clips).sort_values("id", kind="stable", ignore_index=True),
+        failures=pd.DataFrame(failures, columns=FAILURE_COLUMNS, dtype=object),
     )
 
 
@@ -213,7 +171,7 @@ def default_protocol(record: Mapping[str, Any]) -> str:
     if not digests:
         return "not named"
     more = f" and {len(digests) - 1} more" if len(digests) > 1 else ""
-    return f"manifest {short(digests[0])}{more}"
+    return f"manifest {digests[0][:_DIGEST_CHARS] or 'none'}{more}"
 
 
 def run_names(uris: Sequence[str]) -> list[str]:
@@ -238,41 +196,54 @@ def _record(uri: str, storage: Storage) -> dict[str, Any]:
     return record
 
 
-def _rows(file: str, storage: Storage, wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _table(file: str, storage: Storage, wanted: Sequence[str]) -> pa.Table:
+    """Reads those of the wanted columns that a file has."""
     with storage.open(file) as stream:
         try:
             parquet = pq.ParquetFile(stream)
             names = [name for name in wanted if name in parquet.schema_arrow.names]
-            for batch in parquet.iter_batches(columns=names):
-                yield from batch.to_pylist()
+            return parquet.read(columns=names)
         except pa.ArrowInvalid as err:
             raise RunError(f"{file}: is not Parquet ({err})") from err
 
 
-def _clips(file: str, storage: Storage, protocol: str) -> Iterator[ReportClip]:
-    for row in _rows(file, storage, (*_COLUMNS, "group", PROTOCOL_COLUMN)):
-        missing = [name for name in _COLUMNS if name not in row]
-        if missing:
-            raise RunError(f"{file}: has no column {missing[0]}; expected {METRICS_SCHEMA.names}")
-        yield ReportClip(
-            id=row["id"],
-            split=row["split"],
-            label=row["label"],
-            group=row.get("group"),  # version 1 has none
-            setting=_setting(row, protocol),
-            values=tuple(_number(row[name]) for name in METRIC_COLUMNS),
-            undefined_reason=row["undefined_reason"],
-            duration_s=row["duration_s"],
-            sample_rate_hz=row["sample_rate_hz"],
-            model=row["model"],
-            model_sha256=row["model_sha256"],
-            scorer_sha256=row["scorer_sha256"],
-            stem_uri=row["stem_uri"],
-        )
+def _clips(file: str, storage: Storage, protocol: str) -> pd.DataFrame:
+    table = _table(file, storage, (*_COLUMNS, "group", PROTOCOL_COLUMN))
+    for name in _COLUMNS:
+        if name not in table.column_names:
+            raise RunError(f"{file}: has no column {name}; expected {METRICS_SCHEMA.names}")
+    schema = with_extra(METRICS_SCHEMA, [PROTOCOL_COLUMN.removeprefix(EXTRA_PREFIX)])
+    try:  # whoever wrote the table anew may have other types for the same
+        table = table.cast(pa.schema([schema.field(name) for name in table.column_names]))
+    except pa.ArrowException as err:
+        raise RunError(f"{file}: has other types than metrics have ({err})") from err
+    return _clips_of(table, protocol)
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _clips_of(table: pa.Table, protocol: str) -> pd.DataFrame:
+    for name in ("group", PROTOCOL_COLUMN):  # version 1 has no group
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), pa.string()))
+    rows = table.select([*_SETTING_COLUMNS, PROTOCOL_COLUMN]).to_pylist()
+    known: dict[Setting, Setting] = {}
+    settings = [known.setdefault(each, each) for each in (_setting(row, protocol) for row in rows)]
+    clips: pd.DataFrame = table.drop_columns([PROTOCOL_COLUMN]).to_pandas()
+    clips[_NAMES] = clips[_NAMES].where(clips[_NAMES] != "")  # stems may be nobody's
+    return clips.assign(
+        setting=pd.Series(settings, dtype=object),
+        protocol=pd.Series([each.protocol for each in settings], dtype=clips["id"].dtype),
+        made_by=clips["model"].fillna("unnamed") + " " + _short(clips["model_sha256"]),
+        scorer=_short(clips["scorer_sha256"]),
+    )
+
+
+def _short(digests: pd.Series[Any]) -> pd.Series[Any]:
+    return digests.str[:_DIGEST_CHARS].fillna("none")
+
+
+def or_none(values: pd.Series[Any]) -> list[Any]:
+    """Returns the values of a column as Python has them, None where one is missing."""
+    return values.astype(object).where(values.notna(), None).tolist()
 
 
 def _setting(row: Mapping[str, Any], protocol: str) -> Setting:
@@ -289,16 +260,14 @@ def _setting(row: Mapping[str, Any], protocol: str) -> Setting:
     )
 
 
-def _failures(file: str, storage: Storage, protocol: str) -> Iterator[ReportFailure]:
+def _failures(file: str, storage: Storage, protocol: str) -> Iterator[tuple[Any, ...]]:
     columns = ("stage", "error_type", "message", *MANIFEST_COLUMNS, PROTOCOL_COLUMN)
-    for row in _rows(file, storage, columns):
-        yield ReportFailure(
-            stage=row["stage"] or "unknown",
-            error_type=row["error_type"] or "unknown",
-            message=row["message"] or "",
-            row_id=row["id"],
-            setting=_setting_of_row(row, protocol),
-        )
+    for batch in _table(file, storage, columns).to_batches(_ROWS_AT_ONCE):
+        for row in batch.to_pylist():
+            yield (
+                *(row["stage"] or "unknown", row["error_type"] or "unknown", row["message"] or ""),
+                *(row["id"], _setting_of_row(row, protocol)),
+            )
 
 
 def _setting_of_row(row: Mapping[str, Any], protocol: str) -> Setting | None:
@@ -319,7 +288,3 @@ def _setting_of_row(row: Mapping[str, Any], protocol: str) -> Setting | None:
         },
         protocol,
     )
-
-
-def _distinct(values: Iterator[str]) -> tuple[str, ...]:
-    return tuple(sorted(set(values)))

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+import pandas as pd
 from jinja2 import BaseLoader, Environment, StrictUndefined
 
 from pipelines.reporting.charts import Chart
 from pipelines.reporting.listening import Example
-from pipelines.reporting.measured import TITLES, Line, digits_of, interval, mean_std, provenance_of
-from pipelines.reporting.runs import Run
+from pipelines.reporting.measured import (
+    TITLES,
+    Line,
+    digits_of,
+    distinct,
+    interval,
+    mean_std,
+    provenance_of,
+)
+from pipelines.reporting.runs import Run, or_none
 from pipelines.reporting.tables import paper_text, shown_metrics
 from transforms.storage.access import redact
 
@@ -174,13 +182,13 @@ def example_view(example: Example, metric: str) -> dict[str, Any]:
     return {
         "kind": example.kind,
         "run": example.run,
-        "id": clip.id,
-        "dataset": clip.setting.dataset,
-        "query": clip.setting.query,
-        "value": f"{clip.value(metric):.{digits_of(metric)}f}",
+        "id": clip["id"].item(),
+        "dataset": or_none(clip["dataset"])[0],
+        "query": clip["setting"].item().query,
+        "value": f"{clip[metric].item():.{digits_of(metric)}f}",
         "positive": row.positive_text if row else None,
         "negative": row.negative_text if row else None,
-        "provenance": str(provenance_of([clip], metric, 0)),
+        "provenance": str(provenance_of(clip, metric, 0)),
         "signals": example.signals,
         "note": example.note,
     }
@@ -188,22 +196,21 @@ def example_view(example: Example, metric: str) -> dict[str, Any]:
 
 def failures_view(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """How often each thing went wrong, and one case of it."""
-    found = []
-    for run in runs:
-        counts = Counter((failure.stage, failure.error_type) for failure in run.failures)
-        for (stage, error_type), count in counts.most_common():
-            case = next(f for f in run.failures if (f.stage, f.error_type) == (stage, error_type))
-            found.append(
-                {
-                    "run": run.name,
-                    "stage": stage,
-                    "error_type": error_type,
-                    "count": f"{count:,}",
-                    "id": case.row_id,
-                    "message": case.message,
-                }
-            )
-    return found
+    return [
+        {
+            "run": run.name,
+            **cases.iloc[0][["stage", "error_type", "id", "message"]],
+            "count": f"{len(cases):,}",
+        }
+        for run in runs
+        for _, cases in sorted(
+            run.failures.groupby(["stage", "error_type"], sort=False), key=_fewest_last
+        )
+    ]
+
+
+def _fewest_last(group: tuple[Any, pd.DataFrame]) -> int:
+    return -len(group[1])
 
 
 def run_view(run: Run) -> dict[str, Any]:
@@ -215,9 +222,9 @@ def run_view(run: Run) -> dict[str, Any]:
         ("Started", record.get("started_at", "unknown")),
         ("Clips", f"{len(run.clips):,}"),
         ("Failures", f"{len(run.failures):,}"),
-        ("Models", ", ".join(run.models) or "none"),
-        ("Scorers", ", ".join(run.scorers) or "none"),
-        ("Protocols", ", ".join(run.protocols) or "none"),
+        ("Models", ", ".join(distinct(run.clips["made_by"])) or "none"),
+        ("Scorers", ", ".join(distinct(run.clips["scorer"])) or "none"),
+        ("Protocols", ", ".join(distinct(run.clips["protocol"])) or "none"),
     ]
     if record.get("wall_s") is not None:
         facts.append(("Wall time", f"{record['wall_s']:.0f} s"))

@@ -108,8 +108,8 @@ def test_only_the_ends_of_many_classes_are_drawn(tmp_path: Path) -> None:
 
 def test_best_median_and_worst_are_different_clips(tmp_path: Path) -> None:
     run = read(tmp_path, [report_runs.clip(n, sdri_db=None if n == 9 else n) for n in range(10)])
-    chosen = [(kind, clip.id) for kind, clip in choose(run.clips, "sdri_db", 2)]
-    assert chosen == [
+    chosen = choose(run.clips, "sdri_db", 2)
+    assert list(zip(chosen["kind"], chosen["id"], strict=True)) == [
         ("best", "clip-00008"),
         ("best", "clip-00007"),
         ("median", "clip-00003"),
@@ -117,8 +117,8 @@ def test_best_median_and_worst_are_different_clips(tmp_path: Path) -> None:
         ("worst", "clip-00000"),
         ("worst", "clip-00001"),
     ]
-    assert [kind for kind, _ in choose(run.clips[:2], "sdri_db", 1)] == ["best", "worst"]
-    assert choose((), "sdri_db", 1) == []
+    assert choose(run.clips[:2], "sdri_db", 1)["kind"].tolist() == ["best", "worst"]
+    assert choose(run.clips[:0], "sdri_db", 1).empty
 
 
 def test_a_tone_lies_in_its_row_of_a_spectrogram() -> None:

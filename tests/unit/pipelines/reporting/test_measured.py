@@ -107,6 +107,6 @@ def test_several_datasets_are_compared_one_by_one_too(tmp_path: Path) -> None:
 
 def test_runs_without_a_common_id_have_no_difference(tmp_path: Path) -> None:
     one = read(tmp_path / "a", [report_runs.clip(1)])
-    other = replace(one, clips=())
+    other = replace(one, clips=one.clips[:0])
     found = compare(one, other, ["sdri_db"])[0]
     assert (found.difference.mean, found.win_rate, found.num_only_one) == (None, None, 1)
