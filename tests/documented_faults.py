@@ -754,7 +754,7 @@ RELIABILITY: dict[str, Case] = {
             "test_a_run_whose_lock_was_taken_stops_and_leaves_the_record_alone",
         )
     ),
-    "`--overwrite` where files of one's own lie between results": Elsewhere(
+    "`--overwrite` where the user's own files lie between results": Elsewhere(
         ("pipeline/test_overwrite.py::test_what_runs_wrote_goes_and_what_they_did_not_stays",)
     ),
     "`--overwrite` with a manifest, a mixture or stems in `--output`, by whatever spelling or "
@@ -773,8 +773,8 @@ RELIABILITY: dict[str, Case] = {
     "`--overwrite` that is stopped while it deletes": Elsewhere(
         ("pipeline/test_overwrite.py::test_an_overwrite_that_was_stopped_is_not_resumed",)
     ),
-    "a row of the manifest says something else than when it was finished: another query, "
-    "recording, part, column": _resumed(
+    "a row of the manifest has changed since it was finished: another query, recording, part, "
+    "column": _resumed(
         "another_query_for_the_same_recording_is_extracted",
         "a_file_of_the_same_name_in_another_folder_is_another_row",
         "rows_whose_content_differs_are_done_again_and_no_others",
@@ -803,7 +803,9 @@ RELIABILITY: dict[str, Case] = {
     ),
     "rows stand twice in the metrics": _resumed("rows_that_the_tables_have_twice_are_there_once"),
     "a stem was deleted or cut": _resumed("stems_are_looked_at_before_they_are_trusted"),
-    "only some rows have a column of one's own": _resumed("columns_of_ones_own_are_everywhere"),
+    "only some rows have one of the user's own columns": _resumed(
+        "columns_of_ones_own_are_everywhere"
+    ),
     "a worker process of `--num_workers` is killed": Elsewhere(
         ("pipeline/test_workers.py::test_a_killed_worker_ends_the_run_and_resuming_completes_it",)
     ),
