@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from model.metrics import METRICS, Outcomes, Undefined, score_pair
+from model.metrics import METRICS, Metric, Outcomes, Undefined, evaluate, score_pair
 
 RATIOS = [name for metric in METRICS if metric.needs == ("sums",) for name in metric.columns]
 
@@ -93,6 +93,28 @@ def test_clips_of_a_batch_keep_their_own_reasons() -> None:
         for ratio in RATIOS:
             if ratio not in CASES[name][3]:
                 assert clip[ratio] == pytest.approx(alone[ratio], abs=1e-9), ratio
+
+
+def test_a_metric_whose_inputs_are_not_named_is_left_out() -> None:
+    assert (
+        evaluate({"sums": Undefined.NO_REFERENCE}, 2)
+        == [dict.fromkeys(RATIOS, Undefined.NO_REFERENCE)] * 2
+    )
+    assert evaluate({}) == [{}]
+
+
+def test_a_metric_streams_unless_it_needs_waveforms() -> None:
+    powers, waveforms = (
+        Metric(columns=("x",), needs=needs, compute=lambda *_: [])
+        for needs in (("stem_power",), ("stem_power", "reference"))
+    )
+    assert powers.streams
+    assert not waveforms.streams
+
+
+def test_sums_are_asked_for_alone() -> None:
+    with pytest.raises(ValueError, match=r"\('x',\): needs .*; expected sums alone, or others"):
+        Metric(columns=("x",), needs=("sums", "stem"), compute=lambda *_: [])
 
 
 def test_improvement_is_the_difference() -> None:
