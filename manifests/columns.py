@@ -166,6 +166,12 @@ METRICS: Final = (
 
 METRIC_COLUMNS: tuple[str, ...] = tuple(column.name for column in METRICS)
 """Their names; each is null where it is undefined."""
+SHOWN_METRICS: tuple[str, ...] = tuple(column.name for column in METRICS if column.shown)
+"""Those that reports show without being asked; the first is what they are about by default."""
+TITLES: Mapping[str, str] = {column.name: column.title or column.name for column in METRICS}
+LOWER_IS_BETTER: frozenset[str] = frozenset(
+    column.name for column in METRICS if column.better == "down"
+)
 
 _QUERY: Final = (
     _text("query_type", "Whether the positive query is `text`, `audio` or `both`."),

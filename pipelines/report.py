@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from manifests.columns import METRIC_COLUMNS
+from manifests.columns import METRIC_COLUMNS, SHOWN_METRICS
 from manifests.files import absolute
 from pipelines.log_lines import configure_logging
 from terminal import flags, screen
@@ -48,7 +48,7 @@ def parser() -> flags.Parser:
     )
     found.add_argument(
         "--metric",
-        default="sdri_db",
+        default=SHOWN_METRICS[0],
         choices=METRIC_COLUMNS,
         metavar="COLUMN",
         help="What plots and examples are about; a column of the metrics. Default: %(default)s.",

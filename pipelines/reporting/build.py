@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from manifests.columns import SHOWN_METRICS, TITLES
 from pipelines.reporting import charts, listening, page, tables
 from pipelines.reporting.charts import Chart, charts_of
 from pipelines.reporting.listening import Example, clip_data, examples_of, script_json
 from pipelines.reporting.measured import (
-    SHOWN_METRICS,
-    TITLES,
     Comparison,
     Line,
     compare,

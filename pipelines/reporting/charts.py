@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from manifests.columns import METRIC_COLUMNS, TITLES
 from manifests.published import PublishedResult, load
 from pipelines.reporting.measured import (
-    TITLES,
     by_setting,
     provenance_of,
     summary_of,
@@ -251,7 +251,6 @@ def _x(point: Point) -> float:
 
 MAX_BARS = 40
 MAX_CLOUD = 4_000
-_MIXTURE_OF = {"sdri_db": "sdr_mixture_db", "si_sdri_db": "si_sdr_mixture_db"}
 
 
 def charts_of(runs: Sequence[Run], metric: str) -> list[Chart]:
@@ -339,7 +338,9 @@ def _mean(bar: Bar) -> float:
 
 
 def _level_scatter(runs: Sequence[Run], metric: str) -> list[Chart]:
-    x_metric = _MIXTURE_OF.get(metric, "snr_mixture_db")
+    x_metric = f"{metric.removesuffix('i_db')}_mixture_db"
+    if x_metric not in METRIC_COLUMNS:
+        x_metric = "snr_mixture_db"
     clouds: list[Cloud] = []
     used: list[pd.DataFrame] = []
     for run in runs[:MAX_SERIES]:

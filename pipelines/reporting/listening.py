@@ -25,11 +25,12 @@ from matplotlib import image
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from manifests.columns import LOWER_IS_BETTER, SHOWN_METRICS, TITLES
 from manifests.files import ManifestError
 from manifests.files.readers import iter_rows
 from manifests.row import STEMS_FOLDER, ManifestRow, RowError, parse_record
 from model.signal import to_mono
-from pipelines.reporting.measured import SHOWN_METRICS, TITLES, digits_of
+from pipelines.reporting.measured import digits_of
 from pipelines.reporting.runs import ReportConfig, Run, RunError, or_none
 from terminal import screen
 from transforms.audio import AudioError
@@ -165,7 +166,9 @@ class Example:
 
 def choose(clips: pd.DataFrame, metric: str, count: int) -> pd.DataFrame:
     """``count`` clips of each kind by a metric, none of them twice; the kind is in ``kind``."""
-    ranked = clips[np.isfinite(clips[metric])].sort_values([metric, "id"])
+    ranked = clips[np.isfinite(clips[metric])].sort_values(
+        [metric, "id"], ascending=[metric not in LOWER_IS_BETTER, True]
+    )
     middle = max(0, (len(ranked) - count) // 2)
     parts = {
         "best": ranked[::-1][:count],
@@ -398,7 +401,7 @@ def _columns(clips: pd.DataFrame, runs: Sequence[str]) -> list[dict[str, Any]]:
     metrics = [
         _numbers(name, TITLES[name], digits_of(name), clips[name])
         for name in (*SHOWN_METRICS, "sdr_mixture_db")
-        if name == "sdri_db" or np.isfinite(clips[name]).any()
+        if name == SHOWN_METRICS[0] or np.isfinite(clips[name]).any()
     ]
     queries = [setting.query for setting in clips["setting"]]
     return [

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from manifests.columns import METRICS
+from manifests.columns import LOWER_IS_BETTER, SHOWN_METRICS
 from manifests.published import PublishedResult, load
 from model.bootstrap import Summary, summarise
 from pipelines.reporting.runs import Run, Setting, or_none
 
-SHOWN_METRICS = tuple(column.name for column in METRICS if column.shown)
-TITLES = {column.name: column.title or column.name for column in METRICS}
 _MULTISOURCE = "multisource"
 
 
@@ -191,7 +189,7 @@ class Comparison:
         dataset: the dataset, or ``all datasets``.
         metric: which.
         difference: of ``other`` minus ``baseline``, over pairs in which both are defined.
-        win_rate: part of those pairs in which ``other`` is higher, ties counted as half; None
+        win_rate: part of those pairs in which ``other`` is better, ties counted as half; None
             without pairs.
         num_only_one: ids that only one of the runs has.
         provenance: of ``baseline`` and of ``other``, over the ids that both have.
@@ -235,7 +233,8 @@ def _compare(
     first, second = first.loc[shared], second.loc[shared]
     gain = (second[metric] - first[metric]).to_numpy()
     defined = gain[np.isfinite(gain)]
-    wins = (defined > 0).sum() + 0.5 * (defined == 0).sum()
+    better = defined < 0 if metric in LOWER_IS_BETTER else defined > 0
+    wins = better.sum() + 0.5 * (defined == 0).sum()
     return Comparison(
         baseline=run_a.name,
         other=run_b.name,

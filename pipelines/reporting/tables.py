@@ -7,10 +7,9 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from manifests.columns import SHOWN_METRICS, TITLES
 from manifests.published import PublishedResult
 from pipelines.reporting.measured import (
-    SHOWN_METRICS,
-    TITLES,
     Cell,
     Comparison,
     Line,
@@ -44,7 +43,7 @@ def shown_metrics(lines: Sequence[Line]) -> list[str]:
 
 def results_table(lines: Sequence[Line]) -> Table:
     """A line for each run and setting; the paper's figures in columns of their own, at the end."""
-    metrics = shown_metrics(lines) or ["sdri_db"]
+    metrics = shown_metrics(lines) or list(SHOWN_METRICS[:1])
     with_paper = [name for name in metrics if any(line.published_for(name) for line in lines)]
     header = (
         *("Run", "Dataset", "Query", "Mixtures"),

@@ -18,8 +18,8 @@ from markdown_it import MarkdownIt
 
 import browser
 import report_runs
+from manifests.columns import SHOWN_METRICS
 from pipelines import report
-from pipelines.reporting.measured import SHOWN_METRICS
 
 RATE_HZ = 32_000
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&$\\frac{${{7*7}}"

@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 from jinja2 import BaseLoader, Environment, StrictUndefined
 
+from manifests import published
+from manifests.columns import SHOWN_METRICS, TITLES
 from pipelines.reporting.charts import Chart
 from pipelines.reporting.listening import Example
 from pipelines.reporting.measured import (
-    TITLES,
     Line,
     digits_of,
     distinct,
@@ -67,7 +68,6 @@ def _read(name: str) -> str:
     return resources.files("pipelines.reporting.page").joinpath(name).read_text(encoding="utf-8")
 
 
-_HEADLINE = ("sdri_db", "si_sdri_db", "clap_score")
 _FOLDED_TABLES = ("VI", "VII")
 """Levels and ablations: shown at once only where no other table has the figure."""
 NOTES = (
@@ -93,7 +93,7 @@ NOTES = (
 
 def metrics_shown(lines: Sequence[Line]) -> list[str]:
     """The columns of the results table."""
-    return shown_metrics(lines) or ["sdri_db"]
+    return shown_metrics(lines) or list(SHOWN_METRICS[:1])
 
 
 def lines_view(lines: Sequence[Line]) -> list[dict[str, Any]]:
@@ -104,7 +104,12 @@ def lines_view(lines: Sequence[Line]) -> list[dict[str, Any]]:
 
 def _line_view(line: Line, metrics: Sequence[str]) -> dict[str, Any]:
     main = line.cell(metrics[0]).provenance
-    results = [result for name in _HEADLINE for result in line.published_for(name)]
+    results = [
+        result
+        for name in published.METRICS.values()
+        if name is not None
+        for result in line.published_for(name)
+    ]
     ours = [result for result in results if result.method.startswith("CLAPSep")]
     ours = [result for result in ours if result.table not in _FOLDED_TABLES] or ours
     others = [result for result in results if result not in ours]

@@ -121,6 +121,16 @@ def test_best_median_and_worst_are_different_clips(tmp_path: Path) -> None:
     assert choose(run.clips[:0], "sdri_db", 1).empty
 
 
+def test_the_best_example_has_the_lowest_value_where_lower_is_better(tmp_path: Path) -> None:
+    clips = [report_runs.clip(n, clap_score_negative=n / 10) for n in range(3)]
+    chosen = choose(read(tmp_path / "run", clips).clips, "clap_score_negative", 1)
+    assert dict(zip(chosen["kind"], chosen["clap_score_negative"], strict=True)) == {
+        "best": 0.0,
+        "median": 0.1,
+        "worst": 0.2,
+    }
+
+
 def test_a_tone_lies_in_its_row_of_a_spectrogram() -> None:
     tone = np.sin(2 * np.pi * 4000 * np.arange(32_000) / 32_000).astype(np.float32)
     found = power(tone)

@@ -94,6 +94,17 @@ def test_runs_are_compared_on_the_ids_that_both_have(tmp_path: Path) -> None:
     assert -1.0 <= low < 0.5 < high <= 2.0
 
 
+def test_a_win_is_a_lower_value_where_lower_is_better(tmp_path: Path) -> None:
+    before = [report_runs.clip(n, clap_score_negative=0.5) for n in range(4)]
+    values = (0.1, 0.2, 0.5, 0.9)
+    after = [report_runs.clip(n, clap_score_negative=value) for n, value in enumerate(values)]
+    (found,) = compare(
+        read(tmp_path / "a", before), read(tmp_path / "b", after), ["clap_score_negative"]
+    )
+    assert found.win_rate == pytest.approx(2.5 / 4)
+    assert found.difference.mean == pytest.approx(-0.3 / 4)
+
+
 def test_several_datasets_are_compared_one_by_one_too(tmp_path: Path) -> None:
     rows = [report_runs.clip(1), report_runs.clip(2, dataset="ESC-50", sdri_db=0.0)]
     other = [{**rows[0], "sdri_db": 3.0}, rows[1]]
