@@ -39,7 +39,6 @@ from pipelines.flags import (
     Command,
     UsageError,
 )
-from pipelines.log_lines import configure_logging
 from pipelines.output_folder import OutputFolder, clearing, record
 from pipelines.output_folder.lock import Lock, LockLostError
 from pipelines.output_folder.names import ERROR_FILE, ROW_COUNTS, RUN
@@ -48,7 +47,7 @@ from pipelines.runners import JobError, Measurements, Runner, measurements_of
 from terminal import screen
 from transforms import storage
 from transforms.storage import Storage, join
-from transforms.storage.access import UriAccess, redact, redacted
+from transforms.storage.access import UriAccess, configure_logging, redact, redacted
 from transforms.tables import row_counts as progress
 from transforms.tables.row_counts import Resumed, RowCounts, read_resumed, read_row_counts
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from manifests.columns import METRIC_COLUMNS, SHOWN_METRICS
 from manifests.files import absolute
-from pipelines.log_lines import configure_logging
 from terminal import flags, screen
-from transforms.storage.access import redact, secrets_of
+from transforms.storage.access import configure_logging, redact, secrets_of
 
 if TYPE_CHECKING:  # it brings pandas, which a wrong flag need not wait for
     from pipelines.reporting.runs import ReportConfig

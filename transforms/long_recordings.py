@@ -33,15 +33,7 @@ from transforms.audio.files import (
     write_errors,
 )
 from transforms.audio.mixtures import ReadSettings, require_equal_length
-from transforms.elements import (
-    Failure,
-    LongRecording,
-    MetricsRow,
-    RowQuery,
-    Samples,
-    Stage,
-    failed,
-)
+from transforms.elements import Failure, LongRecording, MetricsRow, RowQuery, Samples, Stage, failed
 from transforms.scoring import (
     Embeddings,
     Powers,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from model.checkpoints.fetch import CheckpointError, DigestMismatchError, fetch
 from model.config import TextConfig
-from model.lazy import loaded_once
+from model.devices import loaded_once
 
 PACKAGED: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from model.checkpoints.fetch import fetch
 from model.checkpoints.loading import build, fill, published_state
-from model.lazy import loaded_once
+from model.devices import loaded_once
 from model.signal.stft import Transform
 from model.systems import Capabilities
 from model.systems.masking import MaskingSeparator

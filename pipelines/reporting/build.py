@@ -9,13 +9,7 @@ from manifests.columns import SHOWN_METRICS, TITLES
 from pipelines.reporting import charts, listening, page, tables
 from pipelines.reporting.charts import Chart, charts_of
 from pipelines.reporting.listening import Example, clip_data, examples_of, script_json
-from pipelines.reporting.measured import (
-    Comparison,
-    Line,
-    compare,
-    lines_of,
-    provenance_of_runs,
-)
+from pipelines.reporting.measured import Comparison, Line, compare, lines_of, provenance_of_runs
 from pipelines.reporting.runs import ReportConfig, Run, read_run
 from transforms.storage import Storage, join
 

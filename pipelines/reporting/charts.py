@@ -23,11 +23,7 @@ from numpy.typing import NDArray
 
 from manifests.columns import METRIC_COLUMNS, TITLES
 from manifests.published import PublishedResult, load
-from pipelines.reporting.measured import (
-    by_setting,
-    provenance_of,
-    summary_of,
-)
+from pipelines.reporting.measured import by_setting, provenance_of, summary_of
 from pipelines.reporting.runs import Run, Setting
 from terminal import screen
 

@@ -9,14 +9,7 @@ from dataclasses import dataclass
 
 from manifests.columns import SHOWN_METRICS, TITLES
 from manifests.published import PublishedResult
-from pipelines.reporting.measured import (
-    Cell,
-    Comparison,
-    Line,
-    digits_of,
-    interval,
-    mean_std,
-)
+from pipelines.reporting.measured import Cell, Comparison, Line, digits_of, interval, mean_std
 from terminal import screen
 
 CSV_COLUMNS = (

@@ -1,11 +1,16 @@
-"""A part of an audio file, what reads it, and what is wrong with a file that cannot be used."""
+"""Describes parts of audio files and reads what containers say of them; names what is wrong."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import io
+import os
+import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from manifests.audio_formats import HEAD_BYTES
 
 if TYPE_CHECKING:
     from transforms.elements import Samples
@@ -136,3 +141,321 @@ class AudioReader(abc.ABC):
             AudioError: as :meth:`blocks`.
         """
         return next(self.blocks(self.part.num_samples))
+
+
+_MAX_CHUNKS = 10_000
+_ID3_BYTES = 10
+_RIFF_BYTES = 12
+_CHUNK = 8
+_GIBIBYTES_4 = 2**32
+_NEAR_BYTES = 2**16
+_UNSET_64 = 2**62
+_MPEG_IN_WAV = frozenset({0x50, 0x55})
+_PCM_IN_WAV = frozenset({1, 3, 6, 7})
+_EXTENSIBLE = 0xFFFE
+
+
+def file_size(raw: BinaryIO) -> int:
+    """Bytes of an open file."""
+    return raw.seek(0, os.SEEK_END)
+
+
+def read_at(raw: BinaryIO, position: int, num_bytes: int) -> bytes:
+    """At most ``num_bytes`` from ``position`` on."""
+    raw.seek(position)
+    return raw.read(num_bytes)
+
+
+def audio_start(raw: BinaryIO) -> tuple[int, bytes]:
+    """Where a file begins after ID3 tags, and the first bytes there."""
+    start = 0
+    for _ in range(_MAX_CHUNKS):
+        head = read_at(raw, start, HEAD_BYTES)
+        if len(head) < _ID3_BYTES or head[:3] != b"ID3":
+            break
+        size = 0
+        for seven_bits in head[6:10]:
+            size = size << 7 | (seven_bits & 0x7F)
+        start += _ID3_BYTES + size
+    return start, head
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WavData:
+    """Where the samples of a WAV file are.
+
+    Attributes:
+        order: ``<`` or ``>``, the byte order of its numbers.
+        encoding: the format tag; of the extensible format, that of the sub-format.
+        form: the content of its ``fmt`` chunk.
+        start: of the samples.
+        announced: their bytes, as the header says.
+        num_bytes: their bytes, as far as they can be told.
+        num_missing: bytes that are known to be missing.
+        as_it_is: whether libsndfile finds the same.
+    """
+
+    order: str
+    encoding: int
+    form: bytes
+    start: int
+    announced: int
+    num_bytes: int
+    num_missing: int
+    as_it_is: bool
+
+    @property
+    def is_mpeg(self) -> bool:
+        """Whether it holds MP2 or MP3, whose lengths libsndfile guesses."""
+        return self.encoding in _MPEG_IN_WAV
+
+
+def is_plain_wav(raw: BinaryIO) -> bool:
+    """Whether a WAV file says that it holds samples as they are, or does not say what it holds."""
+    data = wav_data(raw)
+    return data is None or data.encoding in _PCM_IN_WAV
+
+
+def wav_data(raw: BinaryIO) -> WavData | None:
+    """Finds the samples of a WAV file; None where there is no header that can be followed.
+
+    The size of the samples is believed unless it is one that a writer leaves who does not know it:
+    nothing, close to 2 or 4 GiB, the size of the file or of all but 8 bytes of it, or exactly
+    twice what is there, while the file ends elsewhere. Then the samples reach to the end of the
+    file. Past 4 GiB the size is also taken for the low 32 bits of the true one.
+    """
+    size = file_size(raw)
+    kind = read_at(raw, 0, 4)
+    order = ">" if kind == b"RIFX" else "<"
+    form, announced_64 = b"", None
+    for name, start, announced in _chunks(raw, _RIFF_BYTES, order):
+        if name == b"ds64":
+            announced_64 = int.from_bytes(read_at(raw, start + 8, 8), "little")
+        elif name == b"fmt ":
+            form = read_at(raw, start, min(announced, HEAD_BYTES))
+        elif name == b"data":
+            break
+    else:
+        return None
+    if len(form) < 16:
+        return None
+    long = announced_64 is not None and announced == _GIBIBYTES_4 - 1
+    if long and announced_64 is not None:
+        announced = announced_64
+    there = size - start
+    found = _believed(raw, start, announced, there, order, long=long)
+    encoding = struct.unpack(order + "H", form[:2])[0]
+    if encoding == _EXTENSIBLE and len(form) >= 26:
+        encoding = struct.unpack(order + "H", form[24:26])[0]
+    return WavData(
+        order=order,
+        encoding=encoding,
+        form=form,
+        start=start,
+        announced=announced,
+        num_bytes=min(found, there),
+        num_missing=max(0, found - there),
+        as_it_is=found == announced and kind != b"BW64",
+    )
+
+
+def _believed(
+    raw: BinaryIO, start: int, announced: int, there: int, order: str, *, long: bool
+) -> int:
+    """Computes how many bytes of samples a WAV file has, where its header may be wrong."""
+    if long:
+        unset = announced == 0 or announced >= _UNSET_64
+        return there if unset else announced
+    near_2_gib = abs(announced - _GIBIBYTES_4 // 2) <= _NEAR_BYTES
+    unset = announced == 0 or near_2_gib or announced >= _GIBIBYTES_4 - _NEAR_BYTES
+    if announced <= there:
+        if unset and not _ends_in_chunks(raw, start + announced, start + there, order):
+            return there
+        return announced + (there - announced) // _GIBIBYTES_4 * _GIBIBYTES_4
+    counted_with_header = announced - there in {36, 44, start - 8, start}
+    return there if unset or counted_with_header or announced == 2 * there else announced
+
+
+def _chunks(raw: BinaryIO, position: int, order: str) -> Iterator[tuple[bytes, int, int]]:
+    """Name, place and size of the chunks from ``position`` on."""
+    for _ in range(_MAX_CHUNKS):
+        head = read_at(raw, position, _CHUNK)
+        if len(head) < _CHUNK:
+            return
+        size: int = struct.unpack(order + "I", head[4:])[0]
+        yield head[:4], position + _CHUNK, size
+        position += _CHUNK + size + size % 2
+
+
+def _ends_in_chunks(raw: BinaryIO, position: int, end: int, order: str) -> bool:
+    """Whether chunks with names of letters, and nothing else, reach from there to the end."""
+    position += position % 2
+    for name, start, size in _chunks(raw, position, order):
+        if not name.isascii() or not name.strip().isalnum() or start + size > end:
+            return False
+        position = start + size + size % 2
+    return position >= end
+
+
+def rewritten_wav(raw: BinaryIO, data: WavData) -> BinaryIO:
+    """The file with a header that says where its samples end, and nothing else changed."""
+    block = max(1, int(struct.unpack(data.order + "H", data.form[12:14])[0]))
+    num_bytes = data.num_bytes // block * block
+    form = struct.pack(data.order + "4sI", b"fmt ", len(data.form)) + data.form
+    form += b"\0" * (len(form) % 2)
+    total = 4 + len(form) + _CHUNK + num_bytes
+    if num_bytes < _GIBIBYTES_4 - _NEAR_BYTES:
+        kind = b"RIFX" if data.order == ">" else b"RIFF"
+        head = kind + struct.pack(data.order + "I", total) + b"WAVE" + form
+        head += struct.pack(data.order + "4sI", b"data", num_bytes)
+    else:
+        lengths = struct.pack("<QQQI", total + _CHUNK + 28, num_bytes, num_bytes // block, 0)
+        head = b"RF64\xff\xff\xff\xffWAVEds64" + struct.pack("<I", 28) + lengths + form
+        head += b"data\xff\xff\xff\xff"
+    view: Any = _Spliced(head, raw, data.start, num_bytes)
+    return io.BufferedReader(view, 2**18)
+
+
+class _Spliced(io.RawIOBase):
+    """Bytes, and after them a stretch of a file."""
+
+    def __init__(self, head: bytes, raw: BinaryIO, start: int, num_bytes: int) -> None:
+        super().__init__()
+        self._head, self._raw, self._start = head, raw, start
+        self._end = len(head) + num_bytes
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._end}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        inside = self._position - len(self._head)
+        if inside < 0:
+            piece = self._head[self._position :][: len(buffer)]
+        else:
+            wanted = max(0, min(len(buffer), self._end - self._position))
+            piece = read_at(self._raw, self._start + inside, wanted)
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OggPages:
+    """What the pages of an Ogg file say.
+
+    Attributes:
+        num_streams: how many there are, one after the other or side by side.
+        links: where each of those begins that follow one another, in bytes.
+        last_page: how far the last granule position is from the one before it.
+        opus_rate_hz: what the header of an Opus stream says about its source; None: no Opus.
+    """
+
+    num_streams: int
+    links: tuple[int, ...]
+    last_page: int
+    opus_rate_hz: int | None
+
+
+_PAGE_BYTES = 27
+_FIRST_PAGE = 2
+_NO_GRANULE = 2**64 - 1
+
+
+def ogg_pages(raw: BinaryIO) -> OggPages:
+    """Goes through all pages of an Ogg file, of which only the headers are looked at."""
+    streams, granules, opus_rate_hz = 0, (0, 0), None
+    links: list[int] = []
+    beginning = False
+    position, size = 0, file_size(raw)
+    while position + _PAGE_BYTES <= size:
+        head = read_at(raw, position, _PAGE_BYTES + 255)
+        if head[:4] != b"OggS":
+            position = _found_after(raw, position, b"OggS", size)
+            continue
+        segments = head[_PAGE_BYTES : _PAGE_BYTES + head[26]]
+        granule = int.from_bytes(head[6:14], "little")
+        if head[5] & _FIRST_PAGE:
+            streams += 1
+            links += [] if beginning else [position]
+            payload = read_at(raw, position + _PAGE_BYTES + len(segments), 16)
+            if payload.startswith(b"OpusHead"):
+                opus_rate_hz = int.from_bytes(payload[12:16], "little")
+        elif granule not in {_NO_GRANULE, granules[1]}:
+            granules = granules[1], granule
+        beginning = bool(head[5] & _FIRST_PAGE)
+        position += _PAGE_BYTES + len(segments) + sum(segments)
+    return OggPages(
+        num_streams=streams,
+        links=tuple(links),
+        last_page=max(0, granules[1] - granules[0]),
+        opus_rate_hz=opus_rate_hz,
+    )
+
+
+def _found_after(raw: BinaryIO, position: int, sought: bytes, size: int) -> int:
+    """The next place of ``sought`` behind ``position``, or the end."""
+    position += 1
+    while position < size:
+        piece = read_at(raw, position, _NEAR_BYTES)
+        found = piece.find(sought)
+        if found >= 0:
+            return position + found
+        position += max(1, len(piece) - len(sought) + 1)
+    return size
+
+
+def mp3_says_its_length(raw: BinaryIO, start: int) -> bool:
+    """Whether the first frame of an MP3 counts the bytes of a file that has exactly as many.
+
+    What has no such count is measured by a guess; what has more bytes is several files joined,
+    what has less was cut.
+    """
+    size = file_size(raw)
+    frame = read_at(raw, start, 64)
+    if len(frame) < 64:
+        return False
+    version_1, mono = frame[1] & 0x08, frame[3] >> 6 == 0b11
+    place = 4 + ((17 if mono else 32) if version_1 else (9 if mono else 17))
+    flags = int.from_bytes(frame[place + 4 : place + 8], "big")
+    if frame[place : place + 4] not in {b"Xing", b"Info"} or flags & 0b11 != 0b11:
+        return False
+    end = start + int.from_bytes(frame[place + 12 : place + 16], "big")
+    return end == size or (end < size and read_at(raw, end, 8).startswith((b"TAG", b"APETAGEX")))
+
+
+def mp4_is_fragmented(raw: BinaryIO) -> bool:
+    """Whether an MP4 file is a row of fragments, of which the header knows nothing."""
+    return any(name in {b"moof", b"sidx", b"styp"} for name, _ in _boxes(raw))
+
+
+def mp4_missing_bytes(raw: BinaryIO) -> int:
+    """How many bytes earlier an MP4 file ends than its last box does."""
+    end = max((end for _, end in _boxes(raw)), default=0)
+    return max(0, end - file_size(raw))
+
+
+def _boxes(raw: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Names and ends of the boxes of an MP4 file, as far as they follow one another."""
+    position, size = 0, file_size(raw)
+    for _ in range(_MAX_CHUNKS):
+        head = read_at(raw, position, 16)
+        if len(head) < _CHUNK:
+            return
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < _CHUNK:
+            return
+        position += length
+        yield head[4:8], position
+        if position > size:
+            return

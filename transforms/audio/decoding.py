@@ -16,7 +16,8 @@ import numpy as np
 import soundfile
 
 from manifests.audio_formats import MP3, OGG, WAV, AudioFormat
-from transforms.audio import AudioError, AudioPart, AudioReader, Request, ffmpeg, headers
+from transforms import audio
+from transforms.audio import AudioError, AudioPart, AudioReader, Request, ffmpeg
 
 if TYPE_CHECKING:
     from transforms.elements import Samples
@@ -105,11 +106,11 @@ def _looked_at(raw: BinaryIO, form: AudioFormat, audio_start: int, uri: str) -> 
     if form is WAV:
         return _wav(raw, uri)
     if form is MP3:
-        if not headers.mp3_says_its_length(raw, audio_start):
+        if not audio.mp3_says_its_length(raw, audio_start):
             raise RefusedError("it does not say how long it is")
         return _Found(source=_descriptor(raw), borrowed=_MP3_BORROWED)
     if form is OGG:
-        pages = headers.ogg_pages(raw)
+        pages = audio.ogg_pages(raw)
         if pages.num_streams > 1:
             raise RefusedError("it has several streams", pages.links[1:])
         if pages.opus_rate_hz == 0:
@@ -121,7 +122,7 @@ def _looked_at(raw: BinaryIO, form: AudioFormat, audio_start: int, uri: str) -> 
 
 
 def _wav(raw: BinaryIO, uri: str) -> _Found:
-    data = headers.wav_data(raw)
+    data = audio.wav_data(raw)
     if data is None:
         return _Found(source=_descriptor(raw))
     if data.is_mpeg:
@@ -132,7 +133,7 @@ def _wav(raw: BinaryIO, uri: str) -> _Found:
             "truncated", f"{uri}: has {there} bytes of samples; its header says {data.announced}"
         )
     whole = data.as_it_is
-    return _Found(source=_descriptor(raw) if whole else headers.rewritten_wav(raw, data))
+    return _Found(source=_descriptor(raw) if whole else audio.rewritten_wav(raw, data))
 
 
 def _part(file: soundfile.SoundFile, request: Request) -> AudioPart:
@@ -273,10 +274,10 @@ def decoded(
     Raises:
         AudioError: the file is not audio, its header is unusable, or the part is outside.
     """
-    audio_start, head = headers.audio_start(raw)
+    audio_start, head = audio.audio_start(raw)
     form = recognised(head)
     # Before libsndfile reads: it moves the place of the descriptor under ``raw``.
-    is_plain_wav = form is WAV and headers.is_plain_wav(raw)
+    is_plain_wav = form is WAV and audio.is_plain_wav(raw)
     with contextlib.ExitStack() as stack:
         links: tuple[int, ...]
         reader, refusal, links = None, "", ()
@@ -310,7 +311,7 @@ def _by_ffmpeg(
         except AudioError as err:
             if err.code != "not_audio":
                 raise
-            missing = headers.mp4_missing_bytes(raw) if form is MP4 else 0
+            missing = audio.mp4_missing_bytes(raw) if form is MP4 else 0
             if missing:
                 raise AudioError(
                     "truncated",

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 import numpy as np
 
 from manifests.audio_formats import DEMUXERS, FORMATS, MP4, OTHER
-from transforms.audio import AudioError, AudioPart, AudioReader, Request, headers
+from transforms import audio
+from transforms.audio import AudioError, AudioPart, AudioReader, Request
 
 if TYPE_CHECKING:
     from transforms.elements import Samples
@@ -209,7 +210,7 @@ class _Decoding:
         if self._link.form is not MP4 or not length or length < 0 or unit is None:
             return None
         file: Any = _Nameless(self._files[0].raw)
-        if headers.mp4_is_fragmented(file):
+        if audio.mp4_is_fragmented(file):
             return None
         samples: int = round(length * unit * self.sample_rate_hz)
         return samples
@@ -389,14 +390,14 @@ class _Nameless:
             size = os.fstat(self._descriptor).st_size
         except OSError:  # BytesIO and remote files have the method but no descriptor
             self._descriptor = None
-            size = headers.file_size(raw)
+            size = audio.file_size(raw)
         self._begin, self._length = begin, (size if end is None else end) - begin
         self._position = 0
 
     def read(self, num_bytes: int) -> bytes:
         wanted = max(0, min(num_bytes, self._length - self._position))
         if self._descriptor is None:
-            data = headers.read_at(self.raw, self._begin + self._position, wanted)
+            data = audio.read_at(self.raw, self._begin + self._position, wanted)
         else:
             data = os.pread(self._descriptor, wanted, self._begin + self._position)
         self._position += len(data)

@@ -1,4 +1,4 @@
-"""Limits which URIs rows may name, and keeps credentials out of what people read.
+"""Limits which URIs rows may name, and keeps credentials out of what people read and of logs.
 
 What a row may never name are chains of file systems that copy files to elsewhere or lead on to
 other addresses. Where prefixes are given, everything outside of them is refused too. Compared are
@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -292,3 +293,31 @@ class _GuardedClient:
         reason = self.access.refusal(there)
         if reason is not None:
             raise AudioError(NOT_ALLOWED, f"{here}: leads to {there}, which {reason}")
+
+
+class _Discreet(logging.Formatter):
+    """Formats log lines, tracebacks included, without credentials."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        super().__init__("%(levelname)s %(name)s: %(message)s")
+        self._secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record), self._secrets)
+
+
+def configure_logging(level: str, secrets: Sequence[str] = ()) -> None:
+    """Log lines on standard error; those of Beam and of fsspec only where they are wanted.
+
+    Args:
+        level: for the root logger.
+        secrets: what no line may hold.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Discreet(secrets))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    debug = level == "debug"
+    logging.getLogger("py.warnings").setLevel(logging.WARNING if debug else logging.ERROR)
+    for name in ("apache_beam", "fsspec"):  # they log what they raise too
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.CRITICAL)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from model.lazy import loaded_once
+from model.devices import loaded_once
 
 
 class Owner:
