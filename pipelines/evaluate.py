@@ -275,4 +275,4 @@ def _compared(job: _Job, record: Mapping[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    flags.leave(run())
+    flags.leave(run)

@@ -475,11 +475,18 @@ def asks_for_help(command: Command, argv: Sequence[str] | None) -> bool:
     return True
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the process at once: threads of a job that was given up may still wait for its runner.
+def leave(run: Callable[[], int]) -> NoReturn:
+    """Runs a command and ends the process with its exit code, at once.
 
-    Nothing that they would write is wanted, and files appear by renaming.
+    Threads of a job that was given up may still wait for its runner; nothing that they would write
+    is wanted, and files appear by renaming. An interrupt that the launcher does not see, as it
+    comes while libraries are imported, ends the process with a line too.
     """
+    try:
+        code = run()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        code = EXIT_INTERRUPTED
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

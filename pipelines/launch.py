@@ -193,9 +193,10 @@ def _run_and_say(job: Job, options: PipelineOptions) -> int:
 
 
 def _how_to_close(job: Job) -> str:
+    """How a run ends well whose job goes on without this command."""
     if job.command.resumes:
-        return "--resume closes the run when it has ended"
-    return "its tables are complete when it has ended"
+        return "the same command with --resume closes the run when the job has ended"
+    return f"the tables are complete when the job has ended, though {RUN} does not say so"
 
 
 def run(job: Job, options: PipelineOptions) -> int:
@@ -300,6 +301,10 @@ class _Run:
             entry.update(status=SUBMITTED, job={**there, "runner": execution.runner})
             self.lock.name_job(entry["job"])
             record.write_record(self.storage, folder.place(RUN), entry)
+            sys.stderr.write(
+                "  This command waits for it and closes the run. The job goes on without it; after "
+                f"an interruption, {_how_to_close(self.job)}.\n"
+            )
 
         started_s = time.monotonic()
         with self.runner.open(execution, self.options, submitted) as opened:

@@ -21,4 +21,4 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    flags.leave(run())
+    flags.leave(run)

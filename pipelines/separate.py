@@ -23,4 +23,4 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    flags.leave(run())
+    flags.leave(run)

@@ -281,7 +281,7 @@ class MetricsOf:
                 scorer_sha256=scored.scorer_sha256,
                 code_version=self.code_version,
             )
-            row_counts.add(done=1, audio_s=part.duration_s)
+            row_counts.done("ScoreManifest", part.duration_s)
             yield dataclasses.replace(
                 scored_row, values={**scored_row.values, "model": self.system}
             )

@@ -88,12 +88,11 @@ class _RenderFn(beam.DoFn):
         if isinstance(result, Failure):
             yield dead_letters.dead(result)
             return
-        row_counts.add(done=1)
         yield result
 
 
 def render(row: ManifestRow, settings: RenderSettings) -> ManifestRow | Failure:
-    """Writes the files of a row; gives the row that names them."""
+    """Writes the files of a row and counts it; gives the row that names them."""
     if not row.targets:
         return failed(row, "read", "no_sources", "the row has a mixture; expected its sources")
     row = dataclasses.replace(row, snr_db=_levels_db(row, settings))
@@ -105,6 +104,7 @@ def render(row: ManifestRow, settings: RenderSettings) -> ManifestRow | Failure:
         names = _write(row, signals, settings)
     except READ_ERRORS as err:
         return failed(row, "write", error_code(err), describe(err, settings.uri))
+    row_counts.done("RenderMixtures", len(signals.mixture) / settings.reading.model_rate_hz)
     mixture_uri, reference_uri, *interferer_uris = (join(FROM_MANIFEST, name) for name in names)
     return dataclasses.replace(
         row,

@@ -117,12 +117,9 @@ def count_result(result: MetricsRow | Failure) -> Any:
     """An output of a DoFn, entered into the counters."""
     if isinstance(result, Failure):
         return dead_letters.dead(result)
-    Metrics.counter("WriteStems", "out").inc()
     if result.values["stem_note"] is not None:
         Metrics.counter("WriteStems", OTHER_FORMAT).inc()
-    duration_s = result.values["duration_s"]
-    Metrics.counter("WriteStems", "audio_msec").inc(round(1_000 * duration_s))
-    row_counts.add(done=1, audio_s=duration_s)
+    row_counts.done("WriteStems", result.values["duration_s"])
     return result
 
 

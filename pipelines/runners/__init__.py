@@ -34,10 +34,11 @@ from apache_beam.transforms.resources import parse_resource_hints
 from model.devices import cores
 from pipelines.config import IN_PROCESS, CommonConfig, Execution
 from pipelines.flags import Arguments, Command, UsageError
+from transforms.tables.row_counts import AUDIO_MSEC, OUT
 
 logger = logging.getLogger(__name__)
 
-AUDIO = "WriteStems/audio_msec"
+_AUDIO = f"/{AUDIO_MSEC}"
 _MEANS = (
     ("ReadAudio/read_msec", "{:.0f} ms to read a mixture"),
     ("SeparateClips/network_msec", "{:.0f} ms a forward pass"),
@@ -74,8 +75,13 @@ class Measurements:
 
     @property
     def audio_s(self) -> float:
-        """Seconds of audio in the clips whose stems were written."""
-        return self.counters.get(AUDIO, 0) / 1_000
+        """Seconds of audio in the rows that are done."""
+        return sum(self._of_done(AUDIO_MSEC)) / 1_000
+
+    def _of_done(self, counter: str) -> list[int]:
+        """The values of a counter at the steps that finish rows: those that count their audio."""
+        steps = [name.rpartition("/")[0] for name in self.counters if name.endswith(_AUDIO)]
+        return [self.counters.get(f"{step}/{counter}", 0) for step in steps]
 
     def adding(self, counters: Mapping[str, int]) -> Measurements:
         """Returns a copy with the given counters added to these."""
@@ -86,8 +92,7 @@ class Measurements:
     def progress(self) -> dict[str, float]:
         """Rows done and failed so far, and their audio."""
         failed = sum(v for name, v in self.counters.items() if name.endswith("/dead"))
-        done = self.counters.get("WriteStems/out", 0)
-        return {"done": done, "failed": failed, "audio_s": self.audio_s}
+        return {"done": sum(self._of_done(OUT)), "failed": failed, "audio_s": self.audio_s}
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in ``run.json``."""
@@ -219,7 +224,8 @@ class Runner:
         Args:
             execution: where the graph runs.
             options: of Beam.
-            on_submitted: called with what identifies the job where it is left to a service.
+            on_submitted: called where a service takes the job, with what identifies it there; one
+                of its fields is ``id``.
         """
         return _as_it_is()
 
@@ -345,6 +351,11 @@ def execution_of(arguments: Arguments) -> Execution:
         raise UsageError(f"--num_threads={own.num_threads}: expected at least 0")
     num_workers = int(workers) if local else 1
     cluster = _cluster(name, own.dask_client_address)
+    if cluster is not None and options.view_as(WorkerOptions).num_workers is not None:
+        raise UsageError(
+            f"--num_workers={workers}: a Dask cluster has the workers that were started for it; "
+            "leave the flag out"
+        )
     threads = max(1, cores() // num_workers) if local else int(cluster is not None)
     min_ram = getattr(own, "min_ram", None)
     asked = {"accelerator": getattr(own, "accelerator", None), "min_ram": min_ram}

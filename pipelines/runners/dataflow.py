@@ -70,8 +70,6 @@ class DataflowJob:
             f"  watch: {self.console_url}",
             f"  state: {self.command('show')}",
             f"  stop:  {self.command('cancel')}",
-            "  This command waits for it and closes the run. The job goes on without it; after an "
-            "interruption, the same command with --resume closes the run once the job has ended.",
         ]
 
 

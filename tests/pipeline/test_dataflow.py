@@ -21,8 +21,9 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 import cloud
 import dataflow_job
+import jobs
 import tone_runs
-from pipelines import flags, separate
+from pipelines import flags, runners
 
 pytestmark = pytest.mark.timeout(300)
 JOBS = f"/v1b3/projects/{cloud.PROJECT}/locations/{cloud.REGION}/jobs"
@@ -54,9 +55,17 @@ def dataflow(server: cloud.Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[c
     root.handlers[:] = handlers
 
 
-def _run(server: cloud.Cloud, *extra: str, without: str = "") -> int:
-    given = {name: value for name, value in dataflow_job.BASIC.items() if name != without}
-    return separate.run([*dataflow_job.flags(given, server.url), *extra])
+OF_SEPARATE = ("accelerator", "min_ram")
+
+
+def _run(
+    server: cloud.Cloud, *extra: str, without: str = "", job: jobs.Job = jobs.JOBS["separate"]
+) -> int:
+    left_out = [without, *(() if job.command.resumes else OF_SEPARATE)]
+    given = {name: value for name, value in dataflow_job.BASIC.items() if name not in left_out}
+    words = dataflow_job.flags(given, server.url)
+    stems = [f"--stems=gs://{dataflow_job.BUCKET}/stems"] if job.command is flags.SCORE else []
+    return job.run([*words, *stems, *extra])
 
 
 def _record(server: cloud.Cloud) -> dict[str, Any]:
@@ -124,6 +133,22 @@ def _finish(server: cloud.Cloud) -> None:
     server.work = lambda: server.objects.update(
         {f"{dataflow_job.BUCKET}/out/_work/row_counts.json": json.dumps(row_counts).encode()}
     )
+
+
+@pytest.mark.parametrize("name", ["score", "synthesize"])
+def test_the_smaller_jobs_are_submitted_and_closed_alike(name: str, dataflow: cloud.Cloud) -> None:
+    job = jobs.JOBS[name]
+    _finish(dataflow)
+    assert _run(dataflow, job=job) == flags.EXIT_OK
+    record = _record(dataflow)
+    assert (record["status"], record["row_counts"]["stems"]) == ("finished", 1)
+    assert (record["job"]["id"], record["job"]["runner"]) == (cloud.JOB_ID, "DataflowRunner")
+    assert f"{dataflow_job.BUCKET}/out/_work/lock.json" not in dataflow.objects
+    dataflow.states = ["JOB_STATE_RUNNING", "JOB_STATE_FAILED"]
+    assert _run(dataflow, "--overwrite", job=job) == flags.EXIT_JOB_FAILED
+    assert _record(dataflow)["status"] == "failed"
+    dataflow.states = ["JOB_STATE_RUNNING"]
+    assert _run(dataflow, "--overwrite", job=job) == flags.EXIT_USAGE
 
 
 def test_what_fails_for_a_moment_is_asked_again(dataflow: cloud.Cloud) -> None:
@@ -218,34 +243,48 @@ def test_results_are_not_deleted_while_their_job_goes_on(
     assert _record(dataflow)["attempt"] == 0
 
 
+@pytest.mark.parametrize("name", jobs.JOBS)
 def test_an_interrupt_stops_the_waiting_only(
-    dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    dataflow: cloud.Cloud,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    job = jobs.JOBS[name]
     dataflow.states = ["JOB_STATE_RUNNING"]
 
     def interrupted(*_: object) -> None:
         _until(lambda: POLL in dataflow.asked)
         raise KeyboardInterrupt
 
-    from pipelines import runners
-
     started = runners._Job.start
 
-    def start(job: threading.Thread) -> None:
-        started(job)
+    following: list[threading.Thread] = []
+
+    def start(thread: threading.Thread) -> None:
+        started(thread)
+        following.append(thread)
         interrupted()
 
     monkeypatch.setattr(runners._Job, "start", start)
-    assert _run(dataflow) == flags.EXIT_INTERRUPTED
-    assert f"no longer waiting: Dataflow job {cloud.JOB_ID} goes on" in capsys.readouterr().err
+    assert _run(dataflow, job=job) == flags.EXIT_INTERRUPTED
+    said = capsys.readouterr().err
+    goes_on = f"no longer waiting: job {cloud.JOB_ID} of DataflowRunner goes on"
+    advice = {
+        True: "the same command with --resume closes the run when the job has ended",
+        False: "the tables are complete when the job has ended, though run.json does not say so",
+    }[job.command.resumes]
+    assert f"after an interruption, {advice}.\n" in said
+    assert said.endswith(f"{goes_on}; {advice}\n")
     assert _record(dataflow)["status"] == "submitted"
     lock = f"{dataflow_job.BUCKET}/out/_work/lock.json"
     assert json.loads(dataflow.objects[lock])["job"]["id"] == cloud.JOB_ID
     del dataflow.objects[f"{dataflow_job.BUCKET}/out/run.json"]  # the lock alone says it
-    for flag in ("--resume", "--overwrite"):
-        assert _run(dataflow, flag) == flags.EXIT_USAGE
+    for flag in dict.fromkeys([job.resumed_by, "--overwrite"]):
+        assert _run(dataflow, flag, job=job) == flags.EXIT_USAGE
         assert f"Dataflow job {cloud.JOB_ID} of that run is RUNNING" in capsys.readouterr().err
     dataflow.states = ["JOB_STATE_CANCELLED"]  # so that the thread that follows it ends
+    following[0].join()
 
 
 def test_a_dry_run_builds_the_job_and_leaves_nothing(

@@ -127,6 +127,7 @@ def test_the_record_holds_the_job_and_its_counters(submission: dataflow_job.Subm
         "name": "clapsep-test",
         "project": cloud.PROJECT,
         "region": cloud.REGION,
+        "runner": "DataflowRunner",
     }
     assert record["counters"] == {"WriteStems/audio_msec": 5_000}
     assert record["distributions"]["SeparateClips/network_msec"]["mean"] == 45

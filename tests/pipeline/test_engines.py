@@ -1,4 +1,4 @@
-"""The main job on every engine: the same stems and metrics, and every row once."""
+"""Jobs on every engine: the same stems and metrics, and every row once."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import engine_graphs
+import jobs
 import tone_runs
 from dask_cluster import TESTS, DaskCluster, dask_cluster
-from pipelines import separate
+from pipelines import console, runners, separate
 from pipelines.config import Execution
 from ports import free_port
 
@@ -67,6 +69,39 @@ def test_a_dask_cluster(manifest: Path, model: str, alone: Path, cluster: DaskCl
     where = ["--runner=dask", "--dask_client_address", cluster.address]
     assert separate.run([*_arguments(manifest, output, model), *where]) == 0
     _assert_same(alone, output)
+
+
+@pytest.mark.parametrize("name", ["score", "synthesize"])
+def test_a_dask_cluster_runs_the_smaller_jobs_and_says_how_far_they_are(
+    name: str,
+    model: str,
+    cluster: DaskCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job, inputs = jobs.JOBS[name], jobs.write_inputs(tmp_path / "inputs")
+    words = job.words(inputs, tmp_path / "alone", *tone_runs.QUIET, model=model)
+    assert job.run(words) == 0
+    run_graph, said = runners.run_graph, ""
+
+    def slow(*given: Any) -> Any:
+        nonlocal said
+        result = run_graph(*given)
+        deadline_s = time.monotonic() + START_WAIT_S
+        while f"{jobs.NUM_ROWS} of {jobs.NUM_ROWS} clips after" not in said:
+            assert time.monotonic() < deadline_s
+            said += capsys.readouterr().err
+            time.sleep(0.01)
+        return result
+
+    monkeypatch.setattr(console, "REMOTE_LINE_INTERVAL_S", 0.1)
+    monkeypatch.setattr(runners, "run_graph", slow)
+    where = ("--runner=dask", "--dask_client_address", cluster.address, "--progress", "log")
+    assert job.run(job.words(inputs, tmp_path / "dask", *where, model=model)) == 0
+    jobs.assert_same(job, tmp_path / "alone", tmp_path / "dask")
+    one, other = (tone_runs.record(tmp_path / each) for each in ("alone", "dask"))
+    assert (one["counters"], one["audio_s"]) == (other["counters"], other["audio_s"])
 
 
 def test_a_dask_worker_that_is_killed_costs_nothing_but_time(

@@ -21,7 +21,7 @@ import tone_runs
 from pipelines.flags import leave
 with tone_runs.tones_as_models():
     code = tone_runs.run(*sys.argv[1:])
-leave(code)
+leave(lambda: code)
 """
 
 

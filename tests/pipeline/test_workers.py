@@ -1,4 +1,4 @@
-"""The main job in worker processes, with a real, tiny network: the same as in one process."""
+"""Jobs in worker processes, with a real, tiny network: the same as in one process."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import engine_graphs
+import jobs
 import tone_runs
 from pipelines import separate
 from pipelines.config import IN_PROCESS, Execution
@@ -51,6 +52,17 @@ def test_a_real_network_gives_the_same_alone_and_in_batches(
     arguments = _arguments(manifest, output, model)
     assert separate.run([*arguments, "--batch_size", "1", "--num_threads", "1"]) == 0
     tone_runs.assert_same_results(alone, output)
+
+
+@pytest.mark.parametrize("name", ["separate", "score"])  # test_synthesize.py has the third
+def test_two_worker_processes_give_the_tables_of_one(name: str, model: str, tmp_path: Path) -> None:
+    job, inputs = jobs.JOBS[name], jobs.write_inputs(tmp_path / "inputs")
+    for workers in ("1", "2"):
+        words = job.words(inputs, tmp_path / workers, "--num_workers", workers, model=model)
+        assert job.run([*words, *tone_runs.QUIET]) == 0
+    jobs.assert_same(job, tmp_path / "1", tmp_path / "2")
+    one, two = (tone_runs.record(tmp_path / workers) for workers in ("1", "2"))
+    assert (one["counters"], one["audio_s"]) == (two["counters"], two["audio_s"])
 
 
 def test_a_killed_worker_ends_the_run_and_resuming_completes_it(

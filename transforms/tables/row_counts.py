@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
 from apache_beam.transforms.combiners import ToDict
 
@@ -25,6 +26,8 @@ from transforms.storage import Storage
 
 FOLDER_VARIABLE = "CLAPSEP_TALLY_DIR"
 _INTERVAL_S = 0.5
+OUT, AUDIO_MSEC = "out", "audio_msec"
+"""Counters of a step that finishes rows: how many, and their audio in milliseconds."""
 
 
 class _Tally:
@@ -63,6 +66,18 @@ _TALLY = _Tally()
 def add(**counts: float) -> None:
     """Adds to the counts of this process."""
     _TALLY.add(counts)
+
+
+def done(step: str, audio_s: float) -> None:
+    """Counts a row that is done, here and in the counters of the runner.
+
+    Args:
+        step: which finishes rows; its counters are ``out`` and ``audio_msec``.
+        audio_s: of the row.
+    """
+    Metrics.counter(step, OUT).inc()
+    Metrics.counter(step, AUDIO_MSEC).inc(round(1_000 * audio_s))
+    add(done=1, audio_s=audio_s)
 
 
 def clear() -> None:

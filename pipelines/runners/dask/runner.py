@@ -29,7 +29,7 @@ from apache_beam.runners.runner import PipelineState
 from apache_beam.runners.worker.bundle_processor import DATA_INPUT_URN, DATA_OUTPUT_URN
 
 from pipelines.config import Execution
-from pipelines.runners import Opened, Runner
+from pipelines.runners import Opened, Runner, measurements_of
 from pipelines.runners.dask import bundles
 from pipelines.runners.dask.cluster import Cluster, connected
 
@@ -196,6 +196,7 @@ class DaskRunner(FnApiRunner):
         """
         super().__init__()
         self._address = address
+        self._metrics: dict[str, list[Any]] = {}
 
     @staticmethod
     def supported_requirements() -> tuple[str, ...]:
@@ -214,7 +215,12 @@ class DaskRunner(FnApiRunner):
             RuntimeError: a DoFn raised.
         """
         with connected(self._address) as cluster:
-            return _Run(cluster, program_of(stage_context, stages)).run()
+            return _Run(cluster, program_of(stage_context, stages), self._metrics).run()
+
+    def counts(self) -> Mapping[str, float]:
+        """How far the job is, by the counters of the bundles that have ended."""
+        so_far = RunnerResult(PipelineState.RUNNING, dict(self._metrics))
+        return measurements_of(so_far).progress()
 
 
 class Dask(Runner):
@@ -231,7 +237,8 @@ class Dask(Runner):
     ) -> Iterator[Opened]:
         """Makes the runner; see the base class."""
         assert execution.cluster is not None  # noqa: S101 - the flags were checked
-        yield Opened(runner=DaskRunner(execution.cluster))
+        runner = DaskRunner(execution.cluster)
+        yield Opened(runner=runner, counts=runner.counts)
 
 
 @dataclasses.dataclass(slots=True)
@@ -243,10 +250,12 @@ class _Written:
 
 
 class _Run:
-    """One run of a program on a cluster."""
+    """One run of a program on a cluster; ``metrics`` are those of each stage, as they come in."""
 
-    def __init__(self, cluster: Cluster, graph: bundles.Program) -> None:
-        self._cluster, self._program = cluster, graph
+    def __init__(
+        self, cluster: Cluster, graph: bundles.Program, metrics: dict[str, list[Any]]
+    ) -> None:
+        self._cluster, self._program, self._metrics = cluster, graph, metrics
         self._submit = functools.partial(cluster.submit, graph.run_id)
         self._stages = {name: graph.stage(name) for name in graph.transforms}
         self._resources = {name: resources_of(graph, name) for name in graph.transforms}
@@ -258,16 +267,15 @@ class _Run:
             if needed:
                 self._cluster.require_resources(needed)
         self._kept = self._submit(bundles.keep, self._program)
-        metrics: dict[str, list[Any]] = {}
         readers = self._readers()
         for name, stage in self._stages.items():
             started_s = time.monotonic()
-            metrics[name] = self._run_stage(stage)
+            self._run_stage(stage)
             logger.debug("%.2f s in stage %s", time.monotonic() - started_s, name)
             for buffer, last in readers.items():
                 if last == name:
                     self._written.pop(buffer, None)  # lets go of the futures, and so of the data
-        return RunnerResult(PipelineState.DONE, metrics)
+        return RunnerResult(PipelineState.DONE, self._metrics)
 
     def _readers(self) -> dict[bytes, str]:
         """The last stage that reads each buffer."""
@@ -279,7 +287,7 @@ class _Run:
                 last[buffer] = name
         return last
 
-    def _run_stage(self, stage: translations.Stage) -> list[Any]:
+    def _run_stage(self, stage: translations.Stage) -> None:
         sides = self._sides(stage)
         futures = [
             self._submit(
@@ -289,12 +297,12 @@ class _Run:
             for source, data in self._sources(stage)
         ]  # fmt: skip
         seen = [self._submit(bundles.summarise_bundle, each) for each in futures]
-        metrics: list[Any] = []
+        self._metrics[stage.name] = []
         sizes: dict[Any, Mapping[bytes, int]] = {}
         for future, summary in self._cluster.results(seen):
             sizes[future.key] = summary.num_bytes
             infos = [metrics_pb2.MonitoringInfo.FromString(each) for each in summary.metrics]
-            metrics = list(consolidate([*metrics, *infos]))
+            self._metrics[stage.name] = list(consolidate([*self._metrics[stage.name], *infos]))
         # Several transforms of a stage may write into one buffer, before a Flatten.
         writers = {b: transform for transform, b in bundles.output_buffers(stage).items()}
         for buffer, transform in writers.items():
@@ -304,7 +312,6 @@ class _Run:
                 for bundle, each in zip(futures, seen, strict=True)
             ]
             self._written.setdefault(buffer, []).append(_Written(writer, parts))
-        return metrics
 
     def _sides(self, stage: translations.Stage) -> list[Any]:
         buffers = dict.fromkeys(b for b, _ in self._program.side_inputs[stage.name].values())
