@@ -154,14 +154,9 @@ def readable(submission: Submission) -> dict[str, Any]:
     del job["clientRequestId"]
     environment = job["environment"]
     options = environment["sdkPipelineOptions"]["options"]
-    ours = [
-        *FULL,
-        "setup_file",
-        "num_threads",
-        "default_sdk_harness_log_level",
-        "save_main_session",
-    ]
-    environment["sdkPipelineOptions"] = {name: options.get(name) for name in sorted(ours)}
+    given = [*FULL, "setup_file", "default_sdk_harness_log_level", "save_main_session"]
+    # Flags of ours are in run.json and not among Beam's options, which Dataflow shows.
+    environment["sdkPipelineOptions"] = {n: options[n] for n in sorted(given) if n in options}
     (pool,) = environment["workerPools"]
     for image in pool["sdkHarnessContainerImages"]:
         del image["capabilities"]
