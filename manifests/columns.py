@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 
 from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS, SCHEMA_VERSION, ManifestRow, column_type
+from terminal import flags, screen
 
 _SCALARS: Mapping[Any, pa.DataType] = {str: pa.string(), float: pa.float64(), int: pa.int64()}
 _METADATA = {"schema_version": str(SCHEMA_VERSION)}
@@ -337,5 +338,19 @@ def _type_name(type: pa.DataType) -> str:
     return f"list of {type.value_type}" if pa.types.is_list(type) else str(type)
 
 
-if __name__ == "__main__":
+def run(argv: Sequence[str] | None = None) -> int:
+    """Writes the page to standard output; returns 0, or 1 where it could not be written."""
+    screen.steady()
+    flags.Parser(
+        prog="python -m manifests.columns",
+        description="Writes docs/columns.md: every column of the tables that a run writes.",
+    ).parse_args(argv)
     sys.stdout.writelines(f"{line}\n" for line in page())
+    if (error := screen.lost()) is not None:
+        sys.stderr.write(f"the page was not written: {error.strerror}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())
