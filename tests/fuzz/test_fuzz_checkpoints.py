@@ -26,7 +26,7 @@ import tiny_model
 from model.checkpoints import convert, loading, tensorfiles
 from model.checkpoints.fetch import CheckpointError
 from model.checkpoints.tensorfiles import UnsafePickleError
-from model.clap.text import load_tokenizer
+from model.clap import load_tokenizer
 from model.config import TINY, ClapSepConfig, from_json, to_json
 
 FORMS = ("safetensors", "torch", "legacy")

@@ -26,7 +26,7 @@ def forbidden(*args, **kwargs):
 socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = forbidden
 socket.create_connection = socket.getaddrinfo = forbidden
 import model.signal, model.checkpoints.convert, model.clap, model.systems.clapsep.network
-import model.systems, model.systems.clapsep.lora, model.metrics, model.registry, model.clap.text
+import model.systems, model.systems.clapsep.lora, model.metrics, model.registry, model.clap
 import model.signal.windowing
 before = sorted(sys.modules)
 network = model.systems.clapsep.network.ClapSep(model.config.TINY)

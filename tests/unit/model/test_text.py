@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from tokenizers import models, pre_tokenizers, processors, trainers
 
 from float_noise import rounding
+from model import clap as text_towers
 from model import registry
 from model.checkpoints.fetch import CheckpointError, DigestMismatchError
-from model.clap import text as text_towers
-from model.clap.text import (
+from model.clap import (
     RobertaTower,
     SentenceTower,
     TextTower,
