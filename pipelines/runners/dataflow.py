@@ -121,6 +121,7 @@ def _check(config: CommonConfig, options: PipelineOptions) -> None:
         if not getattr(cloud, name):
             raise UsageError(f"--runner={DATAFLOW} needs --{name}")
     places = {"--output": config.output, "--temp_location": cloud.temp_location}
+    places["--stems"] = getattr(config, "stems", None)
     for row in config.rows:
         places |= {"--mixture": row.mixture_uri, "--reference": row.reference_uri}
     local = [(flag, uri) for flag, uri in places.items() if uri and "://" not in uri]

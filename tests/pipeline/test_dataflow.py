@@ -59,13 +59,17 @@ OF_SEPARATE = ("accelerator", "min_ram")
 
 
 def _run(
-    server: cloud.Cloud, *extra: str, without: str = "", job: jobs.Job = jobs.JOBS["separate"]
+    server: cloud.Cloud,
+    *extra: str,
+    without: str = "",
+    job: jobs.Job = jobs.JOBS["separate"],
+    stems: str = f"gs://{dataflow_job.BUCKET}/stems",
 ) -> int:
     left_out = [without, *(() if job.command.resumes else OF_SEPARATE)]
     given = {name: value for name, value in dataflow_job.BASIC.items() if name not in left_out}
     words = dataflow_job.flags(given, server.url)
-    stems = [f"--stems=gs://{dataflow_job.BUCKET}/stems"] if job.command is flags.SCORE else []
-    return job.run([*words, *stems, *extra])
+    own = [f"--stems={stems}"] if job.command is flags.SCORE else []
+    return job.run([*words, *own, *extra])
 
 
 def _record(server: cloud.Cloud) -> dict[str, Any]:
@@ -144,11 +148,6 @@ def test_the_smaller_jobs_are_submitted_and_closed_alike(name: str, dataflow: cl
     assert (record["status"], record["row_counts"]["stems"]) == ("finished", 1)
     assert (record["job"]["id"], record["job"]["runner"]) == (cloud.JOB_ID, "DataflowRunner")
     assert f"{dataflow_job.BUCKET}/out/_work/lock.json" not in dataflow.objects
-    dataflow.states = ["JOB_STATE_RUNNING", "JOB_STATE_FAILED"]
-    assert _run(dataflow, "--overwrite", job=job) == flags.EXIT_JOB_FAILED
-    assert _record(dataflow)["status"] == "failed"
-    dataflow.states = ["JOB_STATE_RUNNING"]
-    assert _run(dataflow, "--overwrite", job=job) == flags.EXIT_USAGE
 
 
 def test_what_fails_for_a_moment_is_asked_again(dataflow: cloud.Cloud) -> None:
@@ -327,9 +326,25 @@ def test_what_is_missing_is_named_before_anything_is_done(
     assert dataflow.asked == []
 
 
-@pytest.mark.parametrize("flag", ["manifest", "output", "temp_location"])
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        *(("separate", flag) for flag in ("manifest", "output", "temp_location")),
+        ("synthesize", "output"),
+        ("score", "manifest"),
+    ],
+)
 def test_places_that_workers_cannot_reach_are_refused(
-    dataflow: cloud.Cloud, flag: str, capsys: pytest.CaptureFixture[str]
+    name: str, flag: str, dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run(dataflow, f"--{flag}=here/it/is", without=flag) == flags.EXIT_USAGE
+    job = jobs.JOBS[name]
+    assert _run(dataflow, f"--{flag}=here/it/is", without=flag, job=job) == flags.EXIT_USAGE
     assert "Dataflow's workers cannot reach it" in capsys.readouterr().err
+
+
+def test_stems_that_workers_cannot_reach_are_refused(
+    dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score = jobs.JOBS["score"]
+    assert _run(dataflow, job=score, stems="/here/it/is") == flags.EXIT_USAGE
+    assert "--stems=/here/it/is: Dataflow's workers cannot reach it" in capsys.readouterr().err
