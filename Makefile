@@ -32,7 +32,7 @@ environment: $(ENVIRONMENT) ## make .venv and install the project, its extras an
 $(VENV)/.installed: setup.py $(CONSTRAINTS)
 	$(BASE_PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet "$$(grep '^torch==' $(CONSTRAINTS))"
-	$(VENV)/bin/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[s3,dask,train,test]'
+	$(VENV)/bin/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[s3,dask,test]'
 	touch $@
 
 check: $(ENVIRONMENT) ## lint, formatting, types, import contracts
@@ -80,29 +80,19 @@ lowest-pins: ## write constraints-lowest.txt anew, after a lower bound in setup.
 	{ grep '^#' constraints-lowest.txt; grep -Ev '^(nvidia-|triton=)' "$$folder/all.txt"; } > "$$folder/new.txt"; \
 	cp "$$folder/new.txt" constraints-lowest.txt
 
-# The bundled model. CORPUS is a folder of labelled clips; model/weights/README.md says which one.
+# The bundled model. CORPUS is one or several folders of labelled clips, TEACHER what a tagger says about
+# every clip of them (docs/training.md); model/weights/README.md says which ones.
 CORPUS ?= corpus
+TEACHER ?= teacher.npz
 RUNS ?= runs
-PROCESSES ?= 2
-TRAIN = $(BIN)/torchrun --nproc_per_node $(PROCESSES) -m model.training
 
-# The shipped weights were not made by this: see model/weights/README.md. It writes beside them, to
-# RUNS, never over them.
-model: $(ENVIRONMENT) ## train a model of clapsep-mini's size from CORPUS, on CPUs, into RUNS
-	$(TRAIN) contrastive --corpus $(CORPUS) --output $(RUNS)/clap --cpu --num_threads 1 \
-	  --optimiser muon --steps 2000 --batch_size 32 --learning_rate 2e-3 --warmup_steps 50 \
-	  --schedule constant --decay_steps 1600 --weight_decay 0.05 --ema_decay 0.99 --validate_every 200
-	$(PYTHON) -m model.training wording --corpus $(CORPUS) --clap $(RUNS)/clap/best.pt \
-	  --output $(RUNS)/wording
-	$(TRAIN) separation --corpus $(CORPUS) --clap $(RUNS)/wording/best.pt --output $(RUNS)/separation \
-	  --cpu --num_threads 1 --optimiser muon --train all --steps 2700 --batch_size 8 \
-	  --learning_rate 2e-3 --warmup_steps 100 --schedule constant --decay_steps 2400 \
-	  --weight_decay 0.01 --ema_decay 0.998 --validate_every 250 \
-	  --source_shares 0.25 0.55 0.15 0.05 --shifted_share 0.3 --level_range_db 10 --gain_range_db 6 \
-	  --pure_text_share 0.4 --pure_audio_share 0.25 --positive_only_share 0.2 \
-	  --negative_only_share 0.2 --own_audio_share 0.3 --snr_ceiling_db 30
-	$(PYTHON) -m model.training bundle --clap $(RUNS)/wording/best.pt \
-	  --separation $(RUNS)/separation/best.pt --output $(RUNS)/bundle/clapsep-mini.safetensors
+# The shipped weights were made by a draft of this: see model/weights/README.md. It writes beside them,
+# to RUNS, never over them.
+model: $(ENVIRONMENT) ## train a model of clapsep-mini's size from CORPUS and TEACHER, into RUNS
+	mkdir -p $(RUNS)
+	$(PYTHON) -m model.training prepare --corpus $(CORPUS) --teacher $(TEACHER) \
+	  --output $(RUNS)/plan.npz
+	$(PYTHON) -m model.training fit --corpus $(CORPUS) --plan $(RUNS)/plan.npz --output $(RUNS)/model
 
 model-results: $(ENVIRONMENT) ## recompute the bundled model's test results from CORPUS and compare
 	$(PYTHON) -m pipelines.evaluate --corpus $(CORPUS) --output $(RUNS)/model-results --overwrite \

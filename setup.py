@@ -44,7 +44,6 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     "s3": ["s3fs>=2026.2"],
     "dask": ["apache-beam[dask]>=2.77", "distributed>=2024.4.2"],
-    "train": ["accelerate>=1.0"],
     "test": [
         "cryptography>=42",
         "duckdb>=1.0",

@@ -1,6 +1,330 @@
-"""``python -m model.training contrastive|separation …``; see :mod:`model.training.cli`."""
+"""Trains a model from labelled clips: ``python -m model.training``."""
 
-from model.training.cli import main
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model import config as configs
+from model import devices
+from model.checkpoints import convert
+from model.checkpoints.loading import Networks
+from model.clap import Clap, build_text_tower
+from model.training import contrastive, engine, separation, sound
+from model.training.drawing import Batches, ClapPlanner, Layout, MixturePlanner, Planner
+from model.training.material import BUNDLED_CAPTIONS, Material, PreparationSettings, prepare
+from model.training.settings import OptimiserSettings, TrainingSettings
+from terminal import flags, screen
+
+logger = logging.getLogger(__name__)
+
+PRESETS = {"mini": configs.MINI, "tiny": configs.TINY}
+MAX_FILE_BYTES = 19_000_000
+WEIGHTS = "weights"
+_RESUMED = "resume.pt"
+_TEXTS_AT_A_TIME = 256
+_WARM_UP_SHARE = 0.01
+"""Of the learning rate, in the steps before a capture."""
+
+_EXAMPLES = """examples:
+  python -m model.training prepare --corpus corpus/ --teacher teacher.npz --output plan.npz
+  python -m model.training fit --corpus corpus/ --plan plan.npz --output runs/mine
+  python -m pipelines.separate --model runs/mine/weights/model-1-of-4.safetensors …
+
+A run that was stopped goes on from its last validation when the same command is given again.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepares or trains, as the command line says; returns the exit code."""
+    screen.steady()
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        if arguments.stage == "prepare":
+            _prepare(arguments)
+        else:
+            Run(arguments).run()
+    except (ValueError, OSError, engine.CaptureError) as err:
+        sys.stderr.write(f"error: {err}\n")
+        return 2
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    config = _config(arguments.config)
+    tower = build_text_tower(config.clap.text)
+
+    def latent(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+        found = np.zeros((len(texts), config.clap.text.hidden_size), dtype=np.float32)
+        for start in range(0, len(order), _TEXTS_AT_A_TIME):
+            chosen = order[start : start + _TEXTS_AT_A_TIME]
+            with torch.no_grad():
+                found[chosen] = tower.latent([texts[number] for number in chosen]).numpy()
+        return found
+
+    settings = PreparationSettings(
+        pairs=arguments.pairs, triples=arguments.triples, seed=arguments.seed
+    )
+    material = prepare(arguments.corpus, arguments.teacher, arguments.captions, latent, settings)
+    material.save(arguments.output)
+    logger.info(
+        "%s: %d clips for training and %d for validation, %d labels, %d texts",
+        arguments.output,
+        len(material.clips_of("train")),
+        len(material.clips_of("val")),
+        len(material.labels),
+        len(material.latents),
+    )
+
+
+class Run:
+    """Trains a CLAP and then a separator, on one device, from clips that it holds in memory."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        """Reads the settings, the plan and the clips.
+
+        Raises:
+            ValueError: the settings are not those of the run that the output folder holds.
+        """
+        self._output: Path = arguments.output
+        self._workers: int = arguments.workers
+        self._capture = not arguments.no_capture
+        self._config = _config(arguments.config)
+        self._settings = _settings(arguments.settings)
+        self._device = torch.device(devices.resolved(arguments.device))
+        self._output.mkdir(parents=True, exist_ok=True)
+        self._record()
+        if self._device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = True
+            torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cuda.enable_cudnn_sdp(False)  # not in a capture, torch 2.11
+        torch.manual_seed(self._settings.seed)
+        self._material = Material.load(arguments.plan)
+        rate, samples = self._config.signal.sample_rate_hz, self._config.signal.window_samples
+        folders = {corpus.name: corpus for corpus in arguments.corpus}
+        store = sound.ClipStore(
+            sound.decode_all([_located(path, folders) for path in self._material.path], rate)
+        )
+        self._lengths = store.lengths.numpy().copy()
+        self._renderer = sound.Renderer(store, samples, rate).to(self._device)
+        self._curve: list[dict[str, Any]] = []
+        self._best = float("-inf")
+        self._left = self._stored()
+
+    def _record(self) -> None:
+        """Writes the settings, or checks that they are those of the run that is gone on with."""
+        text = json.dumps(
+            {
+                "config": dataclasses.asdict(self._config),
+                "settings": dataclasses.asdict(self._settings),
+            },
+            indent=1,
+        )
+        path = self._output / "settings.json"
+        if path.is_file() and path.read_text(encoding="utf-8") != text:
+            raise ValueError(f"{path}: the run there has other settings; choose another --output")
+        path.write_text(text, encoding="utf-8")
+
+    def _stored(self) -> dict[str, Any]:
+        path = self._output / _RESUMED
+        if not path.is_file():
+            return {}
+        stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        self._curve, self._best = stored["curve"], stored["best"]
+        return stored
+
+    def run(self) -> None:
+        """Trains what is left to train."""
+        clap = Clap(self._config.clap)
+        clap.input_level_dbfs = self._config.signal.input_level_dbfs
+        clap.to(self._device)
+        if "clap" in self._left:
+            clap.load_state_dict(self._left["clap"])
+            torch.set_rng_state(self._left["begun"])
+        else:
+            clap = self._train_clap(clap)
+            self._left = {}
+            self._store(clap=clap.state_dict(), begun=torch.get_rng_state())
+        self._train_separator(clap.requires_grad_(False).eval())
+
+    def _train_clap(self, clap: Clap) -> Clap:
+        settings = self._settings.clap
+        task = contrastive.ClapTask(clap, self._material, self._renderer, settings)
+        planner = ClapPlanner(
+            self._material,
+            self._lengths,
+            self._renderer.num_samples,
+            settings,
+            self._settings.separation.queries,
+        )
+
+        def validate(learner: engine.Learner) -> None:
+            self._follow("clap", learner, task.validate())
+            self._store(learner=learner.state())
+
+        self._train(task, planner, 1, settings.optimiser, validate)
+        trained = task.average.module
+        contrastive.refit(trained, self._material, self._settings.words)
+        return trained
+
+    def _train_separator(self, clap: Clap) -> None:
+        settings, begun = self._settings.separation, torch.get_rng_state()
+        separator = separation.build_separator(self._config, clap, settings.optimiser.precision)
+        task = separation.SeparationTask(separator, clap, self._material, self._renderer, settings)
+        near = contrastive.nearest_labels(
+            contrastive.embed_texts(clap, self._material),
+            self._material,
+            settings.queries.near_classes,
+        )
+        planner = MixturePlanner(
+            self._material, self._lengths, self._renderer.num_samples, settings, near
+        )
+
+        def validate(learner: engine.Learner) -> None:
+            figures = task.validate()
+            self._follow("separation", learner, figures)
+            if figures["score"] > self._best:
+                self._best = figures["score"]
+                self._write(clap, task)
+            self._store(clap=clap.state_dict(), begun=begun, learner=learner.state())
+
+        self._train(task, planner, 2, settings.optimiser, validate)
+        logger.info("%s: the weights of the best validation", self._output / WEIGHTS)
+
+    def _train(
+        self,
+        task: Any,
+        planner: Planner,
+        stage: int,
+        settings: OptimiserSettings,
+        validate: Any,
+    ) -> None:
+        seed = (self._settings.seed, stage)
+        layout = Layout.of(planner.draw(np.random.default_rng(seed)))
+        batches = Batches(planner, layout, seed)
+        learner = engine.Learner(task, layout, settings)
+        if "learner" in self._left:
+            learner.restore(self._left["learner"])
+        if self._device.type == "cuda" and self._capture:
+            while learner.warm < engine.WARM_UP_STEPS and learner.steps < settings.steps:
+                learner.run(batches[learner.steps], settings.learning_rate * _WARM_UP_SHARE)
+            for part in engine.PARTS:
+                learner.capture(part)
+        ahead = batches.ahead(learner.steps, self._workers)
+        engine.train(learner, ahead, settings, lambda: validate(learner))
+
+    def _follow(self, stage: str, learner: engine.Learner, found: dict[str, float]) -> None:
+        figures = learner.figures() | found
+        self._curve.append({"stage": stage, "step": learner.steps, **figures})
+        text = json.dumps(self._curve, indent=1)
+        (self._output / "curve.json").write_text(text, encoding="utf-8")
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        logger.info("%s %d: %s", stage, learner.steps, shown)
+
+    def _store(self, **state: Any) -> None:
+        path = self._output / _RESUMED
+        partial = path.with_suffix(".partial")
+        torch.save({"curve": self._curve, "best": self._best} | state, partial)
+        partial.replace(path)
+
+    def _write(self, clap: Clap, task: separation.SeparationTask) -> None:
+        separator = copy.deepcopy(task.average.module).cpu()
+        separator.precision = "fp32"
+        networks = Networks(
+            config=self._config, clap=copy.deepcopy(clap).cpu(), separator=separator
+        )
+        folder = self._output / WEIGHTS
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("*.safetensors"):
+            old.unlink()
+        convert.save(
+            str(folder / "model.safetensors"),
+            networks,
+            dtype="fp16",
+            max_file_bytes=MAX_FILE_BYTES,
+            notes=self._output.name,
+        )
+
+
+def _located(path: str, folders: dict[str, Path]) -> Path:
+    corpus, _, name = str(path).partition("/")
+    if corpus not in folders:
+        raise ValueError(f"the plan names the corpus {corpus!r}; --corpus has {sorted(folders)}")
+    return folders[corpus] / name
+
+
+def _config(name: str) -> configs.ClapSepConfig:
+    if name in PRESETS:
+        return PRESETS[name]
+    if not Path(name).is_file():
+        raise ValueError(f"--config {name}: expected one of {sorted(PRESETS)} or a JSON file")
+    return configs.from_json(configs.ClapSepConfig, Path(name).read_text(encoding="utf-8"))
+
+
+def _settings(path: Path | None) -> TrainingSettings:
+    if path is None:
+        return TrainingSettings()
+    return configs.from_json(TrainingSettings, path.read_text(encoding="utf-8"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = flags.Parser(
+        prog="python -m model.training",
+        description="Train a CLAP, then a separator, from folders of labelled clips.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    stages = parser.add_subparsers(dest="stage", required=True)
+    preparing = stages.add_parser("prepare", help="choose clips and words: the plan of a training")
+    fitting = stages.add_parser("fit", help="train by a plan")
+    for each in (preparing, fitting):
+        each.add_argument(
+            "--corpus", type=flags.path, nargs="+", required=True,
+            help="folders with manifest.csv and the clips",
+        )  # fmt: skip
+        each.add_argument("--config", default="mini", help="mini, tiny, or a JSON file")
+    preparing.add_argument(
+        "--teacher", type=flags.path, required=True, help="what a tagger says about every clip"
+    )
+    preparing.add_argument(
+        "--captions", type=flags.path, default=BUNDLED_CAPTIONS, help="JSON of label → captions"
+    )
+    defaults = PreparationSettings()
+    preparing.add_argument("--pairs", type=int, default=defaults.pairs, help="texts of two labels")
+    preparing.add_argument(
+        "--triples", type=int, default=defaults.triples, help="texts of three labels"
+    )
+    preparing.add_argument("--seed", type=int, default=defaults.seed)
+    preparing.add_argument("--output", type=flags.path, required=True, help="PLAN.npz")
+    fitting.add_argument("--plan", type=flags.path, required=True, help="of 'prepare'")
+    fitting.add_argument(
+        "--settings", type=flags.path, help="JSON of what differs from the default settings"
+    )
+    fitting.add_argument("--device", default=devices.AUTO, help=devices.EXPECTED)
+    fitting.add_argument(
+        "--workers", type=int, default=2, help="processes that draw batches ahead; 0: none"
+    )
+    fitting.add_argument(
+        "--no_capture", action="store_true", help="on a GPU, run the steps without CUDA graphs"
+    )
+    fitting.add_argument(
+        "--output", type=flags.path, required=True, help="folder for the weights and the curve"
+    )
+    return parser
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,33 +1,40 @@
-"""The separation stage: the paper's recipe on the fly, and its ablations (Table VII)."""
+"""The separation stage: mixtures of two sides, each of which is asked for, or something absent."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+import math
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import systems
 from model.clap import Clap
-from model.clap.audio import StageFeatures
-from model.config import ClapSepConfig, LoraConfig
+from model.config import ClapSepConfig
 from model.systems import Condition
-from model.systems.clapsep import lora
 from model.systems.clapsep.network import ClapSep
-from model.training.augment import SpecAugment
-from model.training.captions import CaptionBook, LatentCache
-from model.training.contrastive import embed_clips
-from model.training.corpus import Corpus
-from model.training.mixtures import QUERIES, Example, MixtureSampler, PolarityQuery
-from model.training.settings import MixingSettings, OptimiserSettings, SeparationSettings
+from model.training.contrastive import embed_clips, embed_texts
+from model.training.drawing import (
+    ABSENT,
+    NONE,
+    PRESENT,
+    QUERIES,
+    REFERENCE_RMS,
+    WindowDrawer,
+    as_tensors,
+)
+from model.training.engine import MovingAverage, Tensors
+from model.training.material import Material
+from model.training.settings import PLAIN_WINDOWS, QUERY_WINDOWS, SeparationSettings
+from model.training.sound import Renderer, at_rms
 
-_QUERY_SPEEDS = (0.9, 1.1)
-_VALIDATION_SEED = 20_240_227
 _SNR_WEIGHT = 0.9
 _RESIDUAL_FLOOR_DB = -20.0
+_TINY = 1e-8
+_BATCH = 64
+_VALIDATION_SEED = 7
+_AUDIBLE = 1e-4
+"""A target with less than this share of the mixture's energy counts as silent: -40 dB."""
 _MODES = {
     "text_pn": (1.0, True, True),
     "text_p": (1.0, True, False),
@@ -36,51 +43,53 @@ _MODES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SeparationBatch:
-    """Mixtures and, mixture by mixture, their queries."""
-
-    mixture: Tensor
-    """float32[B, T]."""
-    targets: Tensor
-    """float32[B·Q, T]."""
-    condition: Condition
-
-    def to_device(self, device: torch.device) -> SeparationBatch:
-        """The same batch elsewhere."""
-        return SeparationBatch(
-            mixture=self.mixture.to(device),
-            targets=self.targets.to(device),
-            condition=Condition(
-                positive=self.condition.positive.to(device),
-                negative=self.condition.negative.to(device),
-            ),
-        )
+def build_separator(config: ClapSepConfig, clap: Clap, precision: str) -> ClapSep:
+    """A separator with CLAP's audio tower for its encoder, all of it trained."""
+    separator = ClapSep(config, precision="bf16" if precision == "bf16" else "fp32")
+    separator.encoder.load_state_dict(clap.audio_branch.state_dict())
+    separator.requires_grad_(True)
+    separator.encoder.norm.requires_grad_(False)  # of CLAP's latent alone
+    return separator.to(clap.device)
 
 
-def build_separator(config: ClapSepConfig, clap: Clap, settings: SeparationSettings) -> ClapSep:
-    """A separator ready to train, with CLAP's encoder and the frozen parts frozen.
+class Words(nn.Module):
+    """Places of all texts, and of every clip as an example, for queries by number."""
 
-    Raises:
-        ValueError: the CLAP's audio tower is not the one ``config`` describes.
-    """
-    separator = ClapSep(
-        config, precision="bf16" if settings.optimiser.precision == "bf16" else "fp32"
-    )
-    if settings.encoder == "pretrained":
-        if clap.config.audio != config.clap.audio:
-            raise ValueError("the CLAP's audio tower differs from the separator's configuration")
-        separator.encoder.load_state_dict(clap.audio_branch.state_dict())
-    if settings.train == "lora":
-        lora.add_adapters(separator.encoder, config.lora or LoraConfig())
-    elif settings.train == "frozen" or settings.encoder == "none":
-        separator.encoder.requires_grad_(False)
-    separator.encoder.norm.requires_grad_(False)
-    return separator
+    texts: Tensor
+    shots: Tensor
+
+    def __init__(self, texts: Tensor, shots: Tensor) -> None:
+        """Looks up float32[M, D] and float32[N, D], both of unit norm."""
+        super().__init__()
+        self.register_buffer("texts", texts, persistent=False)
+        self.register_buffer("shots", shots, persistent=False)
+
+    def forward(self, text: Tensor, shots: Tensor, weight: Tensor, noise: float = 0.0) -> Tensor:
+        """Embeddings of queries, float32[Q, D]; zeros where there is none.
+
+        Args:
+            text: int64[Q]; :data:`NONE` where there is no query.
+            shots: int64[Q, S], of examples; :data:`NONE` beyond the last.
+            weight: float32[Q], of the text against the mean of the examples.
+            noise: length of the noise that is added to half of the texts.
+        """
+        named = self.texts.index_select(0, text.clamp(min=0))
+        if noise:
+            some = torch.rand(len(named), 1, device=named.device) < 0.5
+            length = noise / math.sqrt(named.shape[1])
+            named = F.normalize(named + length * some * torch.randn_like(named), dim=-1)
+        given = (shots != NONE).to(named.dtype)
+        chosen = self.shots.index_select(0, shots.clamp(min=0).flatten()).view(*shots.shape, -1)
+        mean = (chosen * given[..., None]).sum(1) / given.sum(1, keepdim=True).clamp(min=1.0)
+        fused = weight[:, None] * named + (1.0 - weight[:, None]) * mean
+        return fused * (text != NONE)[:, None]
 
 
 def negative_snr(estimate: Tensor, target: Tensor, ceiling_db: float | None) -> Tensor:
     """−0.9·SNR − 0.1·SI-SNR in dB, the paper's loss, float32[B].
+
+    Both follow from five sums. In float32 the energy of an error comes out to within 60 dB of the
+    target's: far below any ceiling that is of use.
 
     Args:
         estimate: float32[B, T].
@@ -89,14 +98,18 @@ def negative_snr(estimate: Tensor, target: Tensor, ceiling_db: float | None) -> 
             no bound.
     """
     floor = 0.0 if ceiling_db is None else 10 ** (-ceiling_db / 10)
-    power = target.square().sum(-1)
-    snr = power / ((estimate - target).square().sum(-1) + floor * power + 1e-8)
-    estimate, target = estimate - estimate.mean(-1, True), target - target.mean(-1, True)
-    scale = (estimate * target).sum(-1, True) / (target.square().sum(-1, True) + 1e-8)
-    image = scale * target
-    image_power = image.square().sum(-1)
-    si_snr = image_power / ((estimate - image).square().sum(-1) + floor * image_power + 1e-8)
-    decibels = 10 * torch.log10(torch.stack((snr, si_snr)) + 1e-8)
+    samples = estimate.shape[-1]
+    power, estimated, common = energy(target), energy(estimate), (estimate * target).sum(-1)
+    error = (estimated + power - 2.0 * common).clamp(min=0.0)
+    snr = power / (error + floor * power + _TINY)
+    sum_estimate, sum_target = estimate.sum(-1), target.sum(-1)
+    power = power - sum_target.square() / samples
+    estimated = estimated - sum_estimate.square() / samples
+    common = common - sum_estimate * sum_target / samples
+    image = common.square() / (power + _TINY)
+    error = (estimated - image).clamp(min=0.0)
+    si_snr = image / (error + floor * image + _TINY)
+    decibels = 10 * torch.log10(torch.stack((snr, si_snr)) + _TINY)
     return -_SNR_WEIGHT * decibels[0] - (1 - _SNR_WEIGHT) * decibels[1]
 
 
@@ -109,180 +122,261 @@ def residual_level(estimate: Tensor, mixture: Tensor) -> Tensor:
         estimate: float32[B, T].
         mixture: float32[B, T].
     """
-    share = estimate.square().sum(-1) / (mixture.square().sum(-1) + 1e-8)
+    share = energy(estimate) / (energy(mixture) + _TINY)
     return 10 * torch.log10(share + 10 ** (_RESIDUAL_FLOOR_DB / 10))
+
+
+def energy(sound: Tensor) -> Tensor:
+    """The sum of the squares, float32[B]."""
+    power: Tensor = torch.linalg.vector_norm(sound, dim=-1).square()
+    return power
 
 
 class SeparationStep(nn.Module):
     """The loss of a batch; one encoder pass serves all queries of a mixture."""
 
+    rows: Tensor
+    more_rows: Tensor
+
     def __init__(self, separator: ClapSep, settings: SeparationSettings) -> None:
+        """Trains a separator on its device."""
         super().__init__()
         self.separator = separator
         self._settings = settings
+        mixtures = torch.arange(settings.batch_size)
+        rows = mixtures.repeat_interleave(QUERIES)
+        more = mixtures.repeat_interleave(settings.queries.presence_queries)
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("more_rows", more, persistent=False)
 
-    def train(self, mode: bool = True) -> SeparationStep:
-        """As in the recipe, an encoder that is not trained as a whole stays in evaluation mode."""
-        super().train(mode)
-        if self._settings.train != "all":
-            self.separator.encoder.eval()
-        return self
-
-    def estimate(self, mixture: Tensor, condition: Condition) -> Tensor:
-        """float32[B, T] and B·Q conditions, mixture by mixture → float32[B·Q, T]."""
-        encoded = self.separator.encode(mixture)
-        if self._settings.encoder == "none":
-            silent = tuple(torch.zeros_like(stage) for stage in encoded.features.stages)
-            encoded = dataclasses.replace(encoded, features=StageFeatures(stages=silent))
-        queries = condition.positive.shape[0] // mixture.shape[0]
-        rows = torch.arange(mixture.shape[0], device=mixture.device).repeat_interleave(queries)
-        return self.separator.decode(encoded.index(rows), condition)
-
-    def forward(self, batch: SeparationBatch) -> Tensor:
-        """The mean loss in dB."""
-        estimate = self.estimate(batch.mixture, batch.condition)
-        present = negative_snr(estimate, batch.targets, self._settings.snr_ceiling_db)
-        mixture = batch.mixture.repeat_interleave(QUERIES, dim=0)
-        absent = residual_level(estimate, mixture)
-        return torch.where(batch.targets.abs().amax(-1) > 0, present, absent).mean()
+    def forward(self, made: Tensors) -> tuple[Tensor, Tensor]:
+        """The loss, and its terms: of what is there, of what is absent, of presence."""
+        separator, settings, mixture = self.separator, self._settings, made["mixture"]
+        asked = len(self.rows)
+        encoded = separator.encode(mixture)
+        about = encoded.index(self.rows)
+        condition = Condition(positive=made["positive"][:asked], negative=made["negative"][:asked])
+        mask = separator.predict_mask(about, condition)
+        estimate = separator.masked(about, mask)
+        targets = made["targets"]
+        whole = mixture.index_select(0, self.rows)
+        sounds = energy(targets) > _AUDIBLE * energy(whole)
+        near = negative_snr(estimate, targets, settings.snr_ceiling_db)
+        far = residual_level(estimate, whole)
+        present = near.masked_fill(~sounds, 0.0).sum()
+        absent = far.masked_fill(sounds, 0.0).sum()
+        loss = (present + absent) / asked
+        count = sounds.sum()
+        figures = [present / count, absent / (asked - count).clamp(min=1)]
+        more = Condition(positive=made["positive"][asked:], negative=made["negative"][asked:])
+        odds, further = mask.presence, separator.presence(encoded.index(self.more_rows), more)
+        if odds is not None and further is not None:
+            truth = made["presence"]
+            heard = torch.cat([sounds, torch.ones_like(truth[asked:], dtype=torch.bool)])
+            known = (truth == ABSENT) | ((truth == PRESENT) & heard)
+            odds = torch.cat([odds, further])
+            cost = F.binary_cross_entropy_with_logits(
+                odds, (truth == PRESENT).to(odds.dtype), reduction="none"
+            )
+            cost = cost.masked_fill(~known, 0.0).sum() / known.sum()
+            loss = loss + settings.presence_weight * cost
+            figures.append(cost)
+        return loss, torch.stack([value.detach() for value in figures])
 
 
 class SeparationTask:
-    """Draws mixtures and validates by SI-SDR improvement with text, audio, P, N and P+N."""
+    """Makes the batches of the separation stage; validates by SI-SDR improvement and presence."""
 
     def __init__(
         self,
         separator: ClapSep,
         clap: Clap,
-        train: Corpus,
-        book: CaptionBook,
-        held_out: Corpus,
+        material: Material,
+        renderer: Renderer,
         settings: SeparationSettings,
     ) -> None:
-        step = SeparationStep(separator, settings)
-        self.step_module: nn.Module = step
-        self._estimate = step.estimate
-        self._settings = settings
-        samples = separator.window_samples
+        """For networks on a device; the CLAP stays as it is."""
+        self.step_module: nn.Module = SeparationStep(separator, settings).to(clap.device)
+        self.average = MovingAverage(separator, settings.optimiser.ema_decay)
+        self.has_presence = separator.config.decoder.presence
+        names = ("present", "absent", "presence")
+        self.figures = names if self.has_presence else names[:2]
+        self._settings, self._renderer, self._material = settings, renderer, material
         level_dbfs = separator.input_level_dbfs
-        self._sampler = MixtureSampler(train, book, settings.mixing, samples, level_dbfs)
-        self._queries = QueryEmbedder(clap, train, settings.optimiser)
-        self._held_out = held_out
-        pairs = MixingSettings(
-            level_range_db=0.0,
-            own_audio_share=0.0,
-            positive_only_share=0.0,
-            negative_only_share=0.0,
+        self._level_db = 20 * math.log10(REFERENCE_RMS) if level_dbfs is None else level_dbfs
+        texts = embed_texts(clap, material)
+        everything = np.arange(len(material.path))
+        variants = [
+            embed_clips(clap, renderer, everything, QUERY_WINDOWS, seed=1 + number)
+            for number in range(settings.query_variants)
+        ]
+        self._words = Words(texts, torch.cat(variants))
+        plain = embed_clips(clap, renderer, everything, PLAIN_WINDOWS)
+        self._validation = _Validation(
+            material, renderer, Words(texts, plain), self._level_db, settings
         )
-        self._validation = MixtureSampler(
-            held_out, CaptionBook(held_out, {}), pairs, samples, level_dbfs
-        )
-        self._validation_queries = QueryEmbedder(clap, held_out, None)
 
-    def draw(self, rng: np.random.Generator, batch_size: int) -> SeparationBatch:
-        """A batch of mixtures, two queries each."""
-        examples = [self._sampler.draw(rng) for _ in range(batch_size)]
-        device = next(self.step_module.parameters()).device
-        return _collate(examples, self._queries, rng).to_device(device)
+    def make(self, inputs: Tensors) -> Tensors:
+        """Mixtures at their level, targets, and the embeddings of the queries."""
+        size = self._settings.batch_size
+        sound = self._renderer(inputs)
+        targets = torch.zeros(QUERIES * size, sound.shape[-1], device=sound.device)
+        targets.index_add_(0, inputs["side"], sound)
+        targets = targets.view(size, QUERIES, -1)
+        mixture = targets.sum(1)
+        level = torch.linalg.vector_norm(mixture, dim=-1) / math.sqrt(mixture.shape[-1])
+        level_db = inputs["gain_db"] + self._level_db
+        gain = torch.exp(level_db * (math.log(10.0) / 20)) / level.clamp(min=1e-4)
+        mixture = mixture + torch.randn_like(mixture) * inputs["noise_rms"][:, None]
+        wanted = (inputs["presence"][: QUERIES * size] != ABSENT).view(size, QUERIES)
+        positive, negative = (
+            self._words(text, shots, weight, self._settings.text_noise)
+            for text, shots, weight in zip(
+                inputs["text"], inputs["shots"], inputs["text_weight"], strict=True
+            )
+        )
+        return {
+            "mixture": mixture * gain[:, None],
+            "targets": (targets * (gain[:, None] * wanted)[..., None]).flatten(0, 1),
+            "positive": positive,
+            "negative": negative,
+            "presence": inputs["presence"],
+        }
 
     def validate(self) -> dict[str, float]:
-        """Mean SI-SDR improvement in dB of two-source mixtures at 0 dB, for every kind of query."""
+        """Mean SI-SDR improvement in dB of two-source mixtures at 0 dB, and AUROC of presence."""
+        separator = self.average.module
+        figures = self._validation.improvements(separator)
+        if self.has_presence:
+            figures |= self._validation.presence(separator)
+        return figures
+
+
+class _Validation:
+    """Pairs of held-out clips at 0 dB, the same at every validation."""
+
+    def __init__(
+        self,
+        material: Material,
+        renderer: Renderer,
+        words: Words,
+        level_db: float,
+        settings: SeparationSettings,
+    ) -> None:
         rng = np.random.default_rng(_VALIDATION_SEED)
-        examples = [self._validation.draw(rng) for _ in range(self._settings.validation_mixtures)]
-        device = next(self.step_module.parameters()).device
-        gains: dict[str, list[Tensor]] = {mode: [] for mode in _MODES}
-        for start in range(0, len(examples), 8):
-            chunk = examples[start : start + 8]
-            for mode, (weight, positive, negative) in _MODES.items():
-                asked = [_restrict(example, weight, positive, negative) for example in chunk]
-                batch = _collate(asked, self._validation_queries, rng).to_device(device)
-                estimate = self._estimate(batch.mixture, batch.condition)
-                repeated = batch.mixture.repeat_interleave(QUERIES, dim=0)
-                gains[mode].append(
-                    _si_sdr(estimate, batch.targets) - _si_sdr(repeated, batch.targets)
-                )
-        figures = {mode: torch.cat(values).mean().item() for mode, values in gains.items()}
-        return {"score": float(np.mean(list(figures.values()))), **figures}
-
-
-class QueryEmbedder:
-    """Embeddings of captions, computed as they come, and of every clip of a corpus, computed once.
-
-    Args:
-        clap: the frozen CLAP.
-        corpus: whose clips are the shots.
-        settings: for SpecAugment and speed changes of the shots, as in the recipe; None leaves the
-            shots as they are.
-    """
-
-    def __init__(self, clap: Clap, corpus: Corpus, settings: OptimiserSettings | None) -> None:
-        self._clap = clap
-        self._latents = LatentCache(clap.text_branch)
-        if settings is None:
-            variants = [embed_clips(clap, corpus)]
-        else:
-            augment = SpecAugment(torch.Generator().manual_seed(settings.seed))
-            variants = [
-                embed_clips(
-                    clap, corpus, speed=speed, augment=augment, precision=settings.precision
-                )
-                for speed in _QUERY_SPEEDS
+        held_out = [
+            clip
+            for clip in material.clips_of("val").tolist()
+            if not material.is_open[material.class_of[clip]]
+        ]
+        self._material, self._words = material, words
+        by_label: dict[int, list[int]] = {}
+        for clip in held_out:
+            by_label.setdefault(int(material.class_of[clip]), []).append(clip)
+        labels = sorted(by_label)
+        pairs = []
+        for _ in range(settings.validation_mixtures):
+            chosen = rng.choice(labels, 2, replace=False)
+            pairs.append([int(rng.choice(by_label[name])) for name in chosen])
+        self._pairs = np.array(pairs)
+        others = [
+            [
+                next((o for o in by_label[int(material.class_of[clip])] if o != clip), clip)
+                for clip in pair
             ]
-        self._shots = torch.stack(variants)
-
-    def __call__(self, queries: Sequence[PolarityQuery | None], rng: np.random.Generator) -> Tensor:
-        """float32[N, D]; zeros where there is no query."""
-        asked = [query for query in queries if query is not None]
-        result = torch.zeros(len(queries), self._clap.embedding_dim)
-        if not asked:
-            return result
-        with torch.no_grad():
-            latents = self._latents([query.caption for query in asked])
-            texts = F.normalize(self._clap.text_projection(latents), dim=-1)
-        fused = []
-        for query, text in zip(asked, texts, strict=True):
-            variant = int(rng.integers(len(self._shots)))
-            audio = systems.pool_shots(self._shots[variant, list(query.clips)])
-            fused.append(systems.fuse(text, audio, text_weight=query.text_weight))
-        rows = [index for index, query in enumerate(queries) if query is not None]
-        result[rows] = torch.stack([item for item in fused if item is not None])
-        return result
-
-
-def _collate(
-    examples: Sequence[Example], embed: QueryEmbedder, rng: np.random.Generator
-) -> SeparationBatch:
-    return SeparationBatch(
-        mixture=torch.from_numpy(np.stack([example.mixture for example in examples])),
-        targets=torch.from_numpy(
-            np.stack([target for example in examples for target in example.targets])
-        ),
-        condition=Condition(
-            positive=embed([query for example in examples for query in example.positives], rng),
-            negative=embed([query for example in examples for query in example.negatives], rng),
-        ),
-    )
-
-
-def _restrict(example: Example, text_weight: float, positive: bool, negative: bool) -> Example:
-    def side(
-        queries: Sequence[PolarityQuery | None], wanted: bool
-    ) -> tuple[PolarityQuery | None, ...]:
-        return tuple(
-            dataclasses.replace(query, text_weight=text_weight)
-            if wanted and query is not None
-            else None
-            for query in queries
+            for pair in pairs
+        ]
+        device = words.texts.device
+        self._captions = torch.from_numpy(material.caption_of[self._pairs]).to(device)
+        self._others = torch.tensor(others, device=device)
+        drawer = WindowDrawer(
+            renderer.store.lengths.cpu().numpy(), renderer.num_samples, PLAIN_WINDOWS
         )
+        with torch.no_grad():
+            drawn = drawer.draw(self._pairs.T.ravel(), rng)
+            sound = renderer(as_tensors(drawn, device)).view(2, len(pairs), -1)
+            mixture = sound.sum(0)
+            gain = at_rms(mixture, torch.full_like(mixture[:, 0], 10 ** (level_db / 20)))
+            scale = torch.linalg.vector_norm(gain, dim=-1) / torch.linalg.vector_norm(
+                mixture, dim=-1
+            )
+            self._sources = sound * scale[:, None]
+            self._mixtures = gain
+        self._absent = self._absent_captions(material, labels, rng)
 
-    return dataclasses.replace(
-        example,
-        positives=side(example.positives, positive),
-        negatives=side(example.negatives, negative),
-    )
+    def _absent_captions(
+        self, material: Material, labels: list[int], rng: np.random.Generator
+    ) -> Tensor:
+        """Captions of three labels that are not in a pair, int64[pairs, 3]."""
+        caption = {
+            int(material.class_of[clip]): int(material.caption_of[clip])
+            for clip in material.clips_of("val").tolist()
+        }
+        rows = []
+        for pair in self._pairs:
+            there = {int(material.class_of[clip]) for clip in pair}
+            free = [name for name in labels if name not in there]
+            rows.append([caption[int(name)] for name in rng.choice(free, 3, replace=len(free) < 3)])
+        return torch.tensor(rows, device=self._words.texts.device)
+
+    @torch.no_grad()
+    def improvements(self, separator: ClapSep) -> dict[str, float]:
+        """By the kind of query; ``score`` is their mean."""
+        found: dict[str, float] = {}
+        for mode, (weight, positive, negative) in _MODES.items():
+            gains = []
+            for wanted in (0, 1):
+                condition = Condition(
+                    positive=self._query(wanted, weight, positive),
+                    negative=self._query(1 - wanted, weight, negative),
+                )
+                target = self._sources[wanted]
+                estimate = torch.cat(
+                    [
+                        separator.separate(
+                            self._mixtures[start : start + _BATCH],
+                            condition.index(torch.arange(start, end, device=target.device)),
+                        )
+                        for start, end in self._chunks()
+                    ]
+                )
+                gains.append(si_sdr(estimate, target) - si_sdr(self._mixtures, target))
+            found[mode] = torch.cat(gains).mean().item()
+        return {"score": float(np.mean(list(found.values()))), **found}
+
+    @torch.no_grad()
+    def presence(self, separator: ClapSep) -> dict[str, float]:
+        """AUROC of the log odds: captions of the two sources against those of three others."""
+        captions = torch.cat([self._captions, self._absent], dim=1)
+        odds = []
+        for start, end in self._chunks():
+            encoded = separator.encode(self._mixtures[start:end])
+            columns = []
+            for column in captions[start:end].T:
+                positive = self._words.texts.index_select(0, column)
+                condition = Condition(positive=positive, negative=torch.zeros_like(positive))
+                columns.append(separator.presence(encoded, condition))
+            odds.append(torch.stack([column for column in columns if column is not None], dim=1))
+        values = torch.cat(odds).double()
+        there, absent = values[:, :2].flatten(), values[:, 2:].flatten()
+        over = (there[:, None] > absent).double() + 0.5 * (there[:, None] == absent).double()
+        return {"presence_auroc": over.mean().item()}
+
+    def _query(self, wanted: int, weight: float, used: bool) -> Tensor:
+        text = self._captions[:, wanted]
+        if not used:
+            text = torch.full_like(text, NONE)
+        weights = torch.full(text.shape, weight, device=text.device)
+        embedded: Tensor = self._words(text, self._others[:, wanted : wanted + 1], weights)
+        return embedded
+
+    def _chunks(self) -> list[tuple[int, int]]:
+        total = len(self._mixtures)
+        return [(start, min(start + _BATCH, total)) for start in range(0, total, _BATCH)]
 
 
-def _si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
+def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
+    """In dB, float32[B]."""
     scale = (estimate * target).sum(-1, True) / target.square().sum(-1, True)
     image = scale * target
     ratio = image.square().sum(-1) / (estimate - image).square().sum(-1).clamp(min=1e-12)

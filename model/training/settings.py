@@ -1,4 +1,4 @@
-"""Settings of a training run: what is drawn, what is trained, and how."""
+"""Settings of a training run: every augmentation, every query and every loss term."""
 
 from __future__ import annotations
 
@@ -6,99 +6,168 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class OptimiserSettings:
-    """Steps, learning rate and what surrounds them."""
+class WindowSettings:
+    """How a window of sound is made from a clip. Shares are probabilities of a source."""
 
-    steps: int = 10_000
-    batch_size: int = 16
-    """Examples a step and process."""
-    optimiser: str = "adamw"
-    """``adamw`` (the paper), or ``muon``: matrices by Muon, the rest by AdamW (docs/adr/0203)."""
-    learning_rate: float = 1e-4
-    warmup_steps: int = 0
-    schedule: str = "plateau"
-    """``plateau``: times 0.3 after 5 validations without gain, floor 5e-6 (the paper);
-    ``constant``: with a linear decay to zero over the last ``decay_steps``."""
-    decay_steps: int = 0
-    weight_decay: float = 0.01
-    clip_norm: float = 5.0
-    ema_decay: float = 0.0
-    """Decay of the weights' moving average that is validated and saved; 0 keeps none."""
-    precision: str = "bf16"
-    seed: int = 0
-    validate_every: int = 1_000
-    checkpoint_every: int = 500
+    speed_share: float = 0.6
+    speed_lowest: float = 0.87
+    speed_highest: float = 1.15
+    """Played slower or faster, pitch included."""
+    repeated_share: float = 0.5
+    """Of the clips that are shorter than the window; the others stand in silence."""
+    pause_mean: float = 0.3
+    """Of the exponentially distributed pause between repetitions, as a share of the clip."""
+    cut_share: float = 0.3
+    """Sounds that begin and end within the window, with fades of 15 ms."""
+    equaliser_share: float = 0.6
+    equaliser_db: float = 4.5
+    """Standard deviation of a smooth equaliser's gains at ten frequencies."""
+    low_pass_share: float = 0.12
+    low_pass_db_per_octave: float = 24.0
+    reverberant_share: float = 0.28
+    """The same number of sources in every batch."""
+    level_range_db: float = 12.0
+    """Sources differ from the reference level by up to half of this, either way."""
 
-    def __post_init__(self) -> None:
-        """Checks names and ranges."""
-        if self.optimiser not in ("adamw", "muon"):
-            raise ValueError(f"optimiser={self.optimiser!r}: expected 'adamw' or 'muon'")
-        if self.schedule not in ("plateau", "constant"):
-            raise ValueError(f"schedule={self.schedule!r}: expected 'plateau' or 'constant'")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision={self.precision!r}: expected 'fp32' or 'bf16'")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay={self.ema_decay}: expected a number in [0, 1)")
+
+QUERY_WINDOWS = WindowSettings(repeated_share=1.0, cut_share=0.15, level_range_db=0.0)
+"""Of the example clips of queries."""
+PLAIN_WINDOWS = WindowSettings(
+    speed_share=0.0,
+    repeated_share=1.0,
+    pause_mean=0.0,
+    cut_share=0.0,
+    equaliser_share=0.0,
+    low_pass_share=0.0,
+    reverberant_share=0.0,
+    level_range_db=0.0,
+)
+"""Nothing but what a recording is in use: for validation."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class MixingSettings:
-    """What mixtures and queries are drawn. Defaults: the paper's, but for the levels."""
+class OptimiserSettings:
+    """Muon for the matrices, AdamW for the rest, and the moving average of the weights."""
 
-    source_shares: tuple[float, ...] = (0.0, 1.0)
-    """Probability of 1, 2, 3 … sources. With 1, one query asks for it: the input is clean already.
-    The other asks for something absent: the answer is silence."""
-    level_range_db: float = 10.0
-    """Two sources differ by up to this much, either way; 0 is the paper's 0 dB."""
-    gain_range_db: float = 0.0
-    """The mixture's level is lowered by up to this much, from the level that the network hears
-    recordings at where it has one."""
-    shifted_share: float = 0.0
-    """Share of sources that are moved by up to half a window: they begin or end within it."""
-    pure_text_share: float = 0.0
-    pure_audio_share: float = 0.0
-    """Shares of queries by text and by audio alone; the others mix the two, weight ~ U(0, 1)."""
-    positive_only_share: float = 0.25
-    negative_only_share: float = 0.25
-    open_share: float = 0.15
-    """Share of sources whose class is a single caption, of the label ``open``: they widen what is
-    heard, but hardly any text model tells a ``fiberboard rumble`` from a ``dumpster hit``."""
-    own_audio_share: float = 0.5
-    """Share of audio queries that are the target's own recording, at another speed; the others are
-    another recording of the same class."""
+    steps: int = 1_900
+    validate_every: int = 250
+    """Steps between validations; after each of them a stopped run can go on."""
+    learning_rate: float = 2e-3
+    warmup_steps: int = 200
+    held_share: float = 0.25
+    """Of the steps, after which the learning rate falls linearly to zero."""
+    weight_decay: float = 0.02
+    momentum: float = 0.95
+    clip_norm: float = 5.0
+    ema_decay: float = 0.999
+    precision: str = "bf16"
 
-    def __post_init__(self) -> None:
-        """Checks the shares."""
-        if abs(sum(self.source_shares) - 1.0) > 1e-6:
-            raise ValueError(
-                f"source_shares={self.source_shares}: expected numbers that add up to 1"
-            )
-        for pair in (
-            self.pure_text_share + self.pure_audio_share,
-            self.positive_only_share + self.negative_only_share,
-        ):
-            if not 0.0 <= pair <= 1.0:
-                raise ValueError(f"two shares add up to {pair}: expected at most 1")
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ClapSettings:
+    """The contrastive stage, with what it learns from a tagger."""
+
+    batch_size: int = 512
+    windows: WindowSettings = WindowSettings(
+        repeated_share=0.7, cut_share=0.25, level_range_db=18.0
+    )
+    optimiser: OptimiserSettings = OptimiserSettings(
+        steps=1_800, weight_decay=0.05, ema_decay=0.995
+    )
+    noisy_share: float = 0.55
+    """Clips with another clip 3.5 to 19.5 dB below them."""
+    text_noise: float = 0.6
+    """Largest noise on the latents of captions, as a share of their root mean square."""
+    between_share: float = 0.5
+    """Captions that lie between two wordings of their class."""
+    contrast_weight: float = 1.0
+    logit_weight: float = 1.5
+    """Of the mean square between scaled similarities to class names and the tagger's logits."""
+    name_noise: float = 0.3
+    embedding_weight: float = 1.5
+    """Of the cosine distance to the tagger's embedding."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WordingSettings:
+    """The text projection fitted again, for words that it has not read."""
+
+    steps: int = 800
+    learning_rate: float = 1e-3
+    weight_decay: float = 1.0
+    noise: float = 1.0
+    scale: float = 20.0
+    closeness_weight: float = 5.0
+    kept_a_step: int = 256
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QuerySettings:
+    """What mixtures are asked. Two queries a mixture: each side of it, or something absent."""
+
+    source_shares: tuple[float, ...] = (0.1, 0.62, 0.2, 0.08)
+    """Of 1, 2, 3 … sources; the same numbers in every batch."""
+    open_share: float = 0.12
+    """Of sources whose class is a single caption."""
+    absent_share: float = 0.12
+    """Of the second queries of mixtures that have a second side."""
+    near_share: float = 0.0
+    """Of the absent ones: a class that is near in the text space, instead of any."""
+    near_classes: int = 8
+    named_share: float = 0.0
+    """Queries by a name of the tagger's that it is sure of, or of those absent that it is sure are
+    not there."""
+    sure_score: float = 0.5
+    unsure_score: float = 0.1
+    """A name counts for a source if every other source scores below this."""
+    absent_score: float = 0.02
+    negative_only_share: float = 0.18
+    positive_only_share: float = 0.22
+    own_clip_share: float = 0.3
+    """Example clips that are the target's own recording."""
+    text_only_share: float = 0.45
+    clips_only_share: float = 0.23
+    plain_text_share: float = 0.6
+    """Captions as written; the others stand in a template."""
+    presence_queries: int = 2
+    """Further queries a mixture that are asked for presence alone."""
+    presence_present_share: float = 0.15
+    presence_near_share: float = 0.55
+    presence_named_share: float = 0.25
+    presence_negative_share: float = 0.3
+    """Of them, with a negative query too."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SeparationSettings:
-    """The separation stage: the paper's recipe, or an ablation of Table VII."""
+    """The separation stage."""
 
+    batch_size: int = 256
+    windows: WindowSettings = WindowSettings()
+    queries: QuerySettings = QuerySettings()
     optimiser: OptimiserSettings = OptimiserSettings()
-    mixing: MixingSettings = MixingSettings()
-    train: str = "lora"
-    """``lora``: adapters and decoder (the paper); ``frozen``: decoder; ``all``: the encoder too."""
-    encoder: str = "pretrained"
-    """``pretrained``: CLAP's weights; ``random``: not pre-trained; ``none``: no CLAP encoder, the
-    decoder sees the spectrogram only."""
-    snr_ceiling_db: float | None = None
-    """Softly bounds the loss of easy examples; None is the paper's plain SNR."""
-    validation_mixtures: int = 48
+    query_variants: int = 8
+    """Embeddings of every clip as an example, each with another augmentation."""
+    lowest_gain_db: float = -12.0
+    highest_gain_db: float = 3.0
+    """Of the mixture, from the level that the network hears recordings at."""
+    noisy_share: float = 0.25
+    noise_highest_db: float = -25.0
+    noise_lowest_db: float = -55.0
+    """White noise in the mixture alone, below the reference level."""
+    text_noise: float = 0.3
+    """Length of the noise on text embeddings, on half of them."""
+    snr_ceiling_db: float = 30.0
+    presence_weight: float = 1.0
+    """Of the binary cross entropy of presence, beside the loss of the separation in dB."""
+    validation_mixtures: int = 192
 
-    def __post_init__(self) -> None:
-        """Checks the names."""
-        if self.train not in ("lora", "frozen", "all"):
-            raise ValueError(f"train={self.train!r}: expected 'lora', 'frozen' or 'all'")
-        if self.encoder not in ("pretrained", "random", "none"):
-            raise ValueError(f"encoder={self.encoder!r}: expected 'pretrained', 'random' or 'none'")
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings:
+    """Both stages, and what ties them together."""
+
+    clap: ClapSettings = ClapSettings()
+    words: WordingSettings = WordingSettings()
+    separation: SeparationSettings = SeparationSettings()
+    seed: int = 0

@@ -21,7 +21,7 @@ from pipelines.preflight import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 PIN = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.]+)")
-RUN_EXTRAS = ("s3", "dask", "train")
+RUN_EXTRAS = ("s3", "dask")
 RUN_ELSEWHERE = {ROOT / "tests/golden/run_baselines.py"}  # in the environments of other projects
 
 

@@ -521,7 +521,7 @@ class ClapSep(nn.Module):
     def presence(self, encoded: Encoded, condition: Condition) -> Tensor | None:
         """How likely it is that what the condition asks for is there, as log odds.
 
-        It needs the coarsest part of the decoder alone: a small share of :meth:`answer`'s work.
+        It needs the coarsest part of the decoder alone: a small share of :meth:`decode`'s work.
 
         Returns:
             float32[B], or None where the network has no such output.

@@ -1,0 +1,79 @@
+"""The optimiser, the moving average and the schedule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from model.training.contrastive import spec_augment, standardised
+from model.training.engine import MovingAverage, Optimiser, orthogonalised, rate_at
+from model.training.settings import OptimiserSettings
+
+
+def test_singular_values_are_brought_near_one() -> None:
+    matrices = torch.randn(3, 20, 50, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalised(matrices))
+    assert 0.5 < values.min() < values.max() < 1.5
+
+
+@pytest.mark.parametrize("shape", [(20, 50), (50, 20)])
+def test_a_matrix_moves_by_its_orthogonalised_gradient(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(shape[1], shape[0])
+    before = layer.weight.detach().clone()
+    settings = OptimiserSettings(weight_decay=0.0)
+    optimiser = Optimiser(layer, settings)
+    optimiser.rate.fill_(0.01)
+    layer.weight.grad = torch.randn(shape)
+    layer.bias.grad = torch.zeros(shape[0])
+    optimiser.step()
+    moved = torch.linalg.svdvals(layer.weight.detach() - before)
+    length = 0.01 * 0.2 * 50**0.5  # of every singular value
+    assert 0.5 * length < moved.min() < moved.max() < 1.5 * length
+    assert (layer.weight.grad * (layer.weight.detach() - before)).sum() < 0
+
+
+def test_a_parameter_without_gradient_is_named() -> None:
+    module = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
+    optimiser = Optimiser(module, OptimiserSettings())
+    module["used"](torch.ones(1, 2)).sum().backward()
+    with pytest.raises(ValueError, match=r"to be frozen: idle\.weight, idle\.bias"):
+        optimiser.clip()
+
+
+def test_average_follows_quickly_at_first_and_slowly_later() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    module.weight.data.fill_(0.0)
+    average = MovingAverage(module, 0.5)
+    expected = 0.0
+    for step in range(1, 9):
+        module.weight.data.fill_(float(step))
+        average.update()
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_learning_rate_rises_holds_and_falls_to_zero() -> None:
+    settings = OptimiserSettings(learning_rate=1.0, steps=100, warmup_steps=10, held_share=0.25)
+    rates = [rate_at(settings, step) for step in (0, 4, 9, 24, 50, 99)]
+    expected = [0.1, 0.5, 1.0, 1.0, 0.5 / 0.75, 0.01 / 0.75]
+    assert rates == [pytest.approx(value) for value in expected]
+
+
+def test_logits_of_a_class_are_standardised_over_the_training_clips() -> None:
+    logits = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)).numpy() * 5 - 7
+    training = torch.arange(400).numpy() < 300
+    found = standardised(logits, training)
+    assert abs(found[training].mean(0)).max() < 0.01
+    assert abs(found[training].std(0) - 1).max() < 0.02
+
+
+def test_stripes_are_zeroed() -> None:
+    torch.manual_seed(0)
+    kept = spec_augment(torch.ones(500, 120, 80))
+    # Two stripes of up to a twelfth of the frames, two of up to an eighth of the bands, each half
+    # as wide on average.
+    assert kept.mean().item() == pytest.approx((1 - 1 / 24) ** 2 * (1 - 1 / 16) ** 2, abs=0.01)
+    assert set(kept.unique().tolist()) == {0.0, 1.0}

@@ -1,0 +1,84 @@
+"""Which clips and words a plan has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from model.training.material import BUNDLED_CAPTIONS, Material, PreparationSettings, prepare
+
+
+def prepared(corpus: Path, teacher: Path) -> Material:
+    def latents(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        return np.ones((len(texts), 384), dtype=np.float32)
+
+    chosen = PreparationSettings(pairs=5, triples=5)
+    return prepare([corpus], teacher, BUNDLED_CAPTIONS, latents, chosen)
+
+
+def test_every_clip_has_its_class_caption_and_logits(
+    material: Material, teacher_file: Path
+) -> None:
+    assert len(material.path) == 16
+    assert sorted(material.class_names.tolist()) == ["hiss", "horn", "hum", "whistle"]
+    heard = np.load(teacher_file)
+    for clip, path in enumerate(material.path.tolist()):
+        label = path.split("/")[1].split("-")[0]
+        assert material.class_names[material.class_of[clip]] == label
+        row = heard["path"].tolist().index(path)
+        np.testing.assert_array_equal(material.logits[clip], heard["logits"][row])
+        np.testing.assert_allclose(material.scores[clip], 1 / (1 + np.exp(-heard["logits"][row])))
+    captions = np.unique(material.caption_of)
+    assert len(captions) == 4
+    numbers = [material.wordings[:, 1], material.tagger_names, material.caption_of,
+               material.pair_texts, material.triple_texts]  # fmt: skip
+    used = {number for each in numbers for number in each.ravel().tolist()}
+    assert used == set(range(len(material.latents)))
+
+
+def test_compounds_name_different_classes(material: Material) -> None:
+    for size, expected in ((2, 20), (3, 10)):
+        found = material.compounds(size)
+        assert len(found) == expected
+        assert all(len(set(classes)) == size for classes, _ in found)
+
+
+def test_a_plan_survives_its_file(material: Material, tmp_path: Path) -> None:
+    material.save(tmp_path / "plan.npz")
+    again = Material.load(tmp_path / "plan.npz")
+    for field in dataclasses.fields(material):
+        np.testing.assert_array_equal(getattr(material, field.name), getattr(again, field.name))
+
+
+def test_clips_that_the_teacher_contradicts_are_left_out(
+    corpus_folder: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    heard = dict(np.load(teacher_file))
+    rank = np.zeros(len(heard["path"]), dtype=np.int64)
+    wrong = heard["path"].tolist().index("corpus/hum-0.flac")
+    held_out = heard["path"].tolist().index("corpus/hum-2.flac")
+    rank[[wrong, held_out]] = 60
+    np.savez(tmp_path / "teacher.npz", rank=rank, **heard)
+    found = prepared(corpus_folder, tmp_path / "teacher.npz").path.tolist()
+    assert "corpus/hum-0.flac" not in found
+    assert "corpus/hum-2.flac" in found  # validation is on all of it
+
+
+def test_a_teacher_that_lacks_a_clip_is_refused(
+    corpus_folder: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    heard = {name: value[1:] for name, value in np.load(teacher_file).items() if name != "classes"}
+    np.savez(tmp_path / "teacher.npz", classes=np.load(teacher_file)["classes"], **heard)
+    with pytest.raises(ValueError, match=r"1 clips are not in it, corpus/hiss-0\.flac first"):
+        prepared(corpus_folder, tmp_path / "teacher.npz")
+
+
+def test_a_teacher_file_without_logits_is_refused(corpus_folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "teacher.npz", path=np.array(["a"]))
+    with pytest.raises(ValueError, match="'classes', 'logits', 'embedding'"):
+        prepared(corpus_folder, tmp_path / "teacher.npz")

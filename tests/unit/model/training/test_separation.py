@@ -1,0 +1,146 @@
+"""Losses, queries and validation of the separation stage."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from model.clap import Clap
+from model.config import ClapSepConfig
+from model.training.drawing import ABSENT, NONE, PRESENT, UNKNOWN
+from model.training.separation import (
+    SeparationStep,
+    Words,
+    build_separator,
+    negative_snr,
+    residual_level,
+    si_sdr,
+)
+from model.training.settings import QuerySettings, SeparationSettings
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return 0.06 * torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+@pytest.mark.parametrize("ratio_db", [-10.0, 0.0, 20.0])
+def test_loss_is_the_ratio_to_an_error_beside_the_target(ratio_db: float) -> None:
+    """An error without anything of the target has an SI-SNR that is the SNR."""
+    target, error = noise(3, 40_000), noise(3, 40_000).flip(-1)
+    target -= target.mean(-1, True)
+    error -= error.mean(-1, True)
+    error -= (error * target).sum(-1, True) / target.square().sum(-1, True) * target
+    error *= (target.norm(dim=-1) / error.norm(dim=-1) * 10 ** (-ratio_db / 20))[:, None]
+    found = negative_snr(target + error, target, None)
+    torch.testing.assert_close(found, torch.full((3,), -ratio_db), rtol=0, atol=0.02)
+    assert (si_sdr(target + error, target) - ratio_db).abs().max() < 0.02
+
+
+def test_loss_weighs_the_scale_by_nine_tenths() -> None:
+    """Half of a target has an SNR of 6.02 dB and no error of shape: the ceiling holds that."""
+    target = noise(2, 40_000)
+    target -= target.mean(-1, True)
+    found = negative_snr(0.5 * target, target, 30.0)
+    expected = -0.9 * 10 * math.log10(1 / (0.25 + 1e-3)) - 0.1 * 30.0
+    torch.testing.assert_close(found, torch.full((2,), expected), rtol=0, atol=0.02)
+
+
+def test_loss_of_a_perfect_estimate_is_the_ceiling() -> None:
+    target = noise(2, 40_000)
+    torch.testing.assert_close(
+        negative_snr(target, target, 30.0), torch.full((2,), -30.0), rtol=0, atol=0.01
+    )
+
+
+def test_residual_ends_20_db_below_the_mixture() -> None:
+    mixture = noise(2, 40_000)
+    levels = [residual_level(scale * mixture, mixture).mean() for scale in (1.0, 0.1, 0.0)]
+    assert levels == [
+        pytest.approx(0.0, abs=0.05),
+        pytest.approx(10 * math.log10(0.02), abs=0.05),
+        pytest.approx(-20.0, abs=0.05),
+    ]
+
+
+def test_losses_of_silence_have_finite_gradients() -> None:
+    silence, estimate = torch.zeros(2, 1_000), torch.zeros(2, 1_000, requires_grad=True)
+    loss = negative_snr(estimate, silence, 30.0) + residual_level(estimate, silence)
+    loss.sum().backward()
+    assert estimate.grad is not None
+    assert estimate.grad.isfinite().all()
+
+
+def test_queries_are_texts_examples_or_between() -> None:
+    texts = torch.nn.functional.normalize(torch.randn(3, 8), dim=-1)
+    shots = torch.nn.functional.normalize(torch.randn(4, 8), dim=-1)
+    words = Words(texts, shots)
+    text = torch.tensor([2, 1, 0, NONE])
+    examples = torch.tensor([[NONE, NONE], [0, 3], [1, NONE], [1, NONE]])
+    found = words(text, examples, torch.tensor([1.0, 0.0, 0.25, 1.0]))
+    expected = [texts[2], (shots[0] + shots[3]) / 2, 0.25 * texts[0] + 0.75 * shots[1]]
+    torch.testing.assert_close(found[:3], torch.stack(expected))
+    assert not found[3].any()
+
+
+def test_noise_moves_half_of_the_texts_by_its_length() -> None:
+    torch.manual_seed(0)
+    texts = torch.nn.functional.normalize(torch.randn(1, 256), dim=-1)
+    words = Words(texts, texts)
+    count = 2_000
+    found = words(torch.zeros(count, dtype=torch.long), torch.full((count, 1), NONE),
+                  torch.ones(count), 0.3)  # fmt: skip
+    moved = (found - texts).norm(dim=-1)
+    assert (moved > 1e-6).float().mean() == pytest.approx(0.5, abs=0.06)
+    # At right angles nearly, so that the unit sphere shortens it to sin(arctan 0.3) and a little.
+    assert moved[moved > 1e-6].mean() == pytest.approx(0.29, abs=0.02)
+
+
+def test_all_of_a_separator_learns_but_its_mel_filters_and_clap_norm(
+    small_config: ClapSepConfig,
+) -> None:
+    separator = build_separator(small_config, Clap(small_config.clap), "fp32")
+    frozen = {n for n, p in separator.named_parameters() if not p.requires_grad}
+    assert frozen == {"encoder.norm.weight", "encoder.norm.bias"}
+    assert not any("melW" in name for name, _ in separator.named_parameters())
+
+
+def test_presence_counts_queries_whose_answer_is_known(small_config: ClapSepConfig) -> None:
+    torch.manual_seed(0)
+    separator = build_separator(small_config, Clap(small_config.clap), "fp32").eval()
+    settings = SeparationSettings(batch_size=2, queries=QuerySettings(presence_queries=1))
+    step = SeparationStep(separator, settings)
+    query = torch.nn.functional.normalize(torch.randn(6, 32), dim=-1)
+    targets = noise(4, 32_000)
+    targets[3] = 0.0
+    made = {
+        "mixture": targets.view(2, 2, -1).sum(1),
+        "targets": targets,
+        "positive": query,
+        "negative": torch.zeros_like(query),
+        "presence": torch.tensor([PRESENT, UNKNOWN, PRESENT, ABSENT, PRESENT, ABSENT]),
+    }
+    with torch.no_grad():
+        loss, figures = step(made)
+        encoded = separator.encode(made["mixture"])
+        odds = [
+            separator.presence(
+                encoded.index(torch.tensor(rows)),
+                step_condition(query[list(asked)]),
+            )
+            for rows, asked in (([0, 1, 1], (0, 2, 3)), ([0, 1], (4, 5)))
+        ]
+    truth = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0])
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.cat([each for each in odds if each is not None]), truth
+    )
+    torch.testing.assert_close(figures[2], expected, rtol=1e-4, atol=1e-5)
+    parts = (3 * figures[0] + figures[1]) / 4 + settings.presence_weight * figures[2]
+    torch.testing.assert_close(loss, parts)
+
+
+def step_condition(positive: torch.Tensor) -> object:
+    from model.systems import Condition
+
+    return Condition(positive=positive, negative=torch.zeros_like(positive))
