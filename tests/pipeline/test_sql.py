@@ -149,13 +149,13 @@ def test_recordings_with_a_dog_are_found_by_label_and_by_what_was_asked(here: Ru
     by_label = records(here.query(example("by the manifest's label")))
     assert {row["recording"] for row in by_label} == dogs
     assert [row["clips"] for row in by_label] == [1, 1]
-    heard = records(here.query(example("by what was heard")))
-    assert {row["recording"] for row in heard} == dogs
-    assert all(Path(row["stem_uri"]).is_file() for row in heard)
+    by_score = records(here.query(example("by the CLAPScore of the stem")))
+    assert {row["recording"] for row in by_score} == dogs
+    assert all(Path(row["stem_uri"]).is_file() for row in by_score)
 
 
 def test_text_finds_what_was_asked_for_and_against(here: Runs) -> None:
-    found = records(here.query(example("asked for with a dog, or against")))
+    found = records(here.query(example("whose query has a dog")))
     texts = {row["id"]: (row["positive_text"], row["negative_text"]) for row in found}
     assert texts["clip/1"] == ("dog_bark one", "frog two")
     assert texts["clip/0"] == ("bell one", "dog_bark two")
