@@ -143,7 +143,7 @@ class ScoreJob:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ScoreManifest(beam.PTransform[Any, Any]):
-    """Manifests → metrics, summary, dead letters and row_counts.
+    """Manifests → metrics, summary, dead letters and row counts.
 
     In: a pipeline. Out: nothing that anybody needs; everything is in files.
     """

@@ -157,7 +157,7 @@ def model_choice(config: SeparateConfig) -> model_cache.ModelChoice:
 
 @dataclasses.dataclass(eq=False)
 class SeparateManifest(beam.PTransform[Any, Any]):
-    """Manifest rows → stems, metrics, summary, dead letters and row_counts.
+    """Manifest rows → stems, metrics, summary, dead letters and row counts.
 
     In: a pipeline. Out: nothing that anybody needs; everything is in files.
     """

@@ -99,7 +99,7 @@ class SynthesizeJob:
 
 @dataclasses.dataclass(eq=False)
 class SynthesizeManifest(beam.PTransform[Any, Any]):
-    """Manifests → files, the manifest of them, dead letters and row_counts.
+    """Manifests → files, the manifest of them, dead letters and row counts.
 
     In: a pipeline. Out: nothing that anybody needs; everything is in files.
     """

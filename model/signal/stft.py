@@ -100,7 +100,7 @@ class Transform:
     hop_samples: int
     whole_hops: bool = False
 
-    def hear(self, mixture: Tensor) -> Spectrum:
+    def encode(self, mixture: Tensor) -> Spectrum:
         """Computes the spectrum of float32[B, T], T ≥ 1; short signals are padded with zeros.
 
         Raises:

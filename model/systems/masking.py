@@ -76,7 +76,7 @@ class MaskingSeparator(nn.Module):
             raise ValueError(
                 f"mixture {tuple(mixture.shape)}: expected at most {self.window_samples} samples"
             )
-        return self.transform.hear(mixture)
+        return self.transform.encode(mixture)
 
     def decode(self, encoded: Spectrum, condition: Condition) -> Tensor:
         """What the positive query asks for, float32[B, T]; a negative one is not heard."""

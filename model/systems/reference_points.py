@@ -90,7 +90,7 @@ class OracleIrm:
 
     def encode(self, mixture: Tensor) -> Spectrum:
         """The mixtures' spectra, from float32[B, T]."""
-        return self._transform.hear(mixture)
+        return self._transform.encode(mixture)
 
     def decode(self, encoded: Spectrum, condition: Condition) -> Tensor:
         """The masked mixture, float32[B, T].
