@@ -21,6 +21,7 @@ from model import devices
 from model.checkpoints import convert
 from model.checkpoints.loading import Networks
 from model.clap import Clap, build_text_tower
+from model.systems.clapsep import lora
 from model.training import contrastive, engine, separation, sound
 from model.training.drawing import Batches, ClapPlanner, Layout, MixturePlanner, Planner
 from model.training.material import BUNDLED_CAPTIONS, Material, PreparationSettings, prepare
@@ -182,7 +183,7 @@ class Run:
 
     def _train_separator(self, clap: Clap) -> None:
         settings, begun = self._settings.separation, torch.get_rng_state()
-        separator = separation.build_separator(self._config, clap, settings.optimiser.precision)
+        separator = separation.build_separator(self._config, clap, settings)
         task = separation.SeparationTask(separator, clap, self._material, self._renderer, settings)
         near = contrastive.nearest_labels(
             contrastive.embed_texts(clap, self._material),
@@ -243,6 +244,8 @@ class Run:
     def _write(self, clap: Clap, task: separation.SeparationTask) -> None:
         separator = copy.deepcopy(task.average.module).cpu()
         separator.precision = "fp32"
+        if self._settings.separation.encoder == "lora":
+            lora.merge_adapters(separator.encoder)
         networks = Networks(
             config=self._config, clap=copy.deepcopy(clap).cpu(), separator=separator
         )

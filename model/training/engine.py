@@ -47,7 +47,7 @@ class CaptureError(RuntimeError):
 
 
 class Optimiser:
-    """Muon for matrices, all of one shape at a time, and AdamW for the rest.
+    """Muon for matrices, all of one shape at a time, and AdamW for the rest, or for everything.
 
     The learning rate is a tensor on the device, so that a captured step follows it.
 
@@ -66,16 +66,19 @@ class Optimiser:
         self.rate = torch.zeros((), device=device)
         self._dtype = torch.bfloat16 if on_gpu else torch.float32
         self._groups: dict[tuple[int, int], list[nn.Parameter]] = {}
+        rest = []
         for value in self.parameters:
-            if _is_matrix(value):
+            if settings.matrices == "muon" and _is_matrix(value):
                 low, high = sorted(value.shape)
                 self._groups.setdefault((low, high), []).append(value)
+            else:
+                rest.append(value)
         self._momenta = {
             shape: torch.zeros(len(group), *shape, device=device)
             for shape, group in self._groups.items()
         }
         self._adam = torch.optim.AdamW(
-            [value for value in self.parameters if not _is_matrix(value)],
+            rest,
             lr=self.rate,
             weight_decay=settings.weight_decay,
             fused=True,

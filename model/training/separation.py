@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.clap import Clap
-from model.config import ClapSepConfig
+from model.config import ClapSepConfig, LoraConfig
 from model.systems import Condition
+from model.systems.clapsep import lora
 from model.systems.clapsep.network import ClapSep
 from model.training.contrastive import embed_clips, embed_texts
 from model.training.drawing import (
@@ -43,11 +44,16 @@ _MODES = {
 }
 
 
-def build_separator(config: ClapSepConfig, clap: Clap, precision: str) -> ClapSep:
-    """A separator with CLAP's audio tower for its encoder, all of it trained."""
+def build_separator(config: ClapSepConfig, clap: Clap, settings: SeparationSettings) -> ClapSep:
+    """A separator with CLAP's audio tower for its encoder; what is not trained is frozen."""
+    precision = settings.optimiser.precision
     separator = ClapSep(config, precision="bf16" if precision == "bf16" else "fp32")
     separator.encoder.load_state_dict(clap.audio_branch.state_dict())
     separator.requires_grad_(True)
+    if settings.encoder == "lora":
+        lora.add_adapters(separator.encoder, config.lora or LoraConfig())
+    elif settings.encoder == "frozen":
+        separator.encoder.requires_grad_(False)
     separator.encoder.norm.requires_grad_(False)  # of CLAP's latent alone
     return separator.to(clap.device)
 
@@ -148,6 +154,13 @@ class SeparationStep(nn.Module):
         more = mixtures.repeat_interleave(settings.queries.presence_queries)
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("more_rows", more, persistent=False)
+
+    def train(self, mode: bool = True) -> SeparationStep:
+        """Sets the mode; an encoder that is not trained whole stays in evaluation mode."""
+        super().train(mode)
+        if self._settings.encoder != "whole":
+            self.separator.encoder.eval()
+        return self
 
     def forward(self, made: Tensors) -> tuple[Tensor, Tensor]:
         """The loss, and its terms: of what is there, of what is absent, of presence."""

@@ -47,11 +47,13 @@ PLAIN_WINDOWS = WindowSettings(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class OptimiserSettings:
-    """Muon for the matrices, AdamW for the rest, and the moving average of the weights."""
+    """How the weights are moved, and the moving average of them that is validated and saved."""
 
     steps: int = 1_900
     validate_every: int = 250
     """Steps between validations; after each of them a stopped run can go on."""
+    matrices: str = "muon"
+    """``muon``; or ``adamw``, as everything else is always trained (the paper)."""
     learning_rate: float = 2e-3
     warmup_steps: int = 200
     held_share: float = 0.25
@@ -60,7 +62,13 @@ class OptimiserSettings:
     momentum: float = 0.95
     clip_norm: float = 5.0
     ema_decay: float = 0.999
+    """0: the weights as they are."""
     precision: str = "bf16"
+
+    def __post_init__(self) -> None:
+        """Checks the name."""
+        if self.matrices not in ("muon", "adamw"):
+            raise ValueError(f"matrices={self.matrices!r}: expected 'muon' or 'adamw'")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +148,11 @@ class QuerySettings:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SeparationSettings:
-    """The separation stage."""
+    """The separation stage. The paper's recipe is one of its settings: docs/training.md."""
 
+    encoder: str = "whole"
+    """What is trained beside the decoder: ``whole``, the encoder; ``lora``, adapters on its window
+    attention and the biases there (the paper); ``frozen``, nothing."""
     batch_size: int = 256
     windows: WindowSettings = WindowSettings()
     queries: QuerySettings = QuerySettings()
@@ -157,10 +168,16 @@ class SeparationSettings:
     """White noise in the mixture alone, below the reference level."""
     text_noise: float = 0.3
     """Length of the noise on text embeddings, on half of them."""
-    snr_ceiling_db: float = 30.0
+    snr_ceiling_db: float | None = 30.0
+    """Softly bounds the loss of easy examples; None is the paper's plain SNR."""
     presence_weight: float = 1.0
     """Of the binary cross entropy of presence, beside the loss of the separation in dB."""
     validation_mixtures: int = 192
+
+    def __post_init__(self) -> None:
+        """Checks the name."""
+        if self.encoder not in ("whole", "lora", "frozen"):
+            raise ValueError(f"encoder={self.encoder!r}: expected 'whole', 'lora' or 'frozen'")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

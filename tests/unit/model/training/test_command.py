@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from model.checkpoints.loading import load_converted
-from model.config import ClapSepConfig, to_json
+from model.config import ClapSepConfig, LoraConfig, from_json, to_json
+from model.systems import Condition
 from model.training import __main__ as command
 from model.training import engine
 from model.training.material import Material
+from model.training.separation import build_separator
+from model.training.settings import SeparationSettings, TrainingSettings
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "clap": {
         "batch_size": 3,
         "optimiser": {"steps": 3, "validate_every": 2, "precision": "fp32"},
@@ -88,6 +94,67 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     ]  # fmt: skip
     assert curves[0] == curves[1]
     assert loaded[0].config.decoder.presence
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("encoder", ["lora", "frozen"])
+def test_the_papers_recipe_trains_and_its_weights_load(
+    train: Callable[[str], int], small_config: ClapSepConfig, tmp_path: Path, encoder: str
+) -> None:
+    """The settings of docs/training.md; fewer steps, and adapters that 16 bits do not hide."""
+    config = dataclasses.replace(small_config, lora=LoraConfig(rank=4, alpha=400.0))
+    (tmp_path / "config.json").write_text(to_json(config), encoding="utf-8")
+    settings = paper_settings()
+    assert settings["separation"]["encoder"] == "lora"
+    settings["clap"] |= SETTINGS["clap"]
+    settings["words"] = SETTINGS["words"]
+    settings["separation"] |= {
+        "encoder": encoder, "batch_size": 2, "query_variants": 1, "validation_mixtures": 2
+    }  # fmt: skip
+    settings["separation"]["optimiser"] |= {
+        "steps": 3, "validate_every": 3, "precision": "fp32", "learning_rate": 1e-3
+    }  # fmt: skip
+    (tmp_path / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    assert train("run") == 0
+    loaded = load_converted(str(tmp_path / "run" / "weights" / "model.safetensors"))
+    clap, own = loaded.clap.audio_branch.state_dict(), loaded.separator.encoder.state_dict()
+    moved = {name for name, value in own.items() if not value.equal(clap[name])}
+    adapted = re.compile(r"layers\.\d+\.blocks\.\d+\.attn\.(qkv|proj)\.(weight|bias)")
+    expected = {name for name in own if adapted.fullmatch(name)}
+    assert moved == (expected if encoder == "lora" else set())
+
+    stored = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)
+    trained = build_separator(
+        config,
+        loaded.clap,
+        from_json(SeparationSettings, json.dumps(settings["separation"])),
+    )
+    untrained = copy.deepcopy(trained)
+    trained.load_state_dict(stored["learner"]["average"])
+    untrained.decoder.load_state_dict(trained.decoder.state_dict())
+    torch.manual_seed(0)
+    mixture, query = 0.06 * torch.randn(2, 32_000), torch.randn(2, 32)
+    condition = Condition(positive=query, negative=-query)
+    with torch.no_grad():
+        sounds = [each.eval().separate(mixture, condition) for each in (loaded.separator, trained)]
+        encoded, expected_state, without = (
+            each.eval().encode(mixture).features.stages[-1]
+            for each in (loaded.separator, trained, untrained)
+        )
+    assert (sounds[0] - sounds[1]).norm() < 1e-3 * sounds[1].norm()
+    rounding = (encoded - expected_state).norm() / expected_state.norm()
+    adapters = (without - expected_state).norm() / expected_state.norm()
+    assert rounding < 0.01
+    assert (adapters > 0.05) == (encoder == "lora")
+
+
+def paper_settings() -> dict[str, Any]:
+    """The last JSON of docs/training.md, checked against what the trainer knows."""
+    page = Path(__file__).resolve().parents[4] / "docs" / "training.md"
+    text = re.findall(r"```json\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[-1]
+    from_json(TrainingSettings, text)
+    settings: dict[str, Any] = json.loads(text)
+    return settings
 
 
 def test_a_run_with_other_settings_is_not_gone_on_with(

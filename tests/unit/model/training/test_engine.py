@@ -34,6 +34,18 @@ def test_a_matrix_moves_by_its_orthogonalised_gradient(shape: tuple[int, int]) -
     assert (layer.weight.grad * (layer.weight.detach() - before)).sum() < 0
 
 
+def test_adamw_moves_the_entries_of_a_matrix_one_by_one() -> None:
+    layer = nn.Linear(20, 50)
+    before = layer.weight.detach().clone()
+    optimiser = Optimiser(layer, OptimiserSettings(matrices="adamw", weight_decay=0.0))
+    optimiser.rate.fill_(0.01)
+    layer.weight.grad = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
+    layer.bias.grad = torch.zeros(50)
+    optimiser.step()
+    moved = layer.weight.detach() - before
+    torch.testing.assert_close(moved, -0.01 * layer.weight.grad.sign(), rtol=1e-3, atol=1e-6)
+
+
 def test_a_parameter_without_gradient_is_named() -> None:
     module = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
     optimiser = Optimiser(module, OptimiserSettings())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from model.clap import Clap
 from model.config import ClapSepConfig
 from model.training.drawing import ABSENT, NONE, PRESENT, UNKNOWN
+from model.training.engine import Optimiser
 from model.training.separation import (
     SeparationStep,
     Words,
@@ -18,7 +21,9 @@ from model.training.separation import (
     residual_level,
     si_sdr,
 )
-from model.training.settings import QuerySettings, SeparationSettings
+from model.training.settings import OptimiserSettings, QuerySettings, SeparationSettings
+
+FP32 = SeparationSettings(optimiser=OptimiserSettings(precision="fp32"))
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -100,15 +105,68 @@ def test_noise_moves_half_of_the_texts_by_its_length() -> None:
 def test_all_of_a_separator_learns_but_its_mel_filters_and_clap_norm(
     small_config: ClapSepConfig,
 ) -> None:
-    separator = build_separator(small_config, Clap(small_config.clap), "fp32")
+    separator = build_separator(small_config, Clap(small_config.clap), FP32)
     frozen = {n for n, p in separator.named_parameters() if not p.requires_grad}
     assert frozen == {"encoder.norm.weight", "encoder.norm.bias"}
     assert not any("melW" in name for name, _ in separator.named_parameters())
 
 
+@pytest.mark.parametrize("encoder", ["whole", "lora", "frozen"])
+def test_what_is_trained_of_the_encoder(small_config: ClapSepConfig, encoder: str) -> None:
+    """The paper's adapters, or an ablation; the decoder always learns."""
+    torch.manual_seed(0)
+    settings = SeparationSettings(
+        encoder=encoder,
+        batch_size=2,
+        optimiser=OptimiserSettings(matrices="adamw", precision="fp32"),
+        snr_ceiling_db=None,
+    )
+    separator = build_separator(small_config, Clap(small_config.clap), settings)
+    step = SeparationStep(separator, settings).train()
+    optimiser = Optimiser(step, settings.optimiser)
+    optimiser.rate.fill_(1e-3)
+    before = {name: value.clone() for name, value in separator.state_dict().items()}
+    query = torch.nn.functional.normalize(torch.randn(8, 32), dim=-1)
+    targets = noise(4, 32_000)
+    made = {
+        "mixture": targets.view(2, 2, -1).sum(1),
+        "targets": targets,
+        "positive": query,
+        "negative": query.flip(0),
+        "presence": torch.full((8,), PRESENT),
+    }
+    for _ in range(2):  # lora_A has no gradient while lora_B is zero
+        optimiser.forget()
+        step(made)[0].backward()
+        optimiser.clip()
+        optimiser.step()
+    moved = {
+        name for name, value in separator.state_dict().items() if not value.equal(before[name])
+    }
+    assert any(name.startswith("decoder.") for name in moved)
+    found = {name for name in moved if name.startswith("encoder.")}
+    if encoder == "whole":
+        assert found >= {n for n in before if n.startswith("encoder.") and ".mlp." in n}
+    else:
+        tuned = (
+            r"encoder\.layers\..*\.attn\.(qkv|proj)\.(lora_[AB]\.default\.weight|base_layer\.bias)"
+        )
+        adapters = {name for name in before if re.fullmatch(tuned, name)}
+        assert len(adapters) == (18 if encoder == "lora" else 0)  # three blocks, two layers each
+        assert found == adapters
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(SeparationSettings, "encoder"), (OptimiserSettings, "matrices")]
+)
+def test_settings_name_what_they_do_not_know(kind: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}='some': expected "):
+        kind(**{name: "some"})
+
+
 def test_presence_counts_queries_whose_answer_is_known(small_config: ClapSepConfig) -> None:
     torch.manual_seed(0)
-    separator = build_separator(small_config, Clap(small_config.clap), "fp32").eval()
+    separator = build_separator(small_config, Clap(small_config.clap), FP32).eval()
     settings = SeparationSettings(batch_size=2, queries=QuerySettings(presence_queries=1))
     step = SeparationStep(separator, settings)
     query = torch.nn.functional.normalize(torch.randn(6, 32), dim=-1)
