@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import importlib.metadata
 import runpy
 import sys
 from collections.abc import Sequence
 from typing import Final
 
+from pipelines import preflight
 from terminal import screen
 
-DISTRIBUTION: Final = "clapsep-beam"
 EXIT_USAGE: Final = 2
 COMMANDS: Final = {
     "separate": ("pipelines.separate", "extract sounds from one recording, or from a manifest's"),
@@ -54,7 +53,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(_help())
         return 0
     if word == "--version":
-        sys.stdout.write(f"clapsep {importlib.metadata.version(DISTRIBUTION)}\n")
+        sys.stdout.write(f"clapsep {preflight.code_version()}\n")
         return 0
     sys.stderr.write(f"error: {_refusal(word)}\nSee clapsep --help\n")
     return EXIT_USAGE

@@ -22,6 +22,14 @@ class PackageCollisionError(RuntimeError):
     """One of the project's packages is missing, or is another distribution's."""
 
 
+def code_version() -> str:
+    """Returns the version of this project; ``source`` where it is not installed."""
+    try:
+        return importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
+
+
 def check_packages(names: Sequence[str] = PACKAGES) -> Path:
     """Checks that the project's packages share one folder and are nobody else's.
 

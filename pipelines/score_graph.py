@@ -20,7 +20,7 @@ from pipelines.flags import UsageError
 from pipelines.output_folder import OutputFolder
 from pipelines.output_folder.clearing import require_apart
 from pipelines.output_folder.names import DEAD_LETTERS, METRICS, ROW_COUNTS, SUMMARY
-from pipelines.output_folder.record import code_version
+from pipelines.preflight import code_version
 from pipelines.runners import Measurements
 from transforms import model_cache
 from transforms.audio import AudioError

@@ -19,7 +19,7 @@ from pipelines import console, flags
 from pipelines.config import SeparateConfig
 from pipelines.output_folder import OutputFolder
 from pipelines.output_folder.names import DEAD_LETTERS, JOURNAL, METRICS, ROW_COUNTS, SUMMARY
-from pipelines.output_folder.record import code_version
+from pipelines.preflight import code_version
 from pipelines.runners import Measurements
 from transforms import model_cache
 from transforms.audio.files import StemFormat

@@ -105,12 +105,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def code_version() -> str:
-    """Returns the version of this project; ``source`` where it is not installed."""
-    found = versions()[DISTRIBUTION]
-    return found if found != "not installed" else "source"
-
-
 def read_record(storage: Storage, uri: str) -> dict[str, Any] | None:
     """An earlier run's record; None where there is none.
 

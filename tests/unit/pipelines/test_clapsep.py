@@ -33,9 +33,23 @@ def test_the_list_needs_neither_torch_nor_beam() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_that_of_the_distribution_and_none_in_a_bare_clone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        assert name == "clapsep-beam"
+        return "1.2.3"
+
+    monkeypatch.setattr(metadata, "version", version)
     assert clapsep.run(["--version"]) == 0
-    assert capsys.readouterr().out == f"clapsep {metadata.version('clapsep-beam')}\n"
+    assert capsys.readouterr().out == "clapsep 1.2.3\n"
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert clapsep.run(["--version"]) == 0
+    assert capsys.readouterr().out == "clapsep source\n"
 
 
 @pytest.mark.parametrize(
