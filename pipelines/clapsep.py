@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from pipelines import preflight
+from pipelines.flags import EXIT_USAGE
 from terminal import screen
 
-EXIT_USAGE: Final = 2
 COMMANDS: Final = {
     "separate": ("pipelines.separate", "extract sounds from one recording, or from a manifest's"),
     "synthesize": ("pipelines.synthesize", "mix source clips into mixtures and their manifest"),

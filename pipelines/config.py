@@ -308,12 +308,12 @@ def _common(arguments: Arguments, execution: Execution) -> dict[str, Any]:
             f"up to {_MAX_CLIP_S:g}"
         )
     rows = _rows(given)
-    storage_options = _storage_options(given.storage_options)
+    storage_options = storage_options_of(given.storage_options)
     return {
         "manifests": tuple(_absolutes("--manifest", given.manifest)),
         "rows": rows,
         "storage_options": storage_options,
-        "allowed_uri_prefix": _prefixes(given.allowed_uri_prefix or ()),
+        "allowed_uri_prefix": prefixes_of(given.allowed_uri_prefix or ()),
         "max_clip_in_memory_s": given.max_clip_in_memory_s,
         "output": _absolute("--output", given.output),
         "resume": getattr(given, "resume", False),
@@ -427,7 +427,12 @@ def _row(record: Mapping[str, Any]) -> ManifestRow:
     return row
 
 
-def _prefixes(given: Sequence[str]) -> tuple[str, ...]:
+def prefixes_of(given: Sequence[str]) -> tuple[str, ...]:
+    """Reads the values of ``--allowed_uri_prefix``.
+
+    Raises:
+        UsageError: one is no folder, bucket or host.
+    """
     prefixes = tuple(_absolutes("--allowed_uri_prefix", given))
     try:
         UriAccess(prefixes=prefixes)
@@ -436,7 +441,12 @@ def _prefixes(given: Sequence[str]) -> tuple[str, ...]:
     return prefixes
 
 
-def _storage_options(text: str) -> Mapping[str, Mapping[str, Any]]:
+def storage_options_of(text: str) -> Mapping[str, Mapping[str, Any]]:
+    """Reads the value of ``--storage_options``: fsspec options by protocol.
+
+    Raises:
+        UsageError: it is not JSON of that form.
+    """
     try:
         options = json.loads(text)
     except (ValueError, RecursionError) as err:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from manifests.columns import METRIC_COLUMNS, SHOWN_METRICS
 from manifests.files import absolute
+from pipelines.config import prefixes_of, storage_options_of
+from pipelines.flags import EXIT_USAGE
 from terminal import flags, screen
 from transforms.storage.access import configure_logging, redact, secrets_of
 
@@ -101,33 +102,9 @@ def config_of(argv: Sequence[str]) -> ReportConfig:
         title=options.title,
         metric=options.metric,
         listen=options.listen,
-        allowed_uri_prefix=_prefixes(options.allowed_uri_prefix),
-        storage_options=_storage_options(options.storage_options),
+        allowed_uri_prefix=prefixes_of(options.allowed_uri_prefix),
+        storage_options=storage_options_of(options.storage_options),
     )
-
-
-def _prefixes(given: Sequence[str]) -> tuple[str, ...]:
-    from transforms.storage.access import UriAccess
-
-    prefixes = tuple(absolute(uri) for uri in given)
-    try:
-        UriAccess(prefixes=prefixes)
-    except ValueError as err:
-        raise ValueError(f"--allowed_uri_prefix: {err}") from err
-    return prefixes
-
-
-def _storage_options(text: str) -> Mapping[str, Mapping[str, Any]]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as err:
-        raise ValueError(f"--storage_options: not JSON ({err})") from err
-    if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
-        raise ValueError('--storage_options: expected {"protocol": {"option": value}}')
-    return found
-
-
-EXIT_USAGE = 2
 
 
 def run(argv: Sequence[str] | None = None) -> int:

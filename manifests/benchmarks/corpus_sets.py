@@ -272,7 +272,7 @@ class Draw:
         rng = self.rng(f"source {len(chosen)}", target.path)
         return candidates[int(rng.integers(len(candidates)))]
 
-    @functools.cache  # noqa: B019
+    @functools.cache  # noqa: B019 - likewise
     def _clips_without(self, labels: tuple[str, ...]) -> list[CorpusClip]:
         return [clip for clip in self.clips if distinct(clip.label, labels)]
 

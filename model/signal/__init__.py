@@ -32,8 +32,6 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from model import signal
-
 SOXR_QUALITY = "VHQ"
 
 FloatArray = npt.NDArray[np.float32]
@@ -392,8 +390,8 @@ class Mixture:
 
 
 def mix(
-    target: signal.AnyFloatArray,
-    interferers: Sequence[signal.AnyFloatArray],
+    target: AnyFloatArray,
+    interferers: Sequence[AnyFloatArray],
     snr_db: float | Sequence[float] = 0.0,
 ) -> Mixture:
     """Adds interferers to a target at given levels.
@@ -427,8 +425,8 @@ def mix(
         scales.append(10.0 ** (ratio_db / 20.0))
         scaled.append(noise * scales[-1])
     total = clean + np.sum(scaled, axis=0)
-    peak = signal.peak(total)
-    gain = PEAK_AFTER_LIMITING / peak if peak > 1.0 else 1.0
+    highest = peak(total)
+    gain = PEAK_AFTER_LIMITING / highest if highest > 1.0 else 1.0
     return Mixture(
         mixture=(total * gain).astype(np.float32),
         target=(clean * gain).astype(np.float32),
@@ -450,9 +448,7 @@ def _one_level_each(snr_db: float | Sequence[float], count: int) -> list[float]:
     return levels_db
 
 
-def _checked(
-    source: signal.AnyFloatArray, name: str, shape: tuple[int, ...]
-) -> npt.NDArray[np.float64]:
+def _checked(source: AnyFloatArray, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
     if source.shape != shape:
         raise ValueError(f"{name} has shape {source.shape}, the target {shape}")
     if source.size == 0:

@@ -1,1 +1,0 @@
-"""The systems that CLAPSep is compared with, behind the same interface."""
