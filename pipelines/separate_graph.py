@@ -138,7 +138,7 @@ class SeparateJob:
     ) -> list[str]:  # fmt: skip
         """What is said at the end."""
         text = console.separated_lines(folder, row_counts, measured, wall_s=wall_s)
-        if row_counts.rows and models.scorer == model_cache.OWN:
+        if (row_counts.stems or row_counts.finished_before) and models.scorer == model_cache.OWN:
             text.append("CLAPScore is by the model's own CLAP, which is circular; see --scorer.")
         named = {"listen": STEMS_FOLDER, "numbers": METRICS}
         return text + console.last_lines(folder, row_counts, measured, named)

@@ -69,6 +69,7 @@ def test_where_every_row_failed_only_the_dead_letters_are_named(
     assert named(said) == {"failures": tmp_path / "out" / "dead_letters"}
     assert (tmp_path / "out" / "dead_letters").is_dir()
     assert "2 failed" in said
+    assert "CLAPScore" not in said
 
 
 def test_what_an_earlier_run_finished_is_named(clips: Path, tmp_path: Path, capsys: Any) -> None:
