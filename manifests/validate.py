@@ -167,7 +167,7 @@ def as_dict(report: Report) -> dict[str, object]:
     return {"valid": report.is_valid, **dataclasses.asdict(report)}
 
 
-def as_text(report: Report) -> str:
+def report_text(report: Report) -> str:
     """The report for a terminal: what there is, then what is wrong, a line each."""
     files = "1 file" if report.num_files == 1 else f"{report.num_files} files"
     lines = [f"{report.uri}: {report.num_rows:,} rows in {files}"]
@@ -240,7 +240,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"the report was not written: {error.strerror}\n")
             return 2
     else:
-        sys.stdout.write(as_text(report))
+        sys.stdout.write(report_text(report))
     return 0 if report.is_valid else 1
 
 

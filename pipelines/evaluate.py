@@ -225,7 +225,7 @@ def _evaluate(job: _Job) -> int:
     from pipelines.evaluation import card, results
 
     found = _results(job, draw)
-    record, tables = results.record_of(found), card.markdown(found)
+    record, tables = results.record_of(found), card.card_tables(found)
     for name, text in (("results.json", results.to_json(record)), ("results.md", tables)):
         storage.write_bytes(join(job.output, name), text.encode("utf-8", "replace"))
     sys.stdout.write(f"\n{tables}\n{join(job.output, 'results.json')}\n")
@@ -255,7 +255,7 @@ def _results(job: _Job, draw: corpus_sets.Draw) -> Results:
         limit=job.own.limit,
         scores=results.read_scores(join(job.output, RUN), job.storage) if job.sets else None,
         zero_shot=classes,
-        cost=cost.measure(loaded, choice.resolved_device()),
+        cost=cost.measure_cost(loaded, choice.resolved_device()),
     )
 
 
@@ -265,7 +265,7 @@ def _compared(job: _Job, record: Mapping[str, Any]) -> int:
 
     if job.expected is None:
         return flags.EXIT_OK
-    lines = results.differences(job.expected, record, tolerance_db=job.own.tolerance_db)
+    lines = results.record_differences(job.expected, record, tolerance_db=job.own.tolerance_db)
     for line in lines:
         sys.stderr.write(f"{line}\n")
     if lines:

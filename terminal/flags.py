@@ -76,8 +76,8 @@ class _Use:
     def text(self) -> str:
         """As it was typed."""
         if self.attached:
-            return f"{self.flag}={quoted(self.values[0])}"
-        return " ".join([self.flag, *map(quoted, self.values)]).strip()
+            return f"{self.flag}={shell_word(self.values[0])}"
+        return " ".join([self.flag, *map(shell_word, self.values)]).strip()
 
 
 class _Words:
@@ -185,7 +185,7 @@ class _Words:
             if len(value) > 1 and value[0] in _QUOTES and value[-1] in _QUOTES:
                 yield (
                     f"{flag}: {value} stands in typographic quotes, which a shell takes for "
-                    f"letters; did you mean {flag} {quoted(value[1:-1], always=True)}?"
+                    f"letters; did you mean {flag} {shell_word(value[1:-1], always=True)}?"
                 )
 
     def _missing(self, use: _Use, rest: Sequence[str]) -> str:
@@ -200,7 +200,7 @@ class _Words:
             return self._misspelt(rest[0]) or text
         return (
             f"{text}, found {rest[0]!r}; a value that begins with a hyphen is written "
-            f"{use.flag}={quoted(rest[0])}"
+            f"{use.flag}={shell_word(rest[0])}"
         )
 
     def _misspelt(self, word: str) -> str | None:
@@ -246,14 +246,14 @@ class _Words:
             )
         joined = " ".join([*last.values, *words]).removeprefix("=").strip()
         inner = joined.strip(_QUOTES)
-        meant = f"{last.flag} {quoted(inner, always=True)}".strip()
+        meant = f"{last.flag} {shell_word(inner, always=True)}".strip()
         why = "" if inner == joined else "; a shell takes typographic quotes for letters"
         return (
             f"{text}; did you mean {meant}{or_flag}? A value of several words stands in quotes{why}"
         )
 
 
-def quoted(text: str, *, always: bool = False) -> str:
+def shell_word(text: str, *, always: bool = False) -> str:
     """``text`` as it is typed in a shell: in quotes where it needs them, or always."""
     if not always and re.fullmatch(r"[\w@%+=:,./~-]+", text):
         return text
@@ -306,7 +306,7 @@ def _why(word: str, meant: str) -> str:
             return f" It has U+{ord(character):04X} ({name}) in it"
     if " " in word.strip():
         value = word.strip().partition(" ")[2]
-        return f" A flag and its value are two words: {meant} {quoted(value, always=True)}"
+        return f" A flag and its value are two words: {meant} {shell_word(value, always=True)}"
     return ""
 
 
@@ -319,7 +319,7 @@ def _repeated(earlier: _Use, now: _Use) -> str:
         return f"{now.flag} is given twice"
     text = f"{now.flag} is given twice: {earlier.text} and {now.text}"
     if now.action.nargs == argparse.ONE_OR_MORE:
-        together = " ".join(map(quoted, [*earlier.values, *now.values]))
+        together = " ".join(map(shell_word, [*earlier.values, *now.values]))
         return f"{text}; it takes several values at once: {now.flag} {together}"
     return f"{text}; it takes {_number(now.action)}"
 

@@ -173,7 +173,7 @@ def read_start(stream: io.BufferedReader, uri: str) -> LineReader:
     return LineReader(stream, start=start)
 
 
-def read_header(lines: LineReader, uri: str) -> tuple[str, ...]:
+def read_column_names(lines: LineReader, uri: str) -> tuple[str, ...]:
     """Column names of a CSV manifest, past ``#`` comments and blank lines; none in an empty file.
 
     Raises:
@@ -475,7 +475,7 @@ def _columns(stream: io.BufferedReader, uri: str) -> tuple[str, ...] | None:
         return None if file is None else tuple(file.schema_arrow.names)
     lines = read_start(stream, uri)
     if form == "csv":
-        return read_header(lines, uri) or None
+        return read_column_names(lines, uri) or None
     head = itertools.islice(jsonl_records(lines, uri), _HEAD_ROWS)
     return tuple(dict.fromkeys(name for record in head for name in record.values or ()))
 
@@ -524,7 +524,7 @@ def plan_splits(
     with reading(uri), open_bytes(uri, storage_options) as stream:
         lines = read_start(stream, uri)
         if format_of(uri) == "csv":
-            header = read_header(lines, uri)
+            header = read_column_names(lines, uri)
             records = csv_records(lines, header, uri)
         else:
             header, records = (), jsonl_records(lines, uri)
@@ -600,7 +600,7 @@ def _records(split: Split, storage_options: StorageOptions) -> Iterator[Record]:
             return
         if split.start == 0:
             lines = read_start(stream, uri)
-            columns: Sequence[str] = read_header(lines, uri) if form == "csv" else ()
+            columns: Sequence[str] = read_column_names(lines, uri) if form == "csv" else ()
             lines.stop = split.stop
         else:
             stream.seek(split.start)

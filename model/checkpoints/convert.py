@@ -140,7 +140,7 @@ def _convert(options: argparse.Namespace) -> str:
     return save(options.output, networks, dtype=options.dtype, adapters=adapters)
 
 
-def describe(uri: str) -> dict[str, str]:
+def file_facts(uri: str) -> dict[str, str]:
     """What a weight file is, by name: format, kind, digest, sizes, configuration, sources.
 
     Raises:
@@ -197,7 +197,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             sha256 = _convert(options)
             sys.stdout.write(f"wrote {options.output} (SHA-256 {sha256})\n")
         else:
-            for name, value in describe(options.uri).items():
+            for name, value in file_facts(options.uri).items():
                 sys.stdout.write(f"{name:>14}  {value}\n")
     except CheckpointError as err:
         sys.stderr.write(f"{err}\n")

@@ -211,7 +211,7 @@ def adapter_shapes(encoder: Mapping[str, Tensor], lora: LoraConfig) -> dict[str,
     The biases of the adapted layers are tuned along with the factors, and are in it.
     """
     shapes: dict[str, Tensor] = {}
-    for name in adapted_layers(encoder, lora):
+    for name in layers_to_adapt(encoder, lora):
         weight = encoder[f"{name}.weight"]
         rows, columns = weight.shape
         shapes[f"{name}.lora_A"] = weight.new_empty((lora.rank, columns), device="meta")
@@ -220,7 +220,7 @@ def adapter_shapes(encoder: Mapping[str, Tensor], lora: LoraConfig) -> dict[str,
     return shapes
 
 
-def adapted_layers(state: Iterable[str], lora: LoraConfig) -> list[str]:
+def layers_to_adapt(state: Iterable[str], lora: LoraConfig) -> list[str]:
     """The linear layers that the configuration adapts, in order."""
     targets = "|".join(re.escape(target) for target in lora.targets)
     pattern = re.compile(rf"({_ADAPTED.format(targets=targets)})\.weight$")

@@ -55,7 +55,7 @@ def fill_separator(separator: MaskingSeparator, state: Mapping[str, Tensor], whe
     fill(separator.network, state, where, prefix=NETWORK_PREFIX, ignored=IGNORED)
 
 
-def clap_from(state: Mapping[str, Tensor], file: LocalFile, config: ClapConfig) -> Clap | None:
+def own_clap(state: Mapping[str, Tensor], file: LocalFile, config: ClapConfig) -> Clap | None:
     """The CLAP that the file carries under ``query_encoder.model``; None where it carries none.
 
     Raises:
@@ -77,7 +77,7 @@ def load(entry: Entry, options: LoadOptions) -> LoadedModel:
     found = published_state(entry.file("audiosep"))
     separator = build_separator(name=entry.name)
     fill_separator(separator, found.state, found.file.uri)
-    clap = clap_from(found.state, found.file, PUBLISHED.clap)
+    clap = own_clap(found.state, found.file, PUBLISHED.clap)
     if clap is None:
         weights = entry.file("clap")
         clap = load_clap(weights.location(), sha256=weights.sha256)

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.stage == "prepare":
             _prepare(arguments)
         else:
-            Run(arguments).run()
+            TrainingRun(arguments).run()
     except (ValueError, OSError, engine.CaptureError) as err:
         sys.stderr.write(f"error: {err}\n")
         return 2
@@ -91,7 +91,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
     )
 
 
-class Run:
+class TrainingRun:
     """Trains a CLAP and then a separator, on one device, from clips that it holds in memory."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -186,7 +186,7 @@ class Run:
         separator = separation.build_separator(self._config, clap, settings)
         task = separation.SeparationTask(separator, clap, self._material, self._renderer, settings)
         near = contrastive.nearest_labels(
-            contrastive.embed_texts(clap, self._material),
+            contrastive.embed_wordings(clap, self._material),
             self._material,
             settings.queries.near_classes,
         )

@@ -210,7 +210,7 @@ def embed_clips(
 
 
 @torch.no_grad()
-def embed_texts(clap: Clap, material: Material) -> Tensor:
+def embed_wordings(clap: Clap, material: Material) -> Tensor:
     """Places of all texts, float32[M, D] of unit norm."""
     latents = torch.from_numpy(material.latents).to(clap.device).float()
     return F.normalize(clap.text_projection(latents).float(), dim=-1)
@@ -244,7 +244,7 @@ def refit(clap: Clap, material: Material, settings: WordingSettings) -> None:
     captions with noise; all other texts, the tagger's names among them, keep their places.
     """
     device = clap.device
-    before = embed_texts(clap, material)
+    before = embed_wordings(clap, material)
     latents = torch.from_numpy(material.latents).to(device).float()
     labels = torch.tensor(material.labels, device=device)
     goals = centres(before, material).index_select(0, labels)

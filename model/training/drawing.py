@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from model.training.material import Material
-from model.training.settings import ClapSettings, QuerySettings, SeparationSettings, WindowSettings
+from model.training.settings import ClapSettings, QuerySettings, SeparatorTraining, WindowSettings
 from model.training.sound import BLOCK, band_frequencies
 
 Drawn = dict[str, npt.NDArray[Any]]
@@ -298,7 +298,7 @@ class MixturePlanner:
         material: Material,
         lengths: npt.NDArray[np.int64],
         num_samples: int,
-        settings: SeparationSettings,
+        settings: SeparatorTraining,
         near: npt.NDArray[np.int64],
     ) -> None:
         self._material, self._settings, self._queries = material, settings, settings.queries

@@ -14,7 +14,7 @@ from model.config import ClapSepConfig, LoraConfig
 from model.systems import Condition
 from model.systems.clapsep import lora
 from model.systems.clapsep.network import ClapSep
-from model.training.contrastive import embed_clips, embed_texts
+from model.training.contrastive import embed_clips, embed_wordings
 from model.training.drawing import (
     ABSENT,
     NONE,
@@ -26,7 +26,7 @@ from model.training.drawing import (
 )
 from model.training.engine import MovingAverage, Tensors
 from model.training.material import Material
-from model.training.settings import PLAIN_WINDOWS, QUERY_WINDOWS, SeparationSettings
+from model.training.settings import PLAIN_WINDOWS, QUERY_WINDOWS, SeparatorTraining
 from model.training.sound import Renderer, at_rms
 
 _SNR_WEIGHT = 0.9
@@ -44,7 +44,7 @@ _MODES = {
 }
 
 
-def build_separator(config: ClapSepConfig, clap: Clap, settings: SeparationSettings) -> ClapSep:
+def build_separator(config: ClapSepConfig, clap: Clap, settings: SeparatorTraining) -> ClapSep:
     """A separator with CLAP's audio tower for its encoder; what is not trained is frozen."""
     precision = settings.optimiser.precision
     separator = ClapSep(config, precision="bf16" if precision == "bf16" else "fp32")
@@ -144,7 +144,7 @@ class SeparationStep(nn.Module):
     rows: Tensor
     more_rows: Tensor
 
-    def __init__(self, separator: ClapSep, settings: SeparationSettings) -> None:
+    def __init__(self, separator: ClapSep, settings: SeparatorTraining) -> None:
         """Trains a separator on its device."""
         super().__init__()
         self.separator = separator
@@ -206,7 +206,7 @@ class SeparationTask:
         clap: Clap,
         material: Material,
         renderer: Renderer,
-        settings: SeparationSettings,
+        settings: SeparatorTraining,
     ) -> None:
         """For networks on a device; the CLAP stays as it is."""
         self.step_module: nn.Module = SeparationStep(separator, settings).to(clap.device)
@@ -217,7 +217,7 @@ class SeparationTask:
         self._settings, self._renderer, self._material = settings, renderer, material
         level_dbfs = separator.input_level_dbfs
         self._level_db = 20 * math.log10(REFERENCE_RMS) if level_dbfs is None else level_dbfs
-        texts = embed_texts(clap, material)
+        texts = embed_wordings(clap, material)
         everything = np.arange(len(material.path))
         variants = [
             embed_clips(clap, renderer, everything, QUERY_WINDOWS, seed=1 + number)
@@ -274,7 +274,7 @@ class _Validation:
         renderer: Renderer,
         words: Words,
         level_db: float,
-        settings: SeparationSettings,
+        settings: SeparatorTraining,
     ) -> None:
         rng = np.random.default_rng(_VALIDATION_SEED)
         held_out = [

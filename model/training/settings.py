@@ -147,7 +147,7 @@ class QuerySettings:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SeparationSettings:
+class SeparatorTraining:
     """The separation stage. The paper's recipe is one of its settings: docs/training.md."""
 
     encoder: str = "whole"
@@ -186,5 +186,5 @@ class TrainingSettings:
 
     clap: ClapSettings = ClapSettings()
     words: WordingSettings = WordingSettings()
-    separation: SeparationSettings = SeparationSettings()
+    separation: SeparatorTraining = SeparatorTraining()
     seed: int = 0

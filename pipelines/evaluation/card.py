@@ -15,7 +15,7 @@ from terminal import screen
 _UNDEFINED = "n/a"
 
 
-def markdown(results: Results) -> str:
+def card_tables(results: Results) -> str:
     """Writes the tables of an evaluation in Markdown; parts that were not run have none."""
     limit = f", the first {results.limit} mixtures of each set" if results.limit else ""
     parts = [

@@ -43,7 +43,7 @@ class Cost:
     real_time_factor: float
 
 
-def measure(loaded: LoadedModel, device: str) -> Cost:
+def measure_cost(loaded: LoadedModel, device: str) -> Cost:
     """Counts the parameters of a loaded model, which is on ``device``, and times it."""
     both = {"separator": loaded.separator, "clap": loaded.query_encoder}
     parts = {name: part for name, part in both.items() if isinstance(part, nn.Module)}

@@ -65,7 +65,7 @@ class Results:
     def summaries(self) -> dict[str, dict[str, Summary]]:
         """Summarises each metric of each set that asks for what is there."""
         return {
-            name: {metric: summary_of(frame, metric) for metric in METRICS}
+            name: {metric: summarised(frame, metric) for metric in METRICS}
             for name, frame in self.by_set().items()
             if name not in ABSENT_SETS
         }
@@ -73,7 +73,7 @@ class Results:
     def by_class(self) -> dict[str, dict[str, Summary]]:
         """Summarises the SDRi of each class in the sets that ask for the same in other ways."""
         return {
-            name: {str(label): summary_of(rows) for label, rows in frame.groupby("label")}
+            name: {str(label): summarised(rows) for label, rows in frame.groupby("label")}
             for name, frame in self.by_set().items()
             if name in QUERY_SETS
         }
@@ -84,7 +84,7 @@ class Results:
         if frame is None:
             return {}
         phrases = frame.groupby("positive_text")
-        return {str(phrase): summary_of(rows) for phrase, rows in phrases}
+        return {str(phrase): summarised(rows) for phrase, rows in phrases}
 
     def presence(self) -> dict[str, dict[str, Detection]]:
         """Tells, by set of absent classes and by column, how well present and absent differ.
@@ -112,7 +112,7 @@ class Results:
         return found
 
 
-def summary_of(rows: pd.DataFrame, metric: str = "sdri_db") -> Summary:
+def summarised(rows: pd.DataFrame, metric: str = "sdri_db") -> Summary:
     """Summarises a metric over rows; its interval draws the recordings of the targets."""
     return summarise(rows[metric].to_numpy(dtype=np.float64), rows["group"].tolist())
 
@@ -196,7 +196,7 @@ _SHORTER = {"ci_low": "low", "ci_high": "high"}
 _fields = dataclasses.fields
 
 
-def differences(
+def record_differences(
     recorded: Mapping[str, Any],
     found: Mapping[str, Any],
     *,

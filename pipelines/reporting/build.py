@@ -9,7 +9,7 @@ from manifests.columns import SHOWN_METRICS, TITLES
 from pipelines.reporting import charts, listening, page, tables
 from pipelines.reporting.charts import Chart, charts_of
 from pipelines.reporting.listening import Example, clip_data, examples_of, script_json
-from pipelines.reporting.measured import Comparison, Line, compare, lines_of, provenance_of_runs
+from pipelines.reporting.measured import Comparison, ResultLine, compare, lines_of, origin_in_runs
 from pipelines.reporting.runs import ReportConfig, Run, read_run
 from transforms.storage import Storage, join
 
@@ -43,7 +43,7 @@ def build(config: ReportConfig) -> list[str]:
     return [join(config.output, name) for name in files]
 
 
-def _tables(lines: Sequence[Line], compared: Sequence[Comparison]) -> dict[str, bytes]:
+def _tables(lines: Sequence[ResultLine], compared: Sequence[Comparison]) -> dict[str, bytes]:
     shown = [tables.results_table(lines)]
     if compared:
         shown.append(tables.comparison_table(compared))
@@ -61,7 +61,7 @@ def _spectrograms(
     seen = [example for example in examples if example.signals]
     for number, (_, group) in enumerate(groupby(seen, key=_run_of), 1):
         rows = list(group)
-        caption = str(provenance_of_runs([r for r in runs if r.name == rows[0].run], metric))
+        caption = str(origin_in_runs([r for r in runs if r.name == rows[0].run], metric))
         pictures = [[signal.picture for signal in example.signals] for example in rows]
         files[f"{PLOTS}/spectrograms-{number:02d}.png"] = listening.grid(pictures, caption)
     return files
@@ -74,7 +74,7 @@ def _run_of(example: Example) -> str:
 def _page(
     config: ReportConfig,
     runs: Sequence[Run],
-    lines: Sequence[Line],
+    lines: Sequence[ResultLine],
     compared: Sequence[Comparison],
     drawn: Sequence[tuple[Chart, str]],
     examples: Sequence[Example],

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from manifests.columns import METRIC_COLUMNS, TITLES
 from manifests.published import PublishedResult, load
-from pipelines.reporting.measured import by_setting, provenance_of, summary_of
+from pipelines.reporting.measured import by_setting, origin_of, summary_of
 from pipelines.reporting.runs import Run, Setting
 from terminal import screen
 
@@ -107,9 +107,9 @@ def series_name(runs: Sequence[Run], run: Run, what: str) -> str:
 
 
 def caption_of(runs: Sequence[Run], clips: Sequence[pd.DataFrame], metric: str) -> str:
-    """Provenance of a plot."""
+    """Origin of a plot."""
     failed = sum(len(run.failures) for run in runs)
-    return str(provenance_of(pd.concat(clips), metric, failed))
+    return str(origin_of(pd.concat(clips), metric, failed))
 
 
 def left_out(found: int, limit: int, what: str) -> str:

@@ -21,7 +21,7 @@ _MULTISOURCE = "multisource"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
+class FigureOrigin:
     """What every figure says of itself."""
 
     models: tuple[str, ...]
@@ -46,11 +46,11 @@ class Cell:
 
     metric: str
     summary: Summary
-    provenance: Provenance
+    provenance: FigureOrigin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class ResultLine:
     """A run under one setting: a line of the results table."""
 
     run: str
@@ -72,10 +72,10 @@ def summary_of(clips: pd.DataFrame, metric: str) -> Summary:
     return summarise(clips[metric].to_numpy(), or_none(clips["group"]))
 
 
-def provenance_of(clips: pd.DataFrame, metric: str, n_failed: int) -> Provenance:
+def origin_of(clips: pd.DataFrame, metric: str, n_failed: int) -> FigureOrigin:
     """What is to be said of a figure that is made of ``clips``."""
     defined = int(np.isfinite(clips[metric]).sum())
-    return Provenance(
+    return FigureOrigin(
         models=distinct(clips["made_by"]),
         scorers=distinct(clips["scorer"]),
         protocols=distinct(clips["protocol"]),
@@ -85,10 +85,10 @@ def provenance_of(clips: pd.DataFrame, metric: str, n_failed: int) -> Provenance
     )
 
 
-def provenance_of_runs(runs: Sequence[Run], metric: str) -> Provenance:
+def origin_in_runs(runs: Sequence[Run], metric: str) -> FigureOrigin:
     """What is to be said of a figure that is made of whole runs."""
     clips = pd.concat([run.clips for run in runs])
-    return provenance_of(clips, metric, sum(len(run.failures) for run in runs))
+    return origin_of(clips, metric, sum(len(run.failures) for run in runs))
 
 
 def distinct(values: pd.Series[Any]) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ def by_setting(run: Run) -> dict[Setting, pd.DataFrame]:
     return {setting: found[setting] for setting in sorted(found, key=_sort_key)}
 
 
-def lines_of(run: Run) -> list[Line]:
+def lines_of(run: Run) -> list[ResultLine]:
     """The lines of the results table of a run."""
     paper = load()
     failed = run.failures["setting"].value_counts().to_dict()
@@ -113,12 +113,12 @@ def lines_of(run: Run) -> list[Line]:
             Cell(
                 metric=metric,
                 summary=summary_of(clips, metric),
-                provenance=provenance_of(clips, metric, failed.get(setting, 0)),
+                provenance=origin_of(clips, metric, failed.get(setting, 0)),
             )
             for metric in SHOWN_METRICS
         ]
         lines.append(
-            Line(
+            ResultLine(
                 run=run.name,
                 setting=setting,
                 cells=tuple(cells),
@@ -202,7 +202,7 @@ class Comparison:
     difference: Summary
     win_rate: float | None
     num_only_one: int
-    provenance: tuple[Provenance, Provenance]
+    provenance: tuple[FigureOrigin, FigureOrigin]
 
 
 def compare(baseline: Run, other: Run, metrics: Sequence[str]) -> list[Comparison]:
@@ -244,7 +244,7 @@ def _compare(
         win_rate=float(wins / len(defined)) if len(defined) else None,
         num_only_one=num_only_one,
         provenance=(
-            provenance_of(first, metric, len(run_a.failures)),
-            provenance_of(second, metric, len(run_b.failures)),
+            origin_of(first, metric, len(run_a.failures)),
+            origin_of(second, metric, len(run_b.failures)),
         ),
     )

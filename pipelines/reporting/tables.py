@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from manifests.columns import SHOWN_METRICS, TITLES
 from manifests.published import PublishedResult
-from pipelines.reporting.measured import Cell, Comparison, Line, digits_of, interval, mean_std
+from pipelines.reporting.measured import Cell, Comparison, ResultLine, digits_of, interval, mean_std
 from terminal import screen
 
 CSV_COLUMNS = (
@@ -29,12 +29,12 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def shown_metrics(lines: Sequence[Line]) -> list[str]:
+def shown_metrics(lines: Sequence[ResultLine]) -> list[str]:
     """The metrics that any line has a value of."""
     return [name for name in SHOWN_METRICS if any(line.cell(name).summary.n for line in lines)]
 
 
-def results_table(lines: Sequence[Line]) -> Table:
+def results_table(lines: Sequence[ResultLine]) -> Table:
     """A line for each run and setting; the paper's figures in columns of their own, at the end."""
     metrics = shown_metrics(lines) or list(SHOWN_METRICS[:1])
     with_paper = [name for name in metrics if any(line.published_for(name) for line in lines)]
@@ -130,7 +130,7 @@ def _tex_line(cells: Sequence[str]) -> str:
     return " & ".join(screen.latex(cell) for cell in cells) + r" \\"
 
 
-def comma_separated(lines: Sequence[Line]) -> str:
+def comma_separated(lines: Sequence[ResultLine]) -> str:
     """Every figure in a line of its own; ``source`` says whether it was measured or published."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -144,7 +144,7 @@ def comma_separated(lines: Sequence[Line]) -> str:
     return text.getvalue()
 
 
-def _measured_record(line: Line, cell: Cell) -> list[object]:
+def _measured_record(line: ResultLine, cell: Cell) -> list[object]:
     setting, summary, provenance = line.setting, cell.summary, cell.provenance
     return [
         *("measured", line.run, setting.dataset, setting.query_type),

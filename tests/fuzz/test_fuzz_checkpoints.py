@@ -195,6 +195,6 @@ def test_a_converted_file_with_a_hostile_configuration_is_an_error(tmp_path: Pat
             with fuzzing.bounded():
                 try:
                     loading.load_converted(str(other))
-                    convert.describe(str(other))
+                    convert.file_facts(str(other))
                 except CheckpointError:
                     continue

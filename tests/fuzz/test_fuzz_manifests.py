@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 import fuzzing
 from manifests.files.readers import ManifestError, ManifestRow, RowError, iter_rows
 from manifests.row import MANIFEST_COLUMNS, output_name, partition_value
-from manifests.validate import as_text, check
+from manifests.validate import check, report_text
 from transforms.manifest_io import invalid
-from transforms.tables.dead_letters import record_of
+from transforms.tables.dead_letters import dead_letter_record
 
 SCALARS = (
     st.none()
@@ -50,14 +50,14 @@ def examine(path: Path) -> None:
         for result in iter_rows(str(path)):
             if isinstance(result, RowError):
                 assert len(str(result)) < 5_000
-                assert pa.array([record_of(invalid(result))["row_json"]], pa.string())
+                assert pa.array([dead_letter_record(invalid(result))["row_json"]], pa.string())
             else:
                 assert isinstance(result, ManifestRow)
                 json.dumps(result.to_record(), allow_nan=False).encode("utf-8")
                 for name in (output_name(result.id), partition_value(result.dataset or "-")):
                     assert "/" not in name
                     assert name not in (".", "..")
-        as_text(check(str(path))).encode("utf-8")
+        report_text(check(str(path))).encode("utf-8")
 
 
 @given(st.lists(ROWS, max_size=5))

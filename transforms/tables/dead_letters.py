@@ -47,7 +47,7 @@ def extra_of(failure: Failure) -> dict[str, str]:
     return dict(failure.row.extra) if failure.row is not None else {}
 
 
-def record_of(failure: Failure) -> dict[str, Any]:
+def dead_letter_record(failure: Failure) -> dict[str, Any]:
     """A row of the dead letter table."""
     record: dict[str, Any] = dict.fromkeys(DEAD_LETTER_SCHEMA.names)
     if failure.row is not None:
@@ -114,6 +114,6 @@ def _dead_letter(failure: Failure, secrets: Sequence[str]) -> TableRow:
     return TableRow(
         partition="",
         key=sort_key(failure),
-        record=record_of(failure),
+        record=dead_letter_record(failure),
         extra=extra_of(failure),
     )

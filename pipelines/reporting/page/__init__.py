@@ -16,12 +16,12 @@ from manifests.columns import SHOWN_METRICS, TITLES
 from pipelines.reporting.charts import Chart
 from pipelines.reporting.listening import Example
 from pipelines.reporting.measured import (
-    Line,
+    ResultLine,
     digits_of,
     distinct,
     interval,
     mean_std,
-    provenance_of,
+    origin_of,
 )
 from pipelines.reporting.runs import Run, or_none
 from pipelines.reporting.tables import paper_text, shown_metrics
@@ -91,18 +91,18 @@ NOTES = (
 )
 
 
-def metrics_shown(lines: Sequence[Line]) -> list[str]:
+def metrics_shown(lines: Sequence[ResultLine]) -> list[str]:
     """The columns of the results table."""
     return shown_metrics(lines) or list(SHOWN_METRICS[:1])
 
 
-def lines_view(lines: Sequence[Line]) -> list[dict[str, Any]]:
+def lines_view(lines: Sequence[ResultLine]) -> list[dict[str, Any]]:
     """The results table."""
     metrics = metrics_shown(lines)
     return [_line_view(line, metrics) for line in lines]
 
 
-def _line_view(line: Line, metrics: Sequence[str]) -> dict[str, Any]:
+def _line_view(line: ResultLine, metrics: Sequence[str]) -> dict[str, Any]:
     main = line.cell(metrics[0]).provenance
     results = [
         result
@@ -193,7 +193,7 @@ def example_view(example: Example, metric: str) -> dict[str, Any]:
         "value": f"{clip[metric].item():.{digits_of(metric)}f}",
         "positive": row.positive_text if row else None,
         "negative": row.negative_text if row else None,
-        "provenance": str(provenance_of(clip, metric, 0)),
+        "provenance": str(origin_of(clip, metric, 0)),
         "signals": example.signals,
         "note": example.note,
     }

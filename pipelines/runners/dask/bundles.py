@@ -112,7 +112,7 @@ class Writer:
     buffer: bytes
 
 
-def versions() -> tuple[str, str]:
+def worker_versions() -> tuple[str, str]:
     """Of Python and Beam; that it can be asked shows that a process has this project's packages."""
     return platform.python_version(), apache_beam.__version__
 

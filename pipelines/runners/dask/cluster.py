@@ -125,15 +125,15 @@ class Cluster:
             )
         try:
             there = {
-                "the scheduler": self._client.run_on_scheduler(bundles.versions),
-                **self._client.run(bundles.versions),
+                "the scheduler": self._client.run_on_scheduler(bundles.worker_versions),
+                **self._client.run(bundles.worker_versions),
             }
         except Exception as err:
             raise ClusterError(
                 f"the scheduler or a worker at {self._address} cannot import this project "
                 f"({err}); install it there, or set PYTHONPATH on all of them"
             ) from err
-        here = bundles.versions()
+        here = bundles.worker_versions()
         for where, found in there.items():
             if found != here:
                 raise ClusterError(

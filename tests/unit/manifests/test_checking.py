@@ -11,7 +11,7 @@ from manifests import columns
 from manifests.files import ManifestError
 from manifests.files.readers import columns_of
 from manifests.row import misspelt, nearest_column
-from manifests.validate import as_text, check
+from manifests.validate import check, report_text
 
 HEADER = (
     "id,mixture_uri,target_uri,interferer_uris,positive_text,reference_uri,dataset,postive_audio\n"
@@ -46,19 +46,19 @@ def test_a_misspelt_column_is_pointed_out(tmp_path):
     (tmp_path / "m.csv").write_text("id,mixture_uri,negative_text,postive_text\na,m,x,y\n")
     report = check(str(tmp_path / "m.csv"))
     assert report.hints == {"postive_text": "positive_text"}
-    assert "did you mean positive_text?" in as_text(report)
+    assert "did you mean positive_text?" in report_text(report)
 
 
 def test_a_misspelt_column_is_pointed_out_where_no_row_can_be_used_for_it(tmp_path):
     (tmp_path / "m.csv").write_text("id,mixture,positive_text\na,m,x\n")
-    assert "did you mean mixture_uri?" in as_text(check(str(tmp_path / "m.csv")))
+    assert "did you mean mixture_uri?" in report_text(check(str(tmp_path / "m.csv")))
 
 
 def test_invalid_rows_are_listed_up_to_a_limit(manifest):
     report = check(manifest(*["a,m,,,,,,"] * 5), max_errors=2)
     assert (report.num_invalid, len(report.errors), report.is_valid) == (5, 2, False)
-    assert "… and 3 more" in as_text(report)
-    assert as_text(report).endswith("not valid: 5 rows cannot be used, 0 repeat an id\n")
+    assert "… and 3 more" in report_text(report)
+    assert report_text(report).endswith("not valid: 5 rows cannot be used, 0 repeat an id\n")
 
 
 def test_repeated_ids_are_found_across_files(manifest, tmp_path):
@@ -84,13 +84,13 @@ def test_many_datasets_are_counted_together(manifest):
     report = check(manifest(*[f"a{i},m,,,x,,d{i}," for i in range(1_200)]))
     assert len(report.counts["dataset"]) == 1_001
     assert report.counts["dataset"]["(other)"] == 200
-    assert " and 993 more" in as_text(report)
+    assert " and 993 more" in report_text(report)
 
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path):
     row = {"id": "a", "mixture_uri": "m", "positive_text": "x", "dataset": "\x1b[31m"}
     (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n{\x1b\n")
-    assert "\x1b" not in as_text(check(str(tmp_path / "m.jsonl")))
+    assert "\x1b" not in report_text(check(str(tmp_path / "m.jsonl")))
 
 
 def test_a_file_that_cannot_be_read_is_raised(tmp_path):

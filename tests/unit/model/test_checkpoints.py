@@ -111,7 +111,7 @@ def test_inspect_converted(
 
 @pytest.mark.parametrize(("index", "kind"), [(0, "clap"), (1, "clapsep")])
 def test_inspect_published(paths: tuple[Path, Path], index: int, kind: str) -> None:
-    facts = convert.describe(str(paths[index]))
+    facts = convert.file_facts(str(paths[index]))
     pair = pairs.formula_pair(TINY)
     tensors = (pair.clap, pair.clapsep)[index]
     numbers = sum(value.numel() for value in tensors.values())
@@ -160,7 +160,7 @@ def test_network_without_known_source_gets_a_digest_of_its_clap(tmp_path: Path) 
     assert found.clap.digest == found.clap_sha256
     assert same(found.clap, fresh.clap)
     assert same(found.separator, fresh.separator)
-    assert "by hand" in convert.describe(str(tmp_path / "x"))["notes"]
+    assert "by hand" in convert.file_facts(str(tmp_path / "x"))["notes"]
 
 
 def test_adapters_without_configuration_are_refused(

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import fuzzing
-from terminal.flags import Parser, path, quoted
+from terminal.flags import Parser, path, shell_word
 
 
 class Refused(Exception):
@@ -196,8 +196,8 @@ def test_of_what_is_accepted_no_word_is_left_over(line: list[str]) -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
 def test_what_is_proposed_reads_as_it_was_meant(text: str) -> None:
-    assert shlex.split(quoted(text)) == [text]
-    assert shlex.split(quoted(text, always=True)) == [text]
+    assert shlex.split(shell_word(text)) == [text]
+    assert shlex.split(shell_word(text, always=True)) == [text]
 
 
 def test_a_home_is_resolved_in_a_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,15 +90,15 @@ def test_a_file_may_carry_its_clap_or_not(tmp_path: Path) -> None:
     clap = Clap(TINY.clap)
     file = LocalFile(uri="a.ckpt", path=tmp_path, sha256="d" * 64, num_bytes=1)
     inner = {f"query_encoder.model.{key}": value for key, value in clap.state_dict().items()}
-    found = audiosep.clap_from(inner, file, TINY.clap)
+    found = audiosep.own_clap(inner, file, TINY.clap)
     assert found is not None
     assert found.digest == "d" * 64
     for key, value in found.state_dict().items():
         assert torch.equal(value, clap.state_dict()[key])
-    assert audiosep.clap_from({"ss_model.x": torch.zeros(1)}, file, TINY.clap) is None
+    assert audiosep.own_clap({"ss_model.x": torch.zeros(1)}, file, TINY.clap) is None
     inner.popitem()
     with pytest.raises(CheckpointError, match="missing"):
-        audiosep.clap_from(inner, file, TINY.clap)
+        audiosep.own_clap(inner, file, TINY.clap)
 
 
 @pytest.mark.parametrize("num_samples", [1, 128, 129, 1000, 5001])

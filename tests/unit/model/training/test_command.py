@@ -20,7 +20,7 @@ from model.training import __main__ as command
 from model.training import engine
 from model.training.material import Material
 from model.training.separation import build_separator
-from model.training.settings import SeparationSettings, TrainingSettings
+from model.training.settings import SeparatorTraining, TrainingSettings
 
 SETTINGS: dict[str, Any] = {
     "clap": {
@@ -127,7 +127,7 @@ def test_the_papers_recipe_trains_and_its_weights_load(
     trained = build_separator(
         config,
         loaded.clap,
-        from_json(SeparationSettings, json.dumps(settings["separation"])),
+        from_json(SeparatorTraining, json.dumps(settings["separation"])),
     )
     untrained = copy.deepcopy(trained)
     trained.load_state_dict(stored["learner"]["average"])

@@ -22,7 +22,7 @@ from model.training.material import Material
 from model.training.settings import (
     ClapSettings,
     QuerySettings,
-    SeparationSettings,
+    SeparatorTraining,
     WindowSettings,
 )
 
@@ -91,7 +91,7 @@ class TestWindows:
 
 def planner(material: Material, **queries: object) -> MixturePlanner:
     queries = {"source_shares": (0.1, 0.7, 0.2), **queries}
-    settings = SeparationSettings(batch_size=200, queries=QuerySettings(**queries))  # type: ignore[arg-type]  # by name
+    settings = SeparatorTraining(batch_size=200, queries=QuerySettings(**queries))  # type: ignore[arg-type]  # by name
     near = np.array([[name for name in range(4) if name != own] for own in range(4)])
     lengths = np.full(len(material.path), 12_000)
     return MixturePlanner(material, lengths, SAMPLES, settings, near)

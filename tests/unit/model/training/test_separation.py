@@ -21,9 +21,9 @@ from model.training.separation import (
     residual_level,
     si_sdr,
 )
-from model.training.settings import OptimiserSettings, QuerySettings, SeparationSettings
+from model.training.settings import OptimiserSettings, QuerySettings, SeparatorTraining
 
-FP32 = SeparationSettings(optimiser=OptimiserSettings(precision="fp32"))
+FP32 = SeparatorTraining(optimiser=OptimiserSettings(precision="fp32"))
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -115,7 +115,7 @@ def test_all_of_a_separator_learns_but_its_mel_filters_and_clap_norm(
 def test_what_is_trained_of_the_encoder(small_config: ClapSepConfig, encoder: str) -> None:
     """The paper's adapters, or an ablation; the decoder always learns."""
     torch.manual_seed(0)
-    settings = SeparationSettings(
+    settings = SeparatorTraining(
         encoder=encoder,
         batch_size=2,
         optimiser=OptimiserSettings(matrices="adamw", precision="fp32"),
@@ -157,7 +157,7 @@ def test_what_is_trained_of_the_encoder(small_config: ClapSepConfig, encoder: st
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(SeparationSettings, "encoder"), (OptimiserSettings, "matrices")]
+    ("kind", "name"), [(SeparatorTraining, "encoder"), (OptimiserSettings, "matrices")]
 )
 def test_settings_name_what_they_do_not_know(kind: Any, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}='some': expected "):
@@ -167,7 +167,7 @@ def test_settings_name_what_they_do_not_know(kind: Any, name: str) -> None:
 def test_presence_counts_queries_whose_answer_is_known(small_config: ClapSepConfig) -> None:
     torch.manual_seed(0)
     separator = build_separator(small_config, Clap(small_config.clap), FP32).eval()
-    settings = SeparationSettings(batch_size=2, queries=QuerySettings(presence_queries=1))
+    settings = SeparatorTraining(batch_size=2, queries=QuerySettings(presence_queries=1))
     step = SeparationStep(separator, settings)
     query = torch.nn.functional.normalize(torch.randn(6, 32), dim=-1)
     targets = noise(4, 32_000)

@@ -46,7 +46,7 @@ def _results() -> Results:
 
 
 def test_tables() -> None:
-    lines = card.markdown(_results()).splitlines()
+    lines = card.card_tables(_results()).splitlines()
     assert "the first 5 mixtures of each set" in lines[0]
     assert (
         "| `text_pn` | 6.00 ± 2.83 | [4.00, 8.00] | 6.00 | 12.00 ± 5.66 | 18.00 ± 8.49 | 2 | 1 "
@@ -65,18 +65,18 @@ def test_tables() -> None:
 
 
 def test_parts_that_were_not_run_have_no_table() -> None:
-    text = card.markdown(results_of([score(0, "levels_0db", 1.0)], split="val"))
+    text = card.card_tables(results_of([score(0, "levels_0db", 1.0)], split="val"))
     assert text.startswith("Split `val`, seed 0. ")
     assert "###" not in text
     assert text.count("\n| --- |") == 1
 
 
 def test_nothing_defined_is_not_a_number() -> None:
-    text = card.markdown(results_of([score(0, "levels_0db", math.nan)]))
+    text = card.card_tables(results_of([score(0, "levels_0db", math.nan)]))
     assert "| `levels_0db` | n/a |  | n/a | n/a | n/a | 0 | 1 |" in text
 
 
 @pytest.mark.parametrize("name", report_runs.NASTY)
 def test_a_label_is_text(name: str) -> None:
     found = results_of([score(0, "text_pn", 4.0, label=name)])
-    assert f"| {markdown(name)} | 4.00 | 1 |" in card.markdown(found).splitlines()
+    assert f"| {markdown(name)} | 4.00 | 1 |" in card.card_tables(found).splitlines()

@@ -7,7 +7,7 @@ from torch import nn
 
 import tone_runs
 from model.catalogue import Entry, WeightsFile
-from pipelines.evaluation.cost import bundle_files, measure
+from pipelines.evaluation.cost import bundle_files, measure_cost
 from tones import ToneClap, ToneSeparator
 
 
@@ -50,7 +50,7 @@ def test_shared_parameters_are_counted_once_in_all(tmp_path: Path) -> None:
         query_encoder=_Clap(shared),
         card=_card(file),
     )
-    cost = measure(loaded, "cpu")
+    cost = measure_cost(loaded, "cpu")
     assert cost.parameters == {"separator.encoder": 8, "separator.decoder": 4, "clap.audio": 8}
     assert cost.parameters_in_all == 12
     assert cost.file_bytes == {"weights.safetensors": 3}
@@ -59,7 +59,7 @@ def test_shared_parameters_are_counted_once_in_all(tmp_path: Path) -> None:
 
 
 def test_a_system_without_networks_has_no_parameters() -> None:
-    cost = measure(dataclasses.replace(tone_runs.loaded_tones(), card=_card()), "cpu")
+    cost = measure_cost(dataclasses.replace(tone_runs.loaded_tones(), card=_card()), "cpu")
     assert (cost.parameters, cost.parameters_in_all, cost.file_bytes) == ({}, 0, {})
 
 

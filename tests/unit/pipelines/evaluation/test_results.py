@@ -16,10 +16,10 @@ from evaluations import results_of, score
 from manifests.columns import METRICS_SCHEMA
 from pipelines.evaluation.results import (
     Results,
-    differences,
     read_scores,
+    record_differences,
     record_of,
-    summary_of,
+    summarised,
     to_json,
 )
 from transforms.storage import Storage
@@ -134,7 +134,7 @@ def test_the_scores_of_a_run_are_read_from_all_its_files(tmp_path: Path) -> None
     assert found["id"].tolist() == ["text_p-1", "text_pn-0"]
     assert found["sdri_db"].tolist() == [2.0, pytest.approx(math.nan, nan_ok=True)]
     assert found["presence"].dtype == np.float64
-    assert summary_of(found).mean == 2.0
+    assert summarised(found).mean == 2.0
     with pytest.raises(FileNotFoundError, match="other: has no metrics; expected those of"):
         read_scores(str(tmp_path / "other"), Storage())
 
@@ -157,18 +157,18 @@ def test_equal_records_match_whatever_they_cost() -> None:
     found = _record()
     found["cost"]["real_time_factor"] = 40.0
     found["datasets"]["text_pn"]["sdri_db"]["mean"] = 7.04
-    assert differences(_record(), found) == []
+    assert record_differences(_record(), found) == []
 
 
 def test_figures_beyond_the_tolerance_differ() -> None:
     found = _record()
     found["datasets"]["text_pn"]["sdri_db"]["mean"] = 7.06
-    assert differences(_record(), found) == ["text_pn.sdri_db: recorded 7.0, found 7.06"]
-    assert differences(_record(), found, tolerance_db=0.1) == []
+    assert record_differences(_record(), found) == ["text_pn.sdri_db: recorded 7.0, found 7.06"]
+    assert record_differences(_record(), found, tolerance_db=0.1) == []
     found = _record()
     found["zero_shot"]["caption"]["top1"]["mean"] = 0.52
     found["presence"]["absent"]["presence"]["auroc"] = 0.7
-    assert differences(_record(), found) == [
+    assert record_differences(_record(), found) == [
         "absent.presence: recorded 0.8, found 0.7",
         "caption.top1: recorded 0.5, found 0.52",
     ]
@@ -180,26 +180,26 @@ def test_counts_settings_and_what_was_not_measured_differ() -> None:
     found["presence"]["absent"] = {"presence": {"n_present": 4, "n_absent": 11, "auroc": 0.8}}
     found["seed"] = 1
     found["zero_shot"] = {}
-    assert differences(_record(), found) == [
+    assert record_differences(_record(), found) == [
         "seed: recorded 0, found 1",
         "text_pn.sdri_db.n: recorded 4, found 3",
         "absent.presence.n_absent: recorded 12, found 11",
         "caption: recorded, but not measured",
     ]
     del found["presence"]["absent"]["presence"]
-    assert "absent.presence: recorded, but not measured" in differences(_record(), found)
+    assert "absent.presence: recorded, but not measured" in record_differences(_record(), found)
 
 
 def test_undefined_means_differ_from_defined_ones() -> None:
     found = _record()
     found["datasets"]["text_pn"]["snri_db"]["mean"] = 1.0
-    assert differences(_record(), found) == ["text_pn.snri_db: recorded None, found 1.0"]
+    assert record_differences(_record(), found) == ["text_pn.snri_db: recorded None, found 1.0"]
 
 
 def test_a_record_of_before_presence_was_measured_can_be_compared() -> None:
     recorded = _record()
     del recorded["presence"]
-    assert differences(recorded, _record()) == []
+    assert record_differences(recorded, _record()) == []
 
 
 def test_frames_of_scores_are_not_changed() -> None:
