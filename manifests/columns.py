@@ -259,6 +259,19 @@ SUMMARY_TABLE: Final = (
 )
 """One row a metric and group of clips."""
 
+SEGMENTS_TABLE: Final = (
+    Column(name="id", type=_TEXT, required=True, meaning="The clip, as in the metrics."),
+    *(_of_row(name) for name in ("mixture_uri", "label", "positive_text")),
+    _real("start_s", "Where the stretch begins in the stem."),
+    _real("end_s", "Where it ends there."),
+    _real("peak_db", "Largest level of the stem in it, relative to full scale."),
+    _real("stem_to_mixture_db", "Power of the stem over that of the mixture in it."),
+    _real("presence", "Largest presence of the windows that it meets; null for models without."),
+    _real("clap_score", "As in the metrics, of the stretch; null unless it was asked for."),
+    _count("schema_version", "Version of this table."),
+)
+"""One row a stretch in which a stem is active."""
+
 _FAILURE: Final = (
     _text("stage", "Where in the job the row failed."),
     _text("error_type", "What went wrong, as one of the codes in [Dead letters](errors.md)."),
@@ -289,6 +302,7 @@ MANIFEST_SCHEMA = pa.schema(
 )
 METRICS_SCHEMA = _schema(METRICS_TABLE)
 SUMMARY_SCHEMA = _schema(SUMMARY_TABLE)
+SEGMENTS_SCHEMA = _schema(SEGMENTS_TABLE)
 DEAD_LETTER_SCHEMA = pa.schema(
     [
         *(column.field for column in _FAILURE),
@@ -313,6 +327,7 @@ _PAGE: Final = (
         METRICS_TABLE,
     ),
     ("Summary", "`summary/`: one row a metric and group of clips.", SUMMARY_TABLE),
+    ("Segments", "`segments/`: one row a stretch in which a stem is active.", SEGMENTS_TABLE),
     (
         "Dead letters",
         "`dead_letters/`: one row a failure, and the manifest's own columns as `extra_…`.",
