@@ -17,7 +17,12 @@ import pyarrow as pa
 from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS, SCHEMA_VERSION, ManifestRow, column_type
 from terminal import flags, screen
 
-_SCALARS: Mapping[Any, pa.DataType] = {str: pa.string(), float: pa.float64(), int: pa.int64()}
+_SCALARS: Mapping[Any, pa.DataType] = {
+    str: pa.string(),
+    float: pa.float64(),
+    int: pa.int64(),
+    bool: pa.bool_(),
+}
 _METADATA = {"schema_version": str(SCHEMA_VERSION)}
 _UNITS: Mapping[str, str] = {"db": "dB", "s": "s", "hz": "Hz"}
 _TEXT, _TEXTS, _REAL = pa.string(), pa.list_(pa.string()), pa.float64()
@@ -199,19 +204,29 @@ METRICS_TABLE: Final = (
         "undefined_reason",
         "Why measured columns are null: `column=reason`, joined by `; `; null where none is.",
     ),
-    Column(name="target_absent", type=pa.bool_(), meaning="Nothing computes it yet: null."),
+    Column(
+        name="target_absent",
+        type=pa.bool_(),
+        meaning="Whether the mixture lacks what is asked for: as the manifest says, or else by "
+        "whether the reference is silent; null where there is neither.",
+    ),
     Column(
         name="suppression_db",
         type=_REAL,
         better="up",
-        meaning="Nothing computes it yet: null.",
+        meaning="Where the target is absent, how far the stem is below the mixture: "
+        "-`stem_to_mixture_db`.",
     ),
     _real(
         "stem_to_mixture_db",
         "Power of the stem over that of the mixture, of the means of their channels at the model's "
         "rate.",
     ),
-    _real("presence", "Nothing computes it yet: null."),
+    _real(
+        "presence",
+        "How likely it is, from 0 to 1, that the recording holds what the positive query asks for: "
+        "the highest of its windows and channels. Null where the model does not say.",
+    ),
     _real("active_s", "Nothing computes it yet: null."),
     _count("n_segments", "Nothing computes it yet: null."),
     _real("duration_s", "Length of the stem."),

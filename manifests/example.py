@@ -36,7 +36,7 @@ def example_csv() -> str:
         if field.name not in MANIFEST_COLUMNS:
             continue
         scalar, is_list = column_type(field.name)
-        kind = {str: "text", float: "number", int: "whole number"}[scalar]
+        kind = {str: "text", float: "number", int: "whole number", bool: "true or false"}[scalar]
         description = field.metadata["description"]
         text = (
             f"{field.name} ({kind}{', several with ; between' if is_list else ''}): {description}"

@@ -211,6 +211,10 @@ class ManifestRow:
         minimum=1,
         maximum=2 * MAX_LIST_ITEMS,
     )
+    target_absent: bool | None = _column(
+        "Whether the mixture lacks what the query asks for; then the stem should be silent, and "
+        "the reference of a mixture made on the fly is."
+    )
     seed: int | None = _column("Seed of the row's random draws.", minimum=0, maximum=2**63 - 1)
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     manifest_uri: str | None = dataclasses.field(default=None, compare=False)
@@ -331,7 +335,7 @@ def nearest_column(name: str) -> str | None:
     for form in (plain, _UNIT.sub("", plain), plain.rstrip("s")):
         if form in _SHORTENED:
             return _SHORTENED[form]
-    close = difflib.get_close_matches(plain, MANIFEST_COLUMNS, n=1, cutoff=0.8)
+    close = difflib.get_close_matches(plain, MANIFEST_COLUMNS, n=1, cutoff=0.81)
     return close[0] if close else None
 
 
@@ -358,7 +362,12 @@ _ROW_TYPES: dict[str, Any] = {
     for name, hint in typing.get_type_hints(ManifestRow).items()
     if name in MANIFEST_COLUMNS
 }
-_JSON_TYPES: Mapping[Any, str] = {str: "string", float: "number", int: "integer"}
+_JSON_TYPES: Mapping[Any, str] = {
+    str: "string",
+    float: "number",
+    int: "integer",
+    bool: "boolean",
+}
 
 
 @functools.cache
@@ -529,6 +538,11 @@ MAX_EXTRA_COLUMNS = 100
 _MAX_COLUMN_NAME_CHARS = 200
 _TEXT = f"UTF-8 text without NUL, at most {MAX_TEXT_CHARS} characters"
 _URI_COLUMNS: Final = tuple(name for name in MANIFEST_COLUMNS if name.endswith(("_uri", "_uris")))
+_TRUTHS: Final[Mapping[Any, bool]] = {"true": True, "1": True, 1: True} | {
+    "false": False,
+    "0": False,
+    0: False,
+}
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -657,6 +671,15 @@ def _integer(name: str, value: Any) -> int | None:
     return value
 
 
+def _truth(name: str, value: Any) -> bool | None:
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word is None or word == "":
+        return None
+    if isinstance(word, str | bool | int) and word in _TRUTHS:
+        return _TRUTHS[word]
+    raise _InvalidError(name, value, "true or false")
+
+
 def _items(name: str, value: Any) -> Sequence[Any]:
     """The items of a list, however it is written."""
     if value is None:
@@ -693,7 +716,12 @@ def _list_of(parse: Callable[[str, Any], Any]) -> Callable[[str, Any], tuple[Any
 
 def _parser_of(name: str) -> Callable[[str, Any], Any]:
     scalar, is_list = column_type(name)
-    parse: Callable[[str, Any], Any] = {str: _string, float: _number, int: _integer}[scalar]
+    parse: Callable[[str, Any], Any] = {
+        str: _string,
+        float: _number,
+        int: _integer,
+        bool: _truth,
+    }[scalar]
     return _list_of(parse) if is_list else parse
 
 

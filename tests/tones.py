@@ -113,3 +113,14 @@ def _power(clip: Tensor, label: str) -> float:
     time_s = torch.arange(len(clip)) / RATE_HZ
     angle = 2 * torch.pi * frequency_hz(label) * time_s
     return float((clip * angle.sin()).mean() ** 2 + (clip * angle.cos()).mean() ** 2)
+
+
+class SuspiciousSeparator(ToneSeparator):
+    """Says how likely a query is by the power of its tones in the window."""
+
+    says = True
+
+    def presence(self, encoded: ToneEncoded, condition: Condition) -> Tensor | None:
+        """The log odds, float32[B]; even at a power of 0.001."""
+        kept = self.decode(encoded, condition).square().mean(dim=1)
+        return torch.log(kept / 1e-3) if self.says else None

@@ -180,6 +180,8 @@ class Stem:
         inference_s: this query's share of the time in the network.
         input_gain_db: what the network heard the clip multiplied by, the mean in dB over its
             windows; None where this run did not separate.
+        presence_odds: the log odds that what is asked for is in a window, the highest of all
+            windows and channels; None where the separator does not say.
     """
 
     query: RowQuery
@@ -188,6 +190,7 @@ class Stem:
     num_windows: int
     inference_s: float
     input_gain_db: float | None = None
+    presence_odds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

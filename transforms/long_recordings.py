@@ -43,7 +43,7 @@ from transforms.scoring import (
     scores_of,
     without_reference,
 )
-from transforms.separation import Separation, SeparationSettings, mean_gain_db
+from transforms.separation import Separation, SeparationSettings, mean_gain_db, told
 from transforms.storage import Storage
 from transforms.tables import dead_letters
 from transforms.tables.metrics_rows import StemFacts
@@ -484,7 +484,14 @@ class _Run:
             heard = self._embeddings(query, stem.paths[written.uri])
             has_reference = query.row.reference_uri is not None
             powers = Powers(stem=stem.power, mixture=self._power)
-            others = job.scoring.others(query, heard, powers, None, has_reference=has_reference)
+            others = job.scoring.others(
+                query,
+                heard,
+                powers,
+                None,
+                has_reference=has_reference,
+                presence_odds=told(float(self._stream.presence[index])),
+            )
             scores = scores_of(stem.ratios() | others)
             for uri, path in reversed(stem.paths.items()):
                 with write_errors(uri):

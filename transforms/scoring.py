@@ -14,6 +14,7 @@ import torch
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.pvalue import PCollection
 
+from manifests.row import ManifestRow
 from model import devices, metrics
 from model.clap import QueryEncoder
 from model.devices import cores
@@ -155,6 +156,7 @@ class Scoring:
                 powers,
                 signals[index],
                 has_reference=stem.reference is not None,
+                presence_odds=stem.presence_odds,
             )
             scores.append(scores_of(ratios[index] | others))
         return self._by_clip(clips, scores)
@@ -167,6 +169,7 @@ class Scoring:
         signals: Signals | None,
         *,
         has_reference: bool,
+        presence_odds: float | None,
     ) -> Outcomes:
         """The metrics of one stem that are not computed from sums.
 
@@ -176,11 +179,13 @@ class Scoring:
             powers: of stem and mixture.
             signals: the waveforms; None where they are not held in memory.
             has_reference: whether the row has a reference, be it silent.
+            presence_odds: that the recording holds what is asked for; None where nobody says.
         """
         inputs = query_inputs(query, embeddings, has_reference=has_reference)
         if self.encoder is None:
             inputs = dict.fromkeys(inputs, Undefined.NOT_SCORED)
         inputs |= {"stem_power": [powers.stem], "mixture_power": [powers.mixture]}
+        inputs["presence_odds"] = _presence_input(query.row, presence_odds)
         (outcomes,) = metrics.evaluate(inputs | waveform_inputs(signals))
         return outcomes
 
@@ -234,6 +239,13 @@ class Scoring:
             )
             for clip in clips
         ]
+
+
+def _presence_input(row: ManifestRow, log_odds: float | None) -> Any:
+    """The log odds of presence, or why there are none: a negative query names nothing to find."""
+    if log_odds is None:
+        return Undefined.NO_PRESENCE_OUTPUT
+    return [log_odds] if "P" in row.polarity else Undefined.NO_POSITIVE_QUERY
 
 
 def _mid(audio: Samples) -> Samples:

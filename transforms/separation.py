@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -158,6 +159,7 @@ class Separation:
                     num_windows=len(starts) * len(clip.model_audio),
                     inference_s=sum(a.inference_s[index] for a in estimates),
                     input_gain_db=mean_gain_db([window.gain for window in windows]),
+                    presence_odds=told(max(float(a.presence[index].max()) for a in estimates)),
                 )
             )
         return self._result(clip, stems, failed_rows)
@@ -215,6 +217,11 @@ def window_queries(
         references=references,
         gain=gain,
     )
+
+
+def told(log_odds: float) -> float | None:
+    """Log odds of presence, or None for the NaN of a separator that does not say."""
+    return None if math.isnan(log_odds) else log_odds
 
 
 def mean_gain_db(gains: Sequence[float]) -> float:

@@ -298,6 +298,7 @@ class Draw:
             split=self.split,
             label=clips[0].label,
             group=clips[0].group,
+            target_absent=True if name in ABSENT_SETS else None,
         )
 
     def _uris(self, path: str | None) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ class Undefined(enum.StrEnum):
     NO_NEGATIVE_QUERY = "no_negative_query"
     NOT_SCORED = "not_scored"
     NOT_STREAMED = "not_streamed"
+    NO_PRESENCE_OUTPUT = "no_presence_output"
 
 
 _STEM_REASONS = {
@@ -79,12 +80,14 @@ Input = Literal[
     "reference_embedding",
     "positive",
     "negative",
+    "presence_odds",
 ]
 """What a metric may be computed from, for B stems.
 
 ``sums``: the `Moments` of stem (estimate 0) and mixture (estimate 1), compared with the reference.
 ``stem``, ``mixture`` and ``reference``: NumPy arrays, float32[B, T], mono at the model's rate.
 ``stem_power`` and ``mixture_power``: B floats, the sums of the squares of these samples.
+``presence_odds``: B floats, the log odds that a recording holds what the query asks for.
 The embeddings by the scorer, of the signals and of the ``positive`` and ``negative`` queries:
 tensors, float32[B, D].
 """
@@ -214,6 +217,15 @@ def _level_of(stem_power: float, mixture_power: float) -> Outcome:
     return 10 * math.log10(stem_power / mixture_power)
 
 
+def _presence(log_odds: Sequence[float]) -> list[tuple[Outcome]]:
+    """Gives how likely it is that mixtures hold what is asked for."""
+    return [(Undefined.NOT_FINITE if math.isnan(each) else _logistic(each),) for each in log_odds]
+
+
+def _logistic(log_odds: float) -> float:
+    return 0.5 * (1.0 + math.tanh(0.5 * log_odds))
+
+
 METRICS: tuple[Metric, ...] = (
     Metric(
         columns=("sdr_db", "sdr_mixture_db", "sdri_db"),
@@ -264,6 +276,11 @@ METRICS: tuple[Metric, ...] = (
         columns=("stem_to_mixture_db",),
         needs=("stem_power", "mixture_power"),
         compute=_level,
+    ),
+    Metric(
+        columns=("presence",),
+        needs=("presence_odds",),
+        compute=_presence,
     ),
 )
 """Every metric. The similarities are those of Xiao et al. 2024, arXiv 2407.04936 (CLAPScore,

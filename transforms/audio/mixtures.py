@@ -158,7 +158,7 @@ class MixedSources:
 
     Attributes:
         mixture: of all of them.
-        reference: the sum of the targets in it.
+        reference: the sum of the targets in it; silence where what is asked for is absent.
         interferers: as they sound in it.
     """
 
@@ -175,7 +175,10 @@ def mix_row(row: ManifestRow, storage: Storage, settings: ReadSettings) -> Mixed
         OSError: a source cannot be reached.
     """
     sources = _read_sources(row, storage, settings)
-    return mix_sources(sources, len(row.targets), row.levels_db)
+    mixed = mix_sources(sources, len(row.targets), row.levels_db)
+    if row.target_absent:
+        return dataclasses.replace(mixed, reference=np.zeros_like(mixed.reference))
+    return mixed
 
 
 def _read_sources(row: ManifestRow, storage: Storage, settings: ReadSettings) -> list[Samples]:

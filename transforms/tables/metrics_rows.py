@@ -19,6 +19,7 @@ from apache_beam.transforms.window import GlobalWindow
 
 from manifests.columns import METRICS_SCHEMA, with_extra
 from manifests.row import EXTRA_PREFIX, SCHEMA_VERSION, ManifestRow, partition_value
+from model.metrics import Undefined
 from transforms.elements import MetricsRow, Provenance, Scores, TableRow
 from transforms.storage import Storage, join
 from transforms.storage.access import redacted
@@ -81,6 +82,7 @@ def metrics_row(
         input_snr_db=row.input_snr_db,
         **_asked(row),
         **{name: _finite(value) for name, value in scores.values.items()},
+        **_suppression(row, scores),
         undefined_reason=_reasons(scores),
         **dataclasses.asdict(facts),
         **(dataclasses.asdict(provenance) if provenance is not None else {}),
@@ -113,6 +115,21 @@ def _asked(row: ManifestRow) -> dict[str, Any]:
         "negative_text": row.negative_text,
         "text_weight": row.weight_of_text,
         "seed": row.seed,
+    }
+
+
+def _suppression(row: ManifestRow, scores: Scores) -> dict[str, Any]:
+    """Whether the target is absent, and how far the mixture is suppressed where it is.
+
+    A stem that is silent suppresses it entirely: null, and `stem_to_mixture_db` says why.
+    """
+    absent = row.target_absent
+    if absent is None and (row.targets or row.reference_uri is not None):
+        absent = scores.reasons.get("snr_db") == Undefined.SILENT_REFERENCE.value
+    level_db = scores.values.get("stem_to_mixture_db") if absent else None
+    return {
+        "target_absent": absent,
+        "suppression_db": None if level_db is None else -level_db,
     }
 
 

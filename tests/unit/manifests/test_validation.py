@@ -182,6 +182,20 @@ def test_whole_numbers_that_a_table_turned_into_floats():
     assert parse({**MIXTURE, "seed": "7.0"}).seed == 7
 
 
+@pytest.mark.parametrize(
+    ("value", "truth"),
+    [(True, True), ("TRUE", True), (1, True), (" false ", False), ("0", False), (0, False)],
+)
+def test_whether_the_target_is_absent_is_said_in_the_words_of_tables(value, truth):
+    assert parse(MIXTURE | {"target_absent": value}).target_absent is truth
+
+
+@pytest.mark.parametrize("value", ["maybe", 2, 0.5, ["true"]])
+def test_other_words_for_an_absent_target_are_refused(value):
+    error = parse(MIXTURE | {"target_absent": value})
+    assert (error.field, error.expected) == ("target_absent", "true or false")
+
+
 def test_missing_values_of_other_columns_are_left_out():
     row = parse({**MIXTURE, "a": None, "b": "", "c": math.nan, "extra_d": 1, "e": True})
     assert row.extra == {"d": "1", "e": "true"}

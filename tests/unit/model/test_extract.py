@@ -474,18 +474,8 @@ def test_what_the_network_cannot_do_is_said(loaded: tone_runs.Loaded) -> None:
         assert message in f"{caught.value.code} {caught.value}"
 
 
-class Suspicious(tones.ToneSeparator):
-    """Says how likely a query is by the power of its tones in the window."""
-
-    says = True
-
-    def presence(self, encoded: tones.ToneEncoded, condition: Condition) -> torch.Tensor | None:
-        kept = self.decode(encoded, condition).square().mean(dim=1)
-        return torch.log(kept / 1e-3) if self.says else None
-
-
 def test_presence_is_that_of_the_likeliest_window_and_channel(loaded: tone_runs.Loaded) -> None:
-    separator = Suspicious()
+    separator = tones.SuspiciousSeparator()
     loaded.model = dataclasses.replace(loaded.model, separator=separator)
     extractor = Extractor("tones", num_threads=1)
     bell = np.concatenate([0 * tones.tone("bell", 3.0), tones.tone("bell", 2.0)])

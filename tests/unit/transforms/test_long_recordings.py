@@ -85,6 +85,20 @@ def test_each_query_gets_its_stem_from_one_pass(tmp_path: Path, loaded: tone_run
     assert _left_over(tmp_path) == []
 
 
+def test_presence_in_a_long_recording_is_that_of_its_likeliest_window(
+    tmp_path: Path, loaded: tone_runs.Loaded
+) -> None:
+    loaded.model = dataclasses.replace(loaded.model, separator=tones.SuspiciousSeparator())
+    _recording(tmp_path / "m.wav")
+    queries = [_query(tmp_path / "m.wav", label) for label in ("bell", "frog")]
+    there, absent = separate_long(queries, _job(tmp_path))
+    assert isinstance(there, MetricsRow)
+    assert isinstance(absent, MetricsRow)
+    power = 0.3**2 / 2
+    assert there.values["presence"] == pytest.approx(power / (power + 1e-3), abs=1e-3)
+    assert absent.values["presence"] == pytest.approx(0.0, abs=1e-3)
+
+
 def test_a_reference_that_breaks_fails_its_own_row_only(tmp_path: Path) -> None:
     stereo = _recording(tmp_path / "m.wav")
     soundfile.write(tmp_path / "r.flac", stereo[:, 0], 16_000)

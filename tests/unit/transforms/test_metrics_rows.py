@@ -3,9 +3,11 @@ from __future__ import annotations
 import pyarrow as pa
 
 import metric_rows
+import tone_clips
 from manifests.columns import METRICS_SCHEMA
+from transforms.elements import Scores
 from transforms.tables import sorted_table
-from transforms.tables.metrics_rows import from_record, table_row
+from transforms.tables.metrics_rows import from_record, metrics_row, table_row
 
 NOT_COMPUTED_YET = (
     *("target_absent", "suppression_db", "stem_to_mixture_db", "presence", "active_s"),
@@ -55,3 +57,35 @@ def test_a_row_comes_back_from_a_file_as_it_was() -> None:
     (record,) = sorted_table([table_row(row)], schema).to_pylist()
     assert from_record(record) == row
     assert all(record[name] is None for name in NOT_COMPUTED_YET)
+
+
+def _scored(
+    values: dict[str, float], reasons: dict[str, str], **fields: object
+) -> dict[str, object]:
+    row = tone_clips.row("a", **fields)
+    scores = Scores(values=values, reasons=reasons)
+    found = metrics_row(
+        row, metric_rows.FACTS, scores, None, scorer_sha256=None, code_version="test"
+    )
+    return {name: found.values[name] for name in ("target_absent", "suppression_db")}
+
+
+def test_suppression_is_how_far_a_stem_of_nothing_lies_below_the_mixture() -> None:
+    quiet = {"stem_to_mixture_db": -31.5}
+    assert _scored(quiet, {}, target_absent=True) == {
+        "target_absent": True,
+        "suppression_db": 31.5,
+    }
+    silent = {"snr_db": "silent_reference"}
+    assert _scored(quiet, silent, reference_uri="r.wav")["suppression_db"] == 31.5
+    nothing = {"stem_to_mixture_db": "silent_stem"}
+    assert _scored({}, nothing, target_absent=True)["suppression_db"] is None
+
+
+def test_a_target_is_not_called_absent_without_a_reason() -> None:
+    quiet = {"stem_to_mixture_db": -31.5}
+    unknown = {"target_absent": None, "suppression_db": None}
+    present = {"target_absent": False, "suppression_db": None}
+    assert _scored(quiet, {"snr_db": "no_reference"}) == unknown
+    assert _scored(quiet, {}, reference_uri="r.wav") == present
+    assert _scored(quiet, {"snr_db": "silent_reference"}, target_absent=False) == present

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,22 @@ def test_sources_are_mixed_by_the_papers_rule(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.model_audio[0], expected.mixture, atol=1e-6)
     np.testing.assert_allclose(found.reference, expected.target, atol=1e-6)
     assert found.audio.sample_rate_hz == 8_000
+
+
+def test_what_is_absent_from_a_mixture_has_silence_for_a_reference(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    sources = [rng.normal(size=8_000).astype(np.float32) * 0.3 for _ in range(2)]
+    uris = [_write(tmp_path / f"{i}.wav", source) for i, source in enumerate(sources)]
+    present = _row(target_uri=uris[0], interferer_uris=tuple(uris[1:]))
+    absent = dataclasses.replace(present, target_absent=True)
+    mixed, other = (read_mixture(row, STORAGE, SETTINGS) for row in (present, absent))
+    assert mixed is not None
+    assert other is not None
+    np.testing.assert_array_equal(other.model_audio, mixed.model_audio)
+    assert mixed.reference is not None
+    assert other.reference is not None
+    assert mixed.reference.any()
+    assert not other.reference.any()
 
 
 def test_the_part_of_a_row_is_of_every_source_and_pads_short_ones(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -127,9 +128,29 @@ def test_the_level_of_a_stem_is_its_power_over_the_mixtures() -> None:
     assert [level["stem_to_mixture_db"] for level in levels] == ["silent_stem", "silent_mixture"]
 
 
+def test_presence_is_a_probability_of_what_a_positive_query_names() -> None:
+    separated = _separated(tone_clips.clip("a", ("bell", "rain")), [_leaky("bell"), _leaky("rain")])
+    told, silent = separated.stems
+    negative = dataclasses.replace(silent.query.row, positive_text=None, negative_text="rain")
+    stems = (
+        dataclasses.replace(told, presence_odds=math.log(3.0)),
+        dataclasses.replace(
+            silent, presence_odds=9.0, query=dataclasses.replace(silent.query, row=negative)
+        ),
+        silent,
+    )
+    (scored,) = _scoring(scorer=None).score([dataclasses.replace(separated, stems=stems)])
+    likely, negated, unsaid = scored.scores
+    assert likely.values["presence"] == pytest.approx(0.75)
+    assert negated.reasons["presence"] == "no_positive_query"
+    assert unsaid.reasons["presence"] == "no_presence_output"
+    odds = evaluate({"presence_odds": [1e4, -1e4, math.nan]}, 3)
+    assert [each["presence"] for each in odds] == [1.0, 0.0, "not_finite"]
+
+
 def test_the_table_of_metrics_fills_the_measured_columns_once_each() -> None:
     filled = [name for metric in METRICS for name in metric.columns]
-    assert sorted(filled) == sorted([*METRIC_COLUMNS, "stem_to_mixture_db"])
+    assert sorted(filled) == sorted([*METRIC_COLUMNS, "stem_to_mixture_db", "presence"])
     assert all(metric.streams for metric in METRICS)
 
 

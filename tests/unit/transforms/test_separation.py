@@ -191,3 +191,24 @@ def test_a_system_without_a_level_hears_recordings_as_they_are() -> None:
         ),
     )
     np.testing.assert_array_equal(result.stems[0].audio, alone.numpy())
+
+
+@pytest.mark.parametrize("batch_size", [1, 100])
+def test_presence_is_that_of_the_likeliest_window_and_channel(
+    batch_size: int, loaded: tone_runs.Loaded
+) -> None:
+    loaded.model = dataclasses.replace(loaded.model, separator=tones.SuspiciousSeparator())
+    clip = tone_clips.clip("a", ("bell", "frog"), 2.0)
+    late = tones.tone("bell", 2.0) * (np.arange(clip.model_audio.shape[1]) > 14_000)
+    heard = np.stack([0 * late, late.astype(np.float32)])
+    clip = dataclasses.replace(clip, model_audio=heard)
+    (separated,) = Separation(_settings(batch_size)).separate([clip])
+    there, absent = (stem.presence_odds for stem in separated.stems)
+    assert there is not None
+    assert absent is not None
+    assert there > 2 > -2 > absent
+
+
+def test_a_separator_that_does_not_tell_presence_gives_none() -> None:
+    (separated,) = Separation(_settings()).separate([tone_clips.clip("a")])
+    assert [stem.presence_odds for stem in separated.stems] == [None]
