@@ -195,6 +195,14 @@ class ManifestRow:
         exclusiveMinimum=0.0,
         maximum=1e9,
     )
+    onsets_s: tuple[float, ...] = _column(
+        "Where each source begins in a mixture made on the fly, in seconds, targets first; needs "
+        "duration_s, which is then the mixture's length. Levels are those of the sources while "
+        "they last. Beside mixture_uri it only says how the mixture was made.",
+        (),
+        minimum=0.0,
+        maximum=1e9,
+    )
     dataset: str | None = _column(
         "Carried to the metrics and partitions them.", maxLength=MAX_NAME_CHARS
     )
@@ -755,6 +763,21 @@ def _check_sources(fields: Mapping[str, Any]) -> None:
         raise _InvalidError(
             "snr_db", list(levels), f"one level, or one for each of {len(interferers)} interferers"
         )
+    if fields["onsets_s"]:
+        _check_onsets(fields, len(targets or (target,)) + len(interferers))
+
+
+def _check_onsets(fields: Mapping[str, Any], num_sources: int) -> None:
+    onsets, duration_s = fields["onsets_s"], fields["duration_s"]
+    if len(onsets) != num_sources:
+        expected = f"one onset for each of {num_sources} sources, targets first"
+        raise _InvalidError("onsets_s", list(onsets), expected)
+    if duration_s is None:
+        expected = "the length of the mixture in which onsets_s places its sources"
+        raise _InvalidError("duration_s", None, expected)
+    if max(onsets) >= duration_s:
+        expected = f"onsets below duration_s, which is {duration_s:g}"
+        raise _InvalidError("onsets_s", list(onsets), expected)
 
 
 def _check_query(fields: Mapping[str, Any]) -> None:

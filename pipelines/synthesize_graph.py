@@ -16,13 +16,13 @@ from pipelines import console, flags
 from pipelines.config import SynthesizeConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder import OutputFolder
-from pipelines.output_folder.names import DEAD_LETTERS, MANIFEST, ROW_COUNTS
+from pipelines.output_folder.names import DEAD_LETTERS, EVENTS, MANIFEST, ROW_COUNTS
 from pipelines.runners import Measurements
 from transforms.audio.files import StemFormat, held_by
 from transforms.audio.mixtures import ReadSettings
 from transforms.elements import TableRow
 from transforms.manifest_io import AdmitRows, ReadManifest
-from transforms.rendering import RenderMixtures, RenderSettings
+from transforms.rendering import RenderMixtures, RenderSettings, WriteEvents
 from transforms.storage import Storage, join
 from transforms.storage.access import UriAccess, uris_of
 from transforms.tables import WriteTable, row_counts
@@ -99,7 +99,7 @@ class SynthesizeJob:
 
 @dataclasses.dataclass(eq=False)
 class SynthesizeManifest(beam.PTransform[Any, Any]):
-    """Manifests → files, the manifest of them, dead letters and row counts.
+    """Manifests → files, the manifest of them, their events, dead letters and row counts.
 
     In: a pipeline. Out: nothing that anybody needs; everything is in files.
     """
@@ -115,9 +115,10 @@ class SynthesizeManifest(beam.PTransform[Any, Any]):
             uris=self.uris, storage=settings.storage, access=self.access
         )
         admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
-        rendered, failed = (
+        rendered, events, failed = (
             admitted | "Spread" >> beam.Reshuffle() | "Render" >> RenderMixtures(settings)
         )
+        _ = events | "WriteEvents" >> WriteEvents(join(settings.uri, EVENTS), settings.storage)
         all_failed = (invalid, duplicates, failed) | "AllFailed" >> beam.Flatten()
         manifest = (
             rendered

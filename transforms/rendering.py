@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 from apache_beam.pvalue import PCollection
 
+from manifests.files.writing import csv_cell
 from manifests.row import (
     INTERFERER_COLUMN,
     INTERFERERS,
@@ -25,10 +26,42 @@ from transforms.audio.files import READ_ERRORS, StemFormat, describe, error_code
 from transforms.audio.mixtures import MixedSources, ReadSettings, mix_row
 from transforms.elements import Failure, Samples, failed
 from transforms.storage import Storage, join
+from transforms.storage.access import redact
 from transforms.tables import dead_letters, row_counts
 
 FROM_MANIFEST = ".."
 """From the folder of the rendered manifest to that of the files."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Where a source sounds in a rendered mixture; a line of ``events.csv``.
+
+    Attributes:
+        id: of the row.
+        mixture_uri: the file, seen from the output folder.
+        role: ``target`` of what is asked for, or ``interferer``.
+        label: the class, which is known of targets.
+        source_uri: what was mixed, without credentials.
+        onset_s: where it begins.
+        offset_s: where it ends, or the mixture does.
+    """
+
+    id: str
+    mixture_uri: str
+    role: str
+    label: str | None
+    source_uri: str
+    onset_s: float
+    offset_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """A row that names the files of a mixture; its events where the row said when sources begin."""
+
+    row: ManifestRow
+    events: tuple[Event, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,19 +97,66 @@ class RenderMixtures(beam.PTransform[Any, Any]):
     """Rows with sources → rows with a mixture and a reference.
 
     In: ``ManifestRow``. Out: ``ManifestRow`` whose URIs are relative to the rendered manifest;
-    ``Failure``. Files are named after ids: a retry writes the same bytes to the same place.
+    ``Event`` for each source of a row with onsets; ``Failure``. Files are named after ids: a retry
+    writes the same bytes to the same place.
     """
 
     settings: RenderSettings
 
     def expand(
         self, rows: PCollection[ManifestRow]
-    ) -> tuple[PCollection[ManifestRow], PCollection[Failure]]:
-        """Renders each row by itself; gives the rows that name the files, and the failures."""
+    ) -> tuple[PCollection[ManifestRow], PCollection[Event], PCollection[Failure]]:
+        """Renders each row; gives the rows that name the files, the events and the failures."""
         outputs = rows | "Render" >> beam.ParDo(_RenderFn(self.settings)).with_outputs(
-            dead_letters.FAILED, main="rows"
+            dead_letters.FAILED, _EVENTS, main="rows"
         )
-        return outputs["rows"], outputs[dead_letters.FAILED]
+        return outputs["rows"], outputs[_EVENTS], outputs[dead_letters.FAILED]
+
+
+_EVENTS = "events"
+
+
+@dataclasses.dataclass(eq=False)
+class WriteEvents(beam.PTransform[Any, Any]):
+    """Events → one CSV file, ordered by id and onset; no file where there is no event.
+
+    In: ``Event``. Out: the URI of the file.
+
+    Attributes:
+        uri: the file.
+        storage: how it is reached.
+    """
+
+    uri: str
+    storage: Storage
+
+    def expand(self, events: PCollection[Event]) -> PCollection[str]:
+        """Gathers all events and writes them."""
+        return (
+            events
+            | "OneFile" >> beam.Map(_one_file).with_output_types(tuple[str, Event])
+            | "Gather" >> beam.GroupByKey()
+            | "Write" >> beam.Map(_write_events, self.uri, self.storage).with_output_types(str)
+        )
+
+
+def _one_file(event: Event) -> tuple[str, Event]:
+    return "", event
+
+
+def _write_events(group: tuple[str, Iterable[Event]], uri: str, storage: Storage) -> str:
+    columns = [field.name for field in dataclasses.fields(Event)]
+    lines = [columns]
+    for event in sorted(group[1], key=_place):
+        values = (getattr(event, name) for name in columns)
+        lines.append(["" if value is None else csv_cell(str(value)) for value in values])
+    text = "".join(f"{','.join(line)}\n" for line in lines)
+    storage.write_bytes(uri, text.encode("utf-8", "surrogatepass"))
+    return uri
+
+
+def _place(event: Event) -> tuple[str, float, str, str]:
+    return event.id, event.onset_s, event.role, event.source_uri
 
 
 class _RenderFn(beam.DoFn):
@@ -88,11 +168,13 @@ class _RenderFn(beam.DoFn):
         if isinstance(result, Failure):
             yield dead_letters.dead(result)
             return
-        yield result
+        yield result.row
+        for event in result.events:
+            yield beam.pvalue.TaggedOutput(_EVENTS, event)
 
 
-def render(row: ManifestRow, settings: RenderSettings) -> ManifestRow | Failure:
-    """Writes the files of a row and counts it; gives the row that names them."""
+def render(row: ManifestRow, settings: RenderSettings) -> Rendered | Failure:
+    """Writes the files of a row and counts it; gives the row that names them, and its events."""
     if not row.targets:
         return failed(row, "read", "no_sources", "the row has a mixture; expected its sources")
     row = dataclasses.replace(row, snr_db=_levels_db(row, settings))
@@ -106,7 +188,7 @@ def render(row: ManifestRow, settings: RenderSettings) -> ManifestRow | Failure:
         return failed(row, "write", error_code(err), describe(err, settings.uri))
     row_counts.done("RenderMixtures", len(signals.mixture) / settings.reading.model_rate_hz)
     mixture_uri, reference_uri, *interferer_uris = (join(FROM_MANIFEST, name) for name in names)
-    return dataclasses.replace(
+    rendered = dataclasses.replace(
         row,
         mixture_uri=mixture_uri,
         reference_uri=reference_uri,
@@ -119,6 +201,26 @@ def render(row: ManifestRow, settings: RenderSettings) -> ManifestRow | Failure:
         n_sources=row.num_sources,
         extra={**row.extra, INTERFERER_COLUMN: ";".join(interferer_uris)},
     )
+    events = _events(row, signals, names[0], settings) if row.onsets_s else ()
+    return Rendered(row=rendered, events=tuple(events))
+
+
+def _events(
+    row: ManifestRow, signals: MixedSources, mixture_uri: str, settings: RenderSettings
+) -> Iterator[Event]:
+    rate_hz, num_targets = settings.reading.model_rate_hz, len(row.targets)
+    for number, source_uri in enumerate((*row.targets, *row.interferer_uris)):
+        extent = signals.extents[number]
+        is_target = number < num_targets and not row.target_absent
+        yield Event(
+            id=row.id,
+            mixture_uri=mixture_uri,
+            role="target" if is_target else "interferer",
+            label=row.label if is_target else None,
+            source_uri=redact(source_uri),
+            onset_s=row.onsets_s[number],
+            offset_s=round(extent.stop / rate_hz, 6),
+        )
 
 
 def _levels_db(row: ManifestRow, settings: RenderSettings) -> tuple[float, ...]:

@@ -122,6 +122,37 @@ def _add_corpus(commands: argparse._SubParsersAction[flags.Parser]) -> None:
     command.add_argument(
         "--duration_s", type=float, default=DURATION_S, help="of each mixture; default 10"
     )
+    command = commands.add_parser(
+        corpus_sets.EVENTS,
+        help="mixtures of such clips with known onsets, to measure where sounds are found",
+    )
+    _add_common(command)
+    _add_seed(command)
+    _add_level(command)
+    command.add_argument("--split", default="test", help="clips to mix; default %(default)s")
+    command.add_argument(
+        "--num_mixtures", type=int, default=200, metavar="N", help="default %(default)s"
+    )
+    command.add_argument(
+        "--duration_s",
+        type=float,
+        default=corpus_sets.EVENTS_S,
+        help="of each mixture; default %(default)g",
+    )
+    command.add_argument(
+        "--num_others",
+        type=int,
+        default=4,
+        metavar="N",
+        help="clips of other classes in each; default %(default)s",
+    )
+    command.add_argument(
+        "--query",
+        choices=MODALITIES,
+        default="both",
+        help="the first clip's caption, an example clip of another recording, or both; "
+        "default %(default)s",
+    )
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
@@ -375,6 +406,20 @@ def _corpus(options: argparse.Namespace, root: str) -> Iterator[ManifestRow]:
     )
 
 
+def _events(options: argparse.Namespace, root: str) -> Iterator[ManifestRow]:
+    settings = corpus_sets.EventSettings(
+        audio_root=root,
+        split=options.split,
+        seed=options.seed,
+        num_mixtures=options.num_mixtures,
+        duration_s=options.duration_s,
+        num_others=options.num_others,
+        snr_db=options.snr_db,
+        query=options.query,
+    )
+    return corpus_sets.build_events(corpus_sets.read_corpus(root), settings)
+
+
 def _drawn(
     clips: list[mixtures.MixtureClip], options: argparse.Namespace, root: str
 ) -> Iterator[ManifestRow]:
@@ -401,6 +446,7 @@ _RECIPES: Final[Mapping[str, Callable[[argparse.Namespace, str], Iterator[Manife
     "dcase": _dcase,
     "folder": _folder,
     "corpus": _corpus,
+    corpus_sets.EVENTS: _events,
 }
 
 

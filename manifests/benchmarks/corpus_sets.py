@@ -14,6 +14,7 @@ import fnmatch
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -55,6 +56,7 @@ class CorpusClip:
         caption: what it sounds like, in words.
         split: what it is for.
         group: the recording that it was cut from.
+        duration_s: its length; None where the list does not say.
     """
 
     path: str
@@ -62,6 +64,7 @@ class CorpusClip:
     caption: str
     split: str
     group: str
+    duration_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +100,9 @@ class EvaluationSet:
 
 
 def read_corpus(root: str, storage_options: StorageOptions = None) -> list[CorpusClip]:
-    """Reads ``manifest.csv`` of a corpus: path, label, caption, split and, where it has it, group.
+    """Reads ``manifest.csv`` of a corpus: path, label, caption, split, and group and duration_s.
 
-    A clip whose group is not given counts as a recording of its own.
+    The last two may be missing. A clip without a group counts as a recording of its own.
 
     Args:
         root: absolute folder of the corpus, any fsspec URI.
@@ -113,8 +116,20 @@ def read_corpus(root: str, storage_options: StorageOptions = None) -> list[Corpu
     clips = []
     for line in read_table(uri, names, storage_options):
         cells = {name: filled(line, name, uri) for name in names}
-        clips.append(CorpusClip(**cells, group=line.cells.get("group", "") or cells["path"]))
+        group = line.cells.get("group", "") or cells["path"]
+        duration_s = _duration_s(line.cells.get("duration_s", ""), f"{uri}: {cells['path']}")
+        clips.append(CorpusClip(**cells, group=group, duration_s=duration_s))
     return clips
+
+
+def _duration_s(text: str, place: str) -> float | None:
+    try:
+        duration_s = float(text) if text.strip() else None
+    except ValueError:
+        duration_s = 0.0
+    if duration_s is not None and not 0.0 < duration_s < math.inf:
+        raise ManifestError(f"{place}: duration_s {text!r}; expected a length in seconds")
+    return duration_s
 
 
 def heldout_phrasings() -> Phrasings:
@@ -201,14 +216,15 @@ class Draw:
         """Returns the classes of the split, sorted."""
         return sorted({clip.label for clip in self.clips})
 
-    def example(self, clip: CorpusClip) -> str | None:
-        """Draws another recording of a clip's class, of the split or else of the spare one."""
-        others = [other for other in self._by_label[clip.label] if other.group != clip.group]
+    def example(self, *clips: CorpusClip) -> str | None:
+        """Draws another recording of the clips' class, of the split or else of the spare one."""
+        groups = {clip.group for clip in clips}
+        others = [other for other in self._by_label[clips[0].label] if other.group not in groups]
         own = [other for other in others if other.split == self.split]
         candidates = own or others
         if not candidates:
             return None
-        return candidates[int(self.rng("shot", clip.path).integers(len(candidates)))].path
+        return candidates[int(self.rng("shot", clips[0].path).integers(len(candidates)))].path
 
     def stranger(self, clips: Sequence[CorpusClip]) -> Sequence[CorpusClip]:
         """Draws another mixture of two, whose classes are distinct from all of these clips'.
@@ -472,3 +488,130 @@ def build_corpus_sets(
     draw = Draw(clips, **settings)
     for name in sets:
         yield from draw.rows(name, limit)
+
+
+EVENTS: Final = "events"
+"""The ``dataset`` of mixtures with known onsets."""
+EVENTS_S: Final = 30.0
+EVENT_GAP_S: Final = 1.0
+"""Between two events of one class at least."""
+_MOST_EVENTS = 3
+_OTHERS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventSettings:
+    """How mixtures with known onsets are drawn.
+
+    Attributes:
+        audio_root: absolute folder of the clips.
+        split: whose clips are mixed.
+        seed: of every draw.
+        num_mixtures: how many.
+        duration_s: length of each.
+        num_others: clips of other classes in each, of classes that do not sound alike.
+        snr_db: the target's level above each of them, while they last.
+        query: ``text``, ``audio`` or ``both``.
+    """
+
+    audio_root: str
+    split: str = "test"
+    seed: int = 0
+    num_mixtures: int = 200
+    duration_s: float = EVENTS_S
+    num_others: int = _OTHERS
+    snr_db: float = 0.0
+    query: str = "both"
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if self.num_mixtures < 1 or self.num_others < 1 or not 0.0 < self.duration_s <= 3_600.0:
+            raise ValueError(
+                f"{self.num_mixtures} mixtures of {self.duration_s:g} s with {self.num_others} "
+                "other clips; expected 1 or more, and up to 3600 s"
+            )
+
+
+def build_events(clips: Sequence[CorpusClip], settings: EventSettings) -> Iterator[ManifestRow]:
+    """Draws mixtures in which one to three clips of a class begin at known times among others.
+
+    Every class of the split has its turn. Clips of the class follow each other with at least a
+    second between them; the others begin anywhere. The query is the first clip's caption, and a
+    clip of the class that is not in the mixture, of another recording.
+
+    Raises:
+        ManifestError: a clip of the split has no length, the clips are longer than the mixtures,
+            or there are too few classes or recordings.
+    """
+    draw = Draw(clips, audio_root=settings.audio_root, split=settings.split, seed=settings.seed)
+    for clip in draw.clips:
+        if clip.duration_s is None:
+            raise ManifestError(f"{settings.audio_root}: {clip.path} has no duration_s in the list")
+    fitting = [clip for clip in draw.clips if (clip.duration_s or 0.0) <= settings.duration_s]
+    labels = sorted({clip.label for clip in fitting if draw.example(clip) is not None})
+    if not labels:
+        raise ManifestError(
+            f"{settings.audio_root}: no class of the split {settings.split!r} has clips of two "
+            f"recordings, one of them up to {settings.duration_s:g} s long"
+        )
+    order = draw.rng("classes").permutation(len(labels))
+    for index in range(settings.num_mixtures):
+        label = labels[int(order[index % len(labels)])]
+        yield _events_of(draw, fitting, label, index, settings)
+
+
+def _events_of(
+    draw: Draw, clips: Sequence[CorpusClip], label: str, index: int, settings: EventSettings
+) -> ManifestRow:
+    rng = draw.rng(EVENTS, str(index), label)
+    own = [clip for clip in clips if clip.label == label and draw.example(clip) is not None]
+    count = int(rng.integers(1, _MOST_EVENTS + 1))
+    targets = [own[int(each)] for each in rng.permutation(len(own))[:count]]
+    while _room_s(targets, settings.duration_s) < 0.0 or draw.example(*targets) is None:
+        targets.pop()
+    steps = np.sort(rng.uniform(0.0, _room_s(targets, settings.duration_s), len(targets)))
+    lengths_s = [(clip.duration_s or 0.0) + EVENT_GAP_S for clip in targets]
+    onsets = [float(step) + sum(lengths_s[:place]) for place, step in enumerate(steps)]
+    others = _others_of(label, clips, rng, settings)
+    for clip in others:
+        onsets.append(float(rng.uniform(0.0, _room_s([clip], settings.duration_s))))
+    uris = [clip_uri(settings.audio_root, clip.path) for clip in (*targets, *others)]
+    example = clip_uri(settings.audio_root, draw.example(*targets) or "")
+    several = len(targets) > 1
+    return ManifestRow(
+        id=f"{EVENTS}-{index:05d}",
+        target_uri=None if several else uris[0],
+        target_uris=tuple(uris[: len(targets)]) if several else (),
+        interferer_uris=tuple(uris[len(targets) :]),
+        snr_db=(settings.snr_db,),
+        onsets_s=tuple(round(onset, 3) for onset in onsets),
+        duration_s=settings.duration_s,
+        positive_text=targets[0].caption if settings.query != "audio" else None,
+        positive_audio_uris=(example,) if settings.query != "text" else (),
+        dataset=EVENTS,
+        split=settings.split,
+        label=label,
+        group=targets[0].group,
+    )
+
+
+def _others_of(
+    label: str, clips: Sequence[CorpusClip], rng: np.random.Generator, settings: EventSettings
+) -> list[CorpusClip]:
+    others: list[CorpusClip] = []
+    while len(others) < settings.num_others:
+        heard = (label, *(clip.label for clip in others))
+        candidates = [clip for clip in clips if distinct(clip.label, heard)]
+        if not candidates:
+            raise ManifestError(
+                f"{settings.audio_root}: every clip of the split {settings.split!r} sounds like "
+                f"one of {', '.join(heard)}; expected more classes"
+            )
+        others.append(candidates[int(rng.integers(len(candidates)))])
+    return others
+
+
+def _room_s(clips: Sequence[CorpusClip], duration_s: float) -> float:
+    """What is left of a mixture beside clips that follow each other with gaps."""
+    gaps_s = EVENT_GAP_S * (len(clips) - 1)
+    return duration_s - gaps_s - sum(clip.duration_s or 0.0 for clip in clips)

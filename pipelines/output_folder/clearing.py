@@ -30,6 +30,7 @@ from pipelines.flags import UsageError
 from pipelines.output_folder.names import (
     DEAD_LETTERS,
     ERROR_FILE,
+    EVENTS,
     JOURNAL,
     MANIFEST,
     METRICS,
@@ -145,6 +146,8 @@ def written(
             tables.append(uri)
     for name in (METRICS, DEAD_LETTERS):
         tables += _matching(storage, join(output, name), _SET_ASIDE, ".damaged")
+    if command == SYNTHESIZE and storage.exists(join(output, EVENTS)):
+        tables.append(join(output, EVENTS))
     audio: list[str] = []
     unknown: list[str] = []
     for folder in _AUDIO[command]:

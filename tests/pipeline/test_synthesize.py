@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,36 @@ def test_files_are_the_mixture_by_the_papers_rule(tmp_path: Path) -> None:
     np.testing.assert_array_equal(reference, expected.target)
     np.testing.assert_array_equal(interferer, expected.interferers[0])
     assert len(three["extra_interferer_files"].split(";")) == 1
+
+
+def test_what_begins_at_known_times_is_listed(tmp_path: Path) -> None:
+    rows = write_sources(tmp_path / "in")
+    rows[0] |= {"onsets_s": [0.25, 0.75], "duration_s": 1.0, "label": 'a "bell", ringing'}
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    output = tmp_path / "out"
+    assert run(manifest, output, "--stem_format", "wav") == 0
+    with (output / "events.csv").open(encoding="utf-8", newline="") as stream:
+        target, interferer = csv.DictReader(stream)
+    assert target == {
+        "id": "two/one",
+        "mixture_uri": "mixtures/dataset=set%20one/two/one.wav",
+        "role": "target",
+        "label": 'a "bell", ringing',
+        "source_uri": str(tmp_path / "in" / f"{tones.LABELS[0]}.wav"),
+        "onset_s": "0.25",
+        "offset_s": "0.375",
+    }
+    assert [interferer[name] for name in ("role", "label", "onset_s", "offset_s")] == [
+        *("interferer", "", "0.75", "0.875")
+    ]
+    mixture, rate_hz = soundfile.read(output / target["mixture_uri"])
+    assert np.flatnonzero(mixture)[0] == pytest.approx(0.25 * rate_hz, abs=2)
+    (two,) = [row for row in rows_of(output) if row["id"] == "two/one"]
+    assert two["onsets_s"] == [0.25, 0.75]
+
+    without = tone_runs.write_manifest(tmp_path / "rows.jsonl", write_sources(tmp_path / "more"))
+    assert run(without, output, "--overwrite") == 0
+    assert not (output / "events.csv").exists()
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -160,11 +161,13 @@ class MixedSources:
         mixture: of all of them.
         reference: the sum of the targets in it; silence where what is asked for is absent.
         interferers: as they sound in it.
+        extents: where in it each source lies, targets first.
     """
 
     mixture: Samples
     reference: Samples
     interferers: tuple[Samples, ...]
+    extents: tuple[range, ...]
 
 
 def mix_row(row: ManifestRow, storage: Storage, settings: ReadSettings) -> MixedSources:
@@ -174,20 +177,11 @@ def mix_row(row: ManifestRow, storage: Storage, settings: ReadSettings) -> Mixed
         AudioError: a source cannot be used, or all of them together do not fit into memory.
         OSError: a source cannot be reached.
     """
-    sources = _read_sources(row, storage, settings)
-    mixed = mix_sources(sources, len(row.targets), row.levels_db)
-    if row.target_absent:
-        return dataclasses.replace(mixed, reference=np.zeros_like(mixed.reference))
-    return mixed
-
-
-def _read_sources(row: ManifestRow, storage: Storage, settings: ReadSettings) -> list[Samples]:
-    """The sources of a row, targets first, float32[T] each at the model's rate, equally long."""
     rate_hz, max_values = settings.model_rate_hz, settings.max_values
     length = None if row.duration_s is None else round(row.duration_s * rate_hz)
     uris = (*row.targets, *row.interferer_uris)
-    sources = []
-    for uri in uris:
+    sources, extents = [], []
+    for uri, onset_s in zip(uris, row.onsets_s or (0.0,) * len(uris), strict=True):
         source = read_mono(uri, storage, rate_hz, max_values, part=row)
         length = len(source) if length is None else length
         if length > max_values or length * len(uris) > MAX_SOURCES_IN_MEMORY * max_values:
@@ -196,19 +190,36 @@ def _read_sources(row: ManifestRow, storage: Storage, settings: ReadSettings) ->
                 f"{uri}: {len(uris)} sources of {length / rate_hz:g} s each do not fit into memory "
                 "(--max_clip_in_memory_s)",
             )
-        used = waveforms.fit_length(source, length)
+        begin = min(round(onset_s * rate_hz), length - 1)
+        extents.append(range(begin, min(begin + len(source), length)))
+        used = _placed(source, extents[-1], length)
         if not used.any():
             raise AudioError(
                 "cannot_mix",
-                f"{uri}: is silent in the {length / rate_hz:g} s that are used, so that no level "
-                "relative to it can be set",
+                f"{uri}: is silent in the {len(extents[-1]) / rate_hz:g} s that are used, so that "
+                "no level relative to it can be set",
             )
         sources.append(used)
-    return sources
+    mixed = mix_sources(
+        sources, len(row.targets), row.levels_db, tuple(extents) if row.onsets_s else None
+    )
+    if row.target_absent:
+        return dataclasses.replace(mixed, reference=np.zeros_like(mixed.reference))
+    return mixed
+
+
+def _placed(source: Samples, extent: range, length: int) -> Samples:
+    """A source where it belongs in the mixture, float32[length], with zeros around it."""
+    placed = np.zeros(length, dtype=np.float32)
+    placed[extent.start : extent.stop] = source[: len(extent)]
+    return placed
 
 
 def mix_sources(
-    sources: Sequence[Samples], num_targets: int, levels_db: Sequence[float]
+    sources: Sequence[Samples],
+    num_targets: int,
+    levels_db: Sequence[float],
+    extents: tuple[range, ...] | None = None,
 ) -> MixedSources:
     """Mixes by the paper's rule; further targets are brought to the power of the first.
 
@@ -216,12 +227,19 @@ def mix_sources(
         sources: float32[T] each, targets first; none of them silent.
         num_targets: how many of them are targets.
         levels_db: of the first target above each interferer.
+        extents: where each source lies, over which its power is the mean; None: over all of T.
     """
     levels = [0.0] * (num_targets - 1) + list(levels_db)
-    mixed = signal.mix(sources[0], list(sources[1:]), levels)
+    lie = extents or (range(len(sources[0])),) * len(sources)
+    over_all = [
+        level + 10.0 * math.log10(len(lie[0]) / len(extent))
+        for level, extent in zip(levels, lie[1:], strict=True)
+    ]
+    mixed = signal.mix(sources[0], list(sources[1:]), over_all)
     targets = [mixed.target, *mixed.interferers[: num_targets - 1]]
     return MixedSources(
         mixture=mixed.mixture,
         reference=np.sum(targets, axis=0, dtype=np.float64).astype(np.float32),
         interferers=mixed.interferers[num_targets - 1 :],
+        extents=lie,
     )

@@ -138,6 +138,10 @@ def test_what_is_wrong_with_a_mixture_row(values, field, expected):
         ({"snr_db": [1, 2, 3]}, "snr_db", "one for each of 2 interferers"),
         ({"snr_db": "1;2;3"}, "snr_db", "one for each of 2 interferers"),
         ({"snr_db": [1, None]}, "snr_db", "without empty items"),
+        ({"onsets_s": [1, 2], "duration_s": 5}, "onsets_s", "one onset for each of 3 sources"),
+        ({"onsets_s": [1, 2, 3]}, "duration_s", "the length of the mixture"),
+        ({"onsets_s": "1;2;5", "duration_s": 5}, "onsets_s", "below duration_s, which is 5"),
+        ({"onsets_s": [1, 2, -1], "duration_s": 5}, "onsets_s", "from 0"),
     ],
 )
 def test_what_is_wrong_with_a_row_to_be_mixed(values, field, expected):

@@ -14,6 +14,7 @@ from model import signal as waveforms
 from transforms.audio import AudioError
 from transforms.audio.mixtures import (
     ReadSettings,
+    mix_row,
     mix_sources,
     read_mixture,
     read_mono,
@@ -111,6 +112,32 @@ def test_further_targets_are_brought_to_the_power_of_the_first() -> None:
     (rest,) = mixed.interferers
     np.testing.assert_allclose(np.mean(rest**2), power / 10**0.6, rtol=1e-4)
     np.testing.assert_allclose(mixed.mixture, mixed.reference + rest, atol=1e-6)
+
+
+def test_sources_begin_where_the_row_says_and_levels_are_those_while_they_last(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(2)
+    sources = [0.1 * rng.normal(size=n).astype(np.float32) for n in (4_000, 2_000, 9_000)]
+    uris = [_write(tmp_path / f"{i}.wav", source) for i, source in enumerate(sources)]
+    row = _row(
+        target_uris=tuple(uris[:2]),
+        interferer_uris=(uris[2],),
+        snr_db=(6.0,),
+        onsets_s=(0.25, 1.5, 1.0),
+        duration_s=2.0,
+    )
+    mixed = mix_row(row, STORAGE, SETTINGS)
+    assert mixed.extents == (range(2_000, 6_000), range(12_000, 14_000), range(8_000, 16_000))
+    for signals, extents in ((mixed.reference, mixed.extents[:2]), (mixed.interferers[0], [])):
+        sounding = {index for extent in extents for index in extent} or set(mixed.extents[2])
+        assert set(np.flatnonzero(signals)) <= sounding
+    first, second = (mixed.reference[extent.start : extent.stop] for extent in mixed.extents[:2])
+    other = mixed.interferers[0][8_000:]
+    np.testing.assert_allclose(first, sources[0], atol=1e-6)
+    np.testing.assert_allclose(np.mean(second**2), np.mean(first**2), rtol=1e-4)
+    np.testing.assert_allclose(np.mean(other**2), np.mean(first**2) / 10**0.6, rtol=1e-4)
+    np.testing.assert_allclose(mixed.mixture, mixed.reference + mixed.interferers[0], atol=1e-6)
 
 
 def test_a_reference_is_cut_or_padded_by_a_tenth_of_a_second_at_most(tmp_path: Path) -> None:

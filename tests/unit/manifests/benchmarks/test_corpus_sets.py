@@ -15,6 +15,8 @@ from manifests.benchmarks.corpus_sets import (
     SETS,
     CorpusClip,
     Draw,
+    EventSettings,
+    build_events,
     chosen_sets,
     compound,
     read_corpus,
@@ -305,3 +307,57 @@ def test_the_documentation_has_every_set() -> None:
         f"| `{name}` | {kind.about} | {kind.max_mixtures or 'all'} |" for name, kind in SETS.items()
     ]
     assert [line for line in lines if line.startswith("| `")] == expected
+
+
+def _timed(clips: list[CorpusClip], duration_s: float | None = 2.0) -> list[CorpusClip]:
+    return [dataclasses.replace(clip, duration_s=duration_s) for clip in clips]
+
+
+def _drawn_events(clips: list[CorpusClip], **settings: object) -> list[ManifestRow]:
+    given = {"audio_root": ROOT, "num_mixtures": 12, "num_others": 2, **settings}
+    return list(build_events(clips, EventSettings(**given)))
+
+
+def test_events_of_a_class_follow_each_other_and_others_begin_anywhere(
+    clips: list[CorpusClip], label_of: dict[str, str]
+) -> None:
+    rows = _drawn_events(_timed(clips))
+    assert rows == _drawn_events(_timed(clips))
+    assert rows != _drawn_events(_timed(clips), seed=1)
+    assert [row.id for row in rows] == [f"events-{index:05d}" for index in range(12)]
+    assert any(len(row.targets) > 1 for row in rows)
+    for row in rows:
+        assert not isinstance(parse_record(row.to_record(), uri="x", row=1, folder="/"), RowError)
+        labels = _labels(row, label_of)
+        num_targets = len(row.targets)
+        assert set(labels[:num_targets]) == {row.label}
+        assert len({row.label, *labels[num_targets:]}) == 3
+        onsets = row.onsets_s[:num_targets]
+        assert all(after - before >= 3.0 for before, after in itertools.pairwise(onsets))
+        assert all(0.0 <= onset <= 28.0 for onset in row.onsets_s)
+        assert not {*row.positive_audio_uris} & {*row.targets}
+
+
+def test_events_are_asked_for_in_words_by_example_or_both(clips: list[CorpusClip]) -> None:
+    for query, asked in (("text", (True, False)), ("audio", (False, True)), ("both", (True, True))):
+        (row,) = _drawn_events(_timed(clips), query=query, num_mixtures=1)
+        assert (row.positive_text is not None, bool(row.positive_audio_uris)) == asked
+
+
+def test_events_that_cannot_be_drawn_are_refused(clips: list[CorpusClip]) -> None:
+    with pytest.raises(ManifestError, match="has no duration_s in the list"):
+        _drawn_events(_timed(clips, None))
+    with pytest.raises(ManifestError, match="up to 30 s long"):
+        _drawn_events(_timed(clips, 31.0))
+    with pytest.raises(ManifestError, match="expected more classes"):
+        _drawn_events(_timed(clips), num_others=len(LABELS))
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        _drawn_events(_timed(clips), num_mixtures=0)
+
+
+def test_a_length_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text(
+        "path,label,caption,split,duration_s\na.wav,dog,a dog,test,1.5\nb.wav,dog,a dog,test,long\n"
+    )
+    with pytest.raises(ManifestError, match=r"b\.wav: duration_s 'long'; expected a length"):
+        read_corpus(str(tmp_path))
