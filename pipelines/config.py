@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from manifests.files import absolute, is_url
+from manifests.files import absolute, is_url, split_fragment
 from manifests.row import ManifestRow, RowError, parse_record
 from pipelines.flags import Arguments, UsageError
 from transforms.audio import MAX_RATE_HZ, MIN_RATE_HZ
@@ -395,7 +395,11 @@ def _records(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _name_of(uri: str) -> str:
     """What a recording is called: the last part of its path without what follows the last dot."""
-    path = urlsplit(uri).path if uri.startswith(("http://", "https://")) else uri
+    address, fragment = split_fragment(uri)
+    path = urlsplit(address).path if address.startswith(("http://", "https://")) else address
+    if fragment.row is not None:
+        return f"{_name_of(address)}/{fragment.row}"
+    path = fragment.member or path
     name = path.rstrip("/").rsplit("/", 1)[-1]
     return name.rsplit(".", 1)[0] or name or "recording"
 
@@ -458,6 +462,7 @@ def storage_options_of(text: str) -> Mapping[str, Mapping[str, Any]]:
 
 def _absolute(flag: str, uri: str) -> str:
     try:
+        split_fragment(uri)
         return absolute(uri)
     except ValueError as err:
         raise UsageError(f"{flag}: {err}") from err

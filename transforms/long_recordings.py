@@ -30,6 +30,7 @@ from transforms.audio.files import (
     held_by,
     open_audio,
     stem_blocks,
+    within,
     write_errors,
 )
 from transforms.audio.mixtures import ReadSettings, require_equal_length
@@ -117,18 +118,16 @@ class LongMixture:
             OSError: it cannot be reached.
         """
         self.row, self.storage, self.model_rate_hz = row, storage, model_rate_hz
-        self.uri = row.mixture_uri or ""
+        self._where = within(row.mixture_uri or "", row.offset_s, row.duration_s)
+        self.uri = self._where[0]
         self._mix_down = mix_down
-        with open_audio(storage, self.uri, row.offset_s, row.duration_s) as file:
+        with open_audio(storage, *self._where) as file:
             self.part = file.part
         self.num_channels = 1 if mix_down else self.part.num_channels
 
     def blocks(self) -> Iterator[Samples]:
         """As in the file, mixed down if it is to be: float32[C', n] each."""
-        row = self.row
-        with open_audio(
-            self.storage, self.uri, row.offset_s, row.duration_s, known=self.part
-        ) as file:
+        with open_audio(self.storage, *self._where, known=self.part) as file:
             for block in file.blocks(_block_samples(file.part)):
                 yield waveforms.to_mono(block)[None] if self._mix_down else block
 
@@ -136,6 +135,12 @@ class LongMixture:
         """At the model's rate."""
         rate_hz = self.part.sample_rate_hz
         return waveforms.resample_blocks(self.blocks(), rate_hz, self.model_rate_hz)
+
+    def part_of_reference(self, uri: str) -> tuple[str, AudioPart]:
+        """The file of a reference, and the part of it that belongs to the mixture."""
+        file, offset_s, _ = within(uri, self.row.offset_s, self.row.duration_s)
+        start = round((offset_s or 0.0) * self.part.sample_rate_hz)
+        return file, dataclasses.replace(self.part, start=start)
 
     def reference(self, uri: str) -> Iterator[Samples]:
         """The same part of a reference, mono at the model's rate, float32[1, n] each.
@@ -536,7 +541,7 @@ class _Run:
             stem=embed_file(self._job.scoring, storage, stem_path, whole),
             reference=None
             if uri is None
-            else embed_file(self._job.scoring, storage, uri, mixture.part),
+            else embed_file(self._job.scoring, storage, *mixture.part_of_reference(uri)),
         )
 
 

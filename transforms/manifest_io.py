@@ -20,6 +20,7 @@ from apache_beam.transforms.util import ReshufflePerKey
 
 import transforms.threaded  # noqa: F401 - registers the coders of our records
 from manifests.audio_formats import FROM_START_SUFFIXES
+from manifests.files import split_fragment
 from manifests.files.readers import Split, expand, iter_split, plan_splits
 from manifests.row import ManifestRow, RowError
 from transforms.audio import AudioError
@@ -248,10 +249,11 @@ def spread_key(piece: MixtureRows) -> str:
     The format is that of the name: a wrong guess costs time and changes no result.
     """
     row = piece.rows[0]
-    name = (row.mixture_uri or "").lower()
-    if row.offset_s is None or not name.endswith(FROM_START_SUFFIXES):
+    address, fragment = split_fragment(row.mixture_uri or "")
+    is_part = row.offset_s is not None or fragment.start_s > 0.0
+    if not is_part or not address.lower().endswith(FROM_START_SUFFIXES):
         return hashlib.sha256(f"{mixture_key(row)}/{row.id}".encode()).hexdigest()
-    return f"{row.mixture_uri}#{int(row.offset_s // 3_600)}"
+    return f"{address}#{int((fragment.start_s + (row.offset_s or 0.0)) // 3_600)}"
 
 
 def _keyed(row: ManifestRow) -> tuple[str, ManifestRow]:

@@ -6,6 +6,7 @@ been synced too. An object of a store is asked for its size after it was sent.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import glob
 import gzip
@@ -52,6 +53,12 @@ _PATTERN = re.compile(r"[*?\[]")
 _NUMERIC_HOST = re.compile(rf"((?:^|::){_SCHEME}://)\[([0-9A-Fa-f:.]+(?:%\w+)?)\]")
 _HOSTS_HERE = ("", "localhost")
 _FORMS: Final = ("NFC", "NFD")
+TAR_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz")
+PARQUET_SUFFIXES: Final = (".parquet", ".pq")
+"""How the names of files end that hold recordings, each of which a fragment names."""
+_SPAN = re.compile(r"t=(?:npt:)?(?P<start>[0-9:.]*)(?:,(?P<end>[0-9:.]*))?")
+_TIME = re.compile(r"(?:(?:(?P<h>\d+):)?(?P<m>[0-5]?\d):(?=[0-5]?\d(?:\.|$)))?(?P<s>\d+(?:\.\d*)?)")
+_RESERVED = re.compile(r"[\x00-\x20\x7f%#&;?\\\ud800-\udfff]|\s")
 _MAX_FORMS = 64
 NUL = "\x00"
 
@@ -71,6 +78,126 @@ def is_url(uri: str) -> bool:
     ``a::b.wav`` is a path.
     """
     return _URL.match(uri) is not None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Fragment:
+    """What a URI means of the file before its ``#``: a recording in a shard, a stretch of time.
+
+    ``clips.tar#a/b.wav``, ``train.parquet#row=17``, ``train.parquet#row=17&column=speech`` and
+    ``rec.wav#t=6.3,7.0``; the latter, W3C's Media Fragments URI 1.0 with normal play time, also
+    behind the others: ``clips.tar#b.wav&t=,3``.
+
+    Attributes:
+        member: the name of a member of a tar file.
+        row: a row of a Parquet file, from 0.
+        column: the column of its audio; None: the one that is found.
+        start_s: where the stretch begins.
+        end_s: where it ends; None: with the recording.
+    """
+
+    member: str | None = None
+    row: int | None = None
+    column: str | None = None
+    start_s: float = 0.0
+    end_s: float | None = None
+
+    @property
+    def in_shard(self) -> bool:
+        """Whether the recording is a part of a file that holds several."""
+        return self.member is not None or self.row is not None
+
+
+def split_fragment(uri: str) -> tuple[str, Fragment]:
+    """The address of a file, and what of it is meant.
+
+    A ``#`` that begins none of the forms of :class:`Fragment` is part of a name: ``take #3.wav``.
+
+    Raises:
+        ValueError: the fragment is of one of the forms and cannot be followed.
+    """
+    address, text = _parted(uri)
+    if not text:
+        return uri, Fragment()
+    member, pairs = None, text[1:].split("&")
+    if _path_of(address).endswith(TAR_SUFFIXES):
+        member = unquote(pairs.pop(0), errors="surrogateescape")
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        if name in found or name not in ("row", "column", "t") or (name != "t" and member):
+            raise ValueError(f"{uri}: {pair!r} in its fragment; {_FRAGMENTS}")
+        found[name] = pair if name == "t" else unquote(value)
+    if "row" in found and not re.fullmatch(r"[0-9]{1,18}", found["row"]):
+        raise ValueError(f"{uri}: row {found['row']!r} is no number; {_FRAGMENTS}")
+    start_s, end_s = _span(uri, found["t"]) if "t" in found else (0.0, None)
+    return address, Fragment(
+        member=member,
+        row=int(found["row"]) if "row" in found else None,
+        column=found.get("column"),
+        start_s=start_s,
+        end_s=end_s,
+    )
+
+
+_FRAGMENTS: Final = "expected shard.tar#member, file.parquet#row=N, or #t=START,END in seconds"
+
+
+def _parted(uri: str) -> tuple[str, str]:
+    """The address and the fragment with its ``#``; the latter is empty where there is none."""
+    address, mark, text = uri.rpartition("#")
+    if not mark or not text:
+        return uri, ""
+    path = _path_of(address)
+    if (
+        path.endswith(TAR_SUFFIXES)
+        or (path.endswith(PARQUET_SUFFIXES) and text.startswith("row="))
+        or _SPAN.fullmatch(text)
+    ):
+        return address, mark + text
+    return uri, ""
+
+
+def _path_of(address: str) -> str:
+    """The part of an address that ends in a suffix, in lower case."""
+    on_web = address.startswith(("http://", "https://"))
+    return (address.partition("?")[0] if on_web else address).lower()
+
+
+def _span(uri: str, text: str) -> tuple[float, float | None]:
+    """Start and end in seconds of ``t=…``."""
+    found = _SPAN.fullmatch(text)
+    start, end = (found["start"], found["end"]) if found is not None else ("", None)
+    if found is None or not (start or end):
+        raise ValueError(f"{uri}: {text!r} is no stretch of time; {_FRAGMENTS}")
+    start_s = _seconds(uri, start) if start else 0.0
+    end_s = None if end is None else _seconds(uri, end)
+    if end_s is not None and end_s <= start_s:
+        raise ValueError(f"{uri}: {text!r} ends before it begins; {_FRAGMENTS}")
+    return start_s, end_s
+
+
+def _seconds(uri: str, text: str) -> float:
+    """Normal play time, ``6.3``, ``1:06.3`` or ``0:01:06.3``, in seconds."""
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{uri}: {text!r} is no time; {_FRAGMENTS}")
+    return 3_600.0 * int(found["h"] or 0) + 60.0 * int(found["m"] or 0) + float(found["s"])
+
+
+def member_uri(address: str, member: str) -> str:
+    """The URI of a member of a tar file."""
+    return f"{address}#{percent_encoded(member)}"
+
+
+def percent_encoded(text: str) -> str:
+    """``text`` for a fragment: what has a meaning there, or in a list in CSV, is encoded."""
+    return _RESERVED.sub(
+        lambda found: "".join(
+            f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogateescape")
+        ),
+        text,
+    )
 
 
 def local_path(uri: str) -> str | None:
@@ -108,10 +235,11 @@ def absolute(uri: str) -> str:
     """
     if not uri.strip():
         raise ValueError("found an empty value; expected a path or a URI")
-    path = local_path(os.path.expanduser(uri))
+    address, fragment = _parted(uri)
+    path = local_path(os.path.expanduser(address))
     if path is not None:
-        return path
-    return uri if uri.endswith("://") else uri.rstrip("/")
+        return path + fragment
+    return uri if uri.endswith("://") else address.rstrip("/") + fragment
 
 
 def links_of(uri: str) -> list[str]:
@@ -417,16 +545,24 @@ def folder_of(uri: str) -> str:
 def resolve(folder: str, uri: str) -> str:
     """``uri`` seen from ``folder``: unchanged if it is absolute, else a path below or beside it.
 
-    Of a chain it is the last link that is seen from there: ``zip://a.wav::b.zip``.
+    Of a chain it is the last link that is seen from there: ``zip://a.wav::b.zip``. A fragment stays
+    as it is.
 
     Raises:
-        ValueError: ``uri`` climbs out of the bucket of ``folder``, or is a ``file://`` URI of
-            another machine.
+        ValueError: ``uri`` climbs out of the bucket of ``folder``, is a ``file://`` URI of another
+            machine, or has a fragment that cannot be followed.
     """
+    split_fragment(uri)
+    address, fragment = _parted(uri)
+    return _resolved(folder, address) + fragment
+
+
+def _resolved(folder: str, uri: str) -> str:
+    """As :func:`resolve`, of a URI without a fragment."""
     if is_url(uri):
         local_path(uri)
         *links, last = links_of(uri)
-        return "::".join([*links, resolve(folder, last)]) if links else uri
+        return "::".join([*links, _resolved(folder, last)]) if links else uri
     if uri.startswith("/") or _OTHER_PATH.match(uri):
         return uri
     if not is_url(folder):

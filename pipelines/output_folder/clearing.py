@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.files import existing_path, links_of
+from manifests.files import existing_path, links_of, split_fragment
 from manifests.files.readers import iter_rows
 from manifests.row import (
     EXTRA_PREFIX,
@@ -272,10 +272,10 @@ class Places:
 
     def hold(self, uri: str) -> bool:
         """Whether ``uri``, or the archive that it lies in, is in one of the folders, or is one."""
-        address = links_of(uri)[-1]
         try:
+            address = links_of(split_fragment(uri)[0])[-1]
             path = self._storage.local_path(address)
-        except ValueError:  # a file:// URI of another machine: nothing here is meant
+        except ValueError:  # a file:// URI of another machine, or no URI: nothing here is meant
             return False
         if path is not None:
             with contextlib.suppress(FileNotFoundError):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -15,6 +16,7 @@ import numpy as np
 import soundfile
 
 from manifests.audio_formats import FLAC
+from manifests.files import split_fragment
 from transforms.audio import AudioError, AudioPart, AudioReader, Request, decoding, isolation
 from transforms.elements import Samples
 from transforms.storage import Storage, copied
@@ -81,13 +83,13 @@ def open_audio(
     duration_s: float | None = None,
     known: AudioPart | None = None,
 ) -> Iterator[AudioReader]:
-    """Opens the part of a file that begins at ``offset_s`` and lasts at most ``duration_s``.
+    """Opens the part of a recording that begins at ``offset_s`` and lasts at most ``duration_s``.
 
     Args:
         storage: how the file is reached.
-        uri: the file.
-        offset_s: where the part begins; None: where the file does.
-        duration_s: how long it lasts at most; None: to the end of the file.
+        uri: the recording: a file, or a stretch of one (``rec.wav#t=6.3,7.0``).
+        offset_s: where the part begins; None: where the recording does.
+        duration_s: how long it lasts at most; None: to the end of the recording.
         known: the same part as it was found before, which spares counting its samples again.
 
     Raises:
@@ -95,6 +97,7 @@ def open_audio(
         OSError: the file cannot be reached; an AudioError where that does not name the file.
     """
     decode = isolation.decoded if storage.isolate_decoder else decoding.decoded
+    uri, offset_s, duration_s = within(uri, offset_s, duration_s)
     request = Request(uri=uri, offset_s=offset_s, duration_s=duration_s, known=known)
     with ExitStack() as stack:
         with _naming(uri):
@@ -109,6 +112,28 @@ def open_audio(
         if offset_s and reader.part.from_start:
             _DECODED_FROM_START.add(uri)
         yield reader
+
+
+def within(
+    uri: str, offset_s: float | None, duration_s: float | None
+) -> tuple[str, float | None, float | None]:
+    """A part of a stretch of a recording as a part of the recording, whose URI has no ``t=``.
+
+    Raises:
+        AudioError: the part begins behind the end of the stretch.
+        ValueError: the fragment of the URI cannot be followed.
+    """
+    _, fragment = split_fragment(uri)
+    if not fragment.start_s and fragment.end_s is None:
+        return uri, offset_s, duration_s
+    start_s = fragment.start_s + (offset_s or 0.0)
+    if fragment.end_s is not None:
+        if start_s >= fragment.end_s:
+            message = f"{uri}: offset_s={offset_s} is past the end of the stretch that is named"
+            raise AudioError("zero_duration", message)
+        left_s = fragment.end_s - start_s
+        duration_s = left_s if duration_s is None else min(duration_s, left_s)
+    return re.sub("[#&]t=[^#&]*$", "", uri), start_s, duration_s
 
 
 class _LatestNames:

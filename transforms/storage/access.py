@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, unquote, urljoin
 
-from manifests.files import existing_path, is_url, links_of, local_path
+from manifests.files import existing_path, is_url, links_of, local_path, split_fragment
 from manifests.row import MANIFEST_COLUMNS, ManifestRow
 from transforms.audio import AudioError
 
@@ -194,11 +194,13 @@ def uris_of(row: ManifestRow) -> Iterator[tuple[str, str]]:
 
 
 def _address(uri: str) -> str:
-    """The file or object that is read for ``uri``: itself, or the archive that it lies in.
+    """The file or object that is read for ``uri``: itself, or the archive or shard it lies in.
 
     Raises:
-        ValueError: the chain has something else than an archive before an address.
+        ValueError: the chain has something else than an archive before an address, or the fragment
+            cannot be followed.
     """
+    uri, _ = split_fragment(uri)
     if not is_url(uri):
         return uri
     *links, address = links_of(uri)
