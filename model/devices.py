@@ -15,8 +15,7 @@ class loaded_once(functools.cached_property[Any]):
     """A cached property that one thread computes while the others wait for it.
 
     ``functools.cached_property`` itself does so up to Python 3.11; from 3.12 on every thread
-    computes the value. Where it is a network, each of them then takes the memory and the time, and
-    transformers raises ImportError when two threads import from it for the first time.
+    computes the value. Where it is a network, each of them then takes the memory and the time.
     """
 
     def __init__(self, func: Callable[[Any], Any]) -> None:

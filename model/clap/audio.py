@@ -1,31 +1,38 @@
-"""Encodes audio with HTSAT, CLAP's audio tower, and runs the Swin blocks that decoders share.
+"""Encodes audio with HTSAT, CLAP's audio tower, and defines the Swin blocks that decoders share.
 
-HTSAT is laion_clap's network (Chen et al. 2022); its parameters and names are kept, its forward is
-written out here: no hooks, no state, no classifier, an FFT instead of a convolution for the STFT.
+HTSAT is laion_clap's network (Chen et al. 2022): the parameters have its names, shapes and initial
+distributions, so that its checkpoints fit. The modules are written out here, without hooks, state
+and classifier, and with an FFT instead of a convolution for the STFT: importing laion_clap would
+bring librosa, numba and scipy.signal along, which take longer than everything else at a start.
 
 Under gradients, under ``torch.compile`` and on a GPU these are torch's own. In inference on a CPU,
 linear layers go to oneDNN, which torch asks for bfloat16 only: its float32 product reaches twice
 the rate of MKL's on AMD processors, and is its equal on Intel's. Attention has one form for each
 size and type, chosen by measurement (``bench/kernels.py``).
 
-The modules (parameters, names, initialisation) are laion_clap's; see :mod:`model.clap.laion`. A
-call keeps nothing on a module, so one model serves many threads.
+A call keeps nothing on a module, so one model serves many threads.
+
+Source: LAION-AI/CLAP, ``src/laion_clap/clap_module/htsat.py`` (laion-clap 1.1.7), which the tests
+compare with.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.clap import laion
 from model.config import EncoderConfig
+from model.signal.stft import torch_hann
 
 Activation = Literal["none", "relu", "gelu"]
 
@@ -256,7 +263,7 @@ class SwinNetwork(nn.Module):
             cast_weights(self, dtype)
         with torch.inference_mode(False), torch.no_grad():
             for block in self._blocks():
-                block.register_buffer(_PREPARED, attention_bias(block).to(dtype), persistent=False)
+                block.register_buffer(_PREPARED, block.attention_bias().to(dtype), persistent=False)
 
     def forget(self) -> None:
         """Takes back what :meth:`prepare` computed."""
@@ -270,95 +277,270 @@ class SwinNetwork(nn.Module):
             self.forget()
         return super().train(mode)
 
-    def _blocks(self) -> Iterator[Any]:
+    def _blocks(self) -> Iterator[SwinBlock]:
         """Every Swin block inside."""
-        kind = laion.htsat_module().SwinTransformerBlock
-        return (module for module in self.modules() if isinstance(module, kind))
+        return (module for module in self.modules() if isinstance(module, SwinBlock))
 
 
 def _forget(network: SwinNetwork, _: object) -> None:
     network.forget()
 
 
-def attention_bias(block: Any) -> Tensor:
-    """The additive attention bias of a block: relative positions, and the mask of a shifted block.
+def init_weights(module: nn.Module) -> None:
+    """Swin's and BERT's initialisation: normal (σ = 0.02) weights, zero biases, unit norms.
+
+    laion_clap truncates the normal distribution at 100 σ, which changes nothing.
+    """
+    if isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.zeros_(module.bias)
+        nn.init.ones_(module.weight)
+
+
+class WindowAttention(nn.Module):
+    """The parameters of multi-head attention inside windows of ``side`` × ``side`` patches."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, dim: int, side: int, num_heads: int) -> None:
+        """For ``dim`` channels."""
+        super().__init__()
+        self.side = side
+        self.num_heads = num_heads
+        self.scale: float = (dim // num_heads) ** -0.5
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty((2 * side - 1) ** 2, num_heads)
+        )
+        nn.init.normal_(self.relative_position_bias_table, std=0.02)
+        rows, columns = (place.flatten() for place in _grid(side, side))
+        down = rows[:, None] - rows + side - 1
+        right = columns[:, None] - columns + side - 1
+        self.register_buffer("relative_position_index", down * (2 * side - 1) + right)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def relative_bias(self) -> Tensor:
+        """The bias of each head by the places of two patches; float[1, H, N, N]."""
+        index = self.relative_position_index
+        chosen = self.relative_position_bias_table.index_select(0, index.view(-1))
+        return chosen.view(*index.shape, -1).permute(2, 0, 1).unsqueeze(0)
+
+    def forward(self, windows: Tensor, bias: Tensor) -> Tensor:
+        """float[B·W, N, C] and the bias of :meth:`SwinBlock.attention_bias` → float[B·W, N, C]."""
+        total, size, channels = windows.shape
+        heads = self.num_heads
+        qkv = linear(self.qkv, windows).view(total, size, 3, heads, channels // heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return linear(self.proj, attend(query, key, value, self.scale, bias))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU between them."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        """From ``dim`` channels to ``hidden`` and back."""
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[..., C] → float[..., C]."""
+        return feed_forward(self.fc1, self.fc2, x, "gelu")
+
+
+class DropPath(nn.Module):
+    """Leaves out what a branch computes for random items of a batch, while training.
+
+    Source: Huang et al. 2016, arXiv 1603.09382 (stochastic depth).
+    """
+
+    def __init__(self, rate: float) -> None:
+        """Leaves out this part of the items; the others are scaled up for it."""
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, ...] → float[B, ...]."""
+        if not self.training or self.rate == 0.0:
+            return x
+        kept = 1.0 - self.rate
+        drawn = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), dtype=x.dtype, device=x.device)
+        return x.div(kept) * (kept + drawn).floor_()
+
+
+class SwinBlock(nn.Module):
+    """A Swin transformer block on a square grid of patches (Liu et al. 2021, arXiv 2103.14030).
+
+    A grid as small as the window is one window, and is not shifted.
+    """
+
+    attn_mask: Tensor | None
+
+    def __init__(
+        self,
+        dim: int,
+        grid: int,
+        num_heads: int,
+        window: int,
+        *,
+        shifted: bool,
+        mlp_ratio: float,
+        drop_path: float,
+    ) -> None:
+        """Builds the block with random parameters.
+
+        Args:
+            dim: channels.
+            grid: patches along a side of the grid.
+            num_heads: of attention.
+            window: patches along a side of an attention window.
+            shifted: whether windows are shifted by half their side.
+            mlp_ratio: width of the hidden layer, in multiples of ``dim``.
+            drop_path: see :class:`DropPath`.
+        """
+        super().__init__()
+        self.grid = grid
+        self.window = min(window, grid)
+        self.shift = window // 2 if shifted and grid > window else 0
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, self.window, num_heads)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = FeedForward(dim, int(dim * mlp_ratio))
+        mask = _shift_mask(grid, self.window, self.shift) if self.shift else None
+        self.register_buffer("attn_mask", mask)
+
+    def attention_bias(self) -> Tensor:
+        """The additive attention bias: relative positions, and the mask of a shifted block.
+
+        Returns:
+            float[W, H, N, N] for ``W`` distinct windows (1 where the block is not shifted), ``H``
+            heads and ``N`` patches a window.
+        """
+        bias = self.attn.relative_bias()
+        if self.attn_mask is not None:
+            bias = bias + self.attn_mask.unsqueeze(1)
+        return bias.contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, N, C] → float[B, N, C], patches in row-major order of the grid."""
+        x = x + self.drop_path(self._attend_in_windows(self.norm1(x)))
+        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        return out
+
+    def _attend_in_windows(self, x: Tensor) -> Tensor:
+        """Cuts the grid into windows, shifted or not, and puts them back; float[B, N, C]."""
+        batch, _, channels = x.shape
+        height = width = self.grid
+        side, shift = self.window, self.shift
+        grid = x.view(batch, height, width, channels)
+        if shift:
+            grid = torch.roll(grid, shifts=(-shift, -shift), dims=(1, 2))
+        windows = grid.view(batch, height // side, side, width // side, side, channels)
+        bias = getattr(self, _PREPARED, None)
+        if bias is None:
+            bias = self.attention_bias()
+        windows = self.attn(windows.transpose(2, 3).reshape(-1, side * side, channels), bias)
+        grid = windows.view(batch, height // side, width // side, side, side, channels)
+        grid = grid.transpose(2, 3).reshape(batch, height, width, channels)
+        if shift:
+            grid = torch.roll(grid, shifts=(shift, shift), dims=(1, 2))
+        return grid.view(batch, height * width, channels)
+
+
+def _grid(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The row and the column of every place; int64[height, width] each."""
+    rows, columns = torch.arange(height), torch.arange(width)
+    return rows[:, None].expand(-1, width), columns.expand(height, -1)
+
+
+def _shift_mask(grid: int, side: int, shift: int) -> Tensor:
+    """What keeps patches apart that a shift has brought into one window.
 
     Returns:
-        float[W, H, N, N] for ``W`` distinct windows (1 where the block is not shifted), ``H`` heads
-        and ``N`` patches a window.
+        float[W, N, N]: 0 between patches that are neighbours without the shift, else -100.
     """
-    attention = block.attn
-    size = attention.window_size[0] * attention.window_size[1]
-    index = attention.relative_position_index.view(-1)
-    table = attention.relative_position_bias_table
-    bias: Tensor = table.index_select(0, index).view(size, size, -1)
-    bias = bias.permute(2, 0, 1).unsqueeze(0)
-    if block.attn_mask is not None:
-        bias = bias + block.attn_mask.unsqueeze(1)
-    return bias.contiguous()
+    band = torch.arange(grid)
+    band = (band >= grid - side).int() + (band >= grid - shift).int()
+    region = 3 * band[:, None] + band
+    windows = region.view(grid // side, side, grid // side, side).transpose(1, 2)
+    windows = windows.reshape(-1, side * side)
+    apart = windows[:, None] != windows[:, :, None]
+    return torch.zeros(apart.shape).masked_fill(apart, -100.0)
 
 
-def run_block(block: Any, x: Tensor) -> Tensor:
-    """Runs one Swin transformer block.
+class PatchMerging(nn.Module):
+    """Halves the grid and doubles the channels."""
 
-    Args:
-        block: ``SwinTransformerBlock`` of laion_clap.
-        x: float[B, N, C], patches in row-major order of the block's square grid.
+    def __init__(self, dim: int) -> None:
+        """Merges patches of ``dim`` channels."""
+        super().__init__()
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(4 * dim)
 
-    Returns:
-        float[B, N, C].
-    """
-    x = x + block.drop_path(_attend_in_windows(block, block.norm1(x)))
-    mixed = feed_forward(block.mlp.fc1, block.mlp.fc2, block.norm2(x), "gelu")
-    out: Tensor = x + block.drop_path(mixed)
-    return out
-
-
-def _attend_in_windows(block: Any, x: Tensor) -> Tensor:
-    """Cuts the grid into windows, shifted or not, and puts them back; float[B, N, C]."""
-    height, width = block.input_resolution
-    batch, _, channels = x.shape
-    side, shift = block.window_size, block.shift_size
-    grid = x.view(batch, height, width, channels)
-    if shift:
-        grid = torch.roll(grid, shifts=(-shift, -shift), dims=(1, 2))
-    windows = grid.view(batch, height // side, side, width // side, side, channels)
-    windows = _attend(block, windows.transpose(2, 3).reshape(-1, side * side, channels))
-    grid = windows.view(batch, height // side, width // side, side, side, channels)
-    grid = grid.transpose(2, 3).reshape(batch, height, width, channels)
-    if shift:
-        grid = torch.roll(grid, shifts=(shift, shift), dims=(1, 2))
-    return grid.view(batch, height * width, channels)
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, G·G, C], in row-major order → float[B, G·G/4, 2·C]."""
+        batch, patches, channels = x.shape
+        side = math.isqrt(patches) // 2
+        grid = x.view(batch, side, 2, side, 2, channels)
+        grid = grid.permute(0, 1, 3, 4, 2, 5).reshape(batch, -1, 4 * channels)
+        return linear(self.reduction, self.norm(grid))
 
 
-def _attend(block: Any, windows: Tensor) -> Tensor:
-    """Multi-head attention inside each window; ``windows`` is float[B·W, N, C]."""
-    attention = block.attn
-    total, size, channels = windows.shape
-    heads = attention.num_heads
-    bias = getattr(block, _PREPARED, None)
-    if bias is None:
-        bias = attention_bias(block)
-    qkv = linear(attention.qkv, windows).view(total, size, 3, heads, channels // heads)
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    return linear(attention.proj, attend(query, key, value, attention.scale, bias))
+class PatchEmbed(nn.Module):
+    """Image → patches, by a convolution that steps from patch to patch."""
+
+    def __init__(self, dim: int, patch_size: int) -> None:
+        """Embeds patches of ``patch_size`` × ``patch_size`` pixels in ``dim`` channels."""
+        super().__init__()
+        self.proj = nn.Conv2d(1, dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """float[B, 1, S, S] → float[B, N, C]."""
+        patches: Tensor = self.norm(self.proj(image).flatten(2).transpose(1, 2))
+        return patches
 
 
-def merge_patches(merging: Any, x: Tensor) -> Tensor:
-    """Halves the grid and doubles the channels: ``PatchMerging`` of laion_clap.
+class Stage(nn.Module):
+    """The Swin blocks of one grid, and what merges their patches into the next one's."""
 
-    Args:
-        merging: the module.
-        x: float[B, G·G, C], in row-major order.
+    def __init__(
+        self,
+        dim: int,
+        grid: int,
+        num_heads: int,
+        config: EncoderConfig,
+        rates: Sequence[float],
+        *,
+        last: bool,
+    ) -> None:
+        """One block of width ``dim`` for each rate of :class:`DropPath`, shifted in turn."""
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            SwinBlock(
+                dim,
+                grid,
+                num_heads,
+                config.window_size,
+                shifted=index % 2 == 1,
+                mlp_ratio=config.mlp_ratio,
+                drop_path=rate,
+            )
+            for index, rate in enumerate(rates)
+        )
+        self.downsample = None if last else PatchMerging(dim)
 
-    Returns:
-        float[B, G·G/4, 2·C].
-    """
-    height, width = merging.input_resolution
-    batch, _, channels = x.shape
-    grid = x.view(batch, height // 2, 2, width // 2, 2, channels)
-    grid = grid.permute(0, 1, 3, 4, 2, 5).reshape(batch, -1, 4 * channels)
-    return linear(merging.reduction, merging.norm(grid))
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, N, C] → float[B, N/4, 2·C]; after the last stage float[B, N, C]."""
+        for block in self.blocks:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
 
 
 class PatchExpand(nn.Module):
@@ -384,6 +566,57 @@ class PatchExpand(nn.Module):
         return expanded
 
 
+_LINEAR_MELS_HZ = 200.0 / 3.0
+_LOGARITHMIC_FROM_HZ = 1_000.0
+_LOGARITHMIC_FROM = _LOGARITHMIC_FROM_HZ / _LINEAR_MELS_HZ
+_LOGARITHMIC_STEP = np.log(6.4) / 27.0
+"""Slaney's mel scale: linear to 1 kHz, then 27 mels for each factor of 6.4."""
+
+
+def mel_filters(config: EncoderConfig) -> NDArray[np.float32]:
+    """Computes triangular filters of equal area on Slaney's mel scale; float32[mel_bins, K].
+
+    Source: Slaney 1998, Auditory Toolbox; librosa 0.11, ``filters.mel``: the same to the bit.
+    """
+    frequencies = np.fft.rfftfreq(config.n_fft, 1.0 / config.sample_rate_hz)
+    lowest, highest = _mel(config.fmin_hz), _mel(config.fmax_hz)
+    corners = _hz(np.linspace(lowest, highest, config.mel_bins + 2))
+    widths = np.diff(corners)[:, None]
+    ramps = np.subtract.outer(corners, frequencies)
+    rising, falling = -ramps[:-2] / widths[:-1], ramps[2:] / widths[1:]
+    filters: NDArray[np.float32] = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+    filters *= (2.0 / (corners[2:] - corners[:-2]))[:, None]
+    return filters
+
+
+def _mel(frequency_hz: float) -> float:
+    if frequency_hz < _LOGARITHMIC_FROM_HZ:
+        return frequency_hz / _LINEAR_MELS_HZ
+    octaves = np.log(frequency_hz / _LOGARITHMIC_FROM_HZ)
+    return float(_LOGARITHMIC_FROM + octaves / _LOGARITHMIC_STEP)
+
+
+def _hz(mels: NDArray[np.float64]) -> NDArray[np.float64]:
+    above = np.exp(_LOGARITHMIC_STEP * (mels - _LOGARITHMIC_FROM))
+    linear_hz, logarithmic_hz = _LINEAR_MELS_HZ * mels, _LOGARITHMIC_FROM_HZ * above
+    return np.where(mels >= _LOGARITHMIC_FROM, logarithmic_hz, linear_hz)
+
+
+class MelFilters(nn.Module):
+    """The mel filters as a buffer: a network that may learn everything does not learn them."""
+
+    melW: Tensor
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Computes them; float32[K, mel_bins]."""
+        super().__init__()
+        self.register_buffer("melW", torch.from_numpy(mel_filters(config).T.copy()))
+
+    def forward(self, power: Tensor) -> Tensor:
+        """float[..., K] → float[..., mel_bins]."""
+        return power @ self.melW
+
+
 _POWER_FLOOR = 1e-10
 
 ImageHook = Callable[[Tensor], Tensor]
@@ -400,21 +633,29 @@ class Encoder(SwinNetwork):
     """HTSAT with laion_clap's parameter names; ``prepare()`` it for inference."""
 
     hann: Tensor
-    # Parts of laion_clap's network, which has no types.
-    logmel_extractor: Any
-    bn0: Any
-    patch_embed: Any
-    layers: Any
-    norm: Any
 
     def __init__(self, config: EncoderConfig) -> None:
         """Builds the network with random parameters."""
         super().__init__()
         self.config = config
-        network = laion.build_htsat(config)
-        for name, child in network.named_children():
-            self.add_module(name, child)
-        self.register_buffer("hann", laion.torch_hann(config.n_fft), persistent=False)
+        self.logmel_extractor = MelFilters(config)
+        self.bn0 = nn.BatchNorm2d(config.mel_bins)
+        self.patch_embed = PatchEmbed(config.embed_dim, config.patch_size)
+        rates = iter(torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist())
+        self.layers = nn.ModuleList(
+            Stage(
+                config.embed_dim << level,
+                config.grid_size >> level,
+                config.num_heads[level],
+                config,
+                list(itertools.islice(rates, depth)),
+                last=level == len(config.depths) - 1,
+            )
+            for level, depth in enumerate(config.depths)
+        )
+        self.norm = nn.LayerNorm(config.num_features)
+        self.apply(init_weights)
+        self.register_buffer("hann", torch_hann(config.n_fft), persistent=False)
 
     def stage_features(self, waveform: Tensor) -> StageFeatures:
         """Encodes a mixture into the features of every stage.
@@ -466,7 +707,7 @@ class Encoder(SwinNetwork):
                 return_complex=True,
             )
             power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)
-            mel = power @ self.logmel_extractor.melW
+            mel = self.logmel_extractor(power)
             return 10.0 * torch.log10(mel.clamp(min=_POWER_FLOOR))
 
     def _normalise(self, log_mel: Tensor) -> Tensor:
@@ -481,13 +722,7 @@ class Encoder(SwinNetwork):
         batch, _, bands = frames.shape
         pieces = frames.transpose(1, 2).reshape(batch, bands, config.freq_ratio, -1)
         image = pieces.transpose(1, 2).reshape(batch, 1, config.spec_size, config.spec_size)
-        embed = self.patch_embed
-        x = embed.norm(embed.proj(image).flatten(2).transpose(1, 2))
-        stages = [x]
+        stages: list[Tensor] = [self.patch_embed(image)]
         for stage in self.layers:
-            for block in stage.blocks:
-                x = run_block(block, x)
-            if stage.downsample is not None:
-                x = merge_patches(stage.downsample, x)
-            stages.append(x)
+            stages.append(stage(stages[-1]))
         return StageFeatures(stages=tuple(stages))

@@ -14,11 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.clap.laion import torch_hann
 from model.signal import resampled_length
 
 SINC_ZERO_CROSSINGS = 6
 SINC_ROLLOFF = 0.99
+
+
+def torch_hann(n_fft: int) -> Tensor:
+    """The periodic Hann window, computed in float64; float32[n_fft]."""
+    return torch.hann_window(n_fft, periodic=True, dtype=torch.float64).float()
 
 
 def inverse_stft(spectrum: Tensor, window: Tensor, hop_samples: int, length: int) -> Tensor:

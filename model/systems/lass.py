@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from model.checkpoints.fetch import fetch
 from model.checkpoints.loading import build, fill, published_state
+from model.clap import BertLayers
+from model.config import TextConfig
 from model.devices import loaded_once
 from model.signal.stft import Transform
 from model.systems import Capabilities
@@ -34,6 +36,15 @@ EMBEDDING_DIM = 256
 WINDOW_SAMPLES = 320_000
 CAPABILITIES = Capabilities(audio=False, negative=False)
 MAX_TOKENS = 512
+BERT = TextConfig(
+    vocab_size=30_522,
+    hidden_size=EMBEDDING_DIM,
+    num_layers=4,
+    num_heads=4,
+    intermediate_size=4 * EMBEDDING_DIM,
+    max_positions=MAX_TOKENS,
+    max_tokens=MAX_TOKENS,
+)
 _PADDING = "[PAD]"
 NETWORK_PREFIX = "UNet."
 TEXT_PREFIX = "text_embedder."
@@ -161,16 +172,7 @@ class BertQueries(nn.Module):
 
     def __init__(self, tokenizer_uri: str, digest: str = "") -> None:
         super().__init__()
-        from transformers import BertConfig, BertModel
-
-        config = BertConfig(
-            hidden_size=EMBEDDING_DIM,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=4 * EMBEDDING_DIM,
-            max_position_embeddings=MAX_TOKENS,
-        )
-        self.bert_layer = build(lambda: BertModel(config, add_pooling_layer=False))
+        self.bert_layer = build(lambda: BertLayers(BERT, num_types=2, norm_eps=1e-12))
         self.linear_layer = nn.Sequential(nn.Linear(EMBEDDING_DIM, EMBEDDING_DIM), nn.ReLU())
         self.digest = digest
         self._tokenizer_uri = tokenizer_uri
@@ -203,9 +205,7 @@ class BertQueries(nn.Module):
     def embed_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Token ids and mask, int64[N, L] each → float32[N, 256]."""
         device = next(self.parameters()).device
-        hidden = self.bert_layer(
-            input_ids=input_ids.to(device), attention_mask=attention_mask.to(device)
-        ).last_hidden_state
+        hidden = self.bert_layer(input_ids.to(device), attention_mask.to(device))
         embedding: Tensor = self.linear_layer(hidden[:, 0])
         return embedding
 

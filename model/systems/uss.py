@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.checkpoints.loading import LayoutError, build, fill, published_state
-from model.clap.laion import torch_hann
+from model.signal.stft import torch_hann
 from model.systems import Capabilities
 from model.systems.masking import MaskingSeparator
 from model.systems.resunet import ResUNet30, ResUNet30Config, conv3x3

@@ -24,7 +24,7 @@ from transforms.storage.access import redacted
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("apache-beam", "torch", "numpy", "pyarrow", "soundfile", "soxr", "transformers")
+_PACKAGES = ("apache-beam", "torch", "numpy", "pyarrow", "soundfile", "soxr", "tokenizers")
 _BLOCK_BYTES = 1 << 20
 _NOTES = re.compile(rb"(?:\s*#[^\n]*\n)*")
 

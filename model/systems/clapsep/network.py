@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.clap import audio, laion
+from model.clap import audio
 from model.clap.audio import Encoder, StageFeatures
 from model.config import ClapSepConfig, DecoderConfig
-from model.signal.stft import inverse_stft, sinc_resample
+from model.signal.stft import inverse_stft, sinc_resample, torch_hann
 from model.systems import Capabilities, Condition
 
 Precision = Literal["fp32", "bf16"]
@@ -208,8 +208,14 @@ class DecoderStage(nn.Module):
         """``depth`` blocks of width ``dim``, shifted in turn, dropped with these rates."""
         super().__init__()
         self.blocks = nn.ModuleList(
-            laion.swin_block(
-                dim, grid, heads, window, index % 2 == 1, config.mlp_ratio, rates[index]
+            audio.SwinBlock(
+                dim,
+                grid,
+                heads,
+                window,
+                shifted=index % 2 == 1,
+                mlp_ratio=config.mlp_ratio,
+                drop_path=rates[index],
             )
             for index in range(depth)
         )
@@ -220,7 +226,7 @@ class DecoderStage(nn.Module):
         if self.downsample is not None:
             x = self.downsample(x)
         for block in self.blocks:
-            x = audio.run_block(block, x)
+            x = block(x)
         return x
 
 
@@ -284,7 +290,7 @@ class Decoder(audio.SwinNetwork):
             self.phase_net = convolutional_masker(bins + bands, 2 * bins, layers)
         if decoder.presence:
             self.presence_head = PresenceHead(decoder.embed_dim << (len(decoder.depths) - 1))
-        self.apply(laion.init_weights)
+        self.apply(audio.init_weights)
 
     def presence(
         self, features: StageFeatures, condition: Tensor, rows: Tensor | None = None
@@ -430,7 +436,7 @@ class ClapSep(nn.Module):
         self.input_level_dbfs = config.signal.input_level_dbfs
         self.encoder = Encoder(config.clap.audio)
         self.decoder = Decoder(config)
-        self.register_buffer("hann", laion.torch_hann(config.signal.n_fft), persistent=False)
+        self.register_buffer("hann", torch_hann(config.signal.n_fft), persistent=False)
 
     @property
     def precision(self) -> Precision:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from float_noise import rounding
 from golden import pairs
-from model.clap import laion
+from laion_original import htsat_module, original_block
 from model.clap.audio import StageFeatures
 from model.config import TINY, ClapSepConfig
 from model.systems.clapsep.network import (
@@ -67,19 +67,19 @@ def test_stage_equals_the_original_blocks() -> None:
     stage = DecoderStage(8, 16, 2, 2, 8, TINY.decoder, [0.0, 0.1]).eval()
     for parameter in stage.parameters():
         nn.init.normal_(parameter, std=0.3)
-    assert [block.shift_size for block in stage.blocks] == [0, 4]
+    assert [block.shift for block in stage.blocks] == [0, 4]
     x = torch.randn(2, 256, 8)
     with torch.inference_mode():
         expected = x
         for block in stage.blocks:
-            expected, _ = block(expected)
+            expected, _ = original_block(block)(expected)
         found = stage(x)
     terms = 2 * (4 * 8 + 64 + 32)  # two blocks: projections, a window of 8 x 8, feed-forward
     torch.testing.assert_close(found, expected, rtol=0, atol=rounding(expected, terms))
 
 
 def test_image_is_folded_back_as_the_encoder_folded_it() -> None:
-    network = laion.htsat_module().HTSAT_Swin_Transformer
+    network = htsat_module().HTSAT_Swin_Transformer
     audio = TINY.clap.audio
     frames = torch.randn(2, 1, audio.num_frames, audio.mel_bins)
     folder = nn.Module()
@@ -187,5 +187,5 @@ class TestPresence:
 def test_stochastic_depth_grows_with_the_level() -> None:
     config = dataclasses.replace(TINY.decoder, drop_path_rate=0.2)
     decoder = Decoder(dataclasses.replace(TINY, decoder=config))
-    rates = [getattr(stage.blocks[0].drop_path, "drop_prob", 0.0) for stage in decoder.layers]
+    rates = [stage.blocks[0].drop_path.rate for stage in decoder.layers]
     assert rates == [pytest.approx(0.2), 0.0]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from golden import pairs
-from model.clap import laion
+from laion_original import whole_htsat
 from model.clap.audio import Encoder
 from model.config import MINI, TINY, EncoderConfig
 
@@ -22,7 +22,7 @@ def encoder() -> Encoder:
 
 def original(encoder: Encoder) -> nn.Module:
     """laion_clap's whole network with the same weights: convolutional STFT, explicit attention."""
-    network = laion.whole_htsat(encoder.config, num_classes=3)
+    network = whole_htsat(encoder.config, num_classes=3)
     unexpected = network.load_state_dict(encoder.state_dict(), strict=False).unexpected_keys
     assert not unexpected
     return network.eval()

@@ -9,17 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from float_noise import rounding
-from model.clap import audio, laion
-from model.clap.audio import Encoder
+from laion_original import htsat_module, original_block
+from model.clap import audio
+from model.clap.audio import Encoder, SwinBlock
 from model.config import TINY
 
 TERMS = 500
 """Summed one after the other in a block: projections, attention over a window, feed-forward."""
 
 
-def block(grid: int, window: int, shifted: bool, dim: int = 12, heads: int = 3) -> nn.Module:
+def block(grid: int, window: int, shifted: bool, dim: int = 12, heads: int = 3) -> SwinBlock:
     torch.manual_seed(grid + window + shifted)
-    module = laion.swin_block(dim, grid, heads, window, shifted, 4.0, 0.1).eval()
+    module = SwinBlock(
+        dim, grid, heads, window, shifted=shifted, mlp_ratio=4.0, drop_path=0.1
+    ).eval()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3)
     return module
@@ -31,35 +34,37 @@ def block(grid: int, window: int, shifted: bool, dim: int = 12, heads: int = 3) 
 def test_block_equals_the_original(grid: int, window: int, shifted: bool, inference: bool) -> None:
     module, x = block(grid, window, shifted), torch.randn(3, grid * grid, 12)
     with torch.inference_mode(inference):
-        expected, _ = module(x)
-        found = audio.run_block(module, x)
+        expected, _ = original_block(module)(x)
+        found = module(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=rounding(expected, TERMS))
 
 
 def test_dropped_paths_are_the_original_ones() -> None:
     module, x = block(8, 4, True).train(), torch.randn(16, 64, 12)
+    original = original_block(module)
     torch.manual_seed(1)
-    expected, _ = module(x)
+    expected, _ = original(x)
     torch.manual_seed(1)
-    found = audio.run_block(module, x)
+    found = module(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=rounding(expected, TERMS))
 
 
 def test_bias_of_a_shifted_block_masks_other_regions() -> None:
-    bias = audio.attention_bias(block(8, 4, True))
+    bias = block(8, 4, True).attention_bias()
     assert bias.shape == (4, 3, 16, 16)
     masked = bias < -50
     assert not masked[0].any()  # the first window does not touch the seam
     assert masked[3].any(dim=-1).all()
-    assert audio.attention_bias(block(8, 4, False)).shape == (1, 3, 16, 16)
+    assert block(8, 4, False).attention_bias().shape == (1, 3, 16, 16)
 
 
 def test_merging_equals_the_original() -> None:
     torch.manual_seed(0)
-    merging = laion.htsat_module().PatchMerging((6, 6), 5)
+    merging, original = audio.PatchMerging(5), htsat_module().PatchMerging((6, 6), 5)
+    original.load_state_dict(merging.state_dict(), strict=True)
     x = torch.randn(2, 36, 5)
     with torch.inference_mode():
-        found, expected = audio.merge_patches(merging, x), merging(x)
+        found, expected = merging(x), original(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=rounding(expected, TERMS))
 
 
@@ -85,11 +90,11 @@ def test_patch_expansion_by_brute_force() -> None:
 
 
 def test_expansion_puts_patches_where_merging_took_them_from() -> None:
-    merging = laion.htsat_module().PatchMerging((4, 4), 3)
+    merging = audio.PatchMerging(3)
     merging.norm, merging.reduction = nn.Identity(), nn.Identity()
     x = torch.randn(1, 16, 3)
     expand = audio.PatchExpand(6)
-    expand.expand = Given(audio.merge_patches(merging, x))
+    expand.expand = Given(merging(x))
     expand.norm = nn.Identity()
     assert torch.equal(expand(torch.zeros(1, 4, 6)), x)
 

@@ -12,10 +12,11 @@ import pytest
 import tokenizers
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load
 from tokenizers import models, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from float_noise import rounding
-from model import clap as text_towers
 from model import registry
 from model.checkpoints.fetch import CheckpointError, DigestMismatchError
 from model.clap import (
@@ -25,6 +26,7 @@ from model.clap import (
     build_text_tower,
     load_tokenizer,
     package_folder,
+    packaged_file,
 )
 from model.config import MINI, TINY, TextConfig
 
@@ -99,13 +101,41 @@ def test_other_texts_and_padding_do_not_matter(tower: str, request: pytest.Fixtu
 
 
 def test_roberta_is_transformers_own(roberta: TextTower, config: TextConfig) -> None:
-    whole = text_towers.roberta(config).eval()
+    whole = RobertaModel(
+        RobertaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.max_positions,
+            type_vocab_size=1,
+            layer_norm_eps=1e-5,
+            pad_token_id=1,
+        )
+    ).eval()
     whole.load_state_dict(roberta.state_dict(), strict=True)
     ids, mask = roberta.tokenize(CAPTIONS)
     with torch.inference_mode():
         expected = whole(input_ids=ids, attention_mask=mask).pooler_output
         found = roberta.latent(CAPTIONS)
     torch.testing.assert_close(found, expected, rtol=0, atol=rounding(expected, TERMS))
+
+
+def test_sentence_encoder_is_transformers_own(sentences: TextTower) -> None:
+    settings = json.loads(packaged_file(MINI.clap.text.tokenizer, "config.json"))
+    whole = BertModel(BertConfig.from_dict(settings)).eval()
+    weights = load(packaged_file(MINI.clap.text.tokenizer, "model.safetensors"))
+    whole.load_state_dict(weights, strict=False)
+    ids, mask = sentences.tokenize(CAPTIONS)
+    with torch.inference_mode():
+        hidden = whole(input_ids=ids, attention_mask=mask).last_hidden_state
+    weight = mask.unsqueeze(-1)
+    mean = F.normalize((hidden * weight).sum(dim=1) / weight.sum(dim=1), dim=-1)
+    found = F.normalize(sentences.latent(CAPTIONS), dim=-1)
+    torch.testing.assert_close(found, mean, rtol=0, atol=1e-6)
+    clap = F.normalize(torch.randn(len(CAPTIONS), 384), dim=-1)
+    assert (F.cosine_similarity(clap, mean) - F.cosine_similarity(clap, found)).abs().max() < 1e-6
 
 
 def test_tokenizer_is_found_in_a_folder_a_file_and_a_package(

@@ -1,4 +1,4 @@
-"""The one importer of ``laion_clap``: its HTSAT network, without the package's import side effects.
+"""laion_clap's own HTSAT, to compare ours with, without what its package does on import.
 
 Importing ``laion_clap`` itself downloads three tokenizers and needs torchvision. Its network
 definition needs neither, so it is imported with bare parent modules in place of the two packages,
@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from model.clap.audio import SwinBlock
 from model.config import EncoderConfig
 
 _LOCK = threading.Lock()
@@ -124,64 +124,17 @@ def whole_htsat(config: EncoderConfig, num_classes: int = 1) -> nn.Module:
     return network
 
 
-def build_htsat(config: EncoderConfig) -> nn.Module:
-    """Builds HTSAT as a container of parameters, without its classifier and its STFT convolutions.
-
-    Returns:
-        ``HTSAT_Swin_Transformer`` with ``bn0``, ``patch_embed``, ``layers``, ``norm`` and the
-        buffer ``logmel_extractor.melW`` (float32[K, mel_bins]); :mod:`model.clap.audio` runs it.
-    """
-    network = whole_htsat(config)
-    for unused in (
-        "spectrogram_extractor",
-        "spec_augmenter",
-        "tscam_conv",
-        "head",
-        "avgpool",
-        "maxpool",
-    ):
-        delattr(network, unused)
-    extractor: Any = network.logmel_extractor
-    filters = extractor.melW.detach()
-    del extractor.melW  # a frozen parameter: whoever lets a network train would train the filters
-    extractor.register_buffer("melW", filters)
-    return network
-
-
 @_without_warnings()
-def swin_block(
-    dim: int,
-    grid: int,
-    num_heads: int,
-    window_size: int,
-    shifted: bool,
-    mlp_ratio: float,
-    drop_path: float,
-) -> nn.Module:
-    """One Swin block of laion_clap on a ``grid`` × ``grid`` field of ``dim``-wide patches."""
+def original_block(ours: SwinBlock) -> nn.Module:
+    """laion_clap's block with the parameters of one of ours; it gives ``(output, attention)``."""
     block: nn.Module = htsat_module().SwinTransformerBlock(
-        dim=dim,
-        input_resolution=(grid, grid),
-        num_heads=num_heads,
-        window_size=window_size,
-        shift_size=window_size // 2 if shifted else 0,
-        mlp_ratio=mlp_ratio,
-        drop_path=drop_path,
+        dim=ours.norm1.weight.shape[0],
+        input_resolution=(ours.grid, ours.grid),
+        num_heads=ours.attn.num_heads,
+        window_size=ours.window,
+        shift_size=ours.shift,
+        mlp_ratio=ours.mlp.fc1.out_features / ours.mlp.fc1.in_features,
+        drop_path=ours.drop_path.rate,
     )
-    return block
-
-
-def init_weights(module: nn.Module) -> None:
-    """Swin's initialisation: truncated normal (σ = 0.02) weights, zero biases, unit norms."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        nn.init.zeros_(module.bias)
-        nn.init.ones_(module.weight)
-
-
-def torch_hann(n_fft: int) -> torch.Tensor:
-    """The periodic Hann window of torchlibrosa's STFT, float32[n_fft]."""
-    return torch.hann_window(n_fft, periodic=True, dtype=torch.float64).float()
+    block.load_state_dict(ours.state_dict(), strict=True)
+    return block.train(ours.training)
