@@ -273,6 +273,10 @@ SUMMARY_TABLE: Final = (
     _count("schema_version", "Version of this table."),
 )
 """One row a metric and group of clips."""
+MAX_GROUPS = 1_000
+"""The most groups of clips that a summary has."""
+COARSER = "coarser"
+"""Metadata of a summary: as JSON, the columns that are coarser than in the rows, and how."""
 
 SEGMENTS_TABLE: Final = (
     Column(name="id", type=_TEXT, required=True, meaning="The clip, as in the metrics."),
@@ -341,7 +345,15 @@ _PAGE: Final = (
         "where it is undefined.",
         METRICS_TABLE,
     ),
-    ("Summary", "`summary/`: one row a metric and group of clips.", SUMMARY_TABLE),
+    (
+        "Summary",
+        f"`summary/`: one row a metric and group of clips, in at most {MAX_GROUPS:,} groups. Where "
+        "there would be more, `input_snr_db` is rounded to whole dB, and if that is not enough, it "
+        "or other columns with many values are left out, which makes them null. The command says "
+        f"so at its end, and the file in its metadata, under `{COARSER}` "
+        "(`pyarrow.parquet.read_schema(file).metadata`).",
+        SUMMARY_TABLE,
+    ),
     ("Segments", "`segments/`: one row a stretch in which a stem is active.", SEGMENTS_TABLE),
     (
         "Dead letters",

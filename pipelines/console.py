@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
 import sys
 import threading
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+from manifests.columns import COARSER, MAX_GROUPS
 from pipelines.output_folder import OutputFolder
 from pipelines.output_folder.names import DEAD_LETTERS, RUN, SUMMARY
 from pipelines.runners import Measurements
@@ -186,6 +188,17 @@ def read_summary(storage: Storage, uri: str) -> list[dict[str, Any]]:
     return lines
 
 
+def coarser_lines(folder: OutputFolder) -> list[str]:
+    """A line where the summary has coarser groups than the rows."""
+    lines = []
+    for file in folder.storage.list_files(folder.place(SUMMARY), ".parquet"):
+        metadata = pq.read_schema(io.BytesIO(folder.storage.read_bytes(file))).metadata or {}
+        if said := metadata.get(COARSER.encode()):
+            how = ", ".join(f"{column} is {what}" for column, what in json.loads(said).items())
+            lines.append(f"the summary has more than {MAX_GROUPS:,} groups without this: {how}")
+    return lines
+
+
 def separated_lines(
     folder: OutputFolder, row_counts: RowCounts, measured: Measurements, *, wall_s: float
 ) -> list[str]:
@@ -228,7 +241,7 @@ def last_lines(
         measured: by the run.
         named: what in the folder is worth a look, by what it is called.
     """
-    text = []
+    text = coarser_lines(folder)
     if repeated := storage.repeated(measured.counters):
         text.append(f"{repeated} requests to storage failed and were repeated; see {RUN}")
     last = {"failures": DEAD_LETTERS} if row_counts.dead_letters else {"run": RUN}

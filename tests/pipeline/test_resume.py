@@ -18,7 +18,7 @@ import pytest
 import tone_runs
 from pipelines import flags
 from pipelines.output_folder import lock
-from transforms.tables import metrics_rows
+from transforms.tables import metrics_rows, summary
 
 pytestmark = pytest.mark.usefixtures("loaded")
 ROOT = Path(__file__).parents[2]
@@ -65,6 +65,29 @@ def test_only_what_is_missing_is_done_and_the_result_is_the_same(
     assert (row_counts["rows"], row_counts["finished_before"], row_counts["stems"]) == (12, 5, 7)
     for path, content in first_files.items():
         assert path.read_bytes() == content
+
+
+def test_a_summary_of_many_groups_is_coarser_and_says_so(
+    tmp_path: Path, rows: list[dict[str, object]], monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(summary, "MAX_GROUPS", 3)
+    given = [{**row, "dataset": f"d{number}"} for number, row in enumerate(rows[:6])]
+    output = tmp_path / "out"
+    part = tone_runs.write_manifest(tmp_path / "part.jsonl", given[:3])
+    assert tone_runs.run("--manifest", part, "--output", output) == 0
+    assert "the summary has" not in capsys.readouterr().out
+    assert {line["dataset"] for line in tone_runs.table(output, "summary")} == {"d0", "d1", "d2"}
+
+    whole = tone_runs.write_manifest(tmp_path / "whole.jsonl", given)
+    for _ in range(2):
+        assert tone_runs.run("--manifest", whole, "--output", output, "--resume") == 0
+        said = "the summary has more than 1,000 groups without this: dataset is left out"
+        assert said in capsys.readouterr().out
+        lines = tone_runs.table(output, "summary")
+        assert {(line["dataset"], line["n"] + line["n_undefined"]) for line in lines} == {(None, 6)}
+    assert {row["dataset"] for row in tone_runs.table(output, "metrics")} == {
+        row["dataset"] for row in given
+    }
 
 
 def test_a_finished_run_has_nothing_to_resume(

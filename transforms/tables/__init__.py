@@ -39,6 +39,7 @@ class WriteTable(beam.PTransform[Any, Any]):
         prefix: of the files' names: an earlier attempt's files are left alone.
         shards: files a partition; 0: as many as it takes to stay near ``ROWS_PER_FILE`` rows each.
         names: PCollection of ``extra_…`` columns that every file has; None: those of the rows.
+        metadata: PCollection of names and texts that every file has in its metadata; None: none.
     """
 
     uri: str
@@ -47,6 +48,7 @@ class WriteTable(beam.PTransform[Any, Any]):
     prefix: str = "part"
     shards: int = 0
     names: Any = None
+    metadata: Any = None
 
     def expand(self, rows: PCollection[TableRow]) -> PCollection[tuple[str, int]]:
         """Counts the rows, shards them and writes each shard as a file."""
@@ -73,6 +75,7 @@ class WriteTable(beam.PTransform[Any, Any]):
             >> beam.ParDo(
                 _WriteFileFn(self.uri, self.schema, self.storage, self.prefix),
                 beam.pvalue.AsList(names),
+                {} if self.metadata is None else beam.pvalue.AsDict(self.metadata),
             ).with_output_types(tuple[str, int])
         )
 
@@ -97,10 +100,14 @@ class _WriteFileFn(beam.DoFn):
         self._schema_bytes = schema.serialize().to_pybytes()
 
     def process(
-        self, group: tuple[str, Iterable[TableRow]], extra: Sequence[str]
+        self,
+        group: tuple[str, Iterable[TableRow]],
+        extra: Sequence[str],
+        metadata: Mapping[str, str],
     ) -> Iterator[tuple[str, int]]:
         partition, shard = group[0].rsplit("|", 1)
         schema = with_extra(pa.ipc.read_schema(pa.py_buffer(self._schema_bytes)), extra)
+        schema = schema.with_metadata({**(schema.metadata or {}), **metadata})
         table = sorted_table(group[1], schema)
         parts = [part for part in (partition, f"{self._prefix}-{shard}.parquet") if part]
         uri = join(self._uri, *parts)

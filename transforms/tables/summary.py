@@ -6,15 +6,17 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.coders import Coder
+from apache_beam.coders.typecoders import registry
 from apache_beam.pvalue import PCollection
 from numpy.typing import NDArray
 
-from manifests.columns import METRIC_COLUMNS, SUMMARY_SCHEMA
+from manifests.columns import COARSER, MAX_GROUPS, METRIC_COLUMNS, SUMMARY_SCHEMA
 from manifests.row import SCHEMA_VERSION
 from model.bootstrap import Summary, design_effect, summarise
 from transforms.elements import MetricsRow, TableRow
@@ -25,7 +27,11 @@ MAX_KEPT = 20_000
 """Up to so many clips of a group, everything is computed from all values; beyond, mean and standard
 deviation are, the median comes from a sample that depends on the names of recordings and on ids
 alone, and the interval is as wide as the recordings of that sample say."""
+ROUNDED, LEFT_OUT = "rounded to whole dB", "left out"
+_LEVEL = "input_snr_db"
 _NORMAL_95 = 1.959964
+_UTF_8 = ("utf-8", "surrogatepass")
+_ORDER_BYTES = 24
 Values = NDArray[np.float64]
 
 
@@ -47,14 +53,141 @@ class Group:
     @property
     def key(self) -> str:
         """Stable name."""
-        return json.dumps(dataclasses.astuple(self))
+        return json.dumps([getattr(self, name) for name in _COLUMNS])
 
 
 def group_of(row: MetricsRow) -> Group:
     """The group of a clip."""
-    names = {field.name for field in dataclasses.fields(Group)} - {"dataset", "split"}
-    values = {name: row.values[name] for name in names}
+    values = {name: row.values[name] for name in _COLUMNS if name not in ("dataset", "split")}
     return Group(dataset=row.dataset, split=row.split, **values)
+
+
+_COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Group))
+Step = tuple[str, str]
+"""A column, and how it is made coarser."""
+_STEPS: tuple[Step, ...] = (
+    (_LEVEL, ROUNDED),
+    *((name, LEFT_OUT) for name in (_LEVEL, "n_sources", "n_shots", "dataset", "split")),
+    *((name, LEFT_OUT) for name in ("scorer_sha256", "model_sha256", "model")),
+    *((name, LEFT_OUT) for name in ("polarity", "query_type")),
+)
+"""What can be done about more than ``MAX_GROUPS`` groups: first to columns that have more values
+than that by themselves, then in this order."""
+
+
+def coarser(key: str, steps: list[Step]) -> str:
+    """Returns the key of the group that a group becomes a part of when columns are made coarser."""
+    if not steps:
+        return key
+    values = dict(zip(_COLUMNS, json.loads(key), strict=True))
+    for column, how in steps:
+        values[column] = _whole(values[column]) if how == ROUNDED else None
+    return json.dumps(list(values.values()))
+
+
+def _whole(level: float | None) -> float | None:
+    return float(round(level)) if level is not None and math.isfinite(level) else level
+
+
+class _Gathered(Protocol):
+    """What is known of the elements so far, in bounded memory; merges in any order."""
+
+    def add(self, element: Any, /) -> None: ...
+
+    def merge(self, other: Any, /) -> None: ...
+
+    def result(self) -> Any: ...
+
+
+class _GatherFn(beam.CombineFn):
+    """Combines elements by a :class:`_Gathered`."""
+
+    def __init__(self, empty: Callable[[], _Gathered]) -> None:
+        self._empty = empty
+
+    def create_accumulator(self) -> _Gathered:
+        return self._empty()
+
+    def add_input(self, gathered: _Gathered, element: Any) -> _Gathered:
+        gathered.add(element)
+        return gathered
+
+    def merge_accumulators(self, accumulators: Iterable[_Gathered]) -> _Gathered:
+        merged = self._empty()
+        for gathered in accumulators:
+            merged.merge(gathered)
+        return merged
+
+    def extract_output(self, gathered: _Gathered) -> Any:
+        return gathered.result()
+
+
+class _Distinct:
+    """Groups, and values that a step would do away with: at most ``MAX_GROUPS`` + 1 of each."""
+
+    def __init__(self) -> None:
+        self.groups: set[str] = set()
+        self.values: dict[Step, set[Any]] = {step: set() for step in _STEPS}
+
+    def add(self, key: str) -> None:
+        if key in self.groups:
+            return
+        _add(self.groups, [key])
+        values = dict(zip(_COLUMNS, json.loads(key), strict=True))
+        for step, known in self.values.items():
+            value = values[step[0]]
+            _add(known, [_whole(value) if step == (_LEVEL, LEFT_OUT) else value])
+
+    def merge(self, other: _Distinct) -> None:
+        _add(self.groups, other.groups)
+        for step, values in other.values.items():
+            _add(self.values[step], values)
+
+    def result(self) -> list[Step]:
+        """The steps in the order in which they are to be taken; none where groups are few."""
+        if len(self.groups) <= MAX_GROUPS:
+            return []
+        return sorted(_STEPS, key=lambda step: len(self.values[step]) <= MAX_GROUPS)
+
+
+def _add(values: set[Any], more: Iterable[Any]) -> None:
+    for value in more:
+        if len(values) > MAX_GROUPS:
+            return
+        values.add(value)
+
+
+class _Coarsened:
+    """Groups after the fewest steps that leave no more than ``MAX_GROUPS`` of them.
+
+    How many steps that takes does not depend on how rows come and are parted: after any number of
+    steps, some of the groups are never more than all of them.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.taken = 0
+        self.groups: set[str] = set()
+
+    def add(self, asked: tuple[str, list[Step]]) -> None:
+        key, self.steps = asked
+        self.groups.add(coarser(key, self.steps[: self.taken]))
+        self._shrink(self.taken)
+
+    def merge(self, other: _Coarsened) -> None:
+        self.steps = self.steps or other.steps
+        self._shrink(other.taken)
+        self.groups.update(coarser(key, self.steps[: self.taken]) for key in other.groups)
+        self._shrink(self.taken)
+
+    def result(self) -> list[Step]:
+        return self.steps[: self.taken]
+
+    def _shrink(self, taken: int) -> None:
+        """Takes at least so many steps."""
+        while self.taken < taken or len(self.groups) > MAX_GROUPS:
+            self.taken += 1
+            self.groups = {coarser(key, self.steps[: self.taken]) for key in self.groups}
 
 
 class _Moments:
@@ -85,6 +218,9 @@ class _Moments:
         self.kept.extend(other.kept)
         self._cut(2 * MAX_KEPT)
 
+    def result(self) -> list[Summary]:
+        return statistics(self)
+
     def sample(self) -> list[_Kept]:
         """Clips in an order that follows from the names of their recordings and from their ids."""
         self._cut(MAX_KEPT)
@@ -110,22 +246,30 @@ def _order(kept: _Kept) -> bytes:
     return kept.order
 
 
-class _SummariseFn(beam.CombineFn):
-    def create_accumulator(self) -> _Moments:
-        return _Moments()
+class _KeptCoder(Coder):
+    """The order, the values and the recording, one after another."""
 
-    def add_input(self, moments: _Moments, clip: _Kept) -> _Moments:
-        moments.add(clip)
-        return moments
+    def encode(self, kept: _Kept) -> bytes:
+        """Bytes of a clip."""
+        name = b"" if kept.recording is None else b"=" + kept.recording.encode(*_UTF_8)
+        return kept.order + kept.values.tobytes() + name
 
-    def merge_accumulators(self, accumulators: Iterable[_Moments]) -> _Moments:
-        merged = _Moments()
-        for moments in accumulators:
-            merged.merge(moments)
-        return merged
+    def decode(self, encoded: bytes) -> _Kept:
+        """The clip again."""
+        begin, end = _ORDER_BYTES, _ORDER_BYTES + 8 * len(METRIC_COLUMNS)
+        name = encoded[end:]
+        return _Kept(
+            order=encoded[:begin],
+            recording=name[1:].decode(*_UTF_8) if name else None,
+            values=np.frombuffer(encoded[begin:end]),
+        )
 
-    def extract_output(self, moments: _Moments) -> list[Summary]:
-        return statistics(moments)
+    def is_deterministic(self) -> bool:
+        """Not used for keys."""
+        return False
+
+
+registry.register_coder(_Kept, _KeptCoder)
 
 
 def statistics(moments: _Moments) -> list[Summary]:
@@ -168,7 +312,9 @@ def _of_many(moments: _Moments, index: int, sample: Summary, design_effect: floa
 class SummariseMetrics(beam.PTransform[Any, Any]):
     """Metrics → the summary table, one file.
 
-    In: ``MetricsRow``, each id once. Out: ``(uri, rows)`` of the file.
+    In: ``MetricsRow``, each id once. Out: ``(uri, rows)`` of the file. There are at most
+    ``MAX_GROUPS`` groups, whatever the rows hold; what was made coarser to that end is in the
+    file's metadata.
 
     Attributes:
         uri: folder of the table.
@@ -180,10 +326,21 @@ class SummariseMetrics(beam.PTransform[Any, Any]):
 
     def expand(self, rows: PCollection[MetricsRow]) -> PCollection[tuple[str, int]]:
         """Groups the rows by setting and summarises each metric."""
+        clips = rows | "ByGroup" >> beam.Map(_keyed).with_output_types(tuple[str, _Kept])
+        keys = clips | "Keys" >> beam.Keys()
+        steps = keys | "Distinct" >> beam.CombineGlobally(_GatherFn(_Distinct))
+        taken = (
+            keys
+            | "WithSteps" >> beam.Map(_with_steps, beam.pvalue.AsSingleton(steps))
+            | "Coarsen" >> beam.CombineGlobally(_GatherFn(_Coarsened))
+        )
         return (
-            rows
-            | "ByGroup" >> beam.Map(_keyed).with_output_types(tuple[str, _Kept])
-            | "Summarise" >> beam.CombinePerKey(_SummariseFn())  # type: ignore[no-untyped-call]
+            clips
+            | "Coarser"
+            >> beam.Map(_coarser, beam.pvalue.AsSingleton(taken)).with_output_types(
+                tuple[str, _Kept]
+            )
+            | "Summarise" >> beam.CombinePerKey(_GatherFn(_Moments))
             | "Lines" >> beam.FlatMap(_lines).with_output_types(TableRow)
             | "WriteTable"
             >> WriteTable(
@@ -192,8 +349,22 @@ class SummariseMetrics(beam.PTransform[Any, Any]):
                 storage=self.storage,
                 prefix="summary",
                 shards=1,
+                metadata=taken | "Said" >> beam.FlatMap(_said).with_output_types(tuple[str, str]),
             )
         )
+
+
+def _with_steps(key: str, steps: list[Step]) -> tuple[str, list[Step]]:
+    return key, steps
+
+
+def _coarser(clip: tuple[str, _Kept], steps: list[Step]) -> tuple[str, _Kept]:
+    return coarser(clip[0], steps), clip[1]
+
+
+def _said(steps: list[Step]) -> Iterator[tuple[str, str]]:
+    if steps:
+        yield COARSER, json.dumps(dict(steps))
 
 
 def _keyed(row: MetricsRow) -> tuple[str, _Kept]:
@@ -205,7 +376,7 @@ def _keyed(row: MetricsRow) -> tuple[str, _Kept]:
 
 
 def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:12]
+    return hashlib.sha256(text.encode(*_UTF_8)).digest()[: _ORDER_BYTES // 2]
 
 
 def _lines(summary: tuple[str, list[Summary]]) -> Iterator[TableRow]:
@@ -231,5 +402,4 @@ def _lines(summary: tuple[str, list[Summary]]) -> Iterator[TableRow]:
 
 
 def _group_from(key: str) -> Group:
-    names = [field.name for field in dataclasses.fields(Group)]
-    return Group(**dict(zip(names, json.loads(key), strict=True)))
+    return Group(**dict(zip(_COLUMNS, json.loads(key), strict=True)))

@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
+from unittest import mock
 
 import apache_beam as beam
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from manifests.columns import METRIC_COLUMNS, SUMMARY_SCHEMA
 from metric_rows import metrics
 from model.bootstrap import design_effect, summarise
+from transforms.elements import MetricsRow
 from transforms.storage import Storage
 from transforms.tables import summary
-from transforms.tables.summary import SummariseMetrics, group_of
+from transforms.tables.summary import LEFT_OUT, ROUNDED, Group, SummariseMetrics, coarser, group_of
 
 RNG = np.random.default_rng(0)
 
@@ -144,3 +150,104 @@ def test_no_rows_give_no_summary(tmp_path: Path) -> None:
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         _ = pipeline | beam.Create([]) | SummariseMetrics(uri=str(tmp_path), storage=Storage())
     assert list(tmp_path.iterdir()) == []
+
+
+def _keys(count: int, **fields: list) -> list[str]:
+    """Keys of groups whose columns have the given values, in turn."""
+    first = dataclasses.asdict(group_of(metrics("a")))
+    return [
+        Group(**first | {name: values[i % len(values)] for name, values in fields.items()}).key
+        for i in range(count)
+    ]
+
+
+def _steps(keys: list[str], parts: int = 1) -> list[tuple[str, str]]:
+    """What is made coarser of these groups, found in so many parts."""
+    distinct, taken = (summary._GatherFn(kind) for kind in (summary._Distinct, summary._Coarsened))
+
+    def gather(fn: summary._GatherFn, elements: list) -> list:
+        gathered = [fn.create_accumulator() for _ in range(parts)]
+        for number, element in enumerate(elements):
+            fn.add_input(gathered[number % parts], element)
+        return fn.extract_output(fn.merge_accumulators(gathered))
+
+    steps = gather(distinct, keys)
+    return gather(taken, [(key, steps) for key in keys])
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"input_snr_db": [0.001 * i for i in range(5_000)]}, {"input_snr_db": ROUNDED}),
+        ({"input_snr_db": [1e3 * i for i in range(5_000)]}, {"input_snr_db": LEFT_OUT}),
+        ({"dataset": [f"d{i}" for i in range(5_000)]}, {"dataset": LEFT_OUT}),
+        ({"n_sources": list(range(1_001))}, {"n_sources": LEFT_OUT}),
+        ({"dataset": [f"d{i}" for i in range(1_000)]}, {}),
+    ],
+)
+def test_a_column_of_too_many_values_is_made_coarser(fields: dict, expected: dict) -> None:
+    keys = _keys(len(next(iter(fields.values()))), **fields)
+    steps = _steps(keys, parts=3)
+    assert dict(steps) == expected
+    assert len({coarser(key, steps) for key in keys}) <= 1_000
+
+
+def test_many_groups_of_few_values_lose_their_levels_first() -> None:
+    datasets, levels = [f"d{i}" for i in range(41)], [0.5 * i for i in range(40)]
+    assert dict(_steps(_keys(41 * 40, dataset=datasets, input_snr_db=levels))) == {
+        "input_snr_db": ROUNDED
+    }
+
+
+_VALUES = st.fixed_dictionaries(
+    {
+        "dataset": st.sampled_from([None, "a", "b", "c"]),
+        "n_sources": st.sampled_from([None, 1, 2, 3]),
+        "input_snr_db": st.one_of(st.none(), st.floats(-3, 3), st.just(float("inf"))),
+    }
+)
+
+
+@given(st.lists(_VALUES, max_size=30), st.randoms(use_true_random=False), st.integers(1, 5))
+def test_what_is_made_coarser_depends_on_no_order(rows: list, random, parts: int) -> None:
+    first = dataclasses.asdict(group_of(metrics("a")))
+    keys = [Group(**first | row).key for row in rows]
+    with mock.patch.object(summary, "MAX_GROUPS", 4):
+        steps = _steps(keys)
+        random.shuffle(keys)
+        assert _steps(keys, parts) == steps
+    groups = {coarser(key, steps) for key in keys}
+    assert len(groups) <= 4
+    assert len({coarser(key, steps[:-1]) for key in keys}) > 4 or not steps
+
+
+def test_a_coarser_summary_says_so(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(summary, "MAX_GROUPS", 2)
+    rows = [metrics(f"{i}", float(i), snr_db=(0.1 * i,)) for i in range(8)]
+    lines = _summarised(tmp_path, rows)
+    sdri = {line["input_snr_db"]: line["n"] for line in lines if line["metric"] == "sdri_db"}
+    assert sdri == {0.0: 6, 1.0: 2}
+    metadata = pq.read_schema(tmp_path / "summary-00000-of-00001.parquet").metadata
+    assert json.loads(metadata[b"coarser"]) == {"input_snr_db": ROUNDED}
+
+
+def test_labels_and_recordings_make_no_groups(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(summary, "MAX_GROUPS", 1)
+    rows = [metrics(f"{i}", label=f"label {i}", group=f"recording {i}") for i in range(8)]
+    assert len(_summarised(tmp_path, rows)) == len(METRIC_COLUMNS)
+    assert b"coarser" not in pq.read_schema(tmp_path / "summary-00000-of-00001.parquet").metadata
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("column", ["snr_db", "dataset", "label"])
+def test_a_hundred_thousand_values_make_a_short_summary(tmp_path: Path, column: str) -> None:
+    def row(number: int) -> MetricsRow:
+        value = (0.001 * number,) if column == "snr_db" else f"value {number}"
+        return metrics(str(number), **{column: value})
+
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        rows = pipeline | beam.Create(range(100_000)) | beam.Map(row)
+        _ = rows | SummariseMetrics(uri=str(tmp_path), storage=Storage())
+    found = pq.read_table(tmp_path / "summary-00000-of-00001.parquet").to_pylist()
+    assert len(found) <= 1_000 * len(METRIC_COLUMNS)
+    assert sum(line["n"] for line in found if line["metric"] == "sdri_db") == 100_000
