@@ -275,6 +275,7 @@ class _Run:
             if config.overwrite:
                 for line in output_folder.clear(config, storage, earlier, job.command.name):
                     output_folder.say(line)
+            output_folder.begin(folder)
             record.write_record(storage, folder.place(RUN), entry)
         with self._recorded(folder, entry):
             outcome = self._compute(folder, entry)

@@ -18,14 +18,33 @@ from model.systems import Capabilities, Normalisation, Policy
 from pipelines import console, flags
 from pipelines.config import SeparateConfig
 from pipelines.output_folder import OutputFolder
-from pipelines.output_folder.names import DEAD_LETTERS, JOURNAL, METRICS, ROW_COUNTS, SUMMARY
+from pipelines.output_folder.names import (
+    DEAD_LETTERS,
+    JOURNAL,
+    LISTING,
+    METRICS,
+    ROW_COUNTS,
+    SUMMARY,
+)
 from pipelines.preflight import code_version
 from pipelines.runners import Measurements
 from transforms import model_cache
 from transforms.audio.files import StemFormat
 from transforms.audio.mixtures import ReadSettings
 from transforms.elements import KeptRow, MetricsRow, MixtureQueries, MixtureRows, TableRow
-from transforms.kept import AfterFiles, CheckStems, LeaveTables, NameSome, ReadKept, Reconcile
+from transforms.kept import (
+    AfterFiles,
+    CheckStems,
+    LeaveTables,
+    NameSome,
+    ReadAgain,
+    ReadKept,
+    ReadLetters,
+    ReadListing,
+    Reconcile,
+    name_of_row,
+    row_name,
+)
 from transforms.long_recordings import SeparateLongRecordings
 from transforms.manifest_io import AdmitRows, GroupByMixture, ReadManifest
 from transforms.queries import AdaptQueries, AttachQueriesFn, EmbedQueries
@@ -208,12 +227,13 @@ class SeparateManifest(beam.PTransform[Any, Any]):
 
     def _resumed(self, root: Any, rows: Any, invalid: Any, columns: Any) -> tuple[Any, ...]:
         """What earlier attempts left, held against the manifest, and taken out of their files."""
-        storage, earlier = self.folder.storage, self.folder.earlier
-        files = {"table_uris": earlier.metrics_uris, "journal_uris": earlier.journal_uris}
-        kept, letters, damaged, names = root | "ReadKept" >> ReadKept(
-            **files, letter_uris=earlier.letter_uris, storage=storage
+        folder, storage = self.folder, self.folder.storage
+        verify = self.config.verify
+        files = root | "ReadListing" >> ReadListing(folder.place(LISTING), storage)
+        kept, letters, damaged, names = files | "ReadKept" >> ReadKept(
+            storage, METRICS_SCHEMA, audio_of=metrics_rows.audio_of if verify else None
         )
-        if self.config.verify:
+        if verify:
             overlap = Overlap(num_threads=_FILES_AT_ONCE[1], max_pending=_FILES_AT_ONCE[1])
             kept = kept | "CheckStems" >> CheckStems(storage, overlap)
         names = (names, columns) | "AllColumns" >> beam.Flatten()
@@ -223,12 +243,13 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             "invalid": invalid,
             "kept": kept,
             "letters": letters,
-        } | "AdmitRows" >> Reconcile(earlier.rules)
+        } | "AdmitRows" >> Reconcile(folder.earlier.rules)
         ready = {
+            "files": files,
             "leaving": found["leaving"],
             "damaged": damaged,
             "names": names,
-        } | "LeaveTables" >> LeaveTables(uri=self.folder.uri, **files, storage=storage)
+        } | "LeaveTables" >> LeaveTables(folder.uri, METRICS_SCHEMA, storage)
         # A stem is only written over when no table says any more what was in it.
         admitted = found["rows"] | "AfterTables" >> AfterFiles(ready)
         asked, others = found["kept"] | "Asked" >> beam.Partition(_is_other, 2)  # type: ignore[arg-type]
@@ -240,7 +261,8 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             row_counts.NAMED: found["leaving"] | "NameLeaving" >> NameSome(),
             row_counts.DAMAGED: damaged,
         }
-        return admitted, found["failed"], found["kept"], found["letters"], names, counted
+        stay = found["letters"] | "ReadLetters" >> ReadLetters(storage)
+        return admitted, found["failed"], found["kept"], stay, names, counted
 
     def _write_tables(
         self, done: Any, kept: Any, all_failed: Any, letters: Any, names: Any
@@ -250,8 +272,14 @@ class SeparateManifest(beam.PTransform[Any, Any]):
         if kept is not None:
             recovered, earlier = kept | "InTable" >> beam.Partition(_is_in_table, 2)  # type: ignore[arg-type]
             recovered, earlier = (
-                part | f"Rows{name}" >> beam.Map(_row_of).with_output_types(MetricsRow)
-                for name, part in (("Recovered", recovered), ("InTable", earlier))
+                part
+                | f"Names{name}" >> beam.Map(name_of_row).with_output_types(tuple[str, Any])
+                | f"Rows{name}"
+                >> ReadAgain(folder.storage, row_name, metrics_rows.from_record, MetricsRow, small)
+                for name, part, small in (
+                    ("Recovered", recovered, True),
+                    ("InTable", earlier, False),
+                )
             )
             new = (done, recovered) | "NewRows" >> beam.Flatten()
             every_row = (new, earlier) | "EveryRow" >> beam.Flatten()
@@ -418,7 +446,3 @@ def _is_other(kept: KeptRow, _: int) -> int:
 
 def _is_in_table(kept: KeptRow, _: int) -> int:
     return int(kept.in_table)
-
-
-def _row_of(kept: KeptRow) -> MetricsRow:
-    return kept.row

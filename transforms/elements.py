@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.row import ManifestRow
+from transforms.audio import AudioPart
 
 Samples = NDArray[np.float32]
 Stage = Literal["manifest", "embed_queries", "read", "separate", "score", "write"]
@@ -268,44 +270,81 @@ class KeptRules:
     trusted: bool = True
 
 
+TABLE, JOURNAL, LETTERS = "table", "journal", "letters"
+"""What a file of an earlier attempt is a part of."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class KeptRow:
-    """A row that an earlier attempt finished.
+class KeptFile:
+    """A file that an earlier attempt left.
 
     Attributes:
-        row: of the metrics.
+        kind: ``table``, ``journal`` or ``letters``.
+        uri: the file.
+    """
+
+    kind: str
+    uri: str
+
+    def to_line(self) -> bytes:
+        """A line of a listing."""
+        return f"{json.dumps([self.kind, self.uri])}\n".encode("ascii")
+
+    @classmethod
+    def of_line(cls, line: bytes) -> KeptFile:
+        """The file that a line of a listing names."""
+        kind, uri = json.loads(line)
+        return cls(kind=kind, uri=uri)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRow:
+    """A row that an earlier attempt finished: what decides whether it stays, and not the row.
+
+    Attributes:
+        id: of the row.
+        row_sha256: digest of the manifest's row that it was made from.
         uri: the file that it was read from.
-        in_table: whether that is a file of metrics, and not of the journal.
-        broken: what is wrong with its stem, where that was looked at.
+        in_table: whether that is a file of the table, and not of the journal.
+        audio: the files of audio that it names, each with what it should hold; only where they are
+            still to be looked at.
+        broken: what is wrong with one of them, where that was looked at.
         asked: whether the manifest of this attempt has it.
     """
 
-    row: MetricsRow
+    id: str
+    row_sha256: str | None
     uri: str
     in_table: bool
+    audio: tuple[tuple[str, AudioPart], ...] = ()
     broken: str | None = None
     asked: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class KeptLetter:
-    """A dead letter of an earlier attempt; ``key`` says which row of a manifest it is about."""
+    """A dead letter of an earlier attempt: what decides whether it stays.
+
+    Attributes:
+        key: says which row of a manifest it is about.
+        place: where that row stands, as :func:`transforms.tables.dead_letters.place_key` writes it.
+        uri: the file that it was read from.
+        is_second: whether it is a later row of an id that has another row.
+    """
 
     key: str
-    row: TableRow
-
-    @property
-    def is_second(self) -> bool:
-        """Whether it is a later row of an id that has another row."""
-        return bool(self.row.record["error_type"] == "duplicate_id")
+    place: str
+    uri: str
+    is_second: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """A file that cannot be read, and why."""
+    """A file that cannot be read, what it is a part of, and why."""
 
     uri: str
     reason: str
+    kind: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.pipeline import Pipeline
 from apache_beam.pvalue import PCollection
-from apache_beam.transforms.combiners import Top
+from apache_beam.transforms.combiners import Count, Top
+from apache_beam.transforms.window import GlobalWindow
 
-from manifests.columns import DEAD_LETTER_SCHEMA, METRICS_SCHEMA, with_extra
+from manifests.columns import DEAD_LETTER_SCHEMA, with_extra
 from manifests.row import EXTRA_PREFIX, ManifestRow
 from transforms.audio import AudioPart
 from transforms.audio.files import WriteError, describe, require_whole
@@ -31,9 +32,13 @@ from transforms.elements import (
     CHANGED,
     DOUBLE,
     GONE,
+    JOURNAL,
+    LETTERS,
+    TABLE,
     UNKNOWN,
     Damage,
     Failure,
+    KeptFile,
     KeptLetter,
     KeptRow,
     KeptRules,
@@ -43,8 +48,7 @@ from transforms.elements import (
 from transforms.manifest_io import duplicate, first_of
 from transforms.storage import Storage, join
 from transforms.tables import dead_letters, parquet_bytes
-from transforms.tables.metrics_rows import from_record
-from transforms.threaded import LookAheadFn, Overlap
+from transforms.threaded import LookAhead, LookAheadFn, Overlap, in_window
 
 MAX_NAMED = 20
 """So many ids are named for each reason."""
@@ -53,109 +57,292 @@ _LETTER_FIELDS = frozenset(DEAD_LETTER_SCHEMA.names)
 
 
 @dataclasses.dataclass(eq=False)
-class ReadKept(beam.PTransform[Any, Any]):
-    """Rows and dead letters of earlier attempts.
+class ReadListing(beam.PTransform[Any, Any]):
+    """The files that a listing names, spread over all workers.
 
-    In: a pipeline. Out: ``KeptRow``, as often as it is there; ``KeptLetter``; ``Damage`` for each
+    A journal can have so many files that Dataflow would not take a graph with their names.
+
+    In: a pipeline. Out: ``KeptFile``.
+
+    Attributes:
+        uri: the listing, a line for each file as :meth:`KeptFile.to_line` writes it.
+        storage: how it is reached.
+    """
+
+    uri: str
+    storage: Storage
+
+    def expand(self, root: Pipeline) -> PCollection[KeptFile]:
+        """Reads the listing in one place, and its files elsewhere."""
+        return (
+            root
+            | "Listing" >> beam.Create([self.uri], reshuffle=False)
+            | "Files" >> beam.FlatMap(_listed, self.storage).with_output_types(KeptFile)
+            | "Spread" >> beam.Reshuffle()
+        )
+
+
+def _listed(uri: str, storage: Storage) -> Iterator[KeptFile]:
+    return map(KeptFile.of_line, storage.read_bytes(uri).splitlines())
+
+
+AudioOf = Callable[[Mapping[str, Any]], Sequence[tuple[str, AudioPart]]]
+"""The files of audio that a row of a table names, each with what it should hold."""
+
+
+@dataclasses.dataclass(eq=False)
+class ReadKept(beam.PTransform[Any, Any]):
+    """What decides about rows and dead letters of earlier attempts; the rows stay in their files.
+
+    In: ``KeptFile``. Out: ``KeptRow``, as often as it is there; ``KeptLetter``; ``Damage`` for each
     file that cannot be read whole, of which nothing else comes; names of ``extra_…`` columns. A
     file that is gone has been taken away by an earlier try of what comes after.
 
     Attributes:
-        table_uris: files of the metrics.
-        journal_uris: files of the journal.
-        letter_uris: files of dead letters.
-        storage: how they are reached.
+        storage: how files are reached.
+        schema: of the table and the journal; has ``id`` and ``row_sha256``.
+        audio_of: gives the files that :class:`CheckAudio` is to look at, by the columns of a row.
     """
 
-    table_uris: tuple[str, ...]
-    journal_uris: tuple[str, ...]
-    letter_uris: tuple[str, ...]
     storage: Storage
+    schema: pa.Schema
+    audio_of: AudioOf | None = None
 
     def expand(
-        self, root: Pipeline
+        self, files: PCollection[KeptFile]
     ) -> tuple[
         PCollection[KeptRow], PCollection[KeptLetter], PCollection[Damage], PCollection[str]
     ]:
         """Reads the tables, the journal and the dead letters, a file at a time."""
-        files = [(uri, True) for uri in self.table_uris]
-        files += [(uri, False) for uri in self.journal_uris]
-        rows = (
-            root
-            | "Files" >> beam.Create(files)
-            | "Spread" >> beam.Reshuffle()
-            | "Read"
-            >> beam.ParDo(_ReadRowsFn(self.storage)).with_outputs("damaged", "names", main="rows")
-        )
-        letters = (
-            root
-            | "LetterFiles" >> beam.Create(list(self.letter_uris))
-            | "ReadLetters"
-            >> beam.ParDo(_ReadLettersFn(self.storage)).with_outputs(
-                "damaged", "names", main="letters"
+        outputs = files | "Read" >> beam.ParDo(
+            _ReadKeptFn(self.storage, self.schema, self.audio_of)
+        ).with_outputs("letters", "damaged", "names", main="rows")
+        return outputs["rows"], outputs["letters"], outputs["damaged"], outputs["names"]
+
+
+class _FilesFn(beam.DoFn):
+    """Reads the file of each element; small ones are fetched ahead, all at once in memory."""
+
+    _ahead: LookAhead[Any, tuple[Any, bytes | None]]
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def uri_of(self, element: Any) -> str:
+        """The file of an element."""
+        raise NotImplementedError
+
+    def is_small(self, element: Any) -> bool:
+        """Whether several such files fit into memory."""
+        raise NotImplementedError
+
+    def results(self, element: Any, data: bytes | None) -> Iterator[Any]:
+        """What the content of its file gives for an element; None: there is no such file."""
+        raise NotImplementedError
+
+    def setup(self) -> None:
+        self._ahead = LookAhead(self._fetched, Overlap(), "ReadKept", "fetch")
+
+    def teardown(self) -> None:
+        self._ahead.close()
+
+    def start_bundle(self) -> None:
+        self._ahead.reset()
+
+    def process(self, element: Any) -> Iterator[Any]:
+        small = self.is_small(element)
+        for fetched in self._ahead.push(element) if small else [self._fetched(element)]:
+            yield from self.results(*fetched)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        window = GlobalWindow()
+        for fetched in self._ahead.drain():
+            for result in self.results(*fetched):
+                yield in_window(result, window)
+
+    def _fetched(self, element: Any) -> tuple[Any, bytes | None]:
+        try:
+            return element, self._storage.read_bytes(self.uri_of(element))
+        except FileNotFoundError:
+            return element, None
+
+
+class _ReadKeptFn(_FilesFn):
+    def __init__(self, storage: Storage, schema: pa.Schema, audio_of: AudioOf | None) -> None:
+        super().__init__(storage)
+        self._names, self._audio_of = tuple(schema.names), audio_of
+
+    def uri_of(self, element: KeptFile) -> str:
+        return element.uri
+
+    def is_small(self, element: KeptFile) -> bool:
+        return element.kind == JOURNAL
+
+    def results(self, element: KeptFile, data: bytes | None) -> Iterator[Any]:
+        if data is None:
+            return
+        names = tuple(DEAD_LETTER_SCHEMA.names) if element.kind == LETTERS else self._names
+        try:
+            file = _whole_file(data, names)
+        except (pa.ArrowException, OSError, ValueError) as err:
+            reason = " ".join(str(err).split())[:200] or type(err).__name__
+            damage = Damage(uri=element.uri, reason=reason, kind=element.kind)
+            yield beam.pvalue.TaggedOutput("damaged", damage)
+            return
+        for name in file.schema_arrow.names:
+            if name.startswith(EXTRA_PREFIX):
+                yield beam.pvalue.TaggedOutput("names", name.removeprefix(EXTRA_PREFIX))
+        if element.kind == LETTERS:
+            for record in _records(file, _LETTER_COLUMNS):
+                yield beam.pvalue.TaggedOutput("letters", _letter(record, element.uri))
+            return
+        for record in _records(file, None if self._audio_of else ["id", "row_sha256"]):
+            yield KeptRow(
+                id=record["id"],
+                row_sha256=record["row_sha256"],
+                uri=element.uri,
+                in_table=element.kind == TABLE,
+                audio=tuple(self._audio_of(record)) if self._audio_of else (),
             )
-        )
-        damaged = (rows["damaged"], letters["damaged"]) | "Damaged" >> beam.Flatten()
-        names = (rows["names"], letters["names"]) | "Names" >> beam.Flatten()
-        return rows["rows"], letters["letters"], damaged, names
 
 
-class _ReadRowsFn(beam.DoFn):
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-
-    def process(self, file: tuple[str, bool]) -> Iterator[Any]:
-        uri, in_table = file
-        for record in _records(self._storage, uri, METRICS_SCHEMA):
-            if isinstance(record, dict):
-                yield KeptRow(row=from_record(record), uri=uri, in_table=in_table)
-            else:
-                yield record
+_LETTER_COLUMNS = ["id", "row_json", "manifest_uri", "manifest_row", "error_type"]
 
 
-class _ReadLettersFn(beam.DoFn):
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+def _whole_file(data: bytes, names: Sequence[str]) -> pq.ParquetFile:
+    """A file of which all can be read.
 
-    def process(self, uri: str) -> Iterator[Any]:
-        for record in _records(self._storage, uri, DEAD_LETTER_SCHEMA):
-            yield _letter(record) if isinstance(record, dict) else record
-
-
-def _records(storage: Storage, uri: str, schema: pa.Schema) -> Iterator[Any]:
-    """Rows of a file as dicts, and its further columns as names; or its damage alone."""
-    try:
-        data = storage.read_bytes(uri)
-    except FileNotFoundError:
-        return
-    try:
-        file = pq.ParquetFile(io.BytesIO(data))
-        missing = sorted(set(schema.names) - set(file.schema_arrow.names))
-        if missing:
-            raise ValueError(f"has no column {missing[0]}")
-        for batch in file.iter_batches(_ROWS_PER_BATCH):
-            batch.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as err:
-        reason = " ".join(str(err).split())[:200] or type(err).__name__
-        yield beam.pvalue.TaggedOutput("damaged", Damage(uri=uri, reason=reason))
-        return
-    for name in file.schema_arrow.names:
-        if name.startswith(EXTRA_PREFIX):
-            yield beam.pvalue.TaggedOutput("names", name.removeprefix(EXTRA_PREFIX))
+    Raises:
+        ValueError: it lacks a column, or a part of it says something impossible.
+        pa.ArrowException, OSError: it cannot be read.
+    """
+    file = pq.ParquetFile(io.BytesIO(data))
+    missing = sorted(set(names) - set(file.schema_arrow.names))
+    if missing:
+        raise ValueError(f"has no column {missing[0]}")
     for batch in file.iter_batches(_ROWS_PER_BATCH):
+        batch.validate(full=True)
+    return file
+
+
+def _records(file: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    for batch in file.iter_batches(_ROWS_PER_BATCH, columns=columns):
         yield from batch.to_pylist()
 
 
-def _letter(record: Mapping[str, Any]) -> KeptLetter:
+def _letter(record: Mapping[str, Any], uri: str) -> KeptLetter:
+    return KeptLetter(
+        key=_key(record["id"], record["row_json"]),
+        place=_place(record),
+        uri=uri,
+        is_second=record["error_type"] == "duplicate_id",
+    )
+
+
+def _place(record: Mapping[str, Any]) -> str:
+    return dead_letters.place_key(record["manifest_uri"], record["manifest_row"])
+
+
+@dataclasses.dataclass(eq=False)
+class ReadAgain(beam.PTransform[Any, Any]):
+    """Rows that stay, out of their files: only their names crossed the shuffle before.
+
+    In: the URI of a file, and the name of a row in it. Out: what ``made`` makes of that row's
+    columns; of several rows of one name in a file, the first.
+
+    Attributes:
+        storage: how files are reached.
+        name_of: the name of a row, from its columns.
+        made: what is made of them.
+        kind: the type of that.
+        small: whether several files fit into memory, and are fetched ahead.
+    """
+
+    storage: Storage
+    name_of: Callable[[Mapping[str, Any]], Any]
+    made: Callable[[Mapping[str, Any]], Any]
+    kind: type
+    small: bool = False
+
+    def expand(self, names: PCollection[tuple[str, Any]]) -> PCollection[Any]:
+        """Gathers the names of each file, and reads it."""
+        return (
+            names
+            | "ByFile" >> beam.GroupByKey()
+            | "Read" >> beam.ParDo(_ReadAgainFn(self)).with_output_types(self.kind)
+        )
+
+
+class _ReadAgainFn(_FilesFn):
+    def __init__(self, step: ReadAgain) -> None:
+        super().__init__(step.storage)
+        self._name_of, self._made, self._small = step.name_of, step.made, step.small
+
+    def uri_of(self, element: tuple[str, Iterable[Any]]) -> str:
+        return element[0]
+
+    def is_small(self, element: tuple[str, Iterable[Any]]) -> bool:
+        return self._small
+
+    def results(self, element: tuple[str, Iterable[Any]], data: bytes | None) -> Iterator[Any]:
+        wanted = set(element[1])
+        for record in _records(pq.ParquetFile(io.BytesIO(data))) if data is not None else ():
+            name = self._name_of(record)
+            if name in wanted:
+                wanted.remove(name)
+                yield self._made(record)
+        if wanted:
+            raise RuntimeError(
+                f"{element[0]}: {len(wanted)} rows are gone that were there when this run began, "
+                f"such as {min(map(str, wanted))[:200]}; does another program write into the "
+                "output folder? --resume looks again"
+            )
+
+
+def row_name(record: Mapping[str, Any]) -> Any:
+    """The name of a row of a table for :class:`ReadAgain`: its id, and what it was made from."""
+    return record["id"], record["row_sha256"]
+
+
+def name_of_row(kept: KeptRow) -> tuple[str, Any]:
+    """What :class:`ReadAgain` takes for a row that stays, with :func:`row_name`."""
+    return kept.uri, (kept.id, kept.row_sha256)
+
+
+@dataclasses.dataclass(eq=False)
+class ReadLetters(beam.PTransform[Any, Any]):
+    """Dead letters that stay, out of their files.
+
+    In: ``KeptLetter``. Out: ``TableRow``.
+
+    Attributes:
+        storage: how files are reached.
+    """
+
+    storage: Storage
+
+    def expand(self, letters: PCollection[KeptLetter]) -> PCollection[TableRow]:
+        """Reads the files of the letters again."""
+        names = letters | "Names" >> beam.Map(_name_of_letter).with_output_types(tuple[str, Any])
+        return names | ReadAgain(self.storage, _letter_name, _letter_row, TableRow)
+
+
+def _name_of_letter(letter: KeptLetter) -> tuple[str, Any]:
+    return letter.uri, (letter.place, letter.key)
+
+
+def _letter_name(record: Mapping[str, Any]) -> Any:
+    return _place(record), _key(record["id"], record["row_json"])
+
+
+def _letter_row(record: Mapping[str, Any]) -> TableRow:
     extra = {
         name.removeprefix(EXTRA_PREFIX): value
         for name, value in record.items()
         if name.startswith(EXTRA_PREFIX) and value is not None
     }
-    place = dead_letters.place_key(record["manifest_uri"], record["manifest_row"])
     columns = {name: value for name, value in record.items() if name in _LETTER_FIELDS}
-    row = TableRow(partition="", key=place, record=columns, extra=extra)
-    return KeptLetter(key=_key(record["id"], record["row_json"]), row=row)
+    return TableRow(partition="", key=_place(record), record=columns, extra=extra)
 
 
 def _key(row_id: str | None, row_json: str | None) -> str:
@@ -174,13 +361,13 @@ def _key(row_id: str | None, row_json: str | None) -> str:
 
 @dataclasses.dataclass(eq=False)
 class CheckStems(beam.PTransform[Any, Any]):
-    """Looks whether the stems of finished rows are there, readable and as long as the row says.
+    """Looks whether the audio of finished rows is there, readable and as long as the row says.
 
-    In: ``KeptRow``. Out: the same rows; ``broken`` says what is wrong. The header and the last
-    sample are read: damage in the middle is not found.
+    In: ``KeptRow`` with its ``audio``. Out: the same rows without it; ``broken`` says what is
+    wrong. The header and the last sample are read: damage in the middle is not found.
 
     Attributes:
-        storage: how stems are reached.
+        storage: how the files are reached.
         overlap: how many are looked at beside each other.
     """
 
@@ -188,7 +375,7 @@ class CheckStems(beam.PTransform[Any, Any]):
     overlap: Overlap
 
     def expand(self, kept: PCollection[KeptRow]) -> PCollection[KeptRow]:
-        """Looks at the stems of each row, several files at once."""
+        """Looks at the audio of each row, several files at once."""
         return (
             kept
             | "Spread" >> beam.Reshuffle()
@@ -203,21 +390,14 @@ class _CheckStemsFn(LookAheadFn[KeptRow, KeptRow]):
         self._storage = storage
 
     def work(self, kept: KeptRow) -> list[KeptRow]:
-        uris = [kept.row.values[name] for name in ("stem_uri", "residual_uri")]
-        faults = (self._fault(uri, kept.row.values) for uri in uris if uri is not None)
-        return [dataclasses.replace(kept, broken=next(filter(None, faults), None))]
+        faults = (self._fault(uri, part) for uri, part in kept.audio)
+        return [dataclasses.replace(kept, audio=(), broken=next(filter(None, faults), None))]
 
     def emit(self, result: KeptRow) -> KeptRow:
         return result
 
-    def _fault(self, uri: str, values: Mapping[str, Any]) -> str | None:
-        """What is wrong with a stem; raises OSError where the store does not say."""
-        part = AudioPart(
-            sample_rate_hz=values["sample_rate_hz"],
-            num_channels=values["n_channels"],
-            start=0,
-            num_samples=round(values["duration_s"] * values["sample_rate_hz"]),
-        )
+    def _fault(self, uri: str, part: AudioPart) -> str | None:
+        """What is wrong with a file; raises OSError where the store does not say."""
         try:
             with self._storage.open(uri) as file:
                 require_whole(file, part)
@@ -274,7 +454,7 @@ def _of_failure(failure: Failure) -> tuple[str, bool]:
 
 
 def _of_kept(kept: KeptRow) -> tuple[str, KeptRow]:
-    return kept.row.id, kept
+    return kept.id, kept
 
 
 def _of_letter(letter: KeptLetter) -> tuple[str, KeptLetter]:
@@ -307,7 +487,7 @@ def _decided(group: tuple[str, Mapping[str, Iterable[Any]]], rules: KeptRules) -
 
 
 def _same(kept: KeptRow, row: ManifestRow) -> bool:
-    return bool(kept.row.values["row_sha256"] == row.sha256)
+    return bool(kept.row_sha256 == row.sha256)
 
 
 def _why_not(kept: KeptRow, first: ManifestRow | None, asked: bool, rules: KeptRules) -> str | None:
@@ -330,43 +510,41 @@ def _letters(
     if asked or rules.covers:
         return
     seen = set()
-    for letter in sorted(letters, key=lambda letter: letter.row.key):
-        if letter.row.key not in seen and (letter.is_second or not finished):
-            seen.add(letter.row.key)
-            yield beam.pvalue.TaggedOutput("letters", letter.row)
+    for letter in sorted(letters, key=lambda letter: (letter.place, letter.uri)):
+        if letter.place not in seen and (letter.is_second or not finished):
+            seen.add(letter.place)
+            yield beam.pvalue.TaggedOutput("letters", letter)
 
 
 @dataclasses.dataclass(eq=False)
 class LeaveTables(beam.PTransform[Any, Any]):
     """Takes rows out of the files of earlier attempts, and gives those the columns that they lack.
 
-    In: ``{"leaving": Leaving, "damaged": Damage, "names": str}``. Out: the URI of each file, when
-    it is as it should be. A file of metrics that is damaged is set aside; one that is left without
-    rows goes. Doing it again changes nothing.
+    In: ``{"files": KeptFile, "leaving": Leaving, "damaged": Damage, "names": str}``. Out: the URI
+    of each file that was looked at, when it is as it should be. A file of the table that is damaged
+    is set aside; one that is left without rows goes. Files of the journal that no row leaves stay
+    as they are. Doing it again changes nothing.
 
     Attributes:
         uri: the output folder.
-        table_uris: files of the metrics.
-        journal_uris: files of the journal.
-        storage: how they are reached.
+        schema: of the table.
+        storage: how files are reached.
     """
 
     uri: str
-    table_uris: tuple[str, ...]
-    journal_uris: tuple[str, ...]
+    schema: pa.Schema
     storage: Storage
 
     def expand(self, inputs: Mapping[str, PCollection[Any]]) -> PCollection[str]:
         """Rewrites each file that rows leave, or that lacks a column."""
-        leaving, damaged = inputs["leaving"], inputs["damaged"]
-        files = [(uri, True) for uri in self.table_uris]
-        files += [(uri, False) for uri in self.journal_uris]
         names = inputs["names"] | "DistinctNames" >> beam.Distinct()
         keyed = {
-            "files": leaving.pipeline | "Files" >> beam.Create(files),
-            "leaving": leaving
+            "tables": inputs["files"]
+            | "Tables" >> beam.Filter(_is_table)
+            | "KeyTables" >> beam.Map(_by_uri).with_output_types(tuple[str, KeptFile]),
+            "leaving": inputs["leaving"]
             | "KeyLeaving" >> beam.Map(_by_uri).with_output_types(tuple[str, Leaving]),
-            "damaged": damaged
+            "damaged": inputs["damaged"]
             | "KeyDamaged" >> beam.Map(_by_uri).with_output_types(tuple[str, Damage]),
         }
         return (
@@ -374,28 +552,32 @@ class LeaveTables(beam.PTransform[Any, Any]):
             | "ByFile" >> beam.CoGroupByKey()
             | "Rewrite"
             >> beam.ParDo(
-                _RewriteFn(self.uri, self.storage), beam.pvalue.AsList(names)
+                _RewriteFn(self.uri, self.schema, self.storage), beam.pvalue.AsList(names)
             ).with_output_types(str)
         )
 
 
-def _by_uri(element: Leaving | Damage) -> tuple[str, Any]:
+def _is_table(file: KeptFile) -> bool:
+    return file.kind == TABLE
+
+
+def _by_uri(element: KeptFile | Leaving | Damage) -> tuple[str, Any]:
     return element.uri, element
 
 
 class _RewriteFn(beam.DoFn):
-    def __init__(self, output: str, storage: Storage) -> None:
+    def __init__(self, output: str, schema: pa.Schema, storage: Storage) -> None:
         self._output, self._storage = output, storage
+        self._schema_bytes = schema.serialize().to_pybytes()
 
     def process(
         self, group: tuple[str, Mapping[str, Iterable[Any]]], names: Sequence[str]
     ) -> Iterator[str]:
         uri, found = group
-        in_table = next(iter(found["files"]), None)  # None: dead letters
-        if not any(found["damaged"]):
-            if in_table is not None:
-                self._rewrite(uri, list(found["leaving"]), names if in_table else None)
-        elif in_table is not False:  # the journal goes at the end of the run
+        damage: Damage | None = next(iter(found["damaged"]), None)
+        if damage is None:
+            self._rewrite(uri, list(found["leaving"]), names if any(found["tables"]) else None)
+        elif damage.kind != JOURNAL:  # the journal goes at the end of the run
             self._set_aside(uri)
         yield uri
 
@@ -409,11 +591,14 @@ class _RewriteFn(beam.DoFn):
         self._storage.write_bytes(join(folder, f"_{name}.damaged"), data)
         self._storage.remove_files([uri], self._output)
 
+    def _schema(self) -> pa.Schema:
+        return pa.ipc.read_schema(pa.py_buffer(self._schema_bytes))
+
     def _rewrite(self, uri: str, leaving: list[Leaving], names: Sequence[str] | None) -> None:
         try:
             with self._storage.open(uri) as stream:
                 there = pq.ParquetFile(stream).schema_arrow
-                wanted = there if names is None else with_extra(METRICS_SCHEMA, names)
+                wanted = there if names is None else with_extra(self._schema(), names)
                 if not leaving and there.names == wanted.names:
                     return
                 stream.seek(0)
@@ -456,11 +641,12 @@ class AfterFiles(beam.PTransform[Any, Any]):
 
     def expand(self, rows: PCollection[ManifestRow]) -> PCollection[ManifestRow]:
         """Holds rows back until the side input is there."""
-        waiting = beam.pvalue.AsList(self.files)
+        done = self.files | "Count" >> Count.Globally()
+        waiting = beam.pvalue.AsSingleton(done)
         return rows | "Wait" >> beam.Map(_row, waiting).with_output_types(ManifestRow)
 
 
-def _row(row: ManifestRow, _: Sequence[str]) -> ManifestRow:
+def _row(row: ManifestRow, _: int) -> ManifestRow:
     return row
 
 

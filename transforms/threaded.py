@@ -47,7 +47,8 @@ RECORDS = (
     ManifestRow, elements.Failure, elements.Query, elements.EmbeddedQuery, elements.MixtureRows,
     elements.MetricsRow, elements.RowQuery, elements.MixtureQueries, elements.Clip,
     elements.LongRecording, elements.Stem, elements.SeparatedClip, elements.Scores,
-    elements.ScoredClip, elements.KeptRow, elements.KeptLetter, elements.Damage, elements.Leaving,
+    elements.ScoredClip, elements.KeptFile, elements.KeptRow, elements.KeptLetter, elements.Damage,
+    elements.Leaving,
 )  # fmt: skip
 
 for _record in RECORDS:

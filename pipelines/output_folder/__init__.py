@@ -24,10 +24,10 @@ from pipelines.output_folder.clearing import (
     tables_in,
     written,
 )
-from pipelines.output_folder.names import DEAD_LETTERS, MANIFEST, METRICS, RUN, STAGING
+from pipelines.output_folder.names import DEAD_LETTERS, LISTING, MANIFEST, METRICS, RUN, STAGING
 from pipelines.output_folder.record import differences, read_record, write_record
 from transforms.audio.files import describe
-from transforms.elements import KeptRules
+from transforms.elements import JOURNAL, LETTERS, TABLE, KeptFile, KeptRules
 from transforms.storage import Storage, join
 from transforms.storage.access import UriAccess, redact, redacted
 
@@ -69,6 +69,13 @@ class Earlier:
     def kept(self) -> bool:
         """Whether it left anything to go on with."""
         return bool(self.metrics_uris or self.journal_uris or self.letter_uris)
+
+    def files(self) -> Iterator[KeptFile]:
+        """All files that it left."""
+        of_kind = {TABLE: self.metrics_uris, JOURNAL: self.journal_uris, LETTERS: self.letter_uris}
+        for kind, uris in of_kind.items():
+            for uri in uris:
+                yield KeptFile(kind=kind, uri=uri)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,6 +366,13 @@ def require_same_settings(earlier: Earlier, settings: Mapping[str, Any]) -> None
         raise UsageError(
             "--resume: the run in --output had other settings: " + "; ".join(different)
         )
+
+
+def begin(folder: OutputFolder) -> None:
+    """Writes down which files earlier runs left, where the graph of a run that goes on finds it."""
+    if folder.earlier.kept:
+        listing = b"".join(file.to_line() for file in folder.earlier.files())
+        folder.storage.write_bytes(folder.place(LISTING), listing)
 
 
 def tidy(config: CommonConfig, storage: Storage, earlier: Earlier) -> None:

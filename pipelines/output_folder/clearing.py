@@ -32,6 +32,7 @@ from pipelines.output_folder.names import (
     ERROR_FILE,
     EVENTS,
     JOURNAL,
+    LISTING,
     MANIFEST,
     METRICS,
     ROW_COUNTS,
@@ -100,7 +101,8 @@ def remove_working_files(storage: Storage, output: str) -> None:
     """Removes what only a running job needs, except for the lock."""
     storage.discard_unfinished(output)
     pieces = pieces_in(storage, output)
-    storage.remove_files([*pieces, join(output, ROW_COUNTS), join(output, ERROR_FILE)], output)
+    others = [join(output, name) for name in (ROW_COUNTS, ERROR_FILE, LISTING)]
+    storage.remove_files([*pieces, *others], output)
 
 
 def _matching(storage: Storage, folder: str, name: re.Pattern[str], suffix: str) -> list[str]:

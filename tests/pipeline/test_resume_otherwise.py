@@ -16,6 +16,7 @@ import soundfile
 
 import tone_runs
 import tones
+from manifests.columns import METRICS_SCHEMA
 from pipelines import flags
 from transforms import kept
 from transforms.storage import Storage
@@ -554,16 +555,16 @@ def test_taking_rows_out_of_a_file_twice_changes_nothing(out: Path) -> None:
     file = sorted((out / "metrics").rglob("*.parquet"))[0]
     uri = str(file)
     leaving = [kept.Leaving(uri=uri, id="clip/0", why=kept.CHANGED)]
-    rewriting = kept._RewriteFn(str(out), Storage())
+    rewriting = kept._RewriteFn(str(out), METRICS_SCHEMA, Storage())
     contents = []
     for _ in range(2):
-        found = {"files": [True], "leaving": leaving, "damaged": []}
+        found = {"tables": [True], "leaving": leaving, "damaged": []}
         assert list(rewriting.process((uri, found), ["colour"])) == [uri]
         contents.append(file.read_bytes())
     assert contents[0] == contents[1]
     assert pq.ParquetFile(file).read()["id"].to_pylist() == ["clip/2"]
     leaving.append(kept.Leaving(uri=uri, id="clip/2", why=kept.GONE))
     for _ in range(2):
-        found = {"files": [True], "leaving": leaving, "damaged": []}
+        found = {"tables": [True], "leaving": leaving, "damaged": []}
         assert list(rewriting.process((uri, found), ["colour"])) == [uri]
         assert not file.exists()

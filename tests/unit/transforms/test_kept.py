@@ -12,12 +12,12 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
 import tone_clips
-from manifests.columns import DEAD_LETTER_SCHEMA
+from manifests.columns import METRICS_SCHEMA
 from manifests.row import ManifestRow
 from metric_rows import metrics
 from transforms import kept
-from transforms.elements import Failure, TableRow
-from transforms.kept import Damage, KeptLetter, KeptRow, KeptRules, ReadKept
+from transforms.elements import JOURNAL, TABLE, Failure, KeptFile
+from transforms.kept import Damage, KeptLetter, KeptRow, KeptRules, ReadKept, ReadListing
 from transforms.storage import Storage
 from transforms.tables.metrics_rows import write_piece
 
@@ -34,14 +34,17 @@ def _row(number: int = 1, **fields: Any) -> ManifestRow:
 OTHER = _row(label="rain")
 
 
-def _kept(uri: str = "t", *, in_table: bool = True, broken: str | None = None) -> KeptRow:
-    return KeptRow(row=metrics("x"), uri=uri, in_table=in_table, broken=broken)
+def _kept(
+    uri: str = "t", *, in_table: bool = True, broken: str | None = None, sha256: str | None = None
+) -> KeptRow:
+    return KeptRow(
+        id="x", row_sha256=sha256 or _row().sha256, uri=uri, in_table=in_table, broken=broken
+    )
 
 
 def _letter(number: int = 1, error_type: str = "missing") -> KeptLetter:
-    record = {**dict.fromkeys(DEAD_LETTER_SCHEMA.names), "id": "x", "error_type": error_type}
-    row = TableRow(partition="", key=f"m\x00{number:012d}", record=record, extra={})
-    return KeptLetter(key="x", row=row)
+    second = error_type == "duplicate_id"
+    return KeptLetter(key="x", place=f"m\x00{number:012d}", uri="l", is_second=second)
 
 
 def _said(element: Any) -> str:
@@ -86,8 +89,7 @@ CASES: dict[str, tuple[KeptRules, dict[str, list[Any]], list[str]]] = {
     ),
     "old in the table, new in the journal": (
         PLAIN, {"rows": [_row()], "kept": [
-            _kept("j", in_table=False), KeptRow(row=metrics("x", label="old"), uri="t",
-                                                in_table=True)]},
+            _kept("j", in_table=False), _kept(sha256="of another label")]},
         ["changed leaves t", "keep of j"],
     ),
     "two rows of one id": (
@@ -165,20 +167,26 @@ def test_files_are_read_whole_or_said_to_be_damaged(tmp_path: Path) -> None:
     table, piece = (str(next((tmp_path / name).iterdir())) for name in "tj")
     cut = tmp_path / "cut.parquet"
     cut.write_bytes(Path(table).read_bytes()[:-9])
+    tables = [table, str(cut), str(tmp_path / "gone.parquet")]
+    listing = _listing(tmp_path, **{TABLE: tables, JOURNAL: [piece]})
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        rows, letters, damaged, names = pipeline | ReadKept(
-            table_uris=(table, str(cut), str(tmp_path / "gone.parquet")),
-            journal_uris=(piece,),
-            letter_uris=(),
-            storage=STORAGE,
+        rows, letters, damaged, names = (
+            pipeline | ReadListing(listing, STORAGE) | ReadKept(STORAGE, METRICS_SCHEMA)
         )
-        facts = rows | "A" >> beam.Map(lambda k: (k.row.id, k.in_table, k.uri))
+        facts = rows | "A" >> beam.Map(lambda k: (k.id, k.in_table, k.uri))
         expected = [("a", True, table), ("b", True, table), ("b", False, piece),
                     ("c", False, piece)]  # fmt: skip
         assert_that(facts, equal_to(expected), "rows")
         assert_that(letters, equal_to([]), "letters")
         assert_that(names | beam.Distinct(), equal_to(["colour"]), "names")
         assert_that(damaged | "B" >> beam.Map(_uri), equal_to([str(cut)]), "damaged")
+
+
+def _listing(folder: Path, **uris: list[str]) -> str:
+    files = [KeptFile(kind=kind, uri=uri) for kind, found in uris.items() for uri in found]
+    listing = folder / "earlier.jsonl"
+    listing.write_bytes(b"".join(file.to_line() for file in files))
+    return str(listing)
 
 
 def _uri(damage: Damage) -> str:
