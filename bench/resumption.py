@@ -51,7 +51,7 @@ def _rows(file: int, rows: int) -> list[ManifestRow]:
 
 
 def _print(count: int) -> None:
-    print(f"{count} rows found finished")  # noqa: T201
+    print(f"{count} rows found finished")
 
 
 def _graph(root: Any, listing: str, options: argparse.Namespace) -> None:
@@ -95,7 +95,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     started_s, cpu_s = time.perf_counter(), time.process_time()
     pipeline.run().wait_until_finish()
     wall_s, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s
-    print(  # noqa: T201
+    print(
         f"{len(uris)} files: listed and written down in {listed_s:.1f} s, graph of {num_bytes:,} "
         f"bytes, read and reconciled in {wall_s:.1f} s ({cpu_s:.1f} s of processor time, "
         f"{1_000 * cpu_s / len(uris):.2f} ms a file)"

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.row import ManifestRow
-from transforms.audio import AudioPart
 
 Samples = NDArray[np.float32]
 Stage = Literal["manifest", "embed_queries", "read", "separate", "score", "write"]
@@ -298,6 +297,16 @@ class KeptFile:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KeptAudio:
+    """A file of audio that a finished row names, and how long it should be."""
+
+    uri: str
+    sample_rate_hz: int
+    num_channels: int
+    num_samples: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class KeptRow:
     """A row that an earlier attempt finished: what decides whether it stays, and not the row.
 
@@ -306,8 +315,7 @@ class KeptRow:
         row_sha256: digest of the manifest's row that it was made from.
         uri: the file that it was read from.
         in_table: whether that is a file of the table, and not of the journal.
-        audio: the files of audio that it names, each with what it should hold; only where they are
-            still to be looked at.
+        audio: the files of audio that it names; only where they are still to be looked at.
         broken: what is wrong with one of them, where that was looked at.
         asked: whether the manifest of this attempt has it.
     """
@@ -316,7 +324,7 @@ class KeptRow:
     row_sha256: str | None
     uri: str
     in_table: bool
-    audio: tuple[tuple[str, AudioPart], ...] = ()
+    audio: tuple[KeptAudio, ...] = ()
     broken: str | None = None
     asked: bool = False
 

@@ -38,6 +38,7 @@ from transforms.elements import (
     UNKNOWN,
     Damage,
     Failure,
+    KeptAudio,
     KeptFile,
     KeptLetter,
     KeptRow,
@@ -86,8 +87,8 @@ def _listed(uri: str, storage: Storage) -> Iterator[KeptFile]:
     return map(KeptFile.of_line, storage.read_bytes(uri).splitlines())
 
 
-AudioOf = Callable[[Mapping[str, Any]], Sequence[tuple[str, AudioPart]]]
-"""The files of audio that a row of a table names, each with what it should hold."""
+AudioOf = Callable[[Mapping[str, Any]], Sequence[KeptAudio]]
+"""The files of audio that a row of a table names, from its columns."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -390,19 +391,25 @@ class _CheckStemsFn(LookAheadFn[KeptRow, KeptRow]):
         self._storage = storage
 
     def work(self, kept: KeptRow) -> list[KeptRow]:
-        faults = (self._fault(uri, part) for uri, part in kept.audio)
+        faults = map(self._fault, kept.audio)
         return [dataclasses.replace(kept, audio=(), broken=next(filter(None, faults), None))]
 
     def emit(self, result: KeptRow) -> KeptRow:
         return result
 
-    def _fault(self, uri: str, part: AudioPart) -> str | None:
+    def _fault(self, audio: KeptAudio) -> str | None:
         """What is wrong with a file; raises OSError where the store does not say."""
+        part = AudioPart(
+            sample_rate_hz=audio.sample_rate_hz,
+            num_channels=audio.num_channels,
+            start=0,
+            num_samples=audio.num_samples,
+        )
         try:
-            with self._storage.open(uri) as file:
+            with self._storage.open(audio.uri) as file:
                 require_whole(file, part)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, WriteError) as err:
-            return describe(err, uri)
+            return describe(err, audio.uri)
         return None
 
 

@@ -80,16 +80,16 @@ def graph() -> Graph:
     return Graph(submitted("--min_ram", "16GB"))
 
 
-def submitted(
-    *more: str, earlier: Earlier = Earlier(record=None)
-) -> beam_runner_api_pb2.Pipeline:
+def submitted(*more: str, earlier: Earlier | None = None) -> beam_runner_api_pb2.Pipeline:
     """The graph of a run, as it is handed to a runner."""
     words = ["--manifest", "rows.csv", "--output", "out", *more]
     arguments = parse(SEPARATE, words)
     config = separate_config(arguments, execution_of(arguments))
     job = SeparateJob(config)
     folder = OutputFolder(
-        uri=config.output, storage=storage_of(config, job.access), earlier=earlier
+        uri=config.output,
+        storage=storage_of(config, job.access),
+        earlier=earlier or Earlier(record=None),
     )
     models = Models(
         rate_hz=32_000,

@@ -20,8 +20,7 @@ from apache_beam.transforms.window import GlobalWindow
 from manifests.columns import METRICS_SCHEMA, with_extra
 from manifests.row import EXTRA_PREFIX, SCHEMA_VERSION, ManifestRow, partition_value
 from model.metrics import Undefined
-from transforms.audio import AudioPart
-from transforms.elements import MetricsRow, Provenance, Scores, TableRow
+from transforms.elements import KeptAudio, MetricsRow, Provenance, Scores, TableRow
 from transforms.storage import Storage, join
 from transforms.storage.access import redacted
 from transforms.tables import parquet_bytes, sorted_table
@@ -172,16 +171,19 @@ def from_record(record: Mapping[str, Any]) -> MetricsRow:
     )
 
 
-def audio_of(record: Mapping[str, Any]) -> list[tuple[str, AudioPart]]:
+def audio_of(record: Mapping[str, Any]) -> list[KeptAudio]:
     """The stem and the residual of a row, from the columns of a file, and how long they are."""
-    part = AudioPart(
-        sample_rate_hz=record["sample_rate_hz"],
-        num_channels=record["n_channels"],
-        start=0,
-        num_samples=round(record["duration_s"] * record["sample_rate_hz"]),
-    )
     uris = (record["stem_uri"], record["residual_uri"])
-    return [(uri, part) for uri in uris if uri is not None]
+    return [
+        KeptAudio(
+            uri=uri,
+            sample_rate_hz=record["sample_rate_hz"],
+            num_channels=record["n_channels"],
+            num_samples=round(record["duration_s"] * record["sample_rate_hz"]),
+        )
+        for uri in uris
+        if uri is not None
+    ]
 
 
 @dataclasses.dataclass(eq=False)
