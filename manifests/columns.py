@@ -307,6 +307,43 @@ DEAD_LETTER_TABLE: Final = (*_FAILURE, *(_of_row(name) for name in MANIFEST_COLU
 """A failure and the row that it is about, so that a folder of dead letters is itself a manifest."""
 
 
+EXPORT_FIELDS: Final = (
+    Column(
+        name="id",
+        type=_TEXT,
+        required=True,
+        meaning="Of the item: the clip's id, and for a "
+        "segment a slash and its number in the clip, from 1.",
+    ),
+    *(_of_row(name) for name in ("dataset", "split", "label", "group")),
+    *(_of_row(name) for name in ("positive_text", "negative_text", "mixture_uri")),
+    _real("start_s", "Where the item begins in the recording that it was separated from."),
+    _real("end_s", "Where it ends there."),
+    _real("peak_db", "Of the segment, as in `segments/`."),
+    _real("stem_to_mixture_db", "Power of the stem over that of the mixture."),
+    _real("presence", "Of the segment or the clip."),
+    _real("clap_score", "Of the segment or the clip."),
+    _text("model", "What made the stem."),
+)
+"""What an exported item says of itself; the same in every one, whatever is null."""
+
+EXPORTED_TABLE: Final = (
+    *EXPORT_FIELDS,
+    Column(
+        name="file",
+        type=_TEXT,
+        required=True,
+        meaning="What holds the item, as a path below the output folder.",
+    ),
+    _text("key", "The item's name in that file."),
+    _real("duration_s", "Length of its audio; null where the layout holds none."),
+    _count("sample_rate_hz", "Rate of its audio."),
+    _count("n_channels", "Channels of its audio."),
+    _count("schema_version", "Version of this table."),
+)
+"""One row an item that `pipelines.export` wrote."""
+
+
 def _schema(columns: Sequence[Column]) -> pa.Schema:
     return pa.schema([column.field for column in columns], metadata=_METADATA)
 
@@ -322,6 +359,7 @@ MANIFEST_SCHEMA = pa.schema(
 METRICS_SCHEMA = _schema(METRICS_TABLE)
 SUMMARY_SCHEMA = _schema(SUMMARY_TABLE)
 SEGMENTS_SCHEMA = _schema(SEGMENTS_TABLE)
+EXPORTED_SCHEMA = _schema(EXPORTED_TABLE)
 DEAD_LETTER_SCHEMA = pa.schema(
     [
         *(column.field for column in _FAILURE),
@@ -359,6 +397,11 @@ _PAGE: Final = (
         "Dead letters",
         "`dead_letters/`: one row a failure, and the manifest's own columns as `extra_…`.",
         DEAD_LETTER_TABLE,
+    ),
+    (
+        "Exported",
+        "`exported/`: one row an item that `python -m pipelines.export` wrote.",
+        EXPORTED_TABLE,
     ),
 )
 

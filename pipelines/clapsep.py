@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "synthesize": ("pipelines.synthesize", "mix source clips into mixtures and their manifest"),
     "score": ("pipelines.score", "measure stems that any system made"),
     "report": ("pipelines.report", "turn runs into tables, plots, and a page to listen to"),
+    "export": ("pipelines.export", "take results along as a data set, or as labels"),
     "evaluate": ("pipelines.evaluate", "measure a model on a folder of labelled clips"),
     "example": ("manifests.example", "print a commented manifest to start from"),
     "validate": ("manifests.validate", "say what a manifest holds, and what is wrong with it"),

@@ -217,6 +217,39 @@ class SynthesizeConfig(CommonConfig):
         return {name: getattr(self, name) for name in names}
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig(CommonConfig):
+    """A run of ``pipelines.export``.
+
+    Attributes:
+        runs: output folders whose results are taken.
+        where: a condition in SQL.
+        cut: ``segments`` or ``clips``.
+        signal: ``stem`` or ``mixture``.
+        margin_s: that segments gain on either side.
+        layout: a name of ``transforms.exporting.LAYOUTS``.
+        clip_format: ``flac`` or ``wav``.
+        shard_rows: items near which a file that holds many ends.
+    """
+
+    runs: tuple[str, ...]
+    where: str
+    cut: str
+    signal: str
+    margin_s: float
+    layout: str
+    clip_format: str
+    shard_rows: int
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the results."""
+        names = (
+            *("runs", "where", "cut", "signal", "margin_s"),
+            *("layout", "clip_format", "shard_rows"),
+        )
+        return {name: getattr(self, name) for name in names}
+
+
 def separate_config(arguments: Arguments, execution: Execution) -> SeparateConfig:
     """Builds the configuration that the flags of ``pipelines.separate`` ask for.
 
@@ -294,6 +327,34 @@ def synthesize_config(arguments: Arguments, execution: Execution) -> SynthesizeC
     )
 
 
+def export_config(arguments: Arguments, execution: Execution) -> ExportConfig:
+    """Builds the configuration that the flags of ``pipelines.export`` ask for.
+
+    Raises:
+        UsageError: a flag is missing, or a value out of range.
+    """
+    given = arguments.own
+    if not given.runs:
+        raise UsageError("--runs is required")
+    common = _common(arguments, execution)
+    _check_least("--shard_rows", given.shard_rows, 1)
+    _check_range("--margin_s", given.margin_s, 0.0, _MAX_CLIP_S)
+    runs = _absolutes("--runs", given.runs)
+    if repeated := [uri for uri, count in Counter(runs).items() if count > 1]:
+        raise UsageError(f"--runs: {repeated[0]} is given twice")
+    return ExportConfig(
+        **common,
+        runs=tuple(runs),
+        where=given.where,
+        cut=given.cut,
+        signal=given.signal,
+        margin_s=given.margin_s,
+        layout=given.layout,
+        clip_format=given.clip_format,
+        shard_rows=given.shard_rows,
+    )
+
+
 def _common(arguments: Arguments, execution: Execution) -> dict[str, Any]:
     """The fields of ``CommonConfig``."""
     given = arguments.own
@@ -310,7 +371,7 @@ def _common(arguments: Arguments, execution: Execution) -> dict[str, Any]:
     rows = _rows(given)
     storage_options = storage_options_of(given.storage_options)
     return {
-        "manifests": tuple(_absolutes("--manifest", given.manifest)),
+        "manifests": tuple(_absolutes("--manifest", getattr(given, "manifest", None))),
         "rows": rows,
         "storage_options": storage_options,
         "allowed_uri_prefix": prefixes_of(given.allowed_uri_prefix or ()),
@@ -326,6 +387,8 @@ def _common(arguments: Arguments, execution: Execution) -> dict[str, Any]:
 
 
 def _rows(given: argparse.Namespace) -> tuple[ManifestRow, ...]:
+    if "manifest" not in given:  # a job that reads none
+        return ()
     if "mixture" not in given:
         if not given.manifest:
             raise UsageError("--manifest is required")

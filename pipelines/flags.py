@@ -334,6 +334,67 @@ def _add_stems(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is taken")
+    group.add_argument(
+        "--runs",
+        nargs="+",
+        action="extend",
+        metavar="URI",
+        help="Output folders of pipelines.separate; to be given once or several times.",
+    )
+    group.add_argument(
+        "--where",
+        default="true",
+        metavar="SQL",
+        help="A condition in DuckDB's SQL over the columns of metrics/ and segments/ "
+        "(docs/columns.md). With segments, what both have is the segment's, and the clip's is "
+        "clip_…. Default: everything. Example: \"presence > 0.8 AND label = 'dog'\"",
+    )
+    group.add_argument(
+        "--cut",
+        choices=("segments", "clips"),
+        default="segments",
+        help="Take the stretches of segments/, or whole stems. Default %(default)s.",
+    )
+    group.add_argument(
+        "--signal",
+        choices=("stem", "mixture"),
+        default="stem",
+        help="Take the sound from the stem, or from the recording as it was. Default %(default)s.",
+    )
+    group.add_argument(
+        "--margin_s",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="Take so much more on either side of a segment. Default %(default)s.",
+    )
+    group = parser.add_argument_group("how it is laid out")
+    group.add_argument(
+        "--layout",
+        choices=("audiofolder", "webdataset", "parquet", "nemo", "audacity", "raven"),
+        default="audiofolder",
+        help="audiofolder: files and metadata.jsonl, for Hugging Face's datasets; webdataset: "
+        "tars; parquet: audio inside, for datasets and SQL; nemo: files and manifest.jsonl; "
+        "audacity, raven: label tracks and selection tables, one a recording. "
+        "Default %(default)s.",
+    )
+    group.add_argument(
+        "--clip_format",
+        choices=("flac", "wav"),
+        default="flac",
+        help="24-bit FLAC, or WAV in 32-bit float. Default %(default)s.",
+    )
+    group.add_argument(
+        "--shard_rows",
+        type=int,
+        default=1_000,
+        metavar="N",
+        help="Items near which a tar or Parquet file ends. Default %(default)s.",
+    )
+
+
 _EXIT_CODES = """exit codes:
   0    every row is done, or failed within --max_failure_rate
   1    more rows failed than --max_failure_rate allows; all results are written
@@ -447,6 +508,17 @@ SYNTHESIZE = Command(
 """,
     groups=(_add_mixtures,),
     shared=(*_SHARED, "stem_format"),
+)
+EXPORT = Command(
+    name="pipelines.export",
+    usage="--runs URI --output URI [--where SQL] [--layout NAME] [flags]",
+    description="Takes results along as a data set, or as labels for an annotation program.",
+    examples="""  python -m pipelines.export --runs out/ --where "label = 'dog'" --output dogs/
+  python -m pipelines.export --runs out/ --layout webdataset --output gs://bucket/dogs/
+  python -m pipelines.export --runs out/ --layout raven --output selections/
+""",
+    groups=(_add_export,),
+    shared=tuple(name for name in _SHARED if name not in ("manifest", "num_threads")),
 )
 
 

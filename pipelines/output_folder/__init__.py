@@ -14,6 +14,7 @@ from pipelines.config import CommonConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder import lock as locking
 from pipelines.output_folder.clearing import (
+    EXPORT,
     SCORE,
     SEPARATE,
     SYNTHESIZE,
@@ -24,7 +25,15 @@ from pipelines.output_folder.clearing import (
     tables_in,
     written,
 )
-from pipelines.output_folder.names import DEAD_LETTERS, LISTING, MANIFEST, METRICS, RUN, STAGING
+from pipelines.output_folder.names import (
+    DEAD_LETTERS,
+    EXPORTED,
+    LISTING,
+    MANIFEST,
+    METRICS,
+    RUN,
+    STAGING,
+)
 from pipelines.output_folder.record import differences, read_record, write_record
 from transforms.audio.files import describe
 from transforms.elements import JOURNAL, LETTERS, TABLE, KeptFile, KeptRules
@@ -133,7 +142,8 @@ def examine(config: CommonConfig, storage: Storage, command: str) -> Earlier:
     record, damage = _record(storage, uri)
     metrics, letters = (tables_in(storage, output, name) for name in (METRICS, DEAD_LETTERS))
     pieces = pieces_in(storage, output)
-    ours = [*metrics, *letters, *pieces, *tables_in(storage, output, MANIFEST)]
+    ours = [*metrics, *letters, *pieces]
+    ours += [uri for name in (MANIFEST, EXPORTED) for uri in tables_in(storage, output, name)]
     if record is None and damage is None and ours:
         damage = "is missing"
     if record is None and damage is None:
@@ -247,6 +257,8 @@ def _command_of(record: Mapping[str, Any]) -> str:
     settings = record.get("settings", {})
     if "mix_seed" in settings:
         return SYNTHESIZE
+    if "layout" in settings:
+        return EXPORT
     return SCORE if "system" in settings else SEPARATE
 
 

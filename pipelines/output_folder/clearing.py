@@ -28,9 +28,12 @@ from manifests.row import (
 from pipelines.config import CommonConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder.names import (
+    DATA,
     DEAD_LETTERS,
     ERROR_FILE,
     EVENTS,
+    EXPORT_LISTS,
+    EXPORTED,
     JOURNAL,
     LISTING,
     MANIFEST,
@@ -49,14 +52,17 @@ _TABLES: Mapping[str, re.Pattern[str]] = {
     SUMMARY: re.compile(rf"summary-{_FILE}"),
     DEAD_LETTERS: re.compile(rf"part-\d{{3,}}-{_FILE}"),
     MANIFEST: re.compile(rf"rows-{_FILE}"),
+    EXPORTED: re.compile(rf"part-\d{{3,}}-{_FILE}"),
 }
 _SET_ASIDE = re.compile(rf"(.*/)?_part-\d{{3,}}-{_FILE}\.damaged")
 _PIECE = re.compile(r"[0-9a-f]{32}\.parquet")
 SEPARATE, SCORE, SYNTHESIZE = "pipelines.separate", "pipelines.score", "pipelines.synthesize"
+EXPORT = "pipelines.export"
 _AUDIO: Mapping[str, tuple[str, ...]] = {
     SEPARATE: (STEMS_FOLDER,),
     SCORE: (),  # its stems are somebody else's
     SYNTHESIZE: (MIXTURES, REFERENCES, INTERFERERS),
+    EXPORT: (DATA,),
 }
 _ALIASES = {"local": "file", "gcs": "gs", "s3a": "s3"}
 
@@ -164,7 +170,14 @@ def written(
     )
 
 
-_NAMING_COLUMNS = ("stem_uri", "residual_uri", "model_sha256", "mixture_uri", "reference_uri")
+_NAMING_COLUMNS = (
+    "file",
+    "stem_uri",
+    "residual_uri",
+    "model_sha256",
+    "mixture_uri",
+    "reference_uri",
+)
 _INTERFERERS = EXTRA_PREFIX + INTERFERER_COLUMN
 
 
@@ -189,7 +202,12 @@ def _names_in(storage: Storage, uri: str, outputs: Sequence[str]) -> set[str] | 
 
 
 def _paths_of(row: Mapping[str, Any], outputs: Sequence[str]) -> Iterator[str]:
-    if "stem_uri" not in row:  # a row of a rendered manifest, whose files are named from its folder
+    if "file" in row:  # an exported item
+        yield row["file"]
+        yield from EXPORT_LISTS
+    elif (
+        "stem_uri" not in row
+    ):  # a row of a rendered manifest, whose files are named from its folder
         uris = [row.get("mixture_uri"), row.get("reference_uri")]
         uris += (row.get(_INTERFERERS) or "").split(";")
         for uri in uris:

@@ -347,8 +347,9 @@ def execution_of(arguments: Arguments) -> Execution:
         workers = direct.direct_num_workers
     if workers < 1:
         raise UsageError(f"--num_workers={workers}: expected at least 1")
-    if own.num_threads < 0:
-        raise UsageError(f"--num_threads={own.num_threads}: expected at least 0")
+    num_threads = getattr(own, "num_threads", 0)  # a job without a network has none
+    if num_threads < 0:
+        raise UsageError(f"--num_threads={num_threads}: expected at least 0")
     num_workers = int(workers) if local else 1
     cluster = _cluster(name, own.dask_client_address)
     if cluster is not None and options.view_as(WorkerOptions).num_workers is not None:
@@ -367,7 +368,7 @@ def execution_of(arguments: Arguments) -> Execution:
     return Execution(
         runner=IN_PROCESS if local else str(name),
         num_workers=num_workers,
-        num_threads=own.num_threads or threads,
+        num_threads=num_threads or threads,
         resource_hints=hints,
         share_model=getattr(own, "share_model", False),
         isolate_decoder=own.isolate_decoder,

@@ -1,0 +1,394 @@
+"""Builds the graph of ``pipelines.export``: results that a condition picks → a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import apache_beam as beam
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+from apache_beam.metrics.metric import Metrics
+from apache_beam.pipeline import Pipeline
+from apache_beam.pvalue import PCollection
+
+from manifests.columns import EXPORT_FIELDS, EXPORTED_SCHEMA, METRICS_SCHEMA, SEGMENTS_SCHEMA
+from manifests.row import ManifestRow
+from pipelines import console, flags
+from pipelines.config import ExportConfig
+from pipelines.flags import UsageError
+from pipelines.output_folder import OutputFolder, clearing
+from pipelines.output_folder.names import (
+    DATA,
+    DEAD_LETTERS,
+    EXPORTED,
+    METRICS,
+    ROW_COUNTS,
+    RUN,
+    SEGMENTS,
+)
+from pipelines.runners import Measurements
+from transforms.audio.files import StemFormat
+from transforms.elements import Failure, failed
+from transforms.exporting import (
+    AUDIO_URI,
+    END_S,
+    FIELDS,
+    LABELS,
+    START_S,
+    ExportSettings,
+    WriteItems,
+    plain,
+)
+from transforms.manifest_io import AdmitRows
+from transforms.storage import Storage, join
+from transforms.storage.access import UriAccess
+from transforms.tables import WriteTable, dead_letters, row_counts
+from transforms.tables.dead_letters import WriteDeadLetters
+from transforms.tables.row_counts import RowCounts
+
+_FIELD_NAMES = tuple(column.name for column in EXPORT_FIELDS)
+_ROWS_AT_ONCE = 4_096
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolder:
+    """A run whose results are taken along.
+
+    Attributes:
+        uri: where it is now.
+        written_to: where it was when it was written, which its stems' URIs begin with.
+        allowed: what its rows were allowed to name; empty: anything.
+        name: put before ids, with a slash; empty where one run is exported.
+    """
+
+    uri: str
+    written_to: str
+    allowed: tuple[str, ...]
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which results are taken.
+
+    Attributes:
+        runs: run folders.
+        where: a condition in SQL over the columns of metrics and segments.
+        cut: ``segments`` or ``clips``.
+        signal: ``stem`` or ``mixture``.
+        margin_s: that segments gain on either side.
+        labels: times in recordings are meant, and not audio.
+    """
+
+    runs: tuple[RunFolder, ...]
+    where: str
+    cut: str
+    signal: str
+    margin_s: float
+    labels: bool
+
+    def rows(self, storage: Storage) -> Iterator[ManifestRow]:
+        """The rows that the condition picks, sorted by id.
+
+        Raises:
+            UsageError: the condition is none, or a run has nothing of what is asked for.
+        """
+        with duckdb.connect(config={"enable_external_access": "false"}) as database:
+            for folder in self.runs:
+                reader = self._picked(database, folder, storage).to_arrow_reader(_ROWS_AT_ONCE)
+                for batch in reader:
+                    for record in batch.to_pylist():
+                        yield self._row(record, folder)
+
+    def check(self, storage: Storage) -> None:
+        """Raises UsageError where :meth:`rows` would."""
+        with duckdb.connect(config={"enable_external_access": "false"}) as database:
+            for folder in self.runs:
+                self._picked(database, folder, storage).limit(0).fetchall()
+
+    def _picked(
+        self, database: duckdb.DuckDBPyConnection, folder: RunFolder, storage: Storage
+    ) -> duckdb.DuckDBPyRelation:
+        clips = database.from_arrow(_table(folder, METRICS, METRICS_SCHEMA, storage))
+        items = clips
+        if self.cut == SEGMENTS:
+            segments = database.from_arrow(_table(folder, SEGMENTS, SEGMENTS_SCHEMA, storage))
+            items = _joined(clips, segments)
+        try:
+            return items.filter(self.where).order("id")
+        except duckdb.Error as err:
+            raise UsageError(f"--where {self.where!r}: {_first_lines(err)}") from err
+
+    def _row(self, record: Mapping[str, Any], folder: RunFolder) -> ManifestRow:
+        """A row that names the clip's own sources, and in further columns what is taken."""
+        row_id = record["id"]
+        start_s, end_s = self._part(record)
+        recording = record["offset_s"] or 0.0
+        if self.cut == SEGMENTS:
+            row_id = f"{row_id}/{record['segment']:04d}"
+        if folder.name:
+            row_id = f"{folder.name}/{row_id}"
+        fields = {name: plain(record.get(name)) for name in _FIELD_NAMES}
+        fields.update(
+            id=row_id,
+            start_s=recording + (start_s or 0.0),
+            end_s=recording + (record["duration_s"] or 0.0 if end_s is None else end_s),
+        )
+        if self.signal == "stem" and not self.labels:
+            uri = record["stem_uri"]
+            if uri and folder.written_to and uri.startswith(f"{folder.written_to}/"):
+                uri = folder.uri + uri.removeprefix(folder.written_to)
+        else:
+            uri, start_s, end_s = record["mixture_uri"], fields["start_s"], fields["end_s"]
+        extra = {
+            AUDIO_URI: uri or "",
+            START_S: "" if start_s is None else repr(start_s),
+            END_S: "" if end_s is None else repr(end_s),
+            FIELDS: json.dumps(fields),
+        }
+        return ManifestRow(
+            id=row_id,
+            mixture_uri=record["mixture_uri"],
+            target_uris=tuple(record["target_uris"] or ()),
+            interferer_uris=tuple(record["interferer_uris"] or ()),
+            positive_text=record["positive_text"],
+            negative_text=record["negative_text"],
+            dataset=record["dataset"],
+            split=record["split"],
+            label=record["label"],
+            group=record["group"],
+            extra=extra,
+        )
+
+    def _part(self, record: Mapping[str, Any]) -> tuple[float | None, float | None]:
+        """Where the item begins and ends in the stem; None: where the stem does."""
+        if self.cut != SEGMENTS:
+            return None, None
+        start_s, end_s = record["start_s"] - self.margin_s, record["end_s"] + self.margin_s
+        return max(0.0, start_s), min(end_s, record["duration_s"] or end_s)
+
+
+def _table(
+    folder: RunFolder, name: str, schema: pa.Schema, storage: Storage
+) -> pyarrow.dataset.Dataset:
+    """The files of a table, read when they are asked for."""
+    uris = storage.list_files(join(folder.uri, name), ".parquet")
+    if not uris:
+        hint = " (runs of earlier versions have none); take --cut clips" if name == SEGMENTS else ""
+        raise UsageError(f"--runs {folder.uri}: has no {name}/{hint}")
+    further: dict[str, pa.Field] = {}
+    paths = []
+    for uri in uris:
+        fs, path = storage.resolve(uri)
+        paths.append(path)
+        with storage.open(uri) as stream:
+            try:
+                found = pq.read_schema(stream)
+            except pa.ArrowException as err:
+                raise UsageError(f"{uri}: is not Parquet ({err})") from err
+        further.update({each.name: each for each in found if each.name not in schema.names})
+    return pyarrow.dataset.dataset(
+        paths, schema=pa.schema([*schema, *further.values()]), filesystem=fs, format="parquet"
+    )
+
+
+def _joined(
+    clips: duckdb.DuckDBPyRelation,
+    segments: duckdb.DuckDBPyRelation,
+) -> duckdb.DuckDBPyRelation:
+    """Segments with the columns of their clips; what both have is the segment's.
+
+    The clip's is there as ``clip_…``.
+    """
+
+    def column(name: str) -> duckdb.Expression:
+        found = duckdb.ColumnExpression("clips", name)
+        return found.alias(f"clip_{name}") if name in segments.columns else found
+
+    number = "*, row_number() OVER (PARTITION BY id ORDER BY start_s) AS segment"
+    return (
+        segments.project(number)
+        .set_alias("segments")
+        .join(
+            clips.set_alias("clips"),
+            duckdb.ColumnExpression("segments", "id") == duckdb.ColumnExpression("clips", "id"),
+        )
+        .select(
+            *(duckdb.ColumnExpression("segments", name) for name in (*segments.columns, "segment")),
+            *(column(name) for name in clips.columns if name != "id"),
+        )
+    )
+
+
+def _first_lines(error: duckdb.Error) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ExportJob:
+    """Takes results along; see :class:`pipelines.launch.Job`."""
+
+    config: ExportConfig
+    command = flags.EXPORT
+
+    @property
+    def access(self) -> UriAccess:
+        """The audio that may be read: what the flags name, and the runs themselves."""
+        found = UriAccess(prefixes=self.config.allowed_uri_prefix)
+        for uri in self.config.runs:
+            found = found.beside(uri)
+        return found
+
+    def check(self, storage: Storage) -> None:
+        """Checks the condition on the runs, and that these lie outside of what is deleted.
+
+        Raises:
+            UsageError: the condition is none, or a run has nothing to export.
+        """
+        clearing.require_apart(
+            self.config, storage, [("what is exported", uri) for uri in self.config.runs]
+        )
+        self._selection(storage).check(storage)
+
+    def _selection(self, storage: Storage) -> Selection:
+        config = self.config
+        return Selection(
+            runs=tuple(_run_folder(uri, name, storage) for uri, name in _named(config.runs)),
+            where=config.where,
+            cut=config.cut,
+            signal=config.signal,
+            margin_s=config.margin_s,
+            labels=config.layout in LABELS,
+        )
+
+    def reads(self, row: ManifestRow) -> Iterable[tuple[str, str]]:
+        """No manifest is read."""
+        return ()
+
+    def load(self) -> None:
+        """Loads nothing: no model is needed."""
+
+    def settings(self, loaded: None) -> dict[str, Any]:
+        """What decides the results."""
+        return self.config.settings()
+
+    def graph(self, folder: OutputFolder, loaded: None) -> ExportRuns:
+        """The graph of the run."""
+        config = self.config
+        return ExportRuns(
+            selection=self._selection(folder.storage),
+            layout=config.layout,
+            settings=ExportSettings(
+                uri=folder.uri,
+                storage=folder.storage,
+                access=self.access,
+                clip_format=cast(StemFormat, config.clip_format),
+                shard_rows=config.shard_rows,
+                max_in_memory_s=config.max_clip_in_memory_s,
+            ),
+        )
+
+    def closing(
+        self, folder: OutputFolder, loaded: None, row_counts: RowCounts, measured: Measurements,
+        wall_s: float,
+    ) -> list[str]:  # fmt: skip
+        """What is said at the end."""
+        text = console.done_lines(folder, row_counts)
+        named = {"data set": DATA, "list": EXPORTED}
+        return text + console.last_lines(folder, row_counts, measured, named)
+
+
+def _named(uris: Sequence[str]) -> list[tuple[str, str]]:
+    """The run folders with what is put before their ids: nothing where there is one."""
+    if len(uris) == 1:
+        return [(uris[0], "")]
+    names: list[str] = []
+    for uri in uris:
+        base = uri.rstrip("/").rsplit("/", 1)[-1] or "run"
+        names.append(base if base not in names else f"{base}_{len(names) + 1}")
+    return list(zip(uris, names, strict=True))
+
+
+def _run_folder(uri: str, name: str, storage: Storage) -> RunFolder:
+    try:
+        record = json.loads(storage.read_bytes(join(uri, RUN)))
+    except FileNotFoundError:
+        record = {}
+    except ValueError as err:
+        raise UsageError(f"{join(uri, RUN)}: is not JSON ({err})") from err
+    config = record.get("config", {}) if isinstance(record, dict) else {}
+    allowed = config.get("allowed_uri_prefix") or ()
+    return RunFolder(
+        uri=uri.rstrip("/"),
+        written_to=str(config.get("output") or ""),
+        allowed=tuple(map(str, allowed)),
+        name=name,
+    )
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class ExportRuns(beam.PTransform[Any, Any]):
+    """Runs → the files of a data set, their list, dead letters and row counts.
+
+    In: a pipeline. Out: nothing that anybody needs; everything is in files.
+    """
+
+    selection: Selection
+    layout: str
+    settings: ExportSettings
+
+    def expand(self, root: Pipeline) -> PCollection[str]:
+        """Builds the job: the URI of the row counts comes out last."""
+        storage, uri = self.settings.storage, self.settings.uri
+        selected = (
+            root
+            | "Selection" >> beam.Create([self.selection], reshuffle=False)
+            | "Select"
+            >> beam.ParDo(_SelectFn(self.settings)).with_outputs(dead_letters.FAILED, main="rows")
+        )
+        rows, unusable = selected["rows"], selected[dead_letters.FAILED]
+        admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
+        items, unwritten = admitted | "WriteItems" >> WriteItems(self.settings, self.layout)
+        all_failed = (unusable, duplicates, unwritten) | "AllFailed" >> beam.Flatten()
+        table = items | "WriteTable" >> WriteTable(
+            uri=join(uri, EXPORTED), schema=EXPORTED_SCHEMA, storage=storage, prefix="part-000"
+        )
+        return {
+            row_counts.ROWS: (rows, unusable) | "AllRows" >> beam.Flatten(),
+            row_counts.STEMS: items,
+            row_counts.DEAD: all_failed,
+            row_counts.METRICS_FILES: table,
+            row_counts.DEAD_LETTER_FILES: all_failed
+            | "WriteDeadLetters" >> WriteDeadLetters(join(uri, DEAD_LETTERS), storage),
+        } | "WriteRowCounts" >> row_counts.WriteRowCounts(
+            uri=join(uri, ROW_COUNTS), storage=storage
+        )
+
+
+class _SelectFn(beam.DoFn):
+    """Selection → the rows that it picks, and failures of those that have no audio."""
+
+    def __init__(self, settings: ExportSettings) -> None:
+        self._settings = settings
+        self._rows = Metrics.counter("ReadManifest", "in")
+
+    def process(self, selection: Selection) -> Iterator[Any]:
+        for row in selection.rows(self._settings.storage):
+            self._rows.inc()
+            failure = self._failure(row, selection)
+            yield row if failure is None else dead_letters.dead(failure)
+
+    def _failure(self, row: ManifestRow, selection: Selection) -> Failure | None:
+        if not row.extra[AUDIO_URI]:
+            what = (
+                "mixture_uri" if selection.labels or selection.signal == "mixture" else "stem_uri"
+            )
+            message = f"the clip has no {what} of which a part could be taken"
+            return failed(row, "manifest", "no_audio", message)
+        return None

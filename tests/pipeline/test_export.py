@@ -1,0 +1,340 @@
+"""What ``pipelines.export`` writes, read back by the programs that it is for."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import webdataset
+
+from manifests.columns import EXPORT_FIELDS, METRICS_SCHEMA, SEGMENTS_SCHEMA
+from manifests.row import output_name
+from pipelines import export
+from transforms.exporting import LAYOUTS, annotation, file_name, sample_key
+
+RATE_HZ = 8_000
+IDS = ("001", "2024.01.05_rec", "2024.01.06_rec", "NA", "a/b", "../x\ty\nz", "d.flac/e")
+LABELS = ("dog", "001", "NA", "", None, "dog\tin\nthe rain", "dog")
+LEVELS = (0.0, 1.0, -2.0, 0.0, 3.0, 2.5, 0.0)
+FIELDS = tuple(column.name for column in EXPORT_FIELDS)
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A run of seven clips of 2 s with two segments each, moved after it was written."""
+    folder = tmp_path / "out"
+    metrics, segments = [], []
+    rng = np.random.default_rng(0)
+    for number, (row_id, label, level) in enumerate(zip(IDS, LABELS, LEVELS, strict=True)):
+        stem = folder / "stems" / f"{number}.flac"
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(stem, rng.uniform(-0.5, 0.5, 2 * RATE_HZ), RATE_HZ, "PCM_24")
+        metrics.append(
+            {
+                "id": row_id,
+                "label": label,
+                "dataset": "007",
+                "positive_text": "a dog",
+                "mixture_uri": f"gs://b/rec {number // 2}.wav",
+                "offset_s": 10.0 if number == 1 else None,
+                "duration_s": 2.0,
+                "stem_uri": f"/was/here/stems/{number}.flac",
+                "presence": 0.9,
+                "model": "m",
+            }
+        )
+        for start_s, end_s in ((1.25, 1.75), (0.25, 0.5)):
+            segments.append(
+                {
+                    "id": row_id,
+                    "label": label,
+                    "positive_text": "a dog",
+                    "mixture_uri": f"gs://b/rec {number // 2}.wav",
+                    "start_s": start_s,
+                    "end_s": end_s,
+                    "presence": start_s / 2,
+                    "peak_db": level,
+                }
+            )
+    _write(folder / "metrics" / "part-000-00000-of-00001.parquet", metrics, METRICS_SCHEMA)
+    _write(folder / "segments" / "part-000-00000-of-00001.parquet", segments, SEGMENTS_SCHEMA)
+    record = {"config": {"output": "/was/here"}, "status": "finished"}
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    return folder
+
+
+def _write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema), path)
+
+
+@pytest.fixture
+def exported(run_folder: Path, tmp_path: Path) -> Callable[..., Path]:
+    def call(layout: str, *more: str, code: int = 0) -> Path:
+        output = tmp_path / layout
+        words = ["--runs", str(run_folder), "--layout", layout, "--output", str(output)]
+        assert export.run([*words, "--progress", "none", *more]) == code
+        return output
+
+    return call
+
+
+def _expected(run_folder: Path, cut: str = "segments") -> dict[str, np.ndarray[Any, Any]]:
+    """Samples by item."""
+    found = {}
+    for number, row_id in enumerate(IDS):
+        samples, _ = soundfile.read(run_folder / "stems" / f"{number}.flac", dtype="float32")
+        if cut == "clips":
+            found[row_id] = samples
+            continue
+        found[f"{row_id}/0001"] = samples[RATE_HZ // 4 : RATE_HZ // 2]
+        found[f"{row_id}/0002"] = samples[RATE_HZ * 5 // 4 : RATE_HZ * 7 // 4]
+    return found
+
+
+def _samples(data: bytes) -> np.ndarray[Any, Any]:
+    samples, rate_hz = soundfile.read(io.BytesIO(data), dtype="float32")
+    assert rate_hz == RATE_HZ
+    return np.asarray(samples)
+
+
+def _assert_fields(fields: Sequence[dict[str, Any]]) -> None:
+    """What is said of every segment is what the tables have, by type too."""
+    assert {each["id"] for each in fields} == {f"{i}/{n:04d}" for i in IDS for n in (1, 2)}
+    for each in fields:
+        number = IDS.index(each["id"].rpartition("/")[0])
+        assert each["label"] == LABELS[number]
+        assert each["dataset"] == "007"
+        assert each["peak_db"] == LEVELS[number]
+        assert isinstance(each["peak_db"], float)
+        begin = 10.0 if number == 1 else 0.0
+        assert each["start_s"] == begin + (0.25 if each["id"].endswith("1") else 1.25)
+        assert each["clap_score"] is None
+
+
+def test_an_audio_folder_names_every_segment(
+    exported: Callable[..., Path], run_folder: Path
+) -> None:
+    output = exported("audiofolder")
+    lines = (output / "data" / "metadata.jsonl").read_text("utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    _assert_fields(records)
+    expected = _expected(run_folder)
+    for record in records:
+        path = output / "data" / record["file_name"]
+        assert path.resolve().is_relative_to(output)
+        np.testing.assert_array_equal(_samples(path.read_bytes()), expected[record["id"]])
+    table = pq.read_table(output / "exported").to_pylist()
+    assert {row["file"] for row in table} == {f"data/{r['file_name']}" for r in records}
+    assert {row["duration_s"] for row in table} == {0.25, 0.5}
+
+
+def test_whole_stems_are_the_same_samples(exported: Callable[..., Path], run_folder: Path) -> None:
+    output = exported("parquet", "--cut", "clips")
+    rows = pq.read_table(output / "data").to_pylist()
+    expected = _expected(run_folder, "clips")
+    assert {row["id"] for row in rows} == set(IDS)
+    for row in rows:
+        np.testing.assert_array_equal(_samples(row["audio"]["bytes"]), expected[row["id"]])
+
+
+def test_a_webdataset_is_read_by_its_library(
+    exported: Callable[..., Path], run_folder: Path
+) -> None:
+    output = exported("webdataset", "--shard_rows", "5")
+    shards = sorted(map(str, (output / "data").glob("*.tar")))
+    assert len(shards) == 3
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False))
+    assert len(samples) == 2 * len(IDS)
+    assert len({sample["__key__"] for sample in samples}) == len(samples)
+    fields = [json.loads(sample["json"]) for sample in samples]
+    _assert_fields(fields)
+    expected = _expected(run_folder)
+    for sample, field in zip(samples, fields, strict=True):
+        assert list(field) == list(FIELDS)
+        assert sample["__key__"] == sample_key(field["id"])
+        np.testing.assert_array_equal(_samples(sample["flac"]), expected[field["id"]])
+    for shard in shards:
+        with tarfile.open(shard) as tar:
+            unknown = [
+                sum(value is None for value in json.load(_member(tar, name)).values())
+                for name in tar.getnames()
+                if name.endswith(".json")
+            ]
+        assert unknown == sorted(unknown)
+
+
+def _member(tar: tarfile.TarFile, name: str) -> Any:
+    return tar.extractfile(name)
+
+
+def test_parquet_is_equal_in_every_reader(exported: Callable[..., Path]) -> None:
+    files = str(exported("parquet") / "data" / "*.parquet")
+    by_arrow = pq.read_table(Path(files).parent).to_pylist()
+    _assert_fields(by_arrow)
+    columns = ", ".join(f'"{name}"' for name in FIELDS)
+    picked = f"SELECT {columns} FROM read_parquet('{files}') ORDER BY id"  # noqa: S608
+    by_duckdb = duckdb.sql(picked).fetchall()
+    by_polars = polars.read_parquet(files).select(FIELDS).sort("id").rows()
+    in_order = sorted(by_arrow, key=lambda row: str(row["id"]))
+    assert [tuple(row[name] for name in FIELDS) for row in in_order] == by_duckdb == by_polars
+
+
+def test_a_nemo_manifest_has_paths_and_durations(exported: Callable[..., Path]) -> None:
+    data = exported("nemo") / "data"
+    records = [
+        json.loads(line) for line in (data / "manifest.jsonl").read_text("utf-8").splitlines()
+    ]
+    _assert_fields(records)
+    for record in records:
+        assert soundfile.info(data / record["audio_filepath"]).duration == record["duration"]
+        assert record["text"] == "a dog"
+
+
+@pytest.mark.parametrize(("layout", "header"), [("audacity", 0), ("raven", 1)])
+def test_labels_are_one_file_a_recording(
+    layout: str, header: int, exported: Callable[..., Path]
+) -> None:
+    data = exported(layout) / "data"
+    files = sorted(data.iterdir())
+    assert len(files) == 4
+    (first,) = (path for path in files if path.name.startswith("rec_0"))
+    lines = [line.split("\t") for line in first.read_text("utf-8").splitlines()]
+    assert {len(line) for line in lines} == {3 if layout == "audacity" else 7}
+    place = 0 if layout == "audacity" else 3
+    starts = [float(line[place]) for line in lines[header:]]
+    assert starts == [0.25, 1.25, 10.25, 11.25]
+    (noisy,) = (path for path in files if path.name.startswith("rec_2"))
+    assert "dog in the rain" in noisy.read_text("utf-8")
+
+
+def test_a_condition_picks_by_columns_of_both_tables(exported: Callable[..., Path]) -> None:
+    where = "presence > 0.5 AND clip_presence = 0.9 AND label = 'dog' AND model = 'm'"
+    rows = pq.read_table(exported("parquet", "--where", where) / "data").to_pylist()
+    assert {row["id"] for row in rows} == {"001/0002", "d.flac/e/0002"}
+
+
+def test_nothing_picked_is_no_failure(
+    exported: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported("parquet", "--where", "presence > 2")
+    assert "nothing to do" in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("presense > 0.5", "presense"),
+        ("presence >", "syntax error"),
+        ("true; DROP TABLE clips", "modifiers"),
+        ("id IN (SELECT column0 FROM read_csv('/etc/hostname'))", "disabled"),
+    ],
+)
+def test_a_condition_that_is_none_is_exit_2(
+    where: str,
+    said: str,
+    exported: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = exported("parquet", "--where", where, code=2)
+    error = capsys.readouterr().err
+    assert "--where" in error
+    assert said in error
+    assert not output.exists()
+
+
+def test_margins_stay_inside_of_the_stem(exported: Callable[..., Path]) -> None:
+    rows = pq.read_table(exported("parquet", "--margin_s", "0.5") / "exported").to_pylist()
+    assert {row["duration_s"] for row in rows} == {1.0, 1.25}
+    assert min(row["start_s"] for row in rows) == 0.0
+    assert max(row["end_s"] for row in rows if row["id"].startswith("001")) == 2.0
+
+
+def test_a_missing_stem_is_a_dead_letter(exported: Callable[..., Path], run_folder: Path) -> None:
+    (run_folder / "stems" / "3.flac").unlink()
+    output = exported("webdataset", "--max_failure_rate", "0.5")
+    letters = pq.read_table(output / "dead_letters").to_pylist()
+    assert {row["id"] for row in letters} == {"NA/0001", "NA/0002"}
+    assert {(row["stage"], row["error_type"]) for row in letters} == {("read", "missing")}
+    assert len(pq.read_table(output / "exported")) == 2 * len(IDS) - 2
+
+
+def test_audio_outside_of_what_is_allowed_is_not_read(
+    exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    words = ("--signal", "mixture", "--allowed_uri_prefix", str(other))
+    output = exported("nemo", *words, code=1)
+    letters = pq.read_table(output / "dead_letters").to_pylist()
+    assert {row["error_type"] for row in letters} == {"uri_not_allowed"}
+
+
+def test_what_a_format_does_not_hold_is_said(
+    exported: Callable[..., Path], run_folder: Path
+) -> None:
+    stem = run_folder / "stems" / "0.flac"
+    stem.unlink()
+    soundfile.write(stem, np.full(2 * RATE_HZ, 1.5), RATE_HZ, "FLOAT", format="WAV")
+    output = exported("audiofolder", "--max_failure_rate", "0.5")
+    (message, *_) = {row["message"] for row in pq.read_table(output / "dead_letters").to_pylist()}
+    assert "--clip_format wav" in message
+    again = exported("audiofolder", "--overwrite", "--clip_format", "wav")
+    assert len(pq.read_table(again / "exported")) == 2 * len(IDS)
+    assert not list((again / "data").rglob("*.flac"))
+
+
+def test_overwrite_leaves_what_somebody_else_put_there(exported: Callable[..., Path]) -> None:
+    output = exported("audiofolder")
+    (output / "data" / "notes.txt").write_text("mine", encoding="utf-8")
+    exported("audiofolder", "--overwrite", "--where", "label = 'dog'")
+    assert (output / "data" / "notes.txt").read_text("utf-8") == "mine"
+    assert len(list((output / "data" / "audio").rglob("*.flac"))) == 4
+
+
+def test_two_runs_have_their_names_before_ids(run_folder: Path, tmp_path: Path) -> None:
+    second = tmp_path / "second"
+    second.symlink_to(run_folder)
+    output = tmp_path / "both"
+    words = ["--runs", str(run_folder), "--runs", str(second), "--output", str(output)]
+    assert export.run([*words, "--cut", "clips", "--where", "id = '001'"]) == 0
+    ids = {row["id"] for row in pq.read_table(output / "exported").to_pylist()}
+    assert ids == {"out/001", "second/001"}
+
+
+def test_runs_without_segments_say_what_to_do(
+    run_folder: Path, exported: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (run_folder / "segments").iterdir():
+        path.unlink()
+    exported("parquet", code=2)
+    assert "take --cut clips" in capsys.readouterr().err
+
+
+def test_the_help_names_every_layout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert export.run(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in LAYOUTS)
+
+
+def test_no_file_name_has_the_word_of_a_split() -> None:
+    names = ["dog-test-1", "train/a", "Validation", "contest", "a.dev", "latest~", "val"]
+    assert [file_name(name) for name in names] == [
+        *("dog-test~-1", "train~/a", "Validation~", "contest", "a.dev~"),
+        *(f"latest~{output_name('latest~').partition('~')[2]}", "val~"),
+    ]
+
+
+def test_a_label_without_a_text_is_the_id() -> None:
+    assert annotation({"label": None, "positive_text": None, "id": "a\tb"}) == "a b"

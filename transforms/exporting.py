@@ -1,0 +1,547 @@
+"""Parts of audio files → the files of a data set: AudioFolder, WebDataset, Parquet, NeMo, labels.
+
+Each layout is a line of :data:`LAYOUTS`: a layout that puts an item's audio into a file of its own
+writes item by item; one that packs many items into a file gathers rows first, never samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+import webdataset
+from apache_beam.pvalue import PCollection
+from apache_beam.transforms.combiners import Count, ToList
+
+import transforms.threaded  # noqa: F401 - registers the coders of our records
+from manifests.columns import EXPORT_FIELDS, EXPORTED_SCHEMA
+from manifests.row import ManifestRow, output_name
+from transforms.audio import AudioError, AudioPart
+from transforms.audio.files import (
+    READ_ERRORS,
+    StemFormat,
+    StemWriter,
+    describe,
+    error_code,
+    held_by,
+    open_audio,
+    write_errors,
+)
+from transforms.elements import Failure, Stage, TableRow, failed
+from transforms.storage import Storage, join
+from transforms.storage.access import UriAccess
+from transforms.tables import dead_letters, row_counts
+
+DATA = "data"
+"""The folder of the data set, below the output folder."""
+AUDIO_URI, START_S, END_S, FIELDS = "audio_uri", "start_s", "end_s", "fields"
+"""Columns of an export's rows: which part of a file is taken, and what is said of it, as JSON."""
+_BLOCK_SAMPLES = 2**16
+_ROWS_PER_GROUP = 64
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSettings:
+    """What a data set is made of.
+
+    Attributes:
+        uri: the output folder.
+        storage: how files are reached.
+        access: the audio that may be read.
+        clip_format: ``flac`` (24 bits) or ``wav`` (32-bit float).
+        shard_rows: items in a file of a layout that packs many into one.
+        max_in_memory_s: of 48 kHz stereo: what packed layouts hold of one item.
+    """
+
+    uri: str
+    storage: Storage
+    access: UriAccess
+    clip_format: StemFormat
+    shard_rows: int
+    max_in_memory_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """An exported item: where it is, and what is said of it.
+
+    Attributes:
+        file: the file that holds it, as a path below the output folder.
+        key: its name in that file.
+        fields: by the names of ``EXPORT_FIELDS``.
+        part: of the audio that was written; None where none was.
+    """
+
+    file: str
+    key: str
+    fields: Mapping[str, Any]
+    part: AudioPart | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class WriteItems(beam.PTransform[Any, Any]):
+    """Rows of a selection → the files of a data set.
+
+    In: ``ManifestRow`` with the columns above. Out: ``TableRow`` of ``EXPORTED_SCHEMA`` for each
+    item that was written, and ``Failure``.
+
+    Attributes:
+        settings: of the data set.
+        layout: a name of ``LAYOUTS``.
+    """
+
+    settings: ExportSettings
+    layout: str
+
+    def expand(
+        self, rows: PCollection[ManifestRow]
+    ) -> tuple[PCollection[TableRow], PCollection[Failure]]:
+        """Gathers the rows of each file, writes the files, and lists the items."""
+        layout = LAYOUTS[self.layout]
+        count = rows | "Count" >> Count.Globally()
+        outputs = (
+            rows
+            | "Key"
+            >> beam.Map(
+                _keyed, layout, self.settings.shard_rows, beam.pvalue.AsSingleton(count)
+            ).with_output_types(tuple[str, ManifestRow])
+            | "ByFile" >> beam.GroupByKey()
+            | "Write"
+            >> beam.ParDo(_WriteFn(self.settings, layout)).with_outputs(
+                dead_letters.FAILED, main="items"
+            )
+        )
+        items = outputs["items"]
+        if layout.list_name is not None:
+            _ = (
+                items
+                | "Lines" >> beam.Map(layout.line).with_output_types(str)
+                | "OneList" >> ToList()
+                | "WriteList"
+                >> beam.Map(
+                    _write_list, join(self.settings.uri, layout.list_name), self.settings.storage
+                ).with_output_types(str)
+            )
+        table = items | "TableRows" >> beam.Map(_table_row).with_output_types(TableRow)
+        return table, outputs[dead_letters.FAILED]
+
+
+class Layout:
+    """How a data set is laid out.
+
+    Attributes:
+        list_name: the file that names the items, as a path below the output folder; None: none.
+    """
+
+    list_name: str | None = None
+
+    def file_key(self, row: ManifestRow, num_files: int) -> str:
+        """Name of the file, or of the group of files, that a row goes into."""
+        raise NotImplementedError
+
+    def write(
+        self, key: str, rows: Sequence[ManifestRow], settings: ExportSettings
+    ) -> Iterator[Any]:
+        """Writes the rows of a key; yields an :class:`Item` or a :class:`Failure` for each."""
+        raise NotImplementedError
+
+    def line(self, item: Item) -> str:
+        """What the list says of an item: JSON on one line."""
+        raise NotImplementedError
+
+
+class _EachItsFile(Layout):
+    """An item's audio is a file; a list names them all."""
+
+    def file_key(self, row: ManifestRow, num_files: int) -> str:
+        return row.id
+
+    def write(
+        self, key: str, rows: Sequence[ManifestRow], settings: ExportSettings
+    ) -> Iterator[Any]:
+        for row in rows:
+            file = f"{DATA}/audio/{file_name(row.id)}.{settings.clip_format}"
+            uri = join(settings.uri, file)
+            try:
+                with settings.storage.temporary(uri) as temporary:
+                    part = _encode(row, temporary, settings, uri)
+                    with write_errors(uri):
+                        settings.storage.publish(uri, temporary)
+                        settings.storage.settle([uri])
+            except READ_ERRORS as err:
+                yield _failure(row, err, settings)
+                continue
+            yield Item(file=file, key=row.id, fields=fields_of(row), part=part)
+
+
+class AudioFolder(_EachItsFile):
+    """Hugging Face's AudioFolder; its list is JSON, since CSV cannot keep ``001`` or ``NA``."""
+
+    list_name = f"{DATA}/metadata.jsonl"
+
+    def line(self, item: Item) -> str:
+        """A line of ``metadata.jsonl``."""
+        return as_json({"file_name": item.file.removeprefix(f"{DATA}/"), **item.fields})
+
+
+class Nemo(_EachItsFile):
+    """NVIDIA NeMo's manifest."""
+
+    list_name = f"{DATA}/manifest.jsonl"
+
+    def line(self, item: Item) -> str:
+        """A line of NeMo's manifest; its ``text`` is what was asked for."""
+        duration_s = 0.0 if item.part is None else item.part.duration_s
+        path = item.file.removeprefix(f"{DATA}/")
+        told = {"audio_filepath": path, "duration": duration_s, "offset": 0.0}
+        return as_json({**told, "text": item.fields["positive_text"] or "", **item.fields})
+
+
+class _Packed(Layout):
+    """Many items in a file."""
+
+    def file_key(self, row: ManifestRow, num_files: int) -> str:
+        number = zlib.crc32(row.id.encode("utf-8", "surrogatepass")) % num_files
+        return f"{number:05d}-of-{num_files:05d}"
+
+    def _encoded(
+        self, row: ManifestRow, settings: ExportSettings, scratch: str
+    ) -> tuple[bytes, AudioPart]:
+        part = _encode(row, scratch, settings, row.extra[AUDIO_URI], in_memory=True)
+        return Path(scratch).read_bytes(), part
+
+
+class WebDataset(_Packed):
+    """Tar files of neighbouring members; every sample has the same fields.
+
+    A key has no dot, at which readers would end it. Samples of which everything is known come
+    first: readers take the types of all from the first few.
+    """
+
+    def write(
+        self, key: str, rows: Sequence[ManifestRow], settings: ExportSettings
+    ) -> Iterator[Any]:
+        """Writes a tar."""
+        file = f"{DATA}/shard-{key}.tar"
+        uri = join(settings.uri, file)
+        items: list[Item] = []
+        with _scratch(settings, uri) as (path, scratch):
+            with (
+                open(path, "wb") as raw,
+                contextlib.closing(webdataset.TarWriter(raw, encoder=False, mtime=0)) as tar,
+            ):
+                for row in sorted(rows, key=_unknowns_last):
+                    try:
+                        audio, part = self._encoded(row, settings, scratch)
+                    except READ_ERRORS as err:
+                        yield _failure(row, err, settings)
+                        continue
+                    item = Item(file=file, key=sample_key(row.id), fields=fields_of(row), part=part)
+                    tar.write(
+                        {
+                            "__key__": item.key,
+                            settings.clip_format: audio,
+                            "json": as_json(item.fields).encode(),
+                        }
+                    )
+                    items.append(item)
+            if items:
+                _publish(settings.storage, uri, path)
+        yield from items
+
+
+class ParquetDataset(_Packed):
+    """Parquet with the audio's bytes inside, as Hugging Face's ``Audio`` has them."""
+
+    def write(
+        self, key: str, rows: Sequence[ManifestRow], settings: ExportSettings
+    ) -> Iterator[Any]:
+        """Writes a Parquet file."""
+        file = f"{DATA}/part-{key}.parquet"
+        uri = join(settings.uri, file)
+        items: list[Item] = []
+        group: list[dict[str, Any]] = []
+        with _scratch(settings, uri) as (path, scratch):
+            with pq.ParquetWriter(path, PARQUET_SCHEMA) as table:
+                for row in rows:
+                    try:
+                        audio, part = self._encoded(row, settings, scratch)
+                    except READ_ERRORS as err:
+                        yield _failure(row, err, settings)
+                        continue
+                    fields = fields_of(row)
+                    name = f"{output_name(row.id)}.{settings.clip_format}"
+                    group.append({"audio": {"bytes": audio, "path": name}, **fields})
+                    items.append(Item(file=file, key=row.id, fields=fields, part=part))
+                    if len(group) == _ROWS_PER_GROUP:
+                        table.write_table(pa.Table.from_pylist(group, PARQUET_SCHEMA))
+                        group.clear()
+                if group:
+                    table.write_table(pa.Table.from_pylist(group, PARQUET_SCHEMA))
+            if items:
+                _publish(settings.storage, uri, path)
+        yield from items
+
+
+class _Labels(Layout):
+    """One table of times for each recording; no audio is read."""
+
+    ending = ""
+
+    def file_key(self, row: ManifestRow, num_files: int) -> str:
+        return row.extra[AUDIO_URI]
+
+    def write(
+        self, key: str, rows: Sequence[ManifestRow], settings: ExportSettings
+    ) -> Iterator[Any]:
+        file = f"{DATA}/{label_name(key)}{self.ending}"
+        uri = join(settings.uri, file)
+        ordered = sorted(rows, key=lambda row: (float(row.extra[START_S]), row.id))
+        text = "".join(self.lines([fields_of(row) for row in ordered]))
+        try:
+            settings.storage.write_bytes(uri, text.encode("utf-8", "replace"))
+        except OSError as err:
+            for row in rows:
+                yield failed(row, "write", error_code(err), describe(err, uri))
+            return
+        for row in ordered:
+            yield Item(file=file, key=row.id, fields=fields_of(row))
+
+    def lines(self, items: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+        """The lines of a table, each with its end."""
+        raise NotImplementedError
+
+
+class Audacity(_Labels):
+    """Audacity's label tracks: start, end and a text, without a header."""
+
+    ending = ".txt"
+
+    def lines(self, items: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+        """The labels of a track."""
+        for item in items:
+            yield f"{item[START_S]:.6f}\t{item[END_S]:.6f}\t{annotation(item)}\n"
+
+
+class Raven(_Labels):
+    """Raven's selection tables."""
+
+    ending = ".Table.1.selections.txt"
+
+    def lines(self, items: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+        """A header and the selections."""
+        yield "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tAnnotation\tScore\n"
+        for number, item in enumerate(items, 1):
+            score = "" if item["presence"] is None else f"{item['presence']:.6f}"
+            times = f"{item[START_S]:.6f}\t{item[END_S]:.6f}"
+            yield f"{number}\tSpectrogram 1\t1\t{times}\t{annotation(item)}\t{score}\n"
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "audiofolder": AudioFolder(),
+    "webdataset": WebDataset(),
+    "parquet": ParquetDataset(),
+    "nemo": Nemo(),
+    "audacity": Audacity(),
+    "raven": Raven(),
+}
+LABELS: frozenset[str] = frozenset(
+    name for name, layout in LAYOUTS.items() if isinstance(layout, _Labels)
+)
+"""Layouts that say times in a recording, and hold no audio."""
+
+_HUGGING_FACE = {"string": "string", "double": "float64"}
+PARQUET_SCHEMA = pa.schema(
+    [
+        pa.field("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        *(column.field for column in EXPORT_FIELDS),
+    ],
+    metadata={
+        "huggingface": json.dumps(
+            {
+                "info": {
+                    "features": {
+                        "audio": {"_type": "Audio"},
+                        **{
+                            column.name: {
+                                "dtype": _HUGGING_FACE[str(column.type)],
+                                "_type": "Value",
+                            }
+                            for column in EXPORT_FIELDS
+                        },
+                    }
+                }
+            }
+        )
+    },
+)
+
+
+_SPLITS = re.compile(
+    "(?<![a-z])(training|train|validation|valid|val|dev|testing|test|evaluation|eval)(?![a-z])",
+    re.IGNORECASE,
+)
+
+
+def file_name(row_id: str) -> str:
+    """Path of an item's file, without a suffix: that of its stem, but for the names of splits.
+
+    Hugging Face's AudioFolder takes every file with such a word in its path for that split, and
+    silently leaves all others out, whatever the metadata say (datasets 5.2): a ``~`` ends the word.
+    No two ids share a path, since no plain one has a ``~``.
+    """
+    return _SPLITS.sub(r"\1~", output_name(row_id))
+
+
+def sample_key(row_id: str) -> str:
+    """The key of a WebDataset sample: the id's file name; two ids never share one.
+
+    A name with a dot gets underscores for dots and a digest, since a key ends at the first dot.
+    """
+    name = output_name(row_id)
+    if "." not in name:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name.replace('.', '_')}~{digest}"
+
+
+def label_name(uri: str) -> str:
+    """The name of a recording's label file: its own, and a digest of where it lies."""
+    name = uri.rstrip("/").rsplit("/", 1)[-1]
+    digest = hashlib.sha256(uri.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f"{output_name(name or 'recording').removesuffix('/')}-{digest}"
+
+
+def annotation(fields: Mapping[str, Any]) -> str:
+    """What a label says: the row's label, or else what was asked for; one line without tabs."""
+    text = fields["label"] or fields["positive_text"] or fields["id"]
+    return "".join(each if each.isprintable() else " " for each in text).strip()
+
+
+def fields_of(row: ManifestRow) -> dict[str, Any]:
+    """What is said of an item, by the names of ``EXPORT_FIELDS``."""
+    found: dict[str, Any] = json.loads(row.extra[FIELDS])
+    return found
+
+
+def as_json(fields: Mapping[str, Any]) -> str:
+    """One line of JSON; floats keep their point, so that readers take them for floats."""
+    return json.dumps(fields, ensure_ascii=False, allow_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """A value of a table as JSON has it: what is not finite is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _unknowns_last(row: ManifestRow) -> tuple[int, str]:
+    return sum(value is None for value in fields_of(row).values()), row.id
+
+
+def _keyed(
+    row: ManifestRow, layout: Layout, shard_rows: int, count: int
+) -> tuple[str, ManifestRow]:
+    return layout.file_key(row, max(1, -(-count // shard_rows))), row
+
+
+class _WriteFn(beam.DoFn):
+    def __init__(self, settings: ExportSettings, layout: Layout) -> None:
+        self._settings, self._layout = settings, layout
+
+    def process(self, group: tuple[str, Iterable[ManifestRow]]) -> Iterator[Any]:
+        rows = sorted(group[1], key=lambda row: row.id)
+        for result in self._layout.write(group[0], rows, self._settings):
+            if isinstance(result, Failure):
+                yield dead_letters.dead(result)
+                continue
+            row_counts.done("Export", 0.0 if result.part is None else result.part.duration_s)
+            yield result
+
+
+def _failure(row: ManifestRow, error: BaseException, settings: ExportSettings) -> Failure:
+    is_write = isinstance(error, OSError) and settings.uri in str(error)
+    where = settings.uri if is_write else row.extra[AUDIO_URI]
+    stage: Stage = "write" if is_write else "read"
+    return failed(row, stage, error_code(error), describe(error, where))
+
+
+def _encode(
+    row: ManifestRow, path: str, settings: ExportSettings, uri: str, *, in_memory: bool = False
+) -> AudioPart:
+    """Writes the part of a row's audio as a local file; gives what was written.
+
+    Raises:
+        AudioError: it cannot be read, or the format does not hold it.
+        OSError: it cannot be read or written.
+    """
+    source = row.extra[AUDIO_URI]
+    settings.access.require(source)
+    start_s, end_s = (
+        float(row.extra[name]) if row.extra[name] else None for name in (START_S, END_S)
+    )
+    duration_s = None if end_s is None else end_s - (start_s or 0.0)
+    with open_audio(settings.storage, source, start_s, duration_s) as reader:
+        part = reader.part
+        if in_memory and part.num_values > settings.max_in_memory_s * 2 * 48_000:
+            raise AudioError(
+                "too_long",
+                f"{source}: {part.duration_s:.0f} s are more than --max_clip_in_memory_s allows in "
+                "one sample; take --layout audiofolder, or --cut segments",
+            )
+        form, why = held_by(settings.clip_format, part.sample_rate_hz, peak=0.0)
+        if form != settings.clip_format:
+            raise AudioError("cannot_hold", f"{source}: {why}; take --clip_format {form}")
+        writer = StemWriter(path, part, settings.clip_format, uri)
+        with contextlib.closing(writer):
+            for block in reader.blocks(_BLOCK_SAMPLES):
+                writer.write(block)
+            writer.complete()
+    form, why = held_by(settings.clip_format, part.sample_rate_hz, writer.peak)
+    if form != settings.clip_format:
+        raise AudioError("cannot_hold", f"{source}: {why}; take --clip_format {form}")
+    return dataclasses.replace(part, start=0)
+
+
+@contextlib.contextmanager
+def _scratch(settings: ExportSettings, uri: str) -> Iterator[tuple[str, str]]:
+    """Local paths of the file that becomes ``uri``, and of one item's audio."""
+    with (
+        settings.storage.temporary(uri) as path,
+        settings.storage.temporary(uri) as scratch,
+    ):
+        yield path, scratch
+
+
+def _publish(storage: Storage, uri: str, path: str) -> None:
+    with write_errors(uri):
+        storage.publish(uri, path)
+        storage.settle([uri])
+
+
+def _write_list(lines: list[str], uri: str, storage: Storage) -> str:
+    text = "".join(f"{line}\n" for line in sorted(lines))
+    storage.write_bytes(uri, text.encode("utf-8", "replace"))
+    return uri
+
+
+def _table_row(item: Item) -> TableRow:
+    record: dict[str, Any] = dict.fromkeys(EXPORTED_SCHEMA.names)
+    record.update(item.fields, file=item.file, key=item.key)
+    if item.part is not None:
+        record.update(
+            duration_s=item.part.duration_s,
+            sample_rate_hz=item.part.sample_rate_hz,
+            n_channels=item.part.num_channels,
+        )
+    return TableRow(partition="", key=item.fields["id"], record=record, extra={})
