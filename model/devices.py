@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,64 @@ class loaded_once(functools.cached_property[Any]):
         """The value, computed where it is not known yet."""
         with self._computing:
             return super().__get__(instance, owner)
+
+
+class MachineError(Exception):
+    """A network fails whatever it is given: its process or its device is broken."""
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+EXIT_BROKEN = 71
+"""The exit code of a worker process that ends because it is broken: that of a system error."""
+_broken_workers_end = False
+
+
+def end_when_broken() -> None:
+    """Has this process end when it is broken: it is a worker, and its runner has others."""
+    global _broken_workers_end
+    _broken_workers_end = True
+
+
+def require_working(probe: Callable[[], object], error: Exception) -> None:
+    """Tells whether the machine is to blame for an error, and not what the network was given.
+
+    After some failures of a GPU, everything that its process computes on it fails: each row would
+    then look as if it could not be separated.
+
+    Args:
+        probe: runs the network on something small.
+        error: that the network raised before.
+
+    Raises:
+        MachineError: the probe raises a RuntimeError, and not for lack of memory. A worker process
+            ends instead, so that its runner starts another or gives its work to others.
+    """
+    try:
+        probe()
+    except (RuntimeError, ValueError, ArithmeticError, MemoryError) as err:
+        # What is lost makes torch raise RuntimeErrors; other errors say that a probe does not suit.
+        if not isinstance(err, RuntimeError) or is_out_of_memory(err):
+            return
+        message = f"the network fails on a probe too, so the machine is at fault: {first_line(err)}"
+        if _broken_workers_end:
+            sys.stderr.write(f"this worker ends: {message}; before: {error}\n")
+            sys.stderr.flush()
+            os._exit(EXIT_BROKEN)
+        raise MachineError(message) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was too small, of a device or of the machine."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(t in str(error).lower() for t in _OUT_OF_MEMORY)
+
+
+def first_line(error: BaseException) -> str:
+    """The type of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300]
 
 
 AUTO = "auto"

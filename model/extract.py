@@ -151,6 +151,7 @@ class Extractor:
                 model cannot use.
             TypeError: an argument of another kind.
             SeparationError: the network failed, or memory is too small for one window.
+            MachineError: the network failed, and fails on silence too.
         """
         rate = _rate("rate_hz", rate_hz)
         mixture = _channels("samples", samples)
@@ -198,6 +199,7 @@ class Extractor:
             ValueError: as :meth:`__call__`; what is wrong with a block is raised when it is read.
             TypeError: an argument of another kind.
             SeparationError: the network failed, or memory is too small for one window.
+            MachineError: the network failed, and fails on silence too.
         """
         rate = _rate("rate_hz", rate_hz)
         stream = self._begin(rate, positive, negative, examples, negative_examples, text_weight)

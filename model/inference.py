@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.devices import cores
+from model.devices import cores, first_line, is_out_of_memory, require_working
 from model.signal import InputGain
 from model.signal.windowing import OverlapAdder, WindowPlan, iter_windows
 from model.systems import NORMALISATIONS, Condition, Normalisation, PresenceDetector, Separator
@@ -131,7 +131,6 @@ def transfers_for(device: str) -> Transfers:
 
 logger = logging.getLogger(__name__)
 MODEL_ERRORS = (RuntimeError, ValueError, ArithmeticError, MemoryError)
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class SeparationError(RuntimeError):
@@ -233,7 +232,7 @@ class _Launched:
             found = [samples for arriving in self.estimates for samples in arriving()]
             odds = [float(value) for arriving in self.presence for value in arriving()]
         except MODEL_ERRORS as err:  # a GPU reports late what went wrong in it
-            raise SeparationError("model_error", _first_line(err)) from err
+            raise SeparationError("model_error", first_line(err)) from err
         return list(zip(found, odds or [math.nan] * len(found), strict=True))
 
 
@@ -272,7 +271,30 @@ class Network:
 
         Raises:
             SeparationError: the network failed, or memory is too small for one window.
+            MachineError: the network failed, and fails on silence too.
         """
+        try:
+            return self._separate(windows)
+        except SeparationError as err:
+            if err.code == "model_error":
+                require_working(self._probe, err)
+            raise
+
+    def _probe(self) -> None:
+        """Separates a window of silence."""
+        needs_reference = self.separator.capabilities.needs_reference
+        silence = np.zeros((1, self.separator.window_samples), np.float32)
+        something = np.eye(1, self.separator.embedding_dim, dtype=np.float32)
+        window = WindowQueries(
+            samples=silence,
+            positive=something,
+            negative=np.zeros_like(something),
+            references=silence if needs_reference else None,
+        )
+        rows = self._rows_at_once if self._settings.fixed_shapes else 1
+        self._launch([window], [_Row(window=0, channel=0)], rows, rows).wait()
+
+    def _separate(self, windows: Sequence[WindowQueries]) -> list[WindowEstimates]:
         outputs = [np.empty((len(w.positive), *w.samples.shape), dtype=np.float32) for w in windows]
         presence = [np.empty((len(w.positive), len(w.samples)), np.float32) for w in windows]
         seconds = [np.zeros(len(w.positive)) for w in windows]
@@ -350,8 +372,8 @@ class Network:
                 yield self._launch(windows, rows, size, queries_at_once)
                 return
             except MODEL_ERRORS as err:
-                if not _is_out_of_memory(err):
-                    raise SeparationError("model_error", _first_line(err)) from err
+                if not is_out_of_memory(err):
+                    raise SeparationError("model_error", first_line(err)) from err
                 failure = err
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -364,7 +386,7 @@ class Network:
             if queries_at_once == 1:
                 raise SeparationError(
                     "out_of_memory",
-                    f"one window at a time is too much: {_first_line(failure)}",
+                    f"one window at a time is too much: {first_line(failure)}",
                 ) from failure
             queries_at_once //= 2
 
@@ -488,13 +510,3 @@ class RecordingStream:
                     for adder, samples in zip(adders, estimate.samples, strict=True)
                 ]
         yield [adder.flush() for adder in adders]
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(t in str(error).lower() for t in _OUT_OF_MEMORY)
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300]

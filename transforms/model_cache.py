@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
@@ -104,10 +105,17 @@ def load_scorer(choice: ScorerChoice) -> QueryEncoder:
     return _once(choice, load, choice.model.resolved_device())
 
 
+def _is_beams_worker() -> bool:
+    """Whether this process is one of Beam's workers, started as its own programs start them."""
+    return hasattr(sys.modules["__main__"], "SdkHarness")
+
+
 def _once(key: Hashable, load: Callable[[], T], device: str) -> T:
     if device == "cpu":
         torch.set_num_threads(1)
     prefer_gcs_over_http()  # weights may be in a bucket
+    if _is_beams_worker():
+        devices.end_when_broken()
     with _LOCK:
         if key not in _LOADED:
             _LOADED[key] = load()

@@ -22,7 +22,7 @@ from apache_beam.pvalue import PCollection
 from manifests.row import DEFAULT_TEXT_WEIGHT, ManifestRow
 from model import systems
 from model.clap import QueryEncoder
-from model.devices import cores
+from model.devices import cores, require_working
 from model.systems import POLICIES, Capabilities, Policy, QuerySetting, adapt, fuse
 from transforms import model_cache
 from transforms.audio.files import READ_ERRORS, describe, error_code, require_sound
@@ -119,6 +119,7 @@ def _routed(row: ManifestRow, capabilities: Capabilities, policy: Policy) -> Ite
 Shot = Samples | EmbeddedQuery
 """An example clip float32[T], mono at the encoder's rate, or why it cannot be used."""
 _EMBED_ERRORS = (RuntimeError, ValueError, MemoryError)
+_PROBE = "a sound"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +258,7 @@ def embed_query_texts(encoder: QueryEncoder, texts: Sequence[str]) -> list[Embed
         return [_as_record(vector) for vector in systems.embed_texts(encoder, texts)]
     except _EMBED_ERRORS as err:
         if len(texts) == 1:
+            _require_working(encoder, err)
             return [EmbeddedQuery(error_type="model_error", message=f"{texts[0][:200]!r}: {err}")]
     return [result for text in texts for result in embed_query_texts(encoder, [text])]
 
@@ -296,8 +298,14 @@ def embed_query_examples(
     except _UnusableShotError as err:
         return err.reason
     except _EMBED_ERRORS as err:
+        _require_working(encoder, err)
         first = max(0, num_taken - 1) // systems.EXAMPLES_AT_ONCE * systems.EXAMPLES_AT_ONCE
         return EmbeddedQuery(error_type="model_error", message=f"{uris[first]}: {err}")
+
+
+def _require_working(encoder: QueryEncoder, error: Exception) -> None:
+    """See :func:`model.devices.require_working`."""
+    require_working(lambda: systems.embed_texts(encoder, [_PROBE]), error)
 
 
 class _UnusableShotError(Exception):

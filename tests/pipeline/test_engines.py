@@ -16,10 +16,13 @@ from typing import Any
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
+import broken_machine
 import engine_graphs
 import jobs
 import tone_runs
 from dask_cluster import TESTS, DaskCluster, dask_cluster
+from model import devices
+from model.systems.clapsep import network
 from pipelines import console, runners, separate
 from pipelines.config import Execution
 from ports import free_port
@@ -124,6 +127,21 @@ def test_a_dask_worker_that_is_killed_costs_nothing_but_time(
     assert tone_runs.record(output)["row_counts"] == tone_runs.record(alone)["row_counts"]
 
 
+def test_a_dask_worker_whose_machine_breaks_ends_and_the_others_complete_the_run(
+    manifest: Path, model: str, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(broken_machine.FOLDER_VARIABLE, str(tmp_path))
+    with dask_cluster(tmp_path / "cluster", [(), ()]) as cluster:
+        where = ["--runner=dask", "--dask_client_address", cluster.address]
+        output = tmp_path / "out"
+        assert separate.run([*_arguments(manifest, output, model), *where]) == 0
+        broken = int((tmp_path / "broken").read_text())
+        (worker,) = (each for each in cluster.workers if each.pid == broken)
+        assert worker.wait(START_WAIT_S) == devices.EXIT_BROKEN
+    tone_runs.assert_same_results(alone, output)
+    assert tone_runs.record(output)["row_counts"] == tone_runs.record(alone)["row_counts"]
+
+
 @contextmanager
 def _portable_engine(folder: Path) -> Iterator[tuple[str, str]]:
     """Beam's local job service and a pool of SDK workers, each a process; gives their addresses."""
@@ -194,6 +212,30 @@ def test_a_job_service_that_works_in_the_launcher(
              "--environment_type=LOOPBACK"]  # fmt: skip
     assert separate.run([*_arguments(manifest, output, model), *where]) == 0
     _assert_same(alone, output)
+
+
+@pytest.mark.parametrize(
+    "environment", ["EXTERNAL", pytest.param("LOOPBACK", marks=pytest.mark.slow)]
+)
+def test_a_machine_that_breaks_behind_a_job_service_ends_the_run_and_resuming_completes_it(
+    environment: str, manifest: Path, model: str, alone: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(broken_machine.FOLDER_VARIABLE, str(tmp_path))
+        if environment == "LOOPBACK":
+            patch.setattr(network.ClapSep, "encode", network.ClapSep.encode)
+            broken_machine.break_later(network, tmp_path)
+        with _portable_engine(tmp_path) as (service, pool):
+            where = ["--runner=PortableRunner", "--job_endpoint", service,
+                     f"--environment_type={environment}"]  # fmt: skip
+            where += ["--environment_config", pool] if environment == "EXTERNAL" else []
+            assert separate.run([*_arguments(manifest, output, model), *where]) == 3
+    assert tone_runs.record(output)["status"] == "failed"
+    assert separate.run([*_arguments(manifest, output, model), "--resume"]) == 0
+    tone_runs.assert_same_results(alone, output)
+    kept = tone_runs.comparable(tone_runs.table(output, "dead_letters"))
+    assert kept == tone_runs.comparable(tone_runs.table(alone, "dead_letters"))
 
 
 def test_a_step_that_fails_behind_a_job_service_is_said(portable: tuple[str, str]) -> None:

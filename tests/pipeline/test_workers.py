@@ -12,9 +12,11 @@ import psutil
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
+import broken_machine
 import engine_graphs
 import jobs
 import tone_runs
+from model.systems.clapsep import network
 from pipelines import separate
 from pipelines.config import IN_PROCESS, Execution
 from pipelines.runners.local import WorkerError
@@ -91,6 +93,30 @@ def test_a_killed_worker_ends_the_run_and_resuming_completes_it(
     assert separate.run([*arguments, "--resume"]) == 0
     tone_runs.assert_same_results(alone, output)
     one, other = (tone_runs.table(each, "dead_letters") for each in (alone, output))
+    assert tone_runs.comparable(one) == tone_runs.comparable(other)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_machine_that_breaks_ends_the_run_and_resuming_completes_it(
+    workers: str, manifest: Path, model: str, alone: Path, tmp_path: Path, capfd
+) -> None:
+    arguments = [*_arguments(manifest, tmp_path / "out", model), "--batch_size", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        if workers == "1":
+            patch.setattr(network.ClapSep, "encode", network.ClapSep.encode)
+            broken_machine.break_later(network, tmp_path)
+        else:
+            patch.setenv(broken_machine.FOLDER_VARIABLE, str(tmp_path))
+            patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
+        assert separate.run([*arguments, "--num_workers", workers]) == 3
+    said = capfd.readouterr().err
+    assert "MachineError" in said
+    assert broken_machine.MESSAGE in said
+    assert "--resume goes on" in said
+    assert tone_runs.record(tmp_path / "out")["status"] == "failed"
+    assert separate.run([*arguments, "--resume"]) == 0
+    tone_runs.assert_same_results(alone, tmp_path / "out")
+    one, other = (tone_runs.table(each, "dead_letters") for each in (alone, tmp_path / "out"))
     assert tone_runs.comparable(one) == tone_runs.comparable(other)
 
 

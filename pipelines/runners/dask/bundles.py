@@ -29,6 +29,8 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import (
 from apache_beam.runners.portability.fn_api_runner.translations import Stage
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import WorkerHandlerManager
 
+from model import devices
+
 SPREAD = b"materialize:spread "
 """How the names of buffers between the two halves of a Reshuffle begin."""
 GROUP = b"group:"
@@ -126,6 +128,7 @@ def run_bundle(
     program: Program, source: Source, data: Bundle | Sequence[bytes], *sides: Bundle
 ) -> Bundle:
     """Runs a stage over some of its input; ``sides`` are bundles that hold its side inputs."""
+    devices.end_when_broken()  # Dask does its bundles again, elsewhere or in a new process
     pieces = _pieces(data, source.buffer)[source.number :: source.of]
     executor = _executor(program, source.stage, sides)
     try:

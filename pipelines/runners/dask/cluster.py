@@ -85,7 +85,7 @@ class Cluster:
         if isinstance(error, distributed.KilledWorker):
             raise ClusterError(
                 f"workers of the Dask cluster at {self._address} died again and again over one "
-                f"bundle, perhaps of memory: {error}"
+                f"bundle, perhaps of memory, or because they are broken; see their logs: {error}"
             ) from error
         raise error
 

@@ -72,3 +72,46 @@ def test_a_name_is_looked_at_without_torch() -> None:
         "devices.resolved('cpu'); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def _fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        None,
+        ValueError("no such label"),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_machine_that_can_do_something_is_not_to_blame(error: Exception | None) -> None:
+    devices.require_working(
+        lambda: None if error is None else _fail(error), RuntimeError("shapes do not match")
+    )
+
+
+def test_a_machine_that_can_do_nothing_is_to_blame() -> None:
+    with pytest.raises(devices.MachineError, match=r"at fault: RuntimeError: lost$") as raised:
+        devices.require_working(lambda: _fail(RuntimeError("lost\nand more")), ValueError("first"))
+    assert str(raised.value.__cause__) == "first"
+
+
+def test_a_worker_that_can_do_nothing_ends() -> None:
+    code = """
+from model import devices
+def probe(): raise RuntimeError("lost")
+devices.end_when_broken()
+devices.require_working(lambda: None, RuntimeError("first"))
+print("goes on", flush=True)
+devices.require_working(probe, RuntimeError("first"))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout) == (devices.EXIT_BROKEN, "goes on\n")
+    assert run.stderr.startswith("this worker ends: the network fails on a probe too")
+    assert run.stderr.rstrip().endswith("RuntimeError: lost; before: first")

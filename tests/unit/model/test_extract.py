@@ -17,6 +17,7 @@ import torch
 import tone_runs
 import tones
 from model import extract
+from model.devices import MachineError
 from model.extract import Extractor
 from model.inference import SeparationError
 from model.registry import UnknownModelError
@@ -464,14 +465,20 @@ def test_what_the_network_cannot_do_is_said(loaded: tone_runs.Loaded) -> None:
         def decode(self, encoded: tones.ToneEncoded, condition: Condition) -> torch.Tensor:
             if self.heard == 1:
                 return encoded.mixture * torch.nan
-            raise RuntimeError("enough")
+            if self.heard == 2 or broken:
+                raise RuntimeError("enough")
+            return super().decode(encoded, condition)
 
+    broken: list[bool] = []
     loaded.model = dataclasses.replace(loaded.model, separator=Broken())
     extractor = Extractor("tones", num_threads=1)
     for message in ("not_finite", "enough"):
         with pytest.raises(SeparationError) as caught:
             extractor(np.ones(9), RATE_HZ, positive="bell")
         assert message in f"{caught.value.code} {caught.value}"
+    broken.append(True)
+    with pytest.raises(MachineError, match="fails on a probe too"):
+        extractor(np.ones(9), RATE_HZ, positive="bell")
 
 
 def test_presence_is_that_of_the_likeliest_window_and_channel(loaded: tone_runs.Loaded) -> None:

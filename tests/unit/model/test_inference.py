@@ -7,7 +7,16 @@ import pytest
 import torch
 
 import tones
-from model.inference import Network, NetworkSettings, SeparationError, WindowQueries
+from model import inference
+from model.devices import MachineError
+from model.inference import (
+    Arriving,
+    InPlace,
+    Network,
+    NetworkSettings,
+    SeparationError,
+    WindowQueries,
+)
 
 DIM = len(tones.LABELS)
 
@@ -186,13 +195,54 @@ def test_other_errors_of_the_model_are_not_tried_again() -> None:
     class Broken(Small):
         def encode(self, mixture: torch.Tensor) -> tones.ToneEncoded:
             self.tried.append(len(mixture))
-            raise RuntimeError("shapes do not match\nand much more")
+            if mixture.any():
+                raise RuntimeError("shapes do not match\nand much more")
+            return super().encode(mixture)
 
     broken = Broken(64, 64)
     with pytest.raises(SeparationError, match=r"RuntimeError: shapes do not match$") as caught:
         _answers(broken, batch_size=8)
     assert caught.value.code == "model_error"
-    assert broken.tried == [5]
+    assert broken.tried[0] == 5  # and then the probe
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_a_network_that_fails_on_silence_too_is_a_broken_machine(
+    late: bool, fixed_shapes: bool, monkeypatch
+) -> None:
+    class Broken(tones.ToneSeparator):
+        def encode(self, mixture: torch.Tensor) -> tones.ToneEncoded:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+    class Late(InPlace):
+        def down(self, tensor: torch.Tensor) -> Arriving:
+            def fail() -> np.ndarray:
+                raise RuntimeError("CUDA error: unspecified launch failure")
+
+            return fail
+
+    if late:
+        monkeypatch.setattr(inference, "transfers_for", lambda device: Late())
+    with pytest.raises(MachineError, match=r"machine is at fault: .*launch failure"):
+        _answers(tones.ToneSeparator() if late else Broken(), fixed_shapes=fixed_shapes)
+
+
+def test_a_network_that_needs_references_is_probed_with_one() -> None:
+    class Oracle(tones.ToneSeparator):
+        capabilities = dataclasses.replace(tones.ToneSeparator.capabilities, needs_reference=True)
+
+        def decode(self, encoded: tones.ToneEncoded, condition: tones.Condition) -> torch.Tensor:
+            assert condition.reference is not None
+            if condition.reference.any():
+                raise RuntimeError("shapes do not match")
+            return super().decode(encoded, condition)
+
+    window = dataclasses.replace(_windows()[0])
+    references = np.ones((len(window.positive), window.samples.shape[1]), np.float32)
+    network = Network(Oracle(), "cpu", NetworkSettings())
+    with pytest.raises(SeparationError, match="shapes do not match"):
+        network.separate([dataclasses.replace(window, references=references)])
 
 
 def test_settings_below_one_are_refused() -> None:

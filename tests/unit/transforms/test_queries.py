@@ -14,6 +14,7 @@ from apache_beam.testing.util import assert_that
 import tone_clips
 import tone_runs
 import tones
+from model.devices import MachineError
 from transforms.elements import EmbeddedQuery, Failure, Query
 from transforms.model_cache import ModelChoice, ScorerChoice
 from transforms.queries import (
@@ -94,6 +95,28 @@ def test_a_text_that_fails_fails_alone() -> None:
     assert frog.error_type is None
     assert (rain.error_type, rain.message) == ("model_error", "'rain': too wet")
     assert embed_query_texts(Picky(), []) == []
+
+
+def test_an_encoder_that_can_embed_nothing_is_a_broken_machine() -> None:
+    class Broken(tones.ToneClap):
+        def embed_text(self, texts: Sequence[str]) -> torch.Tensor:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+        embed_audio = embed_text
+
+    with pytest.raises(MachineError, match="launch failure"):
+        embed_query_texts(Broken(), ["bell", "rain"])
+    with pytest.raises(MachineError, match="launch failure"):
+        embed_query_examples(Broken(), ["a.wav"], iter([tones.tone("bell", 0.5)]))
+
+
+def test_an_encoder_of_other_labels_is_no_broken_machine() -> None:
+    class Closed(tones.ToneClap):
+        def embed_text(self, texts: Sequence[str]) -> torch.Tensor:
+            raise ValueError("no such label")
+
+    (found,) = embed_query_texts(Closed(), ["bell"])
+    assert (found.error_type, found.message) == ("model_error", "'bell': no such label")
 
 
 def test_shots_are_embedded_one_by_one_and_averaged(tmp_path: Path) -> None:
