@@ -20,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= auto
 PYTEST = $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help environment check format test test-browser test-all lowest-versions lowest-pins \
+.PHONY: help environment check format test test-browser test-all lowest-versions lowest-pins beam-flags \
   model model-results paper-tables-mini pictures clean
 
 help: ## this list
@@ -79,6 +79,11 @@ lowest-pins: ## write constraints-lowest.txt anew, after a lower bound in setup.
 	  --constraint "$$folder/lowest.txt" --output-file "$$folder/all.txt" setup.py; \
 	{ grep '^#' constraints-lowest.txt; grep -Ev '^(nvidia-|triton=)' "$$folder/all.txt"; } > "$$folder/new.txt"; \
 	cp "$$folder/new.txt" constraints-lowest.txt
+
+# Words of a command line are told apart before Beam is imported; a test compares with Beam itself.
+beam-flags: $(ENVIRONMENT) ## write pipelines/beam_flags.json anew, after constraints.txt has another Beam
+	$(PYTHON) -c "from pipelines import launch, separate_graph, runners; print(runners.record_beam_flags(), end='')" \
+	  > pipelines/beam_flags.new && mv pipelines/beam_flags.new pipelines/beam_flags.json
 
 # The bundled model. CORPUS is one or several folders of labelled clips, TEACHER what a tagger says about
 # every clip of them (docs/training.md); model/weights/README.md says which ones.

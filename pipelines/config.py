@@ -11,17 +11,26 @@ import hashlib
 import json
 import os
 import re
+import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from manifests.files import absolute, is_url, split_fragment
 from manifests.row import ManifestRow, RowError, parse_record
-from pipelines.flags import Arguments, UsageError
+from pipelines.flags import (
+    EXIT_USAGE,
+    Arguments,
+    Command,
+    UsageError,
+    parse,
+    recorded_beam_flags,
+)
+from terminal import screen
 from transforms.audio import MAX_RATE_HZ, MIN_RATE_HZ
-from transforms.storage.access import UriAccess, redacted_command, secrets_of
+from transforms.storage.access import UriAccess, redact, redacted_command, secrets_of
 
 OTHERS = "others"
 """As --negative: the texts of the other queries."""
@@ -248,6 +257,53 @@ class ExportConfig(CommonConfig):
             *("layout", "clip_format", "shard_rows"),
         )
         return {name: getattr(self, name) for name in names}
+
+
+NOWHERE = Execution(
+    runner=IN_PROCESS,
+    num_workers=1,
+    num_threads=1,
+    resource_hints={},
+    share_model=False,
+    isolate_decoder=False,
+    progress="none",
+    log_level="warning",
+)
+"""Stands for where a run computes, while only its flags are looked at."""
+
+
+def answered(
+    command: Command,
+    build: Callable[[Arguments, Execution], CommonConfig],
+    argv: Sequence[str] | None,
+) -> int | None:
+    """Answers a command line that cannot be used, as far as that can be told without Beam.
+
+    What only Beam can tell, such as an unknown runner, is left to the launcher.
+
+    Args:
+        command: its flags.
+        build: makes the configuration of parsed flags.
+        argv: the words; None: those of the process.
+
+    Returns:
+        The exit code; None for a command line that can be used so far.
+    """
+    beam = recorded_beam_flags()
+    if beam is None:
+        return None
+    screen.steady()
+    try:
+        build(parse(command, list(sys.argv[1:] if argv is None else argv), beam), NOWHERE)
+    except UsageError as err:
+        return refused(command, err)
+    return None
+
+
+def refused(command: Command, error: Exception, secrets: Sequence[str] = ()) -> int:
+    """Says in a line why a command line cannot be used; gives the exit code."""
+    sys.stderr.write(f"error: {redact(str(error), secrets)}\nSee python -m {command.name} --help\n")
+    return EXIT_USAGE
 
 
 def separate_config(arguments: Arguments, execution: Execution) -> SeparateConfig:

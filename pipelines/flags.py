@@ -6,11 +6,16 @@ Words that are not ours are passed on to Beam. ``--help`` needs neither Beam nor
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import gc
+import importlib.metadata
+import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 from terminal import flags, screen
 
@@ -535,6 +540,100 @@ class Arguments:
     own: argparse.Namespace
     beam: tuple[str, ...]
     command: tuple[str, ...]
+
+
+def parse(command: Command, words: Sequence[str], beam: Iterable[argparse.Action]) -> Arguments:
+    """Parses the words of a command line; what belongs to Beam is told apart, and not looked into.
+
+    Args:
+        command: whose flags are ours.
+        words: the command line.
+        beam: the flags of Beam and its runners.
+
+    Raises:
+        UsageError: a word that belongs to no flag, an unknown flag, a missing or an unusable value.
+    """
+    for word in words:
+        _require_text(word)
+    parser = command.parser()
+    parser.others = tuple(beam)
+    own, rest = parser.parse_known_args(words)
+    return Arguments(own=own, beam=tuple(rest), command=("python", "-m", command.name, *words))
+
+
+def _require_text(word: str) -> None:
+    """Refuses what is no text in the encoding of the process: no record or name could hold it."""
+    try:
+        word.encode("utf-8")
+    except UnicodeEncodeError as err:
+        encoding = sys.getfilesystemencoding()
+        hint = "" if encoding == "utf-8" else "; set PYTHONUTF8=1, or a locale such as C.UTF-8"
+        raise UsageError(f"{word!r}: has bytes that are no text in {encoding}{hint}") from err
+
+
+BEAM_FLAGS = Path(__file__).with_name("beam_flags.json")
+"""The flags of one version of Beam and of its runners, which ``make beam-flags`` writes."""
+
+
+def recorded_beam_flags() -> tuple[argparse.Action, ...] | None:
+    """Gives the flags of Beam and its runners without importing Beam.
+
+    Returns:
+        None where the Beam that is installed is not of the version that was recorded.
+    """
+    record = json.loads(BEAM_FLAGS.read_text(encoding="utf-8"))
+    try:
+        installed = importlib.metadata.version("apache-beam")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if record["version"] != installed:
+        return None
+    parser = argparse.ArgumentParser(add_help=False)
+    for each in record["flags"]:
+        given: dict[str, Any] = {"action": each["action"]}
+        if "nargs" in each:
+            given["nargs"] = each["nargs"]
+        if each["typed"]:
+            given["type"] = float
+        parser.add_argument(*each["flags"], **given)
+    return tuple(parser._actions)
+
+
+def record_of(actions: Iterable[argparse.Action]) -> list[dict[str, Any]]:
+    """Describes flags as far as it matters for telling words of a command line apart."""
+    described = []
+    for action in actions:
+        each: dict[str, Any] = {"flags": list(action.option_strings)}
+        takes_none = action.nargs == 0
+        typed = not takes_none and (action.type not in (None, str) or action.choices is not None)
+        each["typed"] = typed
+        if takes_none:
+            each["action"] = "store_true"
+        else:
+            repeats = not isinstance(action, argparse._StoreAction)
+            each["action"] = "append" if repeats else "store"
+            if action.nargs is not None:
+                each["nargs"] = action.nargs
+        described.append(each)
+    return sorted(described, key=lambda each: str(each["flags"]))
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Imports what follows without looking for garbage; afterwards it is never looked through.
+
+    Modules and their functions stay. To go through all of them again and again, as Python does
+    while their number grows, takes a quarter of the time of importing torch and Beam.
+    """
+    if not gc.isenabled() or "apache_beam" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def asks_for_help(command: Command, argv: Sequence[str] | None) -> bool:

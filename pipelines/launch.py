@@ -28,13 +28,12 @@ from manifests.row import ManifestRow
 from model.checkpoints.fetch import CheckpointError
 from model.registry import UnknownModelError
 from pipelines import console, output_folder, runners
-from pipelines.config import CommonConfig, Execution
+from pipelines.config import CommonConfig, Execution, refused
 from pipelines.flags import (
     EXIT_FAILURE_RATE,
     EXIT_INTERRUPTED,
     EXIT_JOB_FAILED,
     EXIT_OK,
-    EXIT_USAGE,
     Arguments,
     Command,
     UsageError,
@@ -149,12 +148,9 @@ def main(
         arguments = runners.parse(command, list(sys.argv[1:] if argv is None else argv))
         job = build(arguments, runners.execution_of(arguments))
         secrets = job.config.secrets
-        return _run_and_say(job, PipelineOptions(list(arguments.beam)))
+        return _run_and_say(job, runners.Options(list(arguments.beam)))
     except (UsageError, ManifestError) as err:
-        sys.stderr.write(
-            f"error: {redact(str(err), secrets)}\nSee python -m {command.name} --help\n"
-        )
-        return EXIT_USAGE
+        return refused(command, err, secrets)
 
 
 def _run_and_say(job: Job, options: PipelineOptions) -> int:

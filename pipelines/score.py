@@ -9,11 +9,16 @@ from pipelines import flags
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the job that the command line asks for; gives the exit code."""
-    if flags.asks_for_help(flags.SCORE, argv):  # without Beam and torch, which take seconds
+    if flags.asks_for_help(flags.SCORE, argv):
         return flags.EXIT_OK
-    from pipelines import launch
-    from pipelines.config import score_config
-    from pipelines.score_graph import ScoreJob
+    from pipelines.config import answered, score_config
+
+    code = answered(flags.SCORE, score_config, argv)
+    if code is not None:
+        return code
+    with flags.without_collections():  # up to here without Beam and torch, which take seconds
+        from pipelines import launch
+        from pipelines.score_graph import ScoreJob
 
     return launch.main(
         flags.SCORE, lambda given, execution: ScoreJob(score_config(given, execution)), argv

@@ -9,11 +9,16 @@ from pipelines import flags
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the job that the command line asks for; gives the exit code."""
-    if flags.asks_for_help(flags.SEPARATE, argv):  # without Beam and torch, which take seconds
+    if flags.asks_for_help(flags.SEPARATE, argv):
         return flags.EXIT_OK
-    from pipelines import launch
-    from pipelines.config import separate_config
-    from pipelines.separate_graph import SeparateJob
+    from pipelines.config import answered, separate_config
+
+    code = answered(flags.SEPARATE, separate_config, argv)
+    if code is not None:
+        return code
+    with flags.without_collections():  # up to here without Beam and torch, which take seconds
+        from pipelines import launch
+        from pipelines.separate_graph import SeparateJob
 
     return launch.main(
         flags.SEPARATE,

@@ -9,11 +9,16 @@ from pipelines import flags
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the job that the command line asks for; gives the exit code."""
-    if flags.asks_for_help(flags.SYNTHESIZE, argv):  # without Beam and torch, which take seconds
+    if flags.asks_for_help(flags.SYNTHESIZE, argv):
         return flags.EXIT_OK
-    from pipelines import launch
-    from pipelines.config import synthesize_config
-    from pipelines.synthesize_graph import SynthesizeJob
+    from pipelines.config import answered, synthesize_config
+
+    code = answered(flags.SYNTHESIZE, synthesize_config, argv)
+    if code is not None:
+        return code
+    with flags.without_collections():  # up to here without Beam and torch, which take seconds
+        from pipelines import launch
+        from pipelines.synthesize_graph import SynthesizeJob
 
     return launch.main(
         flags.SYNTHESIZE,

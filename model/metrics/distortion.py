@@ -11,7 +11,6 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -231,11 +230,13 @@ def multiply(autocorrelation: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _levinson(autocorrelation: Tensor, crosscorrelations: Tensor) -> Tensor:
+    from scipy.linalg import solve_toeplitz  # rows without a reference need not wait for it
+
     filters = np.full(crosscorrelations.shape, np.nan)
     rows = autocorrelation.numpy()
     for index, right in enumerate(crosscorrelations.numpy()):
         try:
-            filters[index] = scipy.linalg.solve_toeplitz(rows[index], right.T).T
+            filters[index] = solve_toeplitz(rows[index], right.T).T
         except np.linalg.LinAlgError:
             continue  # stays NaN, which no accepted residual has: Cholesky takes over
     return torch.from_numpy(filters)

@@ -10,8 +10,8 @@ import argparse
 import dataclasses
 import difflib
 import importlib
+import json
 import logging
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -32,6 +32,7 @@ from apache_beam.runners.runner import PipelineResult, PipelineRunner
 from apache_beam.transforms.resources import parse_resource_hints
 
 from model.devices import cores
+from pipelines import flags
 from pipelines.config import IN_PROCESS, CommonConfig, Execution
 from pipelines.flags import Arguments, Command, UsageError
 from transforms.tables.row_counts import AUDIO_MSEC, OUT
@@ -274,33 +275,53 @@ def require_ended(job: Mapping[str, Any], options: PipelineOptions) -> None:
 
 
 def parse(command: Command, words: Sequence[str]) -> Arguments:
-    """Parses the words of a command line.
+    """Parses the words of a command line, those of Beam with Beam's own checks.
 
     Raises:
         UsageError: a word that belongs to no flag, an unknown flag, a missing or an unusable value.
     """
-    for word in words:
-        _require_text(word)
-    parser, beam = command.parser(), _beam_parser()
-    parser.others = tuple(beam._actions)
-    own, rest = parser.parse_known_args(words)
-    beam.parse_known_args(rest)
-    return Arguments(own=own, beam=tuple(rest), command=("python", "-m", command.name, *words))
-
-
-def _require_text(word: str) -> None:
-    """Refuses what is no text in the encoding of the process: no record or name could hold it."""
-    try:
-        word.encode("utf-8")
-    except UnicodeEncodeError as err:
-        encoding = sys.getfilesystemencoding()
-        hint = "" if encoding == "utf-8" else "; set PYTHONUTF8=1, or a locale such as C.UTF-8"
-        raise UsageError(f"{word!r}: has bytes that are no text in {encoding}{hint}") from err
+    beam = _beam_parser()
+    arguments = flags.parse(command, words, beam._actions)
+    beam.parse_known_args(arguments.beam)
+    return arguments
 
 
 def beam_flags() -> set[str]:
     """Names the flags of Beam and its runners."""
     return {flag for action in _beam_parser()._actions for flag in action.option_strings}
+
+
+def record_beam_flags() -> str:
+    """Describes the flags of this Beam and its runners, as ``pipelines/beam_flags.json`` has them.
+
+    To be called in a process that has imported all that a job imports: runners bring flags along.
+    """
+    record = {
+        "version": beam.__version__,
+        "flags": flags.record_of(_beam_parser()._actions),
+    }
+    lines = ",\n".join(f"    {json.dumps(each)}" for each in record["flags"])
+    return f'{{\n  "version": {json.dumps(record["version"])},\n  "flags": [\n{lines}\n  ]\n}}\n'
+
+
+class Options(PipelineOptions):
+    """Beam's options, each view of which is made once.
+
+    Beam asks for a view at every step that it adds to a graph, and to make one builds a parser:
+    without this, that is half of the time of building a graph.
+    """
+
+    def view_as(self, cls: type[Any]) -> Any:
+        """As ``PipelineOptions.view_as``; all views share their values."""
+        views = self.__dict__.setdefault("_views", {})
+        if cls not in views:
+            views[cls] = super().view_as(cls)
+        return views[cls]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the views, which would still share the values of the original."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {key: value for key, value in state.items() if key != "_views"}
 
 
 class _BeamParser(argparse.ArgumentParser):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from pipelines.preflight import PACKAGES
 
@@ -96,3 +99,47 @@ def test_a_fresh_interpreter_loads_no_framework(module: str, absent: set[str]) -
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert found.stdout == "[]\n"
+
+
+HEAVY = {
+    "accelerate", "huggingface_hub", "laion_clap", "librosa", "matplotlib", "numba", "peft",
+    "scipy.signal", "scipy.stats", "sklearn", "sympy", "torch._dynamo", "torch._inductor",
+    "torchaudio", "torchlibrosa", "torchmetrics", "torchvision", "transformers",
+}  # fmt: skip
+"""What took as long as everything else together before a first stem, or would."""
+
+ONE_CLIP = """
+import os, sys
+from pipelines import separate
+code = separate.run(sys.argv[1:])
+print(code, *sorted(set(os.environ["HEAVY"].split()) & set(sys.modules)))
+"""
+
+
+def test_separating_a_clip_loads_nothing_heavy(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "clip.wav", np.full(32_000, 0.1), 32_000)
+    words = ("--mixture", str(tmp_path / "clip.wav"), "--positive", "a dog")
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_CLIP, *words, "--output", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "HEAVY": " ".join(HEAVY)},
+    )
+    assert done.stdout.splitlines()[-1] == "0"
+
+
+@pytest.mark.parametrize(
+    "module", ["pipelines.separate", "pipelines.score", "pipelines.synthesize"]
+)
+@pytest.mark.parametrize("words", ["--help", "--hlep", "--manifest rows.csv"])
+def test_an_answer_about_flags_loads_no_framework(module: str, words: str) -> None:
+    script = (
+        f"import sys, {module} as job; job.run({words.split()!r}); "
+        "print(sorted({'apache_beam', 'torch', 'scipy', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,14 +1,26 @@
 from __future__ import annotations
 
+import copy
+import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 
-from pipelines.flags import SCORE, SEPARATE, SYNTHESIZE, UsageError
-from pipelines.runners import beam_flags, parse
+from pipelines.config import NOWHERE, answered, separate_config
+from pipelines.flags import (
+    BEAM_FLAGS,
+    SCORE,
+    SEPARATE,
+    SYNTHESIZE,
+    UsageError,
+    record_of,
+    recorded_beam_flags,
+)
+from pipelines.runners import Options, beam_flags, parse
 
 ROOT = Path(__file__).parents[3]
 
@@ -129,7 +141,8 @@ WITHOUT_BEAM_AND_TORCH = """
 import runpy, sys
 for name in ("torch", "transformers", "apache_beam"):
     sys.modules[name] = None  # importing it raises
-runpy.run_module(sys.argv[1], run_name="__main__")
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__")
 """
 
 
@@ -143,3 +156,83 @@ def test_help_is_grouped_has_examples_and_does_without_torch_and_beam(job: str) 
     assert (done.returncode, done.stderr) == (0, "")
     for heading in (*HEADINGS[job], "examples:", "exit codes:", f"usage: python -m {module}"):
         assert heading in done.stdout
+
+
+WRONG = [
+    ["--mixtrue", "a.wav"],
+    [*ONE, "--num_worker", "3"],
+    [*ONE, "--num_workers"],
+    [*ONE, "--runner", "x", "--runner", "y"],
+    [*ONE, "--streaming=true"],
+    [*ONE, "--experiments", "a", "b"],
+    ["--mixture", "a.wav", "--positive", "dog"],
+    [*ONE, "--overlap", "2"],
+]
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_what_is_wrong_is_said_without_torch_and_beam(line: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_BEAM_AND_TORCH, "pipelines.separate", *line],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    error, hint = done.stderr.splitlines()
+    assert hint == "See python -m pipelines.separate --help"
+    with pytest.raises(UsageError) as refused:
+        separate_config(parse(SEPARATE, line), NOWHERE)  # by Beam's own flags
+    assert error == f"error: {refused.value}"
+
+
+def test_the_record_of_beams_flags_is_that_of_the_beam_that_is_pinned() -> None:
+    script = (
+        "from pipelines import launch, separate_graph, runners; print(runners.record_beam_flags())"
+    )
+    now = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    recorded = json.loads(BEAM_FLAGS.read_text(encoding="utf-8"))
+    if recorded["version"] != json.loads(now)["version"]:
+        assert recorded_beam_flags() is None  # with the oldest versions, say
+        pytest.skip(f"the record is of {recorded['version']}")
+    assert BEAM_FLAGS.read_text(encoding="utf-8").strip() == now, "make beam-flags"
+    assert record_of(recorded_beam_flags() or ()) == recorded["flags"]
+
+
+def test_flags_of_another_beam_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "9.99.0")
+    assert recorded_beam_flags() is None
+    assert answered(SEPARATE, separate_config, ["--new_in_beam", "x"]) is None
+
+
+def test_views_of_options_are_made_once_and_share_their_values() -> None:
+    options = Options(["--num_workers", "3"])
+    view = options.view_as(WorkerOptions)
+    assert options.view_as(WorkerOptions) is view
+    view.num_workers = 4
+    assert options.get_all_options()["num_workers"] == 4
+    twin = copy.deepcopy(options)
+    twin.view_as(WorkerOptions).num_workers = 5
+    assert (view.num_workers, options.view_as(WorkerOptions).num_workers) == (4, 4)
+    assert pickle.loads(pickle.dumps(twin)).view_as(WorkerOptions).num_workers == 5  # noqa: S301
+
+
+def test_what_was_imported_is_not_searched_for_garbage_again() -> None:
+    script = """
+import gc
+from pipelines import flags
+with flags.without_collections():
+    assert not gc.isenabled()
+    import apache_beam
+assert gc.isenabled()
+frozen = gc.get_freeze_count()
+assert frozen > 100_000
+keep = []
+with flags.without_collections():  # Beam is there: what lives now may be garbage later
+    keep.append([])
+print(gc.get_freeze_count() == frozen)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"
