@@ -82,8 +82,8 @@ lowest-pins: ## write constraints-lowest.txt anew, after a lower bound in setup.
 
 # Words of a command line are told apart before Beam is imported; a test compares with Beam itself.
 beam-flags: $(ENVIRONMENT) ## write pipelines/beam_flags.json anew, after constraints.txt has another Beam
-	$(PYTHON) -c "from pipelines import launch, separate_graph, runners; print(runners.record_beam_flags(), end='')" \
-	  > pipelines/beam_flags.new && mv pipelines/beam_flags.new pipelines/beam_flags.json
+	text=$$($(PYTHON) -c "from pipelines import launch, separate_graph, runners; print(runners.record_beam_flags())") \
+	  && printf '%s\n' "$$text" > pipelines/beam_flags.json
 
 # The bundled model. CORPUS is one or several folders of labelled clips, TEACHER what a tagger says about
 # every clip of them (docs/training.md); model/weights/README.md says which ones.
