@@ -22,11 +22,10 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.transforms.combiners import Count
 
 import tone_clips
-from manifests.columns import METRICS_SCHEMA
 from manifests.row import ManifestRow
 from metric_rows import metrics
 from transforms.elements import JOURNAL, KeptFile, KeptRules, MetricsRow
-from transforms.kept import ReadAgain, ReadKept, ReadListing, Reconcile, name_of_row, row_name
+from transforms.kept import METRICS_KEPT, ReadAgain, ReadKept, ReadListing, Reconcile, name_of_row
 from transforms.storage import Storage
 from transforms.tables import metrics_rows
 
@@ -55,7 +54,7 @@ def _print(count: int) -> None:
 
 
 def _graph(root: Any, listing: str, options: argparse.Namespace) -> None:
-    kept, letters, _, _ = root | ReadListing(listing, STORAGE) | ReadKept(STORAGE, METRICS_SCHEMA)
+    kept, letters, _, _ = root | ReadListing(listing, STORAGE) | ReadKept(STORAGE)
     manifest = (
         root
         | beam.Create(range(options.files))
@@ -68,7 +67,7 @@ def _graph(root: Any, listing: str, options: argparse.Namespace) -> None:
     _ = (
         found["kept"]
         | beam.Map(name_of_row).with_output_types(tuple[str, Any])
-        | ReadAgain(STORAGE, row_name, metrics_rows.from_record, MetricsRow, small=True)
+        | ReadAgain(STORAGE, METRICS_KEPT.name_of, metrics_rows.from_record, MetricsRow, small=True)
         | Count.Globally()
         | beam.Map(_print)
     )

@@ -314,8 +314,6 @@ def separate_config(arguments: Arguments, execution: Execution) -> SeparateConfi
     """
     given = arguments.own
     common = _common(arguments, execution)
-    if given.resume and given.overwrite:
-        raise UsageError("--resume and --overwrite exclude each other")
     if given.verify and not given.resume:
         raise UsageError("--verify goes with --resume: it looks at stems of an earlier run")
     _check_range("--overlap", given.overlap, 0.0, 1.0, top_included=False)
@@ -418,6 +416,9 @@ def _common(arguments: Arguments, execution: Execution) -> dict[str, Any]:
         raise UsageError("--output is required")
     if is_url(given.output) and not given.output.partition("://")[2].strip("/"):
         raise UsageError(f"--output {given.output}: expected a bucket or a folder after ://")
+    resume = getattr(given, "resume", False)
+    if resume and given.overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
     _check_range("--max_failure_rate", given.max_failure_rate, 0.0, 1.0)
     if not 0 < given.max_clip_in_memory_s <= _MAX_CLIP_S:
         raise UsageError(
@@ -433,7 +434,7 @@ def _common(arguments: Arguments, execution: Execution) -> dict[str, Any]:
         "allowed_uri_prefix": prefixes_of(given.allowed_uri_prefix or ()),
         "max_clip_in_memory_s": given.max_clip_in_memory_s,
         "output": _absolute("--output", given.output),
-        "resume": getattr(given, "resume", False),
+        "resume": resume,
         "overwrite": given.overwrite,
         "force_unlock": given.force_unlock,
         "max_failure_rate": given.max_failure_rate,

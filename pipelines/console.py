@@ -227,6 +227,8 @@ def separated_lines(
 def done_lines(folder: OutputFolder, row_counts: RowCounts) -> list[str]:
     """How many rows a job did that does not separate, and why others failed."""
     done = f"{row_counts.stems} of {row_counts.rows} rows done, {row_counts.dead_letters} failed"
+    if row_counts.finished_before:
+        done += f", {row_counts.finished_before} finished before"
     return [done if row_counts.rows else NOTHING_TO_DO, *reasons(row_counts, folder)]
 
 

@@ -405,11 +405,9 @@ _EXIT_CODES = """exit codes:
   1    more rows failed than --max_failure_rate allows; all results are written
   2    a flag, a manifest, a model or the output folder cannot be used; nothing was run
 """
-_ENDS = """  3    the job itself failed
-  130  interrupted; only complete files are left
-"""
-_ENDS_OF_RESUMABLE = """  3    the job itself failed; --resume goes on from what was finished
-  130  interrupted; only complete files are left, --resume goes on
+_RESUME = "--resume goes on"
+_ENDS = f"""  3    the job itself failed; {_RESUME}
+  130  interrupted; only complete files are left, {_RESUME}
 """
 
 
@@ -441,7 +439,7 @@ class Command:
     examples: str
     groups: tuple[Callable[[argparse.ArgumentParser], None], ...]
     shared: tuple[str, ...] = ()
-    resumes: bool = False
+    resumes: bool = True
 
     def parser(self) -> JobParser:
         """Builds the parser; shared flags are those of the main job, declared there."""
@@ -450,7 +448,7 @@ class Command:
             usage=f"%(prog)s {self.usage}",
             description=self.description,
             epilog=f"examples:\n{self.examples}\n{_EXIT_CODES}"
-            + (_ENDS_OF_RESUMABLE if self.resumes else _ENDS),
+            + (_ENDS if self.resumes else _ENDS.replace(_RESUME, "--overwrite begins again")),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         for add in self.groups:
@@ -483,11 +481,10 @@ SEPARATE = Command(
   python -m pipelines.separate --manifest out/dead_letters --output out2/
 """,
     groups=(_add_input, _add_model, _add_output, _add_run),
-    resumes=True,
 )
 _SHARED = (
     *("manifest", "max_clip_in_memory_s", "allowed_uri_prefix", "storage_options"),
-    *("output", "overwrite", "force_unlock", "max_failure_rate"),
+    *("output", "resume", "overwrite", "force_unlock", "max_failure_rate"),
     *("progress", "log_level", "num_threads", "isolate_decoder", "dask_client_address"),
 )
 SCORE = Command(
@@ -523,7 +520,8 @@ EXPORT = Command(
   python -m pipelines.export --runs out/ --layout raven --output selections/
 """,
     groups=(_add_export,),
-    shared=tuple(name for name in _SHARED if name not in ("manifest", "num_threads")),
+    shared=tuple(n for n in _SHARED if n not in ("manifest", "num_threads", "resume")),
+    resumes=False,
 )
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.pipeline import Pipeline
 from apache_beam.pvalue import PCollection
 
-from manifests.columns import METRICS_SCHEMA
 from manifests.row import ManifestRow
 from model import devices
 from pipelines import console, flags
@@ -19,13 +18,20 @@ from pipelines.config import ScoreConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder import OutputFolder
 from pipelines.output_folder.clearing import require_apart
-from pipelines.output_folder.names import DEAD_LETTERS, METRICS, ROW_COUNTS, SUMMARY
+from pipelines.output_folder.names import (
+    DEAD_LETTERS,
+    JOURNAL,
+    LISTING,
+    METRICS,
+    ROW_COUNTS,
+    SUMMARY,
+)
 from pipelines.preflight import code_version
 from pipelines.runners import Measurements
 from transforms import model_cache
 from transforms.audio import AudioError
 from transforms.audio.mixtures import ReadSettings
-from transforms.elements import MetricsRow, MixtureQueries, TableRow
+from transforms.elements import MetricsRow, MixtureQueries
 from transforms.external_stems import (
     STEM_COLUMN,
     MetricsOf,
@@ -33,15 +39,16 @@ from transforms.external_stems import (
     TakeStems,
     without_embeddings,
 )
-from transforms.manifest_io import AdmitRows, GroupByMixture, ReadManifest
+from transforms.kept import GoOn
+from transforms.manifest_io import AdmitRows, GroupByMixture, ReadManifest, extra_names
 from transforms.queries import AttachQueriesFn, EmbedQueries
 from transforms.scoring import ScoreStems, ScoringSettings
 from transforms.storage import Storage, fixed_folder
 from transforms.storage.access import UriAccess, uris_of
-from transforms.tables import WriteTable, dead_letters, metrics_rows, row_counts
+from transforms.tables import dead_letters, row_counts
 from transforms.tables.dead_letters import WriteDeadLetters
+from transforms.tables.metrics_rows import WriteJournal, interval_s, write_metrics
 from transforms.tables.row_counts import RowCounts
-from transforms.tables.summary import SummariseMetrics
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -155,11 +162,58 @@ class ScoreManifest(beam.PTransform[Any, Any]):
 
     def expand(self, root: Pipeline) -> PCollection[str]:
         """Builds the job: the URI of the row counts comes out last."""
+        folder = self.folder
         rows, invalid = root | "ReadManifest" >> ReadManifest(
             uris=self.config.manifests, storage=self.folder.storage, access=self.places.access
         )
-        admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
-        queries, unembedded = self._queries(admitted)
+        names = rows | "Columns" >> beam.FlatMap(extra_names).with_output_types(str)
+        left: Mapping[str, Any] = {}
+        if folder.earlier.kept:
+            left = {"rows": rows, "invalid": invalid, "names": names} | "GoOn" >> GoOn(
+                output=folder.uri,
+                listing=folder.place(LISTING),
+                storage=folder.storage,
+                rules=folder.earlier.rules,
+                left_out=(STEM_COLUMN,),
+            )
+            admitted, duplicates, names = left["rows"], left["failed"], left["letter_names"]
+        else:
+            admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
+            names = names | "DistinctColumns" >> beam.Distinct()
+        done, failed = self._scored(admitted)
+        all_failed = (invalid, duplicates, *failed) | "AllFailed" >> beam.Flatten()
+        metrics = write_metrics(
+            done,
+            left,
+            names | "OfMetrics" >> beam.Filter(_is_of_metrics),
+            metrics_uri=folder.place(METRICS),
+            summary_uri=folder.place(SUMMARY),
+            storage=folder.storage,
+            prefix=folder.prefix,
+            shards=self.config.shards,
+        )
+        return {
+            **metrics,
+            **left.get("counted", {}),
+            row_counts.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
+            row_counts.STEMS: done,
+            row_counts.DEAD: all_failed,
+            row_counts.DEAD_LETTER_FILES: all_failed
+            | "WriteDeadLetters"
+            >> WriteDeadLetters(
+                folder.place(DEAD_LETTERS),
+                folder.storage,
+                folder.prefix,
+                names,
+                left.get("letters"),
+            ),
+        } | "WriteRowCounts" >> row_counts.WriteRowCounts(
+            uri=folder.place(ROW_COUNTS), storage=folder.storage
+        )
+
+    def _scored(self, rows: Any) -> tuple[PCollection[MetricsRow], list[PCollection[Any]]]:
+        """Reads and scores the stems of rows; gives their metrics, and the failures."""
+        queries, unembedded = self._queries(rows)
         reading = ReadSettings(
             model_rate_hz=self.scoring.model_rate_hz,
             max_in_memory_s=self.config.max_clip_in_memory_s,
@@ -167,7 +221,8 @@ class ScoreManifest(beam.PTransform[Any, Any]):
         taken, untaken = queries | "TakeStems" >> TakeStems(
             self.places, self.folder.storage, reading
         )
-        scored = (
+        is_local = self.config.execution.is_local
+        done = (
             taken
             | "ScoreStems" >> ScoreStems(self.scoring)
             | "Metrics"
@@ -178,19 +233,14 @@ class ScoreManifest(beam.PTransform[Any, Any]):
                     code_version=code_version(),
                 )
             ).with_output_types(MetricsRow)
+            | "Journal"
+            >> WriteJournal(
+                self.folder.place(JOURNAL),
+                self.folder.storage,
+                interval_s=interval_s(is_local=is_local),
+            )
         )
-        all_failed = (invalid, duplicates, *unembedded, untaken) | "AllFailed" >> beam.Flatten()
-        return {
-            row_counts.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
-            row_counts.STEMS: scored,
-            row_counts.DEAD: all_failed,
-            row_counts.METRICS_FILES: self._tables(scored),
-            row_counts.DEAD_LETTER_FILES: all_failed
-            | "WriteDeadLetters"
-            >> WriteDeadLetters(self.folder.place(DEAD_LETTERS), self.folder.storage),
-        } | "WriteRowCounts" >> row_counts.WriteRowCounts(
-            uri=self.folder.place(ROW_COUNTS), storage=self.folder.storage
-        )
+        return done, [*unembedded, untaken]
 
     def _queries(self, rows: Any) -> tuple[Any, list[Any]]:
         mixtures = rows | "GroupByMixture" >> GroupByMixture()
@@ -212,20 +262,7 @@ class ScoreManifest(beam.PTransform[Any, Any]):
         ).with_outputs(dead_letters.FAILED, main="queries")
         return outputs["queries"], [outputs[dead_letters.FAILED]]
 
-    def _tables(self, scored: Any) -> Any:
-        config = self.config
-        _ = scored | "Summarise" >> SummariseMetrics(
-            uri=self.folder.place(SUMMARY), storage=self.folder.storage
-        )
-        return (
-            scored
-            | "TableRows" >> beam.Map(metrics_rows.table_row).with_output_types(TableRow)
-            | "WriteMetrics"
-            >> WriteTable(
-                uri=self.folder.place(METRICS),
-                schema=METRICS_SCHEMA,
-                storage=self.folder.storage,
-                prefix="part-000",
-                shards=config.shards,
-            )
-        )
+
+def _is_of_metrics(name: str) -> bool:
+    """Whether a further column of the manifest is one of the metrics too, under its own name."""
+    return name != STEM_COLUMN

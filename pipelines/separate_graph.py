@@ -10,7 +10,6 @@ import apache_beam as beam
 from apache_beam.pipeline import Pipeline
 from apache_beam.pvalue import PCollection
 
-from manifests.columns import METRICS_SCHEMA
 from manifests.row import STEMS_FOLDER, ManifestRow
 from model import devices
 from model.inference import NetworkSettings
@@ -31,42 +30,25 @@ from pipelines.runners import Measurements
 from transforms import model_cache
 from transforms.audio.files import StemFormat
 from transforms.audio.mixtures import ReadSettings
-from transforms.elements import KeptRow, MetricsRow, MixtureQueries, MixtureRows, TableRow
-from transforms.kept import (
-    AfterFiles,
-    CheckStems,
-    LeaveTables,
-    NameSome,
-    ReadAgain,
-    ReadKept,
-    ReadLetters,
-    ReadListing,
-    Reconcile,
-    name_of_row,
-    row_name,
-)
+from transforms.elements import MixtureQueries, MixtureRows
+from transforms.kept import GoOn
 from transforms.long_recordings import SeparateLongRecordings
-from transforms.manifest_io import AdmitRows, GroupByMixture, ReadManifest
+from transforms.manifest_io import AdmitRows, GroupByMixture, ReadManifest, extra_names
 from transforms.queries import AdaptQueries, AttachQueriesFn, EmbedQueries
 from transforms.reading import ReadAudio
 from transforms.scoring import ScoreStems, ScoringSettings
 from transforms.separation import SeparateClips, SeparationSettings
 from transforms.storage import Storage
 from transforms.storage.access import UriAccess, uris_of
-from transforms.tables import WriteTable, dead_letters, metrics_rows, row_counts
+from transforms.tables import dead_letters, metrics_rows, row_counts
 from transforms.tables.dead_letters import WriteDeadLetters
+from transforms.tables.metrics_rows import write_metrics
 from transforms.tables.row_counts import RowCounts
-from transforms.tables.summary import SummariseMetrics
 from transforms.threaded import Overlap
 from transforms.writing import WriteSettings, WriteStems
 
 _FILES_AT_ONCE = (8, 32)
 """Files that a worker reads at a time, at least and at most: they mostly wait for storage."""
-
-
-LOCAL_JOURNAL_S = 2.0
-REMOTE_JOURNAL_S = 30.0
-"""How often a worker keeps its finished rows; elsewhere, many of them write to one bucket."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,15 +177,22 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             storage=folder.storage,
             access=UriAccess(prefixes=config.allowed_uri_prefix),
         )
-        plain = rows | "Columns" >> beam.FlatMap(_extra_names).with_output_types(str)
+        names = rows | "Columns" >> beam.FlatMap(extra_names).with_output_types(str)
+        left: Mapping[str, Any] = {}
         if folder.earlier.kept:
-            admitted, duplicates, kept, letters, names, counted = self._resumed(
-                root, rows, invalid, plain
+            files_at_once = _FILES_AT_ONCE[1]
+            looking = Overlap(num_threads=files_at_once, max_pending=files_at_once)
+            left = {"rows": rows, "invalid": invalid, "names": names} | "GoOn" >> GoOn(
+                output=folder.uri,
+                listing=folder.place(LISTING),
+                storage=folder.storage,
+                rules=folder.earlier.rules,
+                verify=looking if config.verify else None,
             )
+            admitted, duplicates, names = left["rows"], left["failed"], left["names"]
         else:
             admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
-            kept = letters = None
-            names, counted = plain | "DistinctColumns" >> beam.Distinct(), {}
+            names = names | "DistinctColumns" >> beam.Distinct()
         policy = cast(Policy, config.on_unsupported_query)
         asked, unsupported = admitted | "AdaptQueries" >> AdaptQueries(
             self.models.capabilities, policy
@@ -214,100 +203,34 @@ class SeparateManifest(beam.PTransform[Any, Any]):
         )
         not_done = (invalid, duplicates, unsupported, *failed)
         all_failed = not_done | "AllFailed" >> beam.Flatten()
-        tables = self._write_tables(done, kept, all_failed, letters, names)
+        metrics = write_metrics(
+            done,
+            left,
+            names,
+            metrics_uri=folder.place(METRICS),
+            summary_uri=folder.place(SUMMARY),
+            storage=folder.storage,
+            prefix=folder.prefix,
+            shards=config.shards,
+        )
         return {
-            **tables,
-            **counted,
+            **metrics,
+            **left.get("counted", {}),
             row_counts.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
             row_counts.STEMS: done,
             row_counts.DEAD: all_failed,
+            row_counts.DEAD_LETTER_FILES: all_failed
+            | "WriteDeadLetters"
+            >> WriteDeadLetters(
+                folder.place(DEAD_LETTERS),
+                folder.storage,
+                folder.prefix,
+                names,
+                left.get("letters"),
+            ),
         } | "WriteRowCounts" >> row_counts.WriteRowCounts(
             uri=folder.place(ROW_COUNTS), storage=folder.storage
         )
-
-    def _resumed(self, root: Any, rows: Any, invalid: Any, columns: Any) -> tuple[Any, ...]:
-        """What earlier attempts left, held against the manifest, and taken out of their files."""
-        folder, storage = self.folder, self.folder.storage
-        verify = self.config.verify
-        files = root | "ReadListing" >> ReadListing(folder.place(LISTING), storage)
-        kept, letters, damaged, names = files | "ReadKept" >> ReadKept(
-            storage, METRICS_SCHEMA, audio_of=metrics_rows.audio_of if verify else None
-        )
-        if verify:
-            overlap = Overlap(num_threads=_FILES_AT_ONCE[1], max_pending=_FILES_AT_ONCE[1])
-            kept = kept | "CheckStems" >> CheckStems(storage, overlap)
-        names = (names, columns) | "AllColumns" >> beam.Flatten()
-        names = names | "DistinctColumns" >> beam.Distinct()
-        found = {
-            "rows": rows,
-            "invalid": invalid,
-            "kept": kept,
-            "letters": letters,
-        } | "AdmitRows" >> Reconcile(folder.earlier.rules)
-        ready = {
-            "files": files,
-            "leaving": found["leaving"],
-            "damaged": damaged,
-            "names": names,
-        } | "LeaveTables" >> LeaveTables(folder.uri, METRICS_SCHEMA, storage)
-        # A stem is only written over when no table says any more what was in it.
-        admitted = found["rows"] | "AfterTables" >> AfterFiles(ready)
-        asked, others = found["kept"] | "Asked" >> beam.Partition(_is_other, 2)  # type: ignore[arg-type]
-        counted = {
-            row_counts.FINISHED_BEFORE: asked,
-            row_counts.OTHERS: others,
-            row_counts.LETTERS: found["letters"],
-            row_counts.LEFT: found["leaving"],
-            row_counts.NAMED: found["leaving"] | "NameLeaving" >> NameSome(),
-            row_counts.DAMAGED: damaged,
-        }
-        stay = found["letters"] | "ReadLetters" >> ReadLetters(storage)
-        return admitted, found["failed"], found["kept"], stay, names, counted
-
-    def _write_tables(
-        self, done: Any, kept: Any, all_failed: Any, letters: Any, names: Any
-    ) -> dict[str, Any]:
-        folder = self.folder
-        new, every_row, counted = done, done, {}
-        if kept is not None:
-            recovered, earlier = kept | "InTable" >> beam.Partition(_is_in_table, 2)  # type: ignore[arg-type]
-            recovered, earlier = (
-                part
-                | f"Names{name}" >> beam.Map(name_of_row).with_output_types(tuple[str, Any])
-                | f"Rows{name}"
-                >> ReadAgain(folder.storage, row_name, metrics_rows.from_record, MetricsRow, small)
-                for name, part, small in (
-                    ("Recovered", recovered, True),
-                    ("InTable", earlier, False),
-                )
-            )
-            new = (done, recovered) | "NewRows" >> beam.Flatten()
-            every_row = (new, earlier) | "EveryRow" >> beam.Flatten()
-            counted = {row_counts.RECOVERED: recovered}
-        metrics_files = (
-            new
-            | "TableRows" >> beam.Map(metrics_rows.table_row).with_output_types(TableRow)
-            | "WriteMetrics"
-            >> WriteTable(
-                uri=folder.place(METRICS),
-                schema=METRICS_SCHEMA,
-                storage=folder.storage,
-                prefix=folder.prefix,
-                shards=self.config.shards,
-                names=names,
-            )
-        )
-        _ = every_row | "Summarise" >> SummariseMetrics(
-            uri=folder.place(SUMMARY), storage=folder.storage
-        )
-        dead_letter_files = all_failed | "WriteDeadLetters" >> WriteDeadLetters(
-            folder.place(DEAD_LETTERS), folder.storage, folder.prefix, names, letters
-        )
-        return {
-            **counted,
-            row_counts.METRICS_FILES: metrics_files,
-            row_counts.DEAD_LETTER_FILES: dead_letter_files,
-        }
 
 
 @dataclasses.dataclass(eq=False)
@@ -393,7 +316,7 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
         streamed, not_streamed = long | "SeparateLongRecordings" >> SeparateLongRecordings(
             separation, scoring, self.reading, writing
         )
-        interval_s = LOCAL_JOURNAL_S if config.execution.is_local else REMOTE_JOURNAL_S
+        interval_s = metrics_rows.interval_s(is_local=config.execution.is_local)
         # Before they are flattened: behind a Flatten the local runner begins a new stage, which
         # would see the first row when the last one is done.
         kept = [
@@ -434,15 +357,3 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
             code_version=self.code_version,
         )
         return separation, scoring, writing
-
-
-def _extra_names(row: ManifestRow) -> Iterable[str]:
-    return row.extra.keys()
-
-
-def _is_other(kept: KeptRow, _: int) -> int:
-    return int(not kept.asked)
-
-
-def _is_in_table(kept: KeptRow, _: int) -> int:
-    return int(kept.in_table)

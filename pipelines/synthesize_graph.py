@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import apache_beam as beam
@@ -11,22 +11,31 @@ from apache_beam.pipeline import Pipeline
 from apache_beam.pvalue import PCollection
 
 from manifests.columns import MANIFEST_SCHEMA
-from manifests.row import ManifestRow
+from manifests.row import EVENTS_COLUMN, INTERFERER_COLUMN, SOURCE_COLUMN, ManifestRow
 from pipelines import console, flags
 from pipelines.config import SynthesizeConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder import OutputFolder
-from pipelines.output_folder.names import DEAD_LETTERS, EVENTS, MANIFEST, ROW_COUNTS
+from pipelines.output_folder.names import (
+    DEAD_LETTERS,
+    EVENTS,
+    JOURNAL,
+    LISTING,
+    MANIFEST,
+    ROW_COUNTS,
+)
 from pipelines.runners import Measurements
 from transforms.audio.files import StemFormat, held_by
 from transforms.audio.mixtures import ReadSettings
-from transforms.elements import TableRow
-from transforms.manifest_io import AdmitRows, ReadManifest
-from transforms.rendering import RenderMixtures, RenderSettings, WriteEvents
-from transforms.storage import Storage, join
+from transforms.elements import MetricsRow, TableRow
+from transforms.kept import RENDERED_KEPT, GoOn
+from transforms.manifest_io import AdmitRows, ReadManifest, extra_names
+from transforms.rendering import Event, RenderMixtures, RenderSettings, WriteEvents, events_of
+from transforms.storage import Storage
 from transforms.storage.access import UriAccess, uris_of
-from transforms.tables import WriteTable, row_counts
+from transforms.tables import WriteTable, metrics_rows, row_counts
 from transforms.tables.dead_letters import WriteDeadLetters
+from transforms.tables.metrics_rows import WriteJournal, interval_s
 from transforms.tables.row_counts import RowCounts
 
 
@@ -85,7 +94,10 @@ class SynthesizeJob:
     def graph(self, folder: OutputFolder, loaded: None) -> SynthesizeManifest:
         """The graph of the run."""
         return SynthesizeManifest(
-            self.config.manifests, self._settings(folder.storage), self.access
+            config=self.config,
+            folder=folder,
+            settings=self._settings(folder.storage),
+            access=self.access,
         )
 
     def closing(
@@ -97,57 +109,127 @@ class SynthesizeJob:
         return text + console.last_lines(folder, row_counts, measured, {"manifest": MANIFEST})
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, kw_only=True)
 class SynthesizeManifest(beam.PTransform[Any, Any]):
     """Manifests → files, the manifest of them, their events, dead letters and row counts.
 
     In: a pipeline. Out: nothing that anybody needs; everything is in files.
     """
 
-    uris: tuple[str, ...]
+    config: SynthesizeConfig
+    folder: OutputFolder
     settings: RenderSettings
     access: UriAccess
 
     def expand(self, root: Pipeline) -> PCollection[str]:
         """Builds the job: the URI of the row counts comes out last."""
-        settings = self.settings
+        folder = self.folder
         rows, invalid = root | "ReadManifest" >> ReadManifest(
-            uris=self.uris, storage=settings.storage, access=self.access
+            uris=self.config.manifests, storage=folder.storage, access=self.access
         )
-        admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
-        rendered, events, failed = (
-            admitted | "Spread" >> beam.Reshuffle() | "Render" >> RenderMixtures(settings)
-        )
-        _ = events | "WriteEvents" >> WriteEvents(join(settings.uri, EVENTS), settings.storage)
+        left: Mapping[str, Any] = {}
+        if folder.earlier.kept:
+            names = rows | "Columns" >> beam.FlatMap(_names).with_output_types(str)
+            left = {"rows": rows, "invalid": invalid, "names": names} | "GoOn" >> GoOn(
+                output=folder.uri,
+                listing=folder.place(LISTING),
+                storage=folder.storage,
+                rules=folder.earlier.rules,
+                table=RENDERED_KEPT,
+                written=_WRITTEN,
+            )
+            admitted, duplicates = left["rows"], left["failed"]
+        else:
+            admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
+        done, failed = self._rendered(admitted)
         all_failed = (invalid, duplicates, failed) | "AllFailed" >> beam.Flatten()
-        manifest = (
+        return {
+            **self._write_manifest(done, left),
+            **left.get("counted", {}),
+            row_counts.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
+            row_counts.STEMS: done,
+            row_counts.DEAD: all_failed,
+            row_counts.DEAD_LETTER_FILES: all_failed
+            | "WriteDeadLetters"
+            >> WriteDeadLetters(
+                folder.place(DEAD_LETTERS),
+                folder.storage,
+                folder.prefix,
+                left.get("letter_names"),
+                left.get("letters"),
+            ),
+        } | "WriteRowCounts" >> row_counts.WriteRowCounts(
+            uri=folder.place(ROW_COUNTS), storage=folder.storage
+        )
+
+    def _rendered(self, rows: Any) -> tuple[PCollection[MetricsRow], PCollection[Any]]:
+        """Renders rows; gives those of the manifest of what was rendered, and the failures."""
+        rendered, failed = (
+            rows | "Spread" >> beam.Reshuffle() | "Render" >> RenderMixtures(self.settings)
+        )
+        done = (
             rendered
+            | "Done" >> beam.Map(_done).with_output_types(MetricsRow)
+            | "Journal"
+            >> WriteJournal(
+                self.folder.place(JOURNAL),
+                self.folder.storage,
+                interval_s=interval_s(is_local=self.config.execution.is_local),
+                schema=MANIFEST_SCHEMA,
+            )
+        )
+        return done, failed
+
+    def _write_manifest(self, done: Any, left: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the manifest of what was rendered, and its events; gives what is to be counted."""
+        new, every_row, names, counted = done, done, None, {}
+        if left:
+            counted[row_counts.RECOVERED] = left[row_counts.RECOVERED]
+            new = (done, left[row_counts.RECOVERED]) | "NewRows" >> beam.Flatten()
+            every_row = (new, left["in_tables"]) | "EveryRow" >> beam.Flatten()
+            names = left["names"]
+        _ = (
+            every_row
+            | "Events" >> beam.FlatMap(events_of).with_output_types(Event)
+            | "WriteEvents" >> WriteEvents(self.folder.uri, EVENTS, self.folder.storage)
+        )
+        counted[row_counts.METRICS_FILES] = (
+            new
             | "ManifestRows" >> beam.Map(_manifest_row).with_output_types(TableRow)
             | "WriteManifest"
             >> WriteTable(
-                uri=join(settings.uri, MANIFEST),
+                uri=self.folder.place(MANIFEST),
                 schema=MANIFEST_SCHEMA,
-                storage=settings.storage,
-                prefix="rows",
+                storage=self.folder.storage,
+                prefix=self.folder.prefix,
                 shards=1,
+                names=names,
             )
         )
-        return {
-            row_counts.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
-            row_counts.STEMS: rendered,
-            row_counts.DEAD: all_failed,
-            row_counts.METRICS_FILES: manifest,
-            row_counts.DEAD_LETTER_FILES: all_failed
-            | "WriteDeadLetters"
-            >> WriteDeadLetters(join(settings.uri, DEAD_LETTERS), settings.storage),
-        } | "WriteRowCounts" >> row_counts.WriteRowCounts(
-            uri=join(settings.uri, ROW_COUNTS), storage=settings.storage
-        )
+        return counted
 
 
-def _manifest_row(row: ManifestRow) -> TableRow:
-    record = {name: value for name, value in row.to_record().items() if name in _COLUMNS}
-    return TableRow(partition="", key=row.id, record=record, extra=dict(row.extra))
+def _done(row: ManifestRow) -> MetricsRow:
+    keys = ("id", "dataset", "split")
+    values = {
+        name: value
+        for name, value in row.to_record().items()
+        if name in _COLUMNS and name not in keys
+    }
+    return MetricsRow(
+        id=row.id, dataset=row.dataset, split=row.split, values=values, extra=dict(row.extra)
+    )
+
+
+def _manifest_row(row: MetricsRow) -> TableRow:
+    return dataclasses.replace(metrics_rows.table_row(row), partition="")
+
+
+def _names(row: ManifestRow) -> Iterator[str]:
+    """Names the further columns of the row that a row becomes when it is rendered."""
+    yield from extra_names(row)
+    yield from (name for name in _WRITTEN if name != EVENTS_COLUMN or row.onsets_s)
 
 
 _COLUMNS = frozenset(MANIFEST_SCHEMA.names)
+_WRITTEN = (INTERFERER_COLUMN, SOURCE_COLUMN, EVENTS_COLUMN)

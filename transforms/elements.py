@@ -94,7 +94,10 @@ class MixtureRows:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsRow:
-    """One row of the metrics table: values by column, and extra columns without their prefix."""
+    """What a job writes for a row that is done: a row of the metrics, or of a rendered manifest.
+
+    ``values`` are by column, ``extra`` columns without their prefix.
+    """
 
     id: str
     dataset: str | None
@@ -312,7 +315,7 @@ class KeptRow:
 
     Attributes:
         id: of the row.
-        row_sha256: digest of the manifest's row that it was made from.
+        row_sha256: digest of the manifest's row that it was made from; None where nothing says it.
         uri: the file that it was read from.
         in_table: whether that is a file of the table, and not of the journal.
         audio: the files of audio that it names; only where they are still to be looked at.

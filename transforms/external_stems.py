@@ -219,7 +219,9 @@ class _TakeFn(beam.DoFn):
 
 
 def _with_stem(row: ManifestRow, uri: str) -> ManifestRow:
-    return dataclasses.replace(row, extra={**row.extra, STEM_COLUMN: uri})
+    """The row with the URI of its stem; the digest stays that of the manifest's row."""
+    extra = {**row.extra, STEM_COLUMN: uri}
+    return dataclasses.replace(row, extra=extra, manifest_sha256=row.sha256)
 
 
 def _too_long(row: ManifestRow) -> Failure:

@@ -9,6 +9,7 @@ new one, and an attempt that is stopped at any moment leaves no row twice.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -23,8 +24,8 @@ from apache_beam.pvalue import PCollection
 from apache_beam.transforms.combiners import Count, Top
 from apache_beam.transforms.window import GlobalWindow
 
-from manifests.columns import DEAD_LETTER_SCHEMA, with_extra
-from manifests.row import EXTRA_PREFIX, ManifestRow
+from manifests.columns import DEAD_LETTER_SCHEMA, MANIFEST_SCHEMA, METRICS_SCHEMA, with_extra
+from manifests.row import EXTRA_PREFIX, SOURCE_COLUMN, ManifestRow
 from transforms.audio import AudioPart
 from transforms.audio.files import WriteError, describe, require_whole
 from transforms.elements import (
@@ -44,17 +45,145 @@ from transforms.elements import (
     KeptRow,
     KeptRules,
     Leaving,
+    MetricsRow,
     TableRow,
 )
 from transforms.manifest_io import duplicate, first_of
 from transforms.storage import Storage, join
-from transforms.tables import dead_letters, parquet_bytes
+from transforms.tables import dead_letters, metrics_rows, parquet_bytes, row_counts
 from transforms.threaded import LookAhead, LookAheadFn, Overlap, in_window
 
 MAX_NAMED = 20
 """So many ids are named for each reason."""
 _ROWS_PER_BATCH = 4_096
 _LETTER_FIELDS = frozenset(DEAD_LETTER_SCHEMA.names)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KeptTable:
+    """The table in which a job writes a row for each row of its manifest that is done.
+
+    Attributes:
+        schema: its columns.
+        digest: the column with the digest of the manifest's row.
+    """
+
+    schema: pa.Schema
+    digest: str
+
+    def name_of(self, record: Mapping[str, Any]) -> Any:
+        """The name of a row for :class:`ReadAgain`: its id, and what it was made from."""
+        return record["id"], record.get(self.digest)
+
+
+METRICS_KEPT = KeptTable(schema=METRICS_SCHEMA, digest="row_sha256")
+RENDERED_KEPT = KeptTable(schema=MANIFEST_SCHEMA, digest=EXTRA_PREFIX + SOURCE_COLUMN)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class GoOn(beam.PTransform[Any, Any]):
+    """Holds a manifest against what earlier attempts left, and puts that in order.
+
+    In: ``{"rows": ManifestRow, "invalid": Failure, "names": str}``, of the manifest, with the names
+    of the ``extra_…`` columns that its rows have or will have in the table. Out, by name: ``rows``
+    to be done, once the tables say nothing of them any more; ``failed``, later rows of an id;
+    ``recovered`` and ``in_tables``, the ``MetricsRow`` that stay, from the journal and from tables;
+    ``letters`` that stay; ``names`` of the table's ``extra_…`` columns, and ``letter_names`` of
+    those of dead letters; ``counted``, by the names of :mod:`transforms.tables.row_counts`.
+
+    Attributes:
+        output: folder of the run.
+        listing: names the files that earlier attempts left; see :class:`ReadListing`.
+        storage: how they are reached.
+        rules: how what is there is held against the manifest.
+        table: what the files of the table look like.
+        verify: how many rows' audio is looked at at once; None: it is trusted.
+        written: ``extra_…`` columns that the job itself writes, and dead letters do not have.
+        left_out: ``extra_…`` columns of the manifest that the job leaves out of the table.
+    """
+
+    output: str
+    listing: str
+    storage: Storage
+    rules: KeptRules
+    table: KeptTable = METRICS_KEPT
+    verify: Overlap | None = None
+    written: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    def expand(self, inputs: Mapping[str, PCollection[Any]]) -> Mapping[str, Any]:
+        """Reads what is there, decides, and takes out of the files what does not stay."""
+        root, storage, table = inputs["rows"].pipeline, self.storage, self.table
+        files = root | "ReadListing" >> ReadListing(self.listing, storage)
+        kept, letters, damaged, there = files | "ReadKept" >> ReadKept(
+            storage, table, audio_of=metrics_rows.audio_of if self.verify else None
+        )
+        if self.verify is not None:
+            kept = kept | "CheckStems" >> CheckStems(storage, self.verify)
+        every = (there, inputs["names"]) | "AllColumns" >> beam.Flatten()
+        every = every | "DistinctColumns" >> beam.Distinct()
+        names = every | "OfTable" >> beam.Filter(_is_not_in, self.left_out)
+        found = {
+            "rows": inputs["rows"],
+            "invalid": inputs["invalid"],
+            "kept": kept,
+            "letters": letters,
+        } | "AdmitRows" >> Reconcile(self.rules)
+        ready = {
+            "files": files,
+            "leaving": found["leaving"],
+            "damaged": damaged,
+            "names": names,
+        } | "LeaveTables" >> LeaveTables(self.output, table.schema, storage)
+        asked, others = found["kept"] | "Asked" >> beam.Partition(_is_other, 2)  # type: ignore[arg-type]
+        return {
+            # A file is only written over when no table says any more what was in it.
+            "rows": found["rows"] | "AfterTables" >> AfterFiles(ready),
+            "failed": found[dead_letters.FAILED],
+            **self._rows(found["kept"]),
+            "letters": found["letters"] | "ReadLetters" >> ReadLetters(storage),
+            "names": names,
+            "letter_names": every | "OfLetters" >> beam.Filter(_is_not_in, self.written),
+            "counted": {
+                row_counts.FINISHED_BEFORE: asked,
+                row_counts.OTHERS: others,
+                row_counts.LETTERS: found["letters"],
+                row_counts.LEFT: found["leaving"],
+                row_counts.NAMED: found["leaving"] | "NameLeaving" >> NameSome(),
+                row_counts.DAMAGED: damaged,
+            },
+        }
+
+    def _rows(self, kept: PCollection[KeptRow]) -> dict[str, PCollection[MetricsRow]]:
+        """The rows that stay, out of their files."""
+        made = functools.partial(metrics_rows.from_record, schema=self.table.schema)
+        parts = kept | "InTable" >> beam.Partition(_is_in_table, 2)  # type: ignore[arg-type]
+        return {
+            name: part
+            | f"Names_{name}" >> beam.Map(name_of_row).with_output_types(tuple[str, Any])
+            | f"Rows_{name}"
+            >> ReadAgain(self.storage, self.table.name_of, made, MetricsRow, small=small)
+            for name, part, small in zip(
+                (row_counts.RECOVERED, "in_tables"), parts, (True, False), strict=True
+            )
+        }
+
+
+def _is_not_in(name: str, names: tuple[str, ...]) -> bool:
+    return name not in names
+
+
+def _is_other(kept: KeptRow, _: int) -> int:
+    return int(not kept.asked)
+
+
+def _is_in_table(kept: KeptRow, _: int) -> int:
+    return int(kept.in_table)
+
+
+def name_of_row(kept: KeptRow) -> tuple[str, Any]:
+    """What :class:`ReadAgain` takes for a row that stays, with the names of its table."""
+    return kept.uri, (kept.id, kept.row_sha256)
 
 
 @dataclasses.dataclass(eq=False)
@@ -101,12 +230,12 @@ class ReadKept(beam.PTransform[Any, Any]):
 
     Attributes:
         storage: how files are reached.
-        schema: of the table and the journal; has ``id`` and ``row_sha256``.
+        table: what the files of the table and of the journal look like.
         audio_of: gives the files that :class:`CheckAudio` is to look at, by the columns of a row.
     """
 
     storage: Storage
-    schema: pa.Schema
+    table: KeptTable = METRICS_KEPT
     audio_of: AudioOf | None = None
 
     def expand(
@@ -116,7 +245,7 @@ class ReadKept(beam.PTransform[Any, Any]):
     ]:
         """Reads the tables, the journal and the dead letters, a file at a time."""
         outputs = files | "Read" >> beam.ParDo(
-            _ReadKeptFn(self.storage, self.schema, self.audio_of)
+            _ReadKeptFn(self.storage, self.table, self.audio_of)
         ).with_outputs("letters", "damaged", "names", main="rows")
         return outputs["rows"], outputs["letters"], outputs["damaged"], outputs["names"]
 
@@ -169,9 +298,10 @@ class _FilesFn(beam.DoFn):
 
 
 class _ReadKeptFn(_FilesFn):
-    def __init__(self, storage: Storage, schema: pa.Schema, audio_of: AudioOf | None) -> None:
+    def __init__(self, storage: Storage, table: KeptTable, audio_of: AudioOf | None) -> None:
         super().__init__(storage)
-        self._names, self._audio_of = tuple(schema.names), audio_of
+        self._names, self._digest = tuple(table.schema.names), table.digest
+        self._audio_of = audio_of
 
     def uri_of(self, element: KeptFile) -> str:
         return element.uri
@@ -197,10 +327,10 @@ class _ReadKeptFn(_FilesFn):
             for record in _records(file, _LETTER_COLUMNS):
                 yield beam.pvalue.TaggedOutput("letters", _letter(record, element.uri))
             return
-        for record in _records(file, None if self._audio_of else ["id", "row_sha256"]):
+        for record in _records(file, None if self._audio_of else ["id", self._digest]):
             yield KeptRow(
                 id=record["id"],
-                row_sha256=record["row_sha256"],
+                row_sha256=record.get(self._digest),
                 uri=element.uri,
                 in_table=element.kind == TABLE,
                 audio=tuple(self._audio_of(record)) if self._audio_of else (),
@@ -298,16 +428,6 @@ class _ReadAgainFn(_FilesFn):
                 f"such as {min(map(str, wanted))[:200]}; does another program write into the "
                 "output folder? --resume looks again"
             )
-
-
-def row_name(record: Mapping[str, Any]) -> Any:
-    """The name of a row of a table for :class:`ReadAgain`: its id, and what it was made from."""
-    return record["id"], record["row_sha256"]
-
-
-def name_of_row(kept: KeptRow) -> tuple[str, Any]:
-    """What :class:`ReadAgain` takes for a row that stays, with :func:`row_name`."""
-    return kept.uri, (kept.id, kept.row_sha256)
 
 
 @dataclasses.dataclass(eq=False)
@@ -505,7 +625,7 @@ def _why_not(kept: KeptRow, first: ManifestRow | None, asked: bool, rules: KeptR
         return GONE if rules.covers else None
     if rules.retrying and (first is None or not _same(kept, first)):
         return None
-    if not rules.trusted:
+    if not rules.trusted or kept.row_sha256 is None:
         return UNKNOWN
     return None if first is not None and _same(kept, first) else CHANGED
 

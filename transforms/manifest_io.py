@@ -124,6 +124,11 @@ def invalid(error: RowError) -> Failure:
     )
 
 
+def extra_names(row: ManifestRow) -> Iterable[str]:
+    """Names the columns of a row that are the user's own."""
+    return row.extra.keys()
+
+
 @dataclasses.dataclass(eq=False)
 class AdmitRows(beam.PTransform[Any, Any]):
     """Drops all but the first row of an id.

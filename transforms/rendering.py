@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -12,10 +13,12 @@ from apache_beam.pvalue import PCollection
 
 from manifests.files.writing import csv_cell
 from manifests.row import (
+    EVENTS_COLUMN,
     INTERFERER_COLUMN,
     INTERFERERS,
     MIXTURES,
     REFERENCES,
+    SOURCE_COLUMN,
     ManifestRow,
     output_name,
     partition_value,
@@ -24,7 +27,7 @@ from manifests.row import (
 from transforms.audio import AudioError
 from transforms.audio.files import READ_ERRORS, StemFormat, describe, error_code, write_audio
 from transforms.audio.mixtures import MixedSources, ReadSettings, mix_row
-from transforms.elements import Failure, Samples, failed
+from transforms.elements import Failure, MetricsRow, Samples, failed
 from transforms.storage import Storage, join
 from transforms.storage.access import redact
 from transforms.tables import dead_letters, row_counts
@@ -54,14 +57,6 @@ class Event:
     source_uri: str
     onset_s: float
     offset_s: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Rendered:
-    """A row that names the files of a mixture; its events where the row said when sources begin."""
-
-    row: ManifestRow
-    events: tuple[Event, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +91,8 @@ class RenderSettings:
 class RenderMixtures(beam.PTransform[Any, Any]):
     """Rows with sources → rows with a mixture and a reference.
 
-    In: ``ManifestRow``. Out: ``ManifestRow`` whose URIs are relative to the rendered manifest;
-    ``Event`` for each source of a row with onsets; ``Failure``. Files are named after ids: a retry
+    In: ``ManifestRow``. Out: ``ManifestRow`` whose URIs are relative to the rendered manifest, and
+    which carries the events of a row with onsets; ``Failure``. Files are named after ids: a retry
     writes the same bytes to the same place.
     """
 
@@ -105,15 +100,12 @@ class RenderMixtures(beam.PTransform[Any, Any]):
 
     def expand(
         self, rows: PCollection[ManifestRow]
-    ) -> tuple[PCollection[ManifestRow], PCollection[Event], PCollection[Failure]]:
-        """Renders each row; gives the rows that name the files, the events and the failures."""
+    ) -> tuple[PCollection[ManifestRow], PCollection[Failure]]:
+        """Renders each row by itself; gives the rows that name the files, and the failures."""
         outputs = rows | "Render" >> beam.ParDo(_RenderFn(self.settings)).with_outputs(
-            dead_letters.FAILED, _EVENTS, main="rows"
+            dead_letters.FAILED, main="rows"
         )
-        return outputs["rows"], outputs[_EVENTS], outputs[dead_letters.FAILED]
-
-
-_EVENTS = "events"
+        return outputs["rows"], outputs[dead_letters.FAILED]
 
 
 @dataclasses.dataclass(eq=False)
@@ -123,36 +115,42 @@ class WriteEvents(beam.PTransform[Any, Any]):
     In: ``Event``. Out: the URI of the file.
 
     Attributes:
-        uri: the file.
+        output: the folder of the run.
+        name: of the file in it.
         storage: how it is reached.
     """
 
-    uri: str
+    output: str
+    name: str
     storage: Storage
 
     def expand(self, events: PCollection[Event]) -> PCollection[str]:
         """Gathers all events and writes them."""
         return (
-            events
-            | "OneFile" >> beam.Map(_one_file).with_output_types(tuple[str, Event])
-            | "Gather" >> beam.GroupByKey()
-            | "Write" >> beam.Map(_write_events, self.uri, self.storage).with_output_types(str)
+            events.pipeline
+            | "Once" >> beam.Create([self.name])
+            | "Write"
+            >> beam.FlatMap(
+                _write_events, beam.pvalue.AsList(events), self.output, self.storage
+            ).with_output_types(str)
         )
 
 
-def _one_file(event: Event) -> tuple[str, Event]:
-    return "", event
-
-
-def _write_events(group: tuple[str, Iterable[Event]], uri: str, storage: Storage) -> str:
+def _write_events(
+    name: str, events: Sequence[Event], output: str, storage: Storage
+) -> Iterator[str]:
+    uri = join(output, name)
+    if not events:
+        storage.remove_files([uri], output)  # what an earlier attempt wrote is no longer true
+        return
     columns = [field.name for field in dataclasses.fields(Event)]
     lines = [columns]
-    for event in sorted(group[1], key=_place):
+    for event in sorted(events, key=_place):
         values = (getattr(event, name) for name in columns)
         lines.append(["" if value is None else csv_cell(str(value)) for value in values])
     text = "".join(f"{','.join(line)}\n" for line in lines)
     storage.write_bytes(uri, text.encode("utf-8", "surrogatepass"))
-    return uri
+    yield uri
 
 
 def _place(event: Event) -> tuple[str, float, str, str]:
@@ -168,15 +166,14 @@ class _RenderFn(beam.DoFn):
         if isinstance(result, Failure):
             yield dead_letters.dead(result)
             return
-        yield result.row
-        for event in result.events:
-            yield beam.pvalue.TaggedOutput(_EVENTS, event)
+        yield result
 
 
-def render(row: ManifestRow, settings: RenderSettings) -> Rendered | Failure:
-    """Writes the files of a row and counts it; gives the row that names them, and its events."""
+def render(row: ManifestRow, settings: RenderSettings) -> ManifestRow | Failure:
+    """Writes the files of a row and counts it; gives the row that names them."""
     if not row.targets:
         return failed(row, "read", "no_sources", "the row has a mixture; expected its sources")
+    further = {SOURCE_COLUMN: row.sha256}
     row = dataclasses.replace(row, snr_db=_levels_db(row, settings))
     try:
         signals = mix_row(row, settings.storage, settings.reading)
@@ -188,7 +185,9 @@ def render(row: ManifestRow, settings: RenderSettings) -> Rendered | Failure:
         return failed(row, "write", error_code(err), describe(err, settings.uri))
     row_counts.done("RenderMixtures", len(signals.mixture) / settings.reading.model_rate_hz)
     mixture_uri, reference_uri, *interferer_uris = (join(FROM_MANIFEST, name) for name in names)
-    rendered = dataclasses.replace(
+    if row.onsets_s:
+        further[EVENTS_COLUMN] = json.dumps(_events(row, signals, settings))
+    return dataclasses.replace(
         row,
         mixture_uri=mixture_uri,
         reference_uri=reference_uri,
@@ -199,27 +198,34 @@ def render(row: ManifestRow, settings: RenderSettings) -> Rendered | Failure:
         offset_s=None,
         duration_s=None,
         n_sources=row.num_sources,
-        extra={**row.extra, INTERFERER_COLUMN: ";".join(interferer_uris)},
+        extra={**row.extra, INTERFERER_COLUMN: ";".join(interferer_uris), **further},
     )
-    events = _events(row, signals, names[0], settings) if row.onsets_s else ()
-    return Rendered(row=rendered, events=tuple(events))
 
 
 def _events(
-    row: ManifestRow, signals: MixedSources, mixture_uri: str, settings: RenderSettings
-) -> Iterator[Event]:
+    row: ManifestRow, signals: MixedSources, settings: RenderSettings
+) -> list[dict[str, Any]]:
+    """Each source of a row with onsets: the fields of an :class:`Event` that the row lacks."""
     rate_hz, num_targets = settings.reading.model_rate_hz, len(row.targets)
-    for number, source_uri in enumerate((*row.targets, *row.interferer_uris)):
-        extent = signals.extents[number]
-        is_target = number < num_targets and not row.target_absent
+    return [
+        {
+            "role": "target" if number < num_targets and not row.target_absent else "interferer",
+            "source_uri": redact(source_uri),
+            "onset_s": row.onsets_s[number],
+            "offset_s": round(signals.extents[number].stop / rate_hz, 6),
+        }
+        for number, source_uri in enumerate((*row.targets, *row.interferer_uris))
+    ]
+
+
+def events_of(row: MetricsRow) -> Iterator[Event]:
+    """The events of a row of the rendered manifest; none where it was not said when they begin."""
+    for event in json.loads(row.extra.get(EVENTS_COLUMN, "[]")):
         yield Event(
             id=row.id,
-            mixture_uri=mixture_uri,
-            role="target" if is_target else "interferer",
-            label=row.label if is_target else None,
-            source_uri=redact(source_uri),
-            onset_s=row.onsets_s[number],
-            offset_s=round(extent.stop / rate_hz, 6),
+            mixture_uri=row.values["mixture_uri"].removeprefix(f"{FROM_MANIFEST}/"),
+            label=row.values["label"] if event["role"] == "target" else None,
+            **event,
         )
 
 

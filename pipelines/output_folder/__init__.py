@@ -53,7 +53,7 @@ class Earlier:
         record: the last run's ``run.json``; None where there was no run, or it is damaged.
         damage: what is wrong with ``run.json``.
         attempt: of the run that comes now: 0 for the first.
-        metrics_uris: files of metrics that it goes on with.
+        table_uris: files of metrics, or of the rendered manifest, that it goes on with.
         journal_uris: files of the journal of a run that did not end.
         letter_uris: files of dead letters.
         sources: manifests whose rows the output is about, as far as that is known.
@@ -63,7 +63,7 @@ class Earlier:
     record: Mapping[str, Any] | None
     damage: str | None = None
     attempt: int = 0
-    metrics_uris: tuple[str, ...] = ()
+    table_uris: tuple[str, ...] = ()
     journal_uris: tuple[str, ...] = ()
     letter_uris: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
@@ -77,11 +77,11 @@ class Earlier:
     @property
     def kept(self) -> bool:
         """Whether it left anything to go on with."""
-        return bool(self.metrics_uris or self.journal_uris or self.letter_uris)
+        return bool(self.table_uris or self.journal_uris or self.letter_uris)
 
     def files(self) -> Iterator[KeptFile]:
         """All files that it left."""
-        of_kind = {TABLE: self.metrics_uris, JOURNAL: self.journal_uris, LETTERS: self.letter_uris}
+        of_kind = {TABLE: self.table_uris, JOURNAL: self.journal_uris, LETTERS: self.letter_uris}
         for kind, uris in of_kind.items():
             for uri in uris:
                 yield KeptFile(kind=kind, uri=uri)
@@ -135,15 +135,16 @@ def examine(config: CommonConfig, storage: Storage, command: str) -> Earlier:
         command: which of our commands is to write there.
 
     Raises:
-        UsageError: there is a run, and neither --resume nor --overwrite was given; or --overwrite
-            was, and the run is another command's, or what is there is no run's.
+        UsageError: there is a run, and neither --resume nor --overwrite was given; or the run is
+            another command's; or --overwrite was given, and what is there is no run's.
     """
     uri, output = join(config.output, RUN), config.output
     record, damage = _record(storage, uri)
-    metrics, letters = (tables_in(storage, output, name) for name in (METRICS, DEAD_LETTERS))
+    metrics, rendered = (tables_in(storage, output, name) for name in (METRICS, MANIFEST))
+    tables = rendered if command == SYNTHESIZE else metrics
+    letters = tables_in(storage, output, DEAD_LETTERS)
     pieces = pieces_in(storage, output)
-    ours = [*metrics, *letters, *pieces]
-    ours += [uri for name in (MANIFEST, EXPORTED) for uri in tables_in(storage, output, name)]
+    ours = [*metrics, *rendered, *letters, *pieces, *tables_in(storage, output, EXPORTED)]
     if record is None and damage is None and ours:
         damage = "is missing"
     if record is None and damage is None:
@@ -158,16 +159,16 @@ def examine(config: CommonConfig, storage: Storage, command: str) -> Earlier:
         also = "" if damage is None else f" (its {RUN} {damage})"
         raise UsageError(
             f"{output} holds the results of a run{also}; "
-            f"{'add --resume to go on with it, ' if command == SEPARATE else 'add '}"
+            f"{'add ' if command == EXPORT else 'add --resume to go on with it, '}"
             "--overwrite to begin again, or take another --output"
         )
+    before = command if record is None else _command_of(record)
+    if before != command:
+        raise UsageError(
+            f"{'--resume' if config.resume else '--overwrite'}: {output} holds what {before} "
+            f"wrote, and {command} would not write it again; take another --output"
+        )
     if config.overwrite:
-        before = command if record is None else _command_of(record)
-        if before != command:
-            raise UsageError(
-                f"--overwrite: {output} holds what {before} wrote, and {command} would not "
-                "write it again; take another --output"
-            )
         return Earlier(record=record, damage=damage)
     if record is not None and record["status"] == CLEARING:
         raise UsageError(
@@ -178,8 +179,8 @@ def examine(config: CommonConfig, storage: Storage, command: str) -> Earlier:
     return Earlier(
         record=record,
         damage=damage,
-        attempt=_attempt(record, [*metrics, *letters]),
-        metrics_uris=tuple(metrics),
+        attempt=_attempt(record, [*tables, *letters]),
+        table_uris=tuple(tables),
         journal_uris=tuple(pieces),
         letter_uris=tuple(letters),
         sources=sources,

@@ -51,10 +51,10 @@ _TABLES: Mapping[str, re.Pattern[str]] = {
     METRICS: re.compile(rf"(.*/)?part-\d{{3,}}-{_FILE}"),
     SUMMARY: re.compile(rf"summary-{_FILE}"),
     DEAD_LETTERS: re.compile(rf"part-\d{{3,}}-{_FILE}"),
-    MANIFEST: re.compile(rf"rows-{_FILE}"),
+    MANIFEST: re.compile(rf"(part-\d{{3,}}|rows)-{_FILE}"),  # rows: as they were called once
     EXPORTED: re.compile(rf"part-\d{{3,}}-{_FILE}"),
 }
-_SET_ASIDE = re.compile(rf"(.*/)?_part-\d{{3,}}-{_FILE}\.damaged")
+_SET_ASIDE = re.compile(rf"(.*/)?_(part-\d{{3,}}|rows)-{_FILE}\.damaged")
 _PIECE = re.compile(r"[0-9a-f]{32}\.parquet")
 SEPARATE, SCORE, SYNTHESIZE = "pipelines.separate", "pipelines.score", "pipelines.synthesize"
 EXPORT = "pipelines.export"
@@ -152,7 +152,7 @@ def written(
             named |= names
         if uri in candidates:
             tables.append(uri)
-    for name in (METRICS, DEAD_LETTERS):
+    for name in (METRICS, MANIFEST, DEAD_LETTERS):
         tables += _matching(storage, join(output, name), _SET_ASIDE, ".damaged")
     if command == SYNTHESIZE and storage.exists(join(output, EVENTS)):
         tables.append(join(output, EVENTS))

@@ -65,7 +65,7 @@ def _run(
     job: jobs.Job = jobs.JOBS["separate"],
     stems: str = f"gs://{dataflow_job.BUCKET}/stems",
 ) -> int:
-    left_out = [without, *(() if job.command.resumes else OF_SEPARATE)]
+    left_out = [without, *(() if job.command is flags.SEPARATE else OF_SEPARATE)]
     given = {name: value for name, value in dataflow_job.BASIC.items() if name not in left_out}
     words = dataflow_job.flags(given, server.url)
     own = [f"--stems={stems}"] if job.command is flags.SCORE else []
@@ -269,17 +269,14 @@ def test_an_interrupt_stops_the_waiting_only(
     assert _run(dataflow, job=job) == flags.EXIT_INTERRUPTED
     said = capsys.readouterr().err
     goes_on = f"no longer waiting: job {cloud.JOB_ID} of DataflowRunner goes on"
-    advice = {
-        True: "the same command with --resume closes the run when the job has ended",
-        False: "the tables are complete when the job has ended, though run.json does not say so",
-    }[job.command.resumes]
+    advice = "the same command with --resume closes the run when the job has ended"
     assert f"after an interruption, {advice}.\n" in said
     assert said.endswith(f"{goes_on}; {advice}\n")
     assert _record(dataflow)["status"] == "submitted"
     lock = f"{dataflow_job.BUCKET}/out/_work/lock.json"
     assert json.loads(dataflow.objects[lock])["job"]["id"] == cloud.JOB_ID
     del dataflow.objects[f"{dataflow_job.BUCKET}/out/run.json"]  # the lock alone says it
-    for flag in dict.fromkeys([job.resumed_by, "--overwrite"]):
+    for flag in ("--resume", "--overwrite"):
         assert _run(dataflow, flag, job=job) == flags.EXIT_USAGE
         assert f"Dataflow job {cloud.JOB_ID} of that run is RUNNING" in capsys.readouterr().err
     dataflow.states = ["JOB_STATE_CANCELLED"]  # so that the thread that follows it ends

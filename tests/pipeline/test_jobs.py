@@ -22,6 +22,7 @@ from pipelines.output_folder.names import LOCK
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 120.0
+ADVICE = "--resume goes on from here"
 FAILED = 1
 """Rows of each manifest that fail: their recording is missing."""
 
@@ -156,7 +157,7 @@ def test_an_interrupt_leaves_whole_files_and_the_next_run_completes_them(
     process.send_signal(signal.SIGINT)
     _, heard = process.communicate(timeout=WAIT_S)
 
-    assert heard == f"interrupted; only complete files are left, {job.advice}\n"
+    assert heard == f"interrupted; only complete files are left, {ADVICE}\n"
     assert process.returncode == flags.EXIT_INTERRUPTED
     assert tone_runs.record(output)["status"] == "interrupted"
     assert [path for path in output.rglob("*") if path.suffix == ".tmp"] == []
@@ -164,11 +165,11 @@ def test_an_interrupt_leaves_whole_files_and_the_next_run_completes_them(
     assert left.keys() <= jobs.audio(job, alone[name]).keys()
     assert bool(left) == bool(job.audio)
 
-    assert job.run([*words, job.resumed_by]) == 0
-    if job.resumed_by == "--overwrite":
-        jobs.assert_same(job, alone[name], output)
-    else:
-        tone_runs.assert_same_results(alone[name], output)
+    assert job.run([*words, "--resume"]) == 0
+    jobs.assert_same(job, alone[name], output)
+    row_counts = tone_runs.record(output)["row_counts"]
+    assert row_counts["finished_before"] + row_counts["stems"] == jobs.NUM_ROWS - FAILED
+    assert row_counts["finished_before"] == row_counts["recovered"] > 0
 
 
 def test_an_interrupt_while_libraries_are_imported_ends_with_a_line() -> None:
@@ -256,12 +257,13 @@ def test_a_job_that_fails_is_exit_code_3_and_is_done_again(
     story = output / "_work" / "error.txt"
     assert said.text() == (
         "error: the job failed: JobError: the runner says FAILED\n"
-        f"Details are in {story}; {job.advice}\n"
+        f"Details are in {story}; {ADVICE}\n"
     )
     assert "Traceback" in story.read_text(encoding="utf-8")
     assert tone_runs.record(output)["status"] == "failed"
-    assert job.run([*given, job.resumed_by]) == 0
+    assert job.run([*given, "--resume"]) == 0
     jobs.assert_same(job, alone[name], output)
+    assert tone_runs.record(output)["row_counts"] == tone_runs.record(alone[name])["row_counts"]
 
 
 # --- a runner that is added through the table ---

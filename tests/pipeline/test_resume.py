@@ -107,11 +107,11 @@ def test_a_job_that_failed_is_said_in_a_line_and_goes_on_from_its_journal(
 ) -> None:
     write_piece, written = metrics_rows.write_piece, []
 
-    def failing(storage, uri, kept) -> None:
+    def failing(storage, uri, kept, *schema) -> None:
         if written:
             raise MemoryError("injected")
         written.extend(kept)
-        write_piece(storage, uri, kept)
+        write_piece(storage, uri, kept, *schema)
 
     monkeypatch.setattr(metrics_rows, "write_piece", failing)
     output, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
@@ -308,12 +308,12 @@ def test_a_run_whose_lock_was_taken_stops_and_leaves_the_record_alone(
     write_piece = metrics_rows.write_piece
     taken = json.dumps(dataclasses.asdict(lock.this_process(("their", "command"))))
 
-    def stolen(storage, uri, kept) -> None:
+    def stolen(storage, uri, kept, *schema) -> None:
         # In one step, as a lock is written: the heartbeat may look at any moment.
         (tmp_path / "lock.json").write_text(taken, encoding="utf-8")
         (tmp_path / "lock.json").replace(output / "_work" / "lock.json")
         (output / "run.json").write_text("theirs", encoding="utf-8")
-        write_piece(storage, uri, kept)
+        write_piece(storage, uri, kept, *schema)
 
     monkeypatch.setattr(metrics_rows, "write_piece", stolen)
     assert tone_runs.run("--manifest", manifest, "--output", output) == 3

@@ -420,11 +420,11 @@ def test_a_damaged_journal_is_named_and_its_rows_are_done_again(
     out, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
     write_piece, written = metrics_rows.write_piece, list[Any]()
 
-    def failing(storage: Storage, uri: str, found: list[Any]) -> None:
+    def failing(storage: Storage, uri: str, found: list[Any], *schema: Any) -> None:
         if written:
             raise MemoryError("injected")
         written.extend(found)
-        write_piece(storage, uri, found)
+        write_piece(storage, uri, found, *schema)
 
     with monkeypatch.context() as patch:
         patch.setattr(metrics_rows, "write_piece", failing)

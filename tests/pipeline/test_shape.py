@@ -108,7 +108,7 @@ def test_the_graph_of_a_resumed_run_does_not_grow_with_what_was_left() -> None:
     sizes = []
     for count in (1, 100_000):
         uris = tuple(f"gs://bucket/out/_work/journal/{i:032x}.parquet" for i in range(count))
-        left = Earlier(record=None, metrics_uris=uris, journal_uris=uris, letter_uris=uris)
+        left = Earlier(record=None, table_uris=uris, journal_uris=uris, letter_uris=uris)
         sizes.append(submitted("--resume", earlier=left).ByteSize())
     assert sizes[0] == sizes[1]
     assert sizes[0] < 1_000_000

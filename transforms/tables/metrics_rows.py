@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.pvalue import PCollection
 from apache_beam.transforms.window import GlobalWindow
 
@@ -23,10 +24,12 @@ from model.metrics import Undefined
 from transforms.elements import KeptAudio, MetricsRow, Provenance, Scores, TableRow
 from transforms.storage import Storage, join
 from transforms.storage.access import redacted
-from transforms.tables import parquet_bytes, sorted_table
+from transforms.tables import WriteTable, parquet_bytes, row_counts, sorted_table
+from transforms.tables.summary import SummariseMetrics
 from transforms.threaded import in_window
 
 _KEYS = ("id", "dataset", "split")
+LOCAL_JOURNAL_S, REMOTE_JOURNAL_S = 2.0, 30.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,14 +157,14 @@ def table_row(row: MetricsRow) -> TableRow:
     )
 
 
-def from_record(record: Mapping[str, Any]) -> MetricsRow:
-    """The row again, from the columns of a file."""
+def from_record(record: Mapping[str, Any], schema: pa.Schema = METRICS_SCHEMA) -> MetricsRow:
+    """The row again, from the columns of a file of a table with that schema."""
     extra = {
         name.removeprefix(EXTRA_PREFIX): value
         for name, value in record.items()
         if name.startswith(EXTRA_PREFIX) and value is not None
     }
-    values = {name: record.get(name) for name in METRICS_SCHEMA.names if name not in _KEYS}
+    values = {name: record.get(name) for name in schema.names if name not in _KEYS}
     return MetricsRow(
         id=record["id"],
         dataset=record["dataset"],
@@ -186,6 +189,11 @@ def audio_of(record: Mapping[str, Any]) -> list[KeptAudio]:
     ]
 
 
+def interval_s(*, is_local: bool) -> float:
+    """How often a worker keeps its finished rows; elsewhere, many of them write to one bucket."""
+    return LOCAL_JOURNAL_S if is_local else REMOTE_JOURNAL_S
+
+
 @dataclasses.dataclass(eq=False)
 class WriteJournal(beam.PTransform[Any, Any]):
     """Keeps rows as they come.
@@ -199,23 +207,27 @@ class WriteJournal(beam.PTransform[Any, Any]):
         storage: how it is reached.
         interval_s: rows wait at most about so long, while others come.
         max_rows: rows in one file.
+        schema: of the table that the rows are for.
     """
 
     uri: str
     storage: Storage
-    interval_s: float = 2.0
+    interval_s: float = LOCAL_JOURNAL_S
     max_rows: int = 1_000
+    schema: pa.Schema = METRICS_SCHEMA
 
     def expand(self, rows: PCollection[MetricsRow]) -> PCollection[MetricsRow]:
         """Keeps the rows in small files while they pass."""
         return rows | "Write" >> beam.ParDo(
-            _JournalFn(self.uri, self.storage, self.interval_s, self.max_rows)
+            _JournalFn(self.uri, self.storage, self.interval_s, self.max_rows, self.schema)
         ).with_output_types(MetricsRow)
 
 
 class _JournalFn(beam.DoFn):
-    def __init__(self, uri: str, storage: Storage, interval_s: float, max_rows: int) -> None:
-        self._uri, self._storage = uri, storage
+    def __init__(
+        self, uri: str, storage: Storage, interval_s: float, max_rows: int, schema: pa.Schema
+    ) -> None:
+        self._uri, self._storage, self._schema = uri, storage, schema
         self._interval_s, self._max_rows = interval_s, max_rows
         self._rows: list[MetricsRow] = []
         self._written_at_s = float("-inf")
@@ -237,17 +249,67 @@ class _JournalFn(beam.DoFn):
     def _flush(self) -> list[MetricsRow]:
         rows, self._rows = self._rows, []
         if rows:
-            write_piece(self._storage, self._uri, rows)
+            write_piece(self._storage, self._uri, rows, self._schema)
             self._written_at_s = time.monotonic()
         return rows
 
 
-def write_piece(storage: Storage, uri: str, rows: list[MetricsRow]) -> None:
+def write_piece(
+    storage: Storage, uri: str, rows: list[MetricsRow], schema: pa.Schema = METRICS_SCHEMA
+) -> None:
     """Writes one file of the journal, once the files that its rows name will last."""
-    files = (row.values[name] for row in rows for name in ("stem_uri", "residual_uri"))
+    files = (row.values.get(name) for row in rows for name in ("stem_uri", "residual_uri"))
     storage.settle(uri for uri in files if uri is not None)
-    schema = with_extra(METRICS_SCHEMA, {name for row in rows for name in row.extra})
+    schema = with_extra(schema, {name for row in rows for name in row.extra})
     ids = sorted(row.id for row in rows)
     name = hashlib.sha256("\x00".join(ids).encode("utf-8", "surrogatepass")).hexdigest()[:32]
     table = sorted_table((table_row(row) for row in rows), schema)
     storage.write_bytes(join(uri, f"{name}.parquet"), parquet_bytes(table))
+
+
+def write_metrics(
+    done: PCollection[MetricsRow],
+    left: Mapping[str, Any],
+    names: PCollection[str] | None,
+    *,
+    metrics_uri: str,
+    summary_uri: str,
+    storage: Storage,
+    prefix: str,
+    shards: int,
+) -> dict[str, PCollection[Any]]:
+    """Adds the steps that write the metrics and their summary.
+
+    Args:
+        done: rows of this attempt.
+        left: by :class:`transforms.kept.GoOn` where earlier attempts left something; else empty.
+        names: ``extra_…`` columns that every file has; None: those of the rows.
+        metrics_uri: folder of the metrics.
+        summary_uri: folder of the summary.
+        storage: how they are reached.
+        prefix: of the names of this attempt's files.
+        shards: files a partition; 0: by size.
+
+    Returns:
+        What is to be counted, by its name.
+    """
+    new, every_row, counted = done, done, dict[str, PCollection[Any]]()
+    if left:
+        counted[row_counts.RECOVERED] = left[row_counts.RECOVERED]
+        new = (done, left[row_counts.RECOVERED]) | "NewRows" >> beam.Flatten()
+        every_row = (new, left["in_tables"]) | "EveryRow" >> beam.Flatten()
+    counted[row_counts.METRICS_FILES] = (
+        new
+        | "TableRows" >> beam.Map(table_row).with_output_types(TableRow)
+        | "WriteMetrics"
+        >> WriteTable(
+            uri=metrics_uri,
+            schema=METRICS_SCHEMA,
+            storage=storage,
+            prefix=prefix,
+            shards=shards,
+            names=names,
+        )
+    )
+    _ = every_row | "Summarise" >> SummariseMetrics(uri=summary_uri, storage=storage)
+    return counted

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
 import tone_clips
-from manifests.columns import METRICS_SCHEMA
 from manifests.row import ManifestRow
 from metric_rows import metrics
 from transforms import kept
@@ -70,6 +70,10 @@ CASES: dict[str, tuple[KeptRules, dict[str, list[Any]], list[str]]] = {
     ),
     "unknown settings": (
         UNTRUSTED, {"rows": [_row()], "kept": [_kept()]}, ["unknown leaves t", "do"],
+    ),
+    "made from nobody knows which row": (
+        PLAIN, {"rows": [_row()], "kept": [dataclasses.replace(_kept(), row_sha256=None)]},
+        ["unknown leaves t", "do"],
     ),
     "a broken stem": (
         PLAIN, {"rows": [_row()], "kept": [_kept(broken="cut")]}, ["broken leaves t", "do"],
@@ -170,9 +174,7 @@ def test_files_are_read_whole_or_said_to_be_damaged(tmp_path: Path) -> None:
     tables = [table, str(cut), str(tmp_path / "gone.parquet")]
     listing = _listing(tmp_path, **{TABLE: tables, JOURNAL: [piece]})
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        rows, letters, damaged, names = (
-            pipeline | ReadListing(listing, STORAGE) | ReadKept(STORAGE, METRICS_SCHEMA)
-        )
+        rows, letters, damaged, names = pipeline | ReadListing(listing, STORAGE) | ReadKept(STORAGE)
         facts = rows | "A" >> beam.Map(lambda k: (k.id, k.in_table, k.uri))
         expected = [("a", True, table), ("b", True, table), ("b", False, piece),
                     ("c", False, piece)]  # fmt: skip
