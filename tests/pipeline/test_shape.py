@@ -110,7 +110,8 @@ def test_the_graph_of_a_resumed_run_does_not_grow_with_what_was_left() -> None:
         uris = tuple(f"gs://bucket/out/_work/journal/{i:032x}.parquet" for i in range(count))
         left = Earlier(record=None, table_uris=uris, journal_uris=uris, letter_uris=uris)
         sizes.append(submitted("--resume", earlier=left).ByteSize())
-    assert sizes[0] == sizes[1]
+    # Not to the byte: Beam compresses pickled functions, which hold addresses in memory.
+    assert abs(sizes[0] - sizes[1]) < 1_000
     assert sizes[0] < 1_000_000
 
 
