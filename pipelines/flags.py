@@ -145,8 +145,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="CPU threads of the network, a process. Default 0: the cores of the machine, "
-        "divided among --num_workers; on a Dask cluster 1.",
+        help="CPU threads of the network, a process. Default 0: the cores that this process may "
+        "use (in a container, its quota), divided among --num_workers; on a Dask cluster 1.",
     )
     group.add_argument(
         "--overlap",

@@ -167,9 +167,9 @@ class TakeStems(beam.PTransform[Any, Any]):
         self, mixtures: PCollection[MixtureQueries]
     ) -> tuple[PCollection[SeparatedClip], PCollection[Failure]]:
         """Reads each stem beside its mixture and reference."""
-        outputs = mixtures | "Take" >> beam.ParDo(
-            _TakeFn(self.places, self.storage, self.reading)
-        ).with_outputs(dead_letters.FAILED, main="clips")
+        take = beam.ParDo(_TakeFn(self.places, self.storage, self.reading))
+        typed = take.with_output_types(SeparatedClip, **{dead_letters.FAILED: Failure})
+        outputs = mixtures | "Take" >> typed.with_outputs(dead_letters.FAILED, main="clips")
         return outputs["clips"], outputs[dead_letters.FAILED]
 
 

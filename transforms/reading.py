@@ -53,9 +53,9 @@ class ReadAudio(beam.PTransform[Any, Any]):
         self, mixtures: PCollection[MixtureQueries]
     ) -> tuple[PCollection[Clip], PCollection[LongRecording], PCollection[Failure]]:
         """Reads several mixtures at once, ahead of the network."""
-        outputs = mixtures | "Read" >> beam.ParDo(
-            _ReadAudioFn(self.storage, self.settings, self.overlap)
-        ).with_outputs(dead_letters.FAILED, LONG, main="clips")
+        read = beam.ParDo(_ReadAudioFn(self.storage, self.settings, self.overlap))
+        typed = read.with_output_types(Clip, **{LONG: LongRecording, dead_letters.FAILED: Failure})
+        outputs = mixtures | "Read" >> typed.with_outputs(dead_letters.FAILED, LONG, main="clips")
         return outputs["clips"], outputs[LONG], outputs[dead_letters.FAILED]
 
 

@@ -352,4 +352,5 @@ class ScoreStems(beam.PTransform[Any, Any]):
 
     def expand(self, separated: PCollection[SeparatedClip]) -> PCollection[ScoredClip]:
         """Scores clips in the batches in which they come."""
-        return separated | "Infer" >> RunInference(ScoringHandler(self.settings))
+        infer = RunInference(ScoringHandler(self.settings)).with_output_types(ScoredClip)
+        return separated | "Infer" >> infer

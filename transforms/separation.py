@@ -306,8 +306,11 @@ class SeparateClips(beam.PTransform[Any, Any]):
         handler = SeparationHandler(self.settings, self.window_samples)
         outputs = (
             clips
-            | "Infer" >> RunInference(handler)
-            | "Part" >> beam.FlatMap(_part).with_outputs(dead_letters.FAILED, main="separated")
+            | "Infer" >> RunInference(handler).with_output_types(SeparatedClip)
+            | "Part"
+            >> beam.FlatMap(_part)
+            .with_output_types(SeparatedClip, **{dead_letters.FAILED: Failure})
+            .with_outputs(dead_letters.FAILED, main="separated")
         )
         return outputs["separated"], outputs[dead_letters.FAILED]
 

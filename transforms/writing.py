@@ -95,9 +95,9 @@ class WriteStems(beam.PTransform[Any, Any]):
         self, scored: PCollection[ScoredClip]
     ) -> tuple[PCollection[MetricsRow], PCollection[Failure]]:
         """Writes several clips at once, behind the network."""
-        outputs = scored | "Write" >> beam.ParDo(
-            _WriteStemsFn(self.settings, self.overlap)
-        ).with_outputs(dead_letters.FAILED, main="metrics")
+        write = beam.ParDo(_WriteStemsFn(self.settings, self.overlap))
+        typed = write.with_output_types(MetricsRow, **{dead_letters.FAILED: Failure})
+        outputs = scored | "Write" >> typed.with_outputs(dead_letters.FAILED, main="metrics")
         return outputs["metrics"], outputs[dead_letters.FAILED]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import toy_runner
 from jobs import JOBS
 from pipelines import console, flags, launch, runners
 from pipelines.output_folder.names import LOCK
+from transforms.elements import Clip, ScoredClip, SeparatedClip
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 120.0
@@ -55,6 +57,25 @@ def test_a_finished_run_says_how_much_was_done(name: str, alone: dict[str, Path]
     assert record["settings"].keys() <= record["config"].keys() | {
         "model_sha256", "clap_sha256", "scorer_sha256",
     }  # fmt: skip
+
+
+@each_job
+def test_samples_are_not_pickled(
+    name: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even to estimate their size, which Beam does by encoding what it has no coder for."""
+    pickled: list[str] = []
+    dumps = pickle.dumps
+
+    def noting(value: Any, *how: Any, **more: Any) -> bytes:
+        if isinstance(value, (Clip, SeparatedClip, ScoredClip)):
+            pickled.append(type(value).__name__)
+        return dumps(value, *how, **more)
+
+    monkeypatch.setattr(pickle, "dumps", noting)
+    job = JOBS[name]
+    assert job.run([*job.words(inputs, tmp_path / "out"), *tone_runs.QUIET]) == 0
+    assert pickled == []
 
 
 class Said:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import builtins
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +117,32 @@ devices.require_working(probe, RuntimeError("first"))
     assert (run.returncode, run.stdout) == (devices.EXIT_BROKEN, "goes on\n")
     assert run.stderr.startswith("this worker ends: the network fails on a probe too")
     assert run.stderr.rstrip().endswith("RuntimeError: lost; before: first")
+
+
+def test_cores_are_those_that_the_process_may_use() -> None:
+    one = min(os.sched_getaffinity(0))
+    code = (
+        f"import os; os.sched_setaffinity(0, [{one}])\n"
+        "from model import devices; print(devices.cores())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert run.stdout == b"1\n"
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("150000 100000", 2), ("max 100000", 5)])
+def test_cores_are_those_of_the_containers_quota(
+    quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quota of cgroup v2 stands in one file of the container."""
+    name = "/sys/fs/cgroup/cpu.max"
+    (tmp_path / "cpu.max").write_text(quota)
+    opened, exists = open, os.path.exists
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)))
+    monkeypatch.setattr(os.path, "exists", lambda path: path == name or exists(path))
+    monkeypatch.setattr(
+        builtins,
+        "open",
+        lambda path, *more: opened(tmp_path / "cpu.max" if path == name else path, *more),
+    )
+    assert devices.cores() == expected
