@@ -482,31 +482,50 @@ class RecordingStream:
             SeparationError: the network failed.
         """
         adders: list[OverlapAdder] = []
-        windows = iter_windows(blocks, self._plan)
+        windows = self.windows(blocks, gain)
         for first in windows:
-            num_channels = len(first.samples)
+            num_channels = len(first[1].samples)
             adders = adders or [OverlapAdder(self._plan, num_channels) for _ in self._positive]
             at_once = max(1, self._network.batch_size // num_channels)
             group = [first, *itertools.islice(windows, at_once - 1)]
-            gains = [gain.at(window.start, window.samples.shape[1]) for window in group]
-            estimates = self._network.separate(
-                [
-                    WindowQueries(
-                        samples=window.samples,
-                        positive=self._positive,
-                        negative=self._negative,
-                        gain=factor,
-                    )
-                    for window, factor in zip(group, gains, strict=True)
-                ]
-            )
-            self.gains += gains
-            for window, estimate in zip(group, estimates, strict=True):
-                self.num_windows += num_channels
-                self.inference_s += estimate.inference_s
-                self.presence = np.fmax(self.presence, estimate.presence.max(axis=1))
+            estimates = self._network.separate([window for _, window in group])
+            for (start, window), estimate in zip(group, estimates, strict=True):
+                self.note(window, estimate)
                 yield [
-                    adder.push(samples, window.start)
+                    adder.push(samples, start)
                     for adder, samples in zip(adders, estimate.samples, strict=True)
                 ]
         yield [adder.flush() for adder in adders]
+
+    def windows(
+        self, blocks: Iterable[Samples], gain: InputGain
+    ) -> Iterator[tuple[int, WindowQueries]]:
+        """Cuts the recording into windows; for callers that batch those of several recordings.
+
+        Args:
+            blocks: as for :meth:`pieces`.
+            gain: of the whole recording.
+
+        Yields:
+            The first sample of a window, and the window with all that is asked of it.
+
+        Raises:
+            ValueError: there are no samples, or the number of channels changes.
+        """
+        for window in iter_windows(blocks, self._plan):
+            yield (
+                window.start,
+                WindowQueries(
+                    samples=window.samples,
+                    positive=self._positive,
+                    negative=self._negative,
+                    gain=gain.at(window.start, window.samples.shape[1]),
+                ),
+            )
+
+    def note(self, window: WindowQueries, estimates: WindowEstimates) -> None:
+        """Adds what the network said of the next window to the attributes."""
+        self.gains.append(window.gain)
+        self.num_windows += len(window.samples)
+        self.inference_s += estimates.inference_s
+        self.presence = np.fmax(self.presence, estimates.presence.max(axis=1))

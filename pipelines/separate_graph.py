@@ -314,7 +314,7 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
         scored = separated | "ScoreStems" >> ScoreStems(scoring)
         written, unwritten = scored | "WriteStems" >> WriteStems(writing, ahead)
         streamed, not_streamed = long | "SeparateLongRecordings" >> SeparateLongRecordings(
-            separation, scoring, self.reading, writing
+            separation, scoring, self.reading, writing, ahead
         )
         interval_s = metrics_rows.interval_s(is_local=config.execution.is_local)
         # Before they are flattened: behind a Flatten the local runner begins a new stage, which

@@ -1,13 +1,22 @@
-"""Reads, separates, scores and writes recordings that do not fit into memory, block by block."""
+"""Separates recordings that do not fit into memory: several at once, and beside the network.
+
+A recording has a thread that decodes it and cuts it into windows, and each of its stems has one
+that joins the estimates, measures, encodes and writes. What touches a model happens on the thread
+of the bundle: it takes windows of all recordings together, those of the oldest first, and hands on
+what the network says of them. What is on its way from a decoder to an encoder is bounded in bytes.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
+import functools
+import itertools
+import queue
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import apache_beam as beam
 import numpy as np
@@ -17,24 +26,24 @@ from apache_beam.pvalue import PCollection
 from manifests.row import ManifestRow
 from model import signal as waveforms
 from model.clap import MAX_WINDOWS
-from model.inference import RecordingStream, SeparationError
-from model.metrics import Outcomes, PairScorer
+from model.devices import loaded_once
+from model.inference import RecordingStream, SeparationError, WindowEstimates, WindowQueries
+from model.metrics import PairScorer
+from model.signal.windowing import OverlapAdder
+from transforms import storage as storages
 from transforms.audio import AudioError, AudioPart
-from transforms.audio.files import (
-    READ_ERRORS,
-    StemWriter,
-    WriteError,
-    Written,
-    describe,
-    error_code,
-    held_by,
-    open_audio,
-    stem_blocks,
-    within,
-    write_errors,
-)
+from transforms.audio.files import READ_ERRORS, WriteError, describe, error_code, open_audio, within
 from transforms.audio.mixtures import ReadSettings, require_equal_length
-from transforms.elements import Failure, LongRecording, MetricsRow, RowQuery, Samples, Stage, failed
+from transforms.elements import (
+    Failure,
+    LongRecording,
+    MetricsRow,
+    RowQuery,
+    Samples,
+    Scores,
+    Stage,
+    failed,
+)
 from transforms.scoring import (
     Embeddings,
     Powers,
@@ -47,62 +56,651 @@ from transforms.scoring import (
 from transforms.separation import Separation, SeparationSettings, mean_gain_db, told
 from transforms.storage import Storage
 from transforms.tables import dead_letters
-from transforms.tables.metrics_rows import StemFacts
-from transforms.writing import WriteSettings, count_result, note_of, row_of
+from transforms.threaded import LookAheadFn, Overlap
+from transforms.writing import StemFiles, WriteSettings, count_result, row_of
 
 T = TypeVar("T")
-
-
-class Branches(Generic[T]):
-    """Splits one iterator of tuples into an iterator for each position in the tuple.
-
-    What a slower branch has not taken yet is kept, so branches are to be read in turn. Nothing is
-    kept for a branch that is closed. What the source raises, every branch raises.
-    """
-
-    def __init__(self, source: Iterable[Sequence[T]], count: int) -> None:
-        """Reads ``source``, whose items have ``count`` places."""
-        self._source = iter(source)
-        self._waiting: list[deque[T] | None] = [deque() for _ in range(count)]
-        self._error: Exception | None = None
-        self._ended = False
-
-    def branch(self, index: int) -> Iterator[T]:
-        """The items at one place."""
-        while True:
-            waiting = self._waiting[index]
-            if waiting is None:
-                return
-            if waiting:
-                yield waiting.popleft()
-            elif not self._advance():
-                return
-
-    def close(self, index: int) -> None:
-        """Ends one branch."""
-        self._waiting[index] = None
-
-    def _advance(self) -> bool:
-        if self._error is not None:
-            raise self._error
-        if self._ended:
-            return False
-        try:
-            items = next(self._source)
-        except StopIteration:
-            self._ended = True
-            return False
-        except Exception as err:
-            self._error = err
-            raise
-        for waiting, item in zip(self._waiting, items, strict=True):
-            if waiting is not None:
-                waiting.append(item)
-        return True
-
-
+BYTES_A_ROW = 2**24
+"""What may be under way for each window that the network hears at once: samples that were decoded,
+and estimates that were not written yet. A window of ten seconds takes 3 to 5 MB."""
+_FILES_EMBEDDED_AT_ONCE = 2
+"""Of how many files the windows are held that the scorer is to hear, up to 15 MB each."""
 BLOCK_S = 4.0
 ERRORS = (SeparationError, *READ_ERRORS)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LongJob:
+    """What separating long recordings needs: loaded models, and settings."""
+
+    separation: Separation
+    scoring: Scoring
+    reading: ReadSettings
+    writing: WriteSettings
+
+
+Results = list[MetricsRow | Failure]
+
+
+class _StoppedError(Exception):
+    """Ends a thread whose bundle has failed."""
+
+
+class LongRecordings:
+    """Separates long recordings on threads of their own; what is asked of a model, on the caller's.
+
+    Like a :class:`transforms.threaded.LookAhead`, whose elements are recordings and whose results
+    are a row of metrics or a failure for each query. :meth:`push` and :meth:`drain` run the
+    network: a full batch whenever there is one, and what there is where waiting brings no more.
+    Windows are taken from the oldest recording first, so that one after the other is finished, and
+    later ones fill up what it leaves free. What comes out depends on none of this.
+    """
+
+    def __init__(self, load: Callable[[], LongJob], overlap: Overlap) -> None:
+        """Nothing is loaded here.
+
+        Args:
+            load: gives the models and settings when the first recording comes.
+            overlap: as many stems as it has threads are written at once, or those of one recording.
+        """
+        self._load, self._stems_at_once = load, overlap.num_threads
+        self._job: LongJob | None = None
+        self._changed = threading.Condition()
+        self._active: list[_Recording] = []
+        self._requests: deque[tuple[Sequence[Samples], Future[list[Samples | None]]]] = deque()
+        self._embedding = threading.Semaphore(_FILES_EMBEDDED_AT_ONCE)
+
+    @property
+    def job(self) -> LongJob:
+        """Models and settings, loaded on first use."""
+        if self._job is None:
+            self._job = self._load()
+        return self._job
+
+    def push(self, element: LongRecording) -> Iterator[Results]:
+        """Begins a recording, and goes on with all until there is room for one more."""
+        recording = _Recording(element.queries, self.job, self)
+        with self._changed:
+            self._active.append(recording)
+        recording.begin()
+        while self._has_too_many or any(each.is_done for each in self._active):
+            yield from self._step()
+        storages.publish()
+
+    def drain(self) -> Iterator[Results]:
+        """Goes on until all recordings are done."""
+        while self._active:
+            yield from self._step()
+        storages.publish()
+
+    def reset(self) -> None:
+        """Forgets what an earlier, failed bundle left behind; its threads end by themselves."""
+        with self._changed:
+            for recording in self._active:
+                recording.stop()
+            for _, answer in self._requests:
+                answer.set_exception(_StoppedError())
+            self._active.clear()
+            self._requests.clear()
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Ends all threads."""
+        self.reset()
+
+    # ----- on the threads of the recordings ---------------------------------------------------
+
+    def put(self, recording: _Recording, passage: _Passage) -> bool:
+        """Queues a window for the network as soon as there is room; False: nobody waits for it."""
+        with self._changed:
+            recording.is_reading = False
+            self._changed.notify_all()
+            while recording.is_wanted and not self._has_room(recording, passage.num_bytes):
+                self._changed.wait()
+            recording.is_reading = True
+            if recording.is_wanted:
+                recording.add(passage)
+                self._changed.notify_all()
+            return recording.is_wanted
+
+    def end(self, recording: _Recording, error: Exception | None) -> None:
+        """Says that no more windows come, and why, where they do not end with the recording."""
+        with self._changed:
+            recording.end(error)
+            self._changed.notify_all()
+
+    def release(self, recording: _Recording, passage: _Passage) -> None:
+        """Says that one of the stems is done with a passage."""
+        with self._changed:
+            recording.release(passage)
+            self._changed.notify_all()
+
+    def give_up(self, recording: _Recording) -> None:
+        """Says that one of the stems has failed."""
+        with self._changed:
+            recording.give_up()
+            self._changed.notify_all()
+
+    def embedded(self, uri: str, part: AudioPart) -> Samples | None:
+        """Embeds windows spread over a long file with the scorer, and averages them.
+
+        Args:
+            uri: the file.
+            part: what to hear of it.
+
+        Returns:
+            float32[D], or None where all windows are silent or nothing is scored.
+
+        Raises:
+            AudioError: the file cannot be used.
+            OSError: it cannot be reached.
+        """
+        scoring = self.job.scoring
+        if scoring.encoder is None:
+            return None
+        clip_s = scoring.encoder.clip_samples / scoring.encoder.sample_rate_hz
+        answer: Future[list[Samples | None]] = Future()
+        with self._embedding:
+            windows = spread_windows(
+                self.job.writing.storage, uri, part, clip_s, scoring.model_rate_hz
+            )
+            with self._changed:
+                self._requests.append((windows, answer))
+                self._changed.notify_all()
+            heard = [vector for vector in answer.result() if vector is not None]
+        if not heard:
+            return None
+        mean = np.mean(heard, axis=0, dtype=np.float64)
+        unit: Samples = (mean / np.linalg.norm(mean)).astype(np.float32)
+        return unit
+
+    def wake(self, _: object = None) -> None:
+        """Lets the caller's thread look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    # ----- on the caller's thread -------------------------------------------------------------
+
+    @property
+    def _has_too_many(self) -> bool:
+        num_stems = sum(recording.num_stems for recording in self._active)
+        return len(self._active) > 1 and num_stems > self._stems_at_once
+
+    def _step(self) -> Iterator[Results]:
+        """Waits for something to do, and does it."""
+        with self._changed:
+            while (work := self._next()) is None:
+                self._changed.wait()
+        yield from work()
+
+    def _next(self) -> Callable[[], Iterable[Results]] | None:
+        """What is to be done next; None: the threads of the recordings have to go on first."""
+        for recording in self._active:
+            recording.hand_on_the_end()
+            if recording.is_done:
+                return functools.partial(self._finish, recording)
+        if self._requests:
+            return functools.partial(self._embed, *self._requests.popleft())
+        batch = self._batch()
+        return functools.partial(self._separate, batch) if batch else None
+
+    def _finish(self, recording: _Recording) -> Iterable[Results]:
+        with self._changed:
+            self._active.remove(recording)
+            self._changed.notify_all()  # the next one is the oldest now
+        return [recording.results()]
+
+    def _embed(
+        self, windows: Sequence[Samples], answer: Future[list[Samples | None]]
+    ) -> Iterable[Results]:
+        try:
+            answer.set_result(self.job.scoring.embed(windows))
+        except Exception as err:  # raised by the thread that asks, and so by this one
+            answer.set_exception(err)
+        return ()
+
+    def _separate(self, batch: Sequence[tuple[_Recording, _Passage]]) -> Iterable[Results]:
+        groups = [
+            (recording, [passage for _, passage in pairs])
+            for recording, pairs in itertools.groupby(batch, key=lambda pair: pair[0])
+        ]
+        found = self.job.separation.estimates(
+            [[passage.window for passage in passages] for _, passages in groups]
+        )
+        for (recording, passages), estimates in zip(groups, found, strict=True):
+            if isinstance(estimates, SeparationError):
+                self.end(recording, estimates)
+            else:
+                recording.hand_on(passages, estimates)
+        return ()
+
+    def _batch(self) -> list[tuple[_Recording, _Passage]]:
+        """Takes the next batch: a full one, or what there is where nothing more would come."""
+        ready = [(each, passage) for each in self._active for passage in each.ready]
+        size = self.job.separation.network.batch_size
+        if sum(passage.num_rows for _, passage in ready) < size:
+            num_bytes = sum(passage.num_bytes for _, passage in ready)
+            if num_bytes < self._held_bytes or any(each.is_reading for each in self._active):
+                return []
+        batch: list[tuple[_Recording, _Passage]] = []
+        num_rows = 0
+        for recording, passage in ready:
+            num_rows += passage.num_rows
+            if batch and num_rows > size:
+                break
+            batch.append((recording, passage))
+        for recording, _ in batch:
+            recording.ready.popleft()
+        return batch
+
+    @property
+    def _held_bytes(self) -> int:
+        return sum(recording.held_bytes for recording in self._active)
+
+    def _has_room(self, recording: _Recording, num_bytes: int) -> bool:
+        """The oldest recording may fill all there is; the others together half of it."""
+        limit = BYTES_A_ROW * self.job.separation.network.batch_size
+        if next((each for each in self._active if not each.has_ended), None) is not recording:
+            limit //= 2
+        held = self._held_bytes
+        return held == 0 or held + num_bytes <= limit
+
+
+@dataclasses.dataclass(slots=True, kw_only=True, eq=False)
+class _Passage:
+    """A window on its way through the network, and the recording as it is in the file.
+
+    Attributes:
+        start: the window's first sample.
+        window: at the model's rate, and what is asked of it.
+        blocks: at the file's rate, what was decoded since the passage before.
+        num_waiting: stems that are not done with it.
+    """
+
+    start: int
+    window: WindowQueries
+    blocks: tuple[Samples, ...]
+    num_waiting: int
+
+    @property
+    def num_rows(self) -> int:
+        """What the network counts: the channels."""
+        return len(self.window.samples)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the samples, and of the estimates that they become."""
+        decoded = sum(block.nbytes for block in self.blocks)
+        return decoded + self.window.samples.nbytes * (1 + len(self.window.positive))
+
+
+class _Recording:
+    """A recording on its way through the network.
+
+    ``ready``, ``held_bytes`` and what says how far it is are read and changed under the lock of its
+    :class:`LongRecordings`; the rest by one thread before another one looks at it.
+
+    Attributes:
+        ready: what waits for the network.
+        held_bytes: what is under way: what waits, and what stems are not done with.
+        is_reading: whether it may have more for the network without anybody's doing.
+        has_ended: whether no more is to come.
+        peak: of the mixture at the model's rate.
+        power: of its mono samples there.
+        stream: what the network said.
+    """
+
+    mixture: LongMixture
+
+    def __init__(self, queries: Sequence[RowQuery], job: LongJob, owner: LongRecordings) -> None:
+        """Nothing is read yet."""
+        self.job, self.owner = job, owner
+        self.ready: deque[_Passage] = deque()
+        self.held_bytes = 0
+        self.is_reading, self.has_ended = True, False
+        self.peak = self.power = 0.0
+        self.stream = RecordingStream(
+            job.separation.network,
+            job.separation.plan,
+            positive=np.stack([query.positive for query in queries]),
+            negative=np.stack([query.negative for query in queries]),
+        )
+        self._queries = queries
+        self._num_failed = 0
+        self._stopped = self._handed_on = False
+        self._error: Exception | None = None
+        self._stems: list[LongStem] = []
+        self._writing: list[Future[MetricsRow | Failure]] = []
+        self._whole: Future[Results] = Future()
+
+    def begin(self) -> None:
+        """Starts to read."""
+        self._on_thread(self._separate, self._whole)
+
+    @property
+    def num_stems(self) -> int:
+        """As many as queries."""
+        return len(self._queries)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is a stem that has not failed.
+
+        Raises:
+            _StoppedError: the bundle has failed.
+        """
+        if self._stopped:
+            raise _StoppedError
+        return not self.has_ended and self._num_failed < self.num_stems
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a result, or a thread has failed that must not."""
+        return self._whole.done() or self._defect is not None
+
+    @property
+    def _defect(self) -> BaseException | None:
+        return next(
+            (err for each in self._writing if each.done() and (err := each.exception())), None
+        )
+
+    def results(self) -> Results:
+        """A row of metrics, or a failure, for each query."""
+        if self._defect is not None:
+            self.stop()
+            raise self._defect
+        return self._whole.result()
+
+    def add(self, passage: _Passage) -> None:
+        """Queues a passage for the network."""
+        self.ready.append(passage)
+        self.held_bytes += passage.num_bytes
+
+    def release(self, passage: _Passage) -> None:
+        """Counts a stem that is done with a passage."""
+        passage.num_waiting -= 1
+        if passage.num_waiting == 0:
+            self.held_bytes -= passage.num_bytes
+
+    def end(self, error: Exception | None) -> None:
+        """No more is to come; after an error, what waits is not wanted either."""
+        self.is_reading, self.has_ended = False, True
+        if error is not None:
+            self._error = self._error or error
+            self._drop()
+
+    def give_up(self) -> None:
+        """Counts a stem that has failed."""
+        self._num_failed += 1
+        if self._num_failed == self.num_stems:
+            self._drop()
+
+    def stop(self) -> None:
+        """Ends all threads."""
+        self._stopped = True
+        for stem in self._stems:
+            stem.arriving.end(_StoppedError())
+
+    def _drop(self) -> None:
+        self.held_bytes -= sum(passage.num_bytes for passage in self.ready)
+        self.ready.clear()
+
+    def hand_on(self, passages: Sequence[_Passage], estimates: Sequence[WindowEstimates]) -> None:
+        """Gives the stems what the network says of the next windows."""
+        for passage, estimate in zip(passages, estimates, strict=True):
+            self.stream.note(passage.window, estimate)
+            for stem, samples in zip(self._stems, estimate.samples, strict=True):
+                stem.arriving.put(passage, samples)
+
+    def hand_on_the_end(self) -> None:
+        """Tells the stems, once, that everything has been through the network, or an error."""
+        if self.has_ended and not self.ready and not self._handed_on:
+            self._handed_on = True
+            for stem in self._stems:
+                stem.arriving.end(self._error)
+
+    # ----- on threads of its own --------------------------------------------------------------
+
+    def _on_thread(self, function: Callable[[], T], future: Future[T]) -> Future[T]:
+        """Runs a function on a thread that ends with the process, if not before."""
+        future.add_done_callback(self.owner.wake)
+
+        def run() -> None:
+            try:
+                result = function()
+            except BaseException as err:
+                future.set_exception(err)
+            else:
+                future.set_result(result)
+
+        threading.Thread(target=run, name="long recording", daemon=True).start()
+        return future
+
+    def _separate(self) -> Results:
+        """Reads the recording while its stems are written, and waits for them."""
+        row, job = self._queries[0].row, self.job
+        if job.separation.network.separator.capabilities.needs_reference:
+            message = "an oracle holds the clip in memory; see --max_clip_in_memory_s"
+            return [failed(each.row, "separate", "too_long", message) for each in self._queries]
+        try:
+            mixture = LongMixture(
+                row,
+                job.writing.storage,
+                mix_down=job.reading.mix_down,
+                model_rate_hz=job.reading.model_rate_hz,
+            )
+        except READ_ERRORS as err:
+            message = describe(err, row.mixture_uri or "")
+            return [failed(each.row, "read", error_code(err), message) for each in self._queries]
+        self.mixture = mixture
+        self._stems = [LongStem(query, index, self) for index, query in enumerate(self._queries)]
+        self._writing += [self._on_thread(stem.run, Future()) for stem in self._stems]
+        error = None
+        try:
+            for passage in self._passages(mixture):
+                if not self.owner.put(self, passage):
+                    break
+        except ERRORS as err:
+            error = err
+        except BaseException:  # the stems would wait for more
+            self.stop()
+            raise
+        self.owner.end(self, error)
+        return [stem.result() for stem in self._writing]
+
+    def _passages(self, mixture: LongMixture) -> Iterator[_Passage]:
+        """The recording in windows, after it was decoded once for its level."""
+        gain = self.job.separation.gain_of(self._until_stopped(mixture.at_model_rate()))
+        decoded: list[Samples] = []
+        heard = self._watched(mixture.at_model_rate(decoded.append))
+        for start, window in self.stream.windows(heard, gain):
+            yield _Passage(
+                start=start, window=window, blocks=tuple(decoded), num_waiting=self.num_stems
+            )
+            decoded.clear()
+
+    def _watched(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
+        for block in self._until_stopped(blocks):
+            self.peak = max(self.peak, waveforms.peak(block))
+            self.power += power_of(waveforms.to_mono(block))
+            yield block
+
+    def _until_stopped(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
+        for block in blocks:
+            if self._stopped:
+                raise _StoppedError
+            yield block
+
+    @loaded_once
+    def mixture_embedding(self) -> Samples | None:
+        """The scorer's, for whichever stem asks first."""
+        return self.owner.embedded(self.mixture.uri, self.mixture.part)
+
+
+class _Arriving:
+    """What the network says of a recording's windows for one stem, in order; waits for it."""
+
+    def __init__(self, done: Callable[[_Passage], None]) -> None:
+        """Tells ``done`` of each passage when the next one is asked for."""
+        self._done = done
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._last: _Passage | None = None
+        self._ended = False
+
+    def put(self, passage: _Passage, estimate: Samples) -> None:
+        """Adds the next."""
+        self._queue.put((passage, estimate))
+
+    def end(self, error: Exception | None) -> None:
+        """Says that this was the last, or raises an error in its place."""
+        self._queue.put(error)
+
+    def __iter__(self) -> Iterator[tuple[_Passage, Samples]]:
+        """The rest."""
+        while not self._ended:
+            if self._last is not None:
+                self._done(self._last)
+                self._last = None
+            item = self._queue.get()
+            if isinstance(item, tuple):
+                self._last = item[0]
+                yield item
+            else:
+                self._ended = True
+                if item is not None:
+                    raise item
+
+
+class LongStem:
+    """A stem of a long recording, and the thread that writes it."""
+
+    def __init__(self, query: RowQuery, index: int, recording: _Recording) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            query: what was asked.
+            index: which query of the recording it is.
+            recording: the recording.
+        """
+        self.arriving = _Arriving(functools.partial(recording.owner.release, recording))
+        self._query, self._index, self._recording = query, index, recording
+        self._power = 0.0
+        self._scorer = PairScorer() if query.row.reference_uri is not None else None
+        mixture = recording.mixture
+        self._part = AudioPart(
+            sample_rate_hz=mixture.part.sample_rate_hz,
+            num_channels=mixture.num_channels,
+            start=0,
+            num_samples=mixture.part.num_samples,
+        )
+
+    def run(self) -> MetricsRow | Failure:
+        """Writes and scores the stem as it comes, and puts it in its place when it is whole."""
+        row, job = self._query.row, self._recording.job
+        try:
+            with StemFiles(row, self._part, job.writing) as files:
+                for mixture, stem in self._at_the_files_rate():
+                    files.take(mixture, stem)
+                files.complete()
+                scores = self._scores(files.path)
+                files.publish()
+        except ERRORS as err:
+            self._let_pass()
+            return self._failed(err)
+        stream = self._recording.stream
+        facts = files.facts(
+            num_windows=stream.num_windows,
+            inference_s=float(stream.inference_s[self._index]),
+            input_gain_db=mean_gain_db(stream.gains),
+        )
+        provenance = job.separation.provenance
+        return row_of(row, facts, scores, provenance, job.scoring.digest, job.writing)
+
+    def _at_the_files_rate(self) -> Iterator[tuple[Samples, Samples]]:
+        """Blocks of mixture and stem, float32[C, n] both, as long as the recording."""
+        part, decoded = self._part, deque[Samples]()
+        mixture = waveforms.Cutter(decoded.popleft() for _ in itertools.count())
+        left = part.num_samples
+        pieces = self._pieces(decoded)
+        model_rate_hz = self._recording.mixture.model_rate_hz
+        for block in waveforms.resample_blocks(pieces, model_rate_hz, part.sample_rate_hz):
+            stem = block[:, :left]
+            left -= stem.shape[1]
+            if stem.shape[1]:
+                yield mixture.take(stem.shape[1]), stem
+
+    def _pieces(self, decoded: deque[Samples]) -> Iterator[Samples]:
+        """What becomes final of the stem at the model's rate, as it passes; adds to ``decoded``."""
+        mixture = self._recording.mixture
+        reference = waveforms.Cutter(mixture.reference(self._query.row.reference_uri or ""))
+        adder: OverlapAdder | None = None
+        before = np.zeros((0, 0), np.float32)
+        for passage, estimate in self.arriving:
+            adder = adder or OverlapAdder(self._recording.job.separation.plan, len(estimate))
+            decoded += passage.blocks
+            piece = adder.push(estimate, passage.start)
+            if piece.shape[1]:
+                yield self._measured(piece, before, reference)
+            before = passage.window.samples
+        if adder is not None:
+            yield self._measured(adder.flush(), before, reference)
+
+    def _measured(self, piece: Samples, window: Samples, reference: waveforms.Cutter) -> Samples:
+        """The piece, once it is compared with the reference; the window begins where it does."""
+        if not np.isfinite(piece).all():
+            raise SeparationError("not_finite", "the network's output is not finite")
+        num_samples = piece.shape[1]
+        if self._scorer is not None:
+            heard, target = window[:, :num_samples], reference.take(num_samples)
+            self._scorer.update(_mono_row(piece), _mono_row(heard), _mono_row(target))
+        self._power += power_of(waveforms.to_mono(piece))
+        return piece
+
+    def _scores(self, stem_path: str) -> Scores:
+        recording, row = self._recording, self._query.row
+        mixture, embedded = recording.mixture, recording.owner.embedded
+        require_audible(recording.peak, mixture.uri)
+        uri = row.reference_uri
+        heard = Embeddings(
+            mixture=recording.mixture_embedding,
+            stem=embedded(stem_path, self._part),
+            reference=None if uri is None else embedded(*mixture.part_of_reference(uri)),
+        )
+        ratios = without_reference()
+        if self._scorer is not None:
+            (ratios,) = self._scorer.scores()
+        powers = Powers(stem=self._power, mixture=recording.power)
+        scoring = recording.job.scoring
+        others = scoring.others(
+            self._query,
+            heard,
+            powers,
+            None,
+            has_reference=uri is not None,
+            presence_odds=told(float(recording.stream.presence[self._index])),
+        )
+        return scores_of(ratios | others)
+
+    def _let_pass(self) -> None:
+        """Takes what still comes, so that nothing is held for a stem that has failed."""
+        self._recording.owner.give_up(self._recording)
+        try:
+            for _ in self.arriving:
+                pass
+        except ERRORS:  # of the recording: this stem has one of its own
+            pass
+
+    def _failed(self, error: Exception) -> Failure:
+        row = self._query.row
+        stage: Stage = "write" if isinstance(error, WriteError) else "read"
+        if isinstance(error, SeparationError):
+            return failed(row, "separate", error.code, str(error))
+        said = str(error) if stage == "write" else describe(error, self._recording.mixture.uri)
+        return failed(row, stage, error_code(error), said)
+
+
+def _mono_row(block: Samples) -> torch.Tensor:
+    return torch.from_numpy(waveforms.to_mono(block))[None]
 
 
 class LongMixture:
@@ -131,10 +729,17 @@ class LongMixture:
             for block in file.blocks(_block_samples(file.part)):
                 yield waveforms.to_mono(block)[None] if self._mix_down else block
 
-    def at_model_rate(self) -> Iterator[Samples]:
-        """At the model's rate."""
-        rate_hz = self.part.sample_rate_hz
-        return waveforms.resample_blocks(self.blocks(), rate_hz, self.model_rate_hz)
+    def at_model_rate(
+        self, decoded: Callable[[Samples], object] = lambda block: None
+    ) -> Iterator[Samples]:
+        """At the model's rate; tells ``decoded`` of each block before it is resampled."""
+
+        def told() -> Iterator[Samples]:
+            for block in self.blocks():
+                decoded(block)
+                yield block
+
+        return waveforms.resample_blocks(told(), self.part.sample_rate_hz, self.model_rate_hz)
 
     def part_of_reference(self, uri: str) -> tuple[str, AudioPart]:
         """The file of a reference, and the part of it that belongs to the mixture."""
@@ -163,196 +768,20 @@ def _block_samples(part: AudioPart) -> int:
     return max(1, round(BLOCK_S * part.sample_rate_hz))
 
 
-class _GrowingFile:
-    """A temporary file of a stem; float WAV as soon as it turns out that FLAC does not hold it.
+def spread_windows(
+    storage: Storage, uri: str, part: AudioPart, length_s: float, rate_hz: int
+) -> list[Samples]:
+    """Reads windows spread over a part of a long file, float32[T] mono at ``rate_hz`` each.
 
-    What was in the FLAC until then is what FLAC holds of it: it is exact to 2⁻²⁴ of full scale.
+    Raises:
+        AudioError: the file cannot be used.
+        OSError: it cannot be reached.
     """
-
-    def __init__(
-        self,
-        row: ManifestRow,
-        ending: str,
-        part: AudioPart,
-        settings: WriteSettings,
-        stack: contextlib.ExitStack,
-    ) -> None:
-        self._row, self._ending, self._part = row, ending, part
-        self._settings, self._stack = settings, stack
-        self._num_samples = 0
-        self._begin(peak=0.0)
-
-    def _begin(self, peak: float) -> None:
-        settings = self._settings
-        form, note = held_by(settings.stem_format, self._part.sample_rate_hz, peak)
-        uri = settings.stem_uri(self._row, self._ending, form)
-        with write_errors(uri):
-            self.path = self._stack.enter_context(settings.storage.temporary(uri))
-        self._writer = StemWriter(self.path, self._part, form, uri)
-        self._stack.callback(self._writer.close)
-        self.written = Written(uri=uri, form=form, note=note, peak=peak)
-
-    def write(self, block: Samples) -> None:
-        """Appends float32[C, T]."""
-        peak = max(self.written.peak, waveforms.peak(block))
-        if held_by(self.written.form, self._part.sample_rate_hz, peak)[1] is not None:
-            self._writer.end()
-            before = self.path
-            self._begin(peak)
-            with write_errors(self.written.uri):
-                for earlier in stem_blocks(before) if self._num_samples else ():
-                    self._writer.write(earlier)
-                os.unlink(before)
-        self._writer.write(block)
-        self._num_samples += block.shape[1]
-        self.written = dataclasses.replace(self.written, peak=peak)
-
-    def complete(self) -> None:
-        """Completes the file and reads it back."""
-        self._writer.complete()
-
-
-class LongStem:
-    """A stem and its residual in temporary files, until they are whole."""
-
-    def __init__(
-        self,
-        query: RowQuery,
-        mixture: LongMixture,
-        pieces: Iterator[Samples],
-        settings: WriteSettings,
-        stack: contextlib.ExitStack,
-    ) -> None:
-        """Nothing is read or written yet.
-
-        Args:
-            query: what was asked.
-            mixture: the recording.
-            pieces: the stem at the model's rate, float32[C', n ≥ 0] each.
-            settings: where the stem goes.
-            stack: closes and removes the temporary files.
-        """
-        self.failure: Failure | None = None
-        self.paths: dict[str, str] = {}
-        self.power = 0.0
-        self.stem: Written | None = None
-        self.residual: Written | None = None
-        self._query, self._mixture, self._pieces = query, mixture, pieces
-        self._settings, self._stack = settings, stack
-        self._scorer = PairScorer() if query.row.reference_uri is not None else None
-        self._steps = self._write()
-
-    def advance(self) -> bool:
-        """Goes on by one block; False when there is no more to do, or no point in it."""
-        if self.failure is not None:
-            return False
-        try:
-            next(self._steps)
-        except StopIteration:
-            return False
-        except ERRORS as err:
-            self.fail(err)
-            return False
-        return True
-
-    def fail(self, error: Exception) -> Failure:
-        """Marks the stem as failed, and returns the failure for its row."""
-        row = self._query.row
-        stage: Stage = "write" if isinstance(error, WriteError) else "read"
-        if isinstance(error, SeparationError):
-            self.failure = failed(row, "separate", error.code, str(error))
-        else:
-            said = str(error) if stage == "write" else describe(error, self._mixture.uri)
-            self.failure = failed(row, stage, error_code(error), said)
-        return self.failure
-
-    def ratios(self) -> Outcomes:
-        """How the stem compares with its reference."""
-        if self._scorer is None:
-            return without_reference()
-        (outcomes,) = self._scorer.scores()
-        return outcomes
-
-    def _write(self) -> Iterator[None]:
-        mixture, settings = self._mixture, self._settings
-        part = AudioPart(
-            sample_rate_hz=mixture.part.sample_rate_hz,
-            num_channels=mixture.num_channels,
-            start=0,
-            num_samples=mixture.part.num_samples,
-        )
-        stem = self._file("", part)
-        residual = self._file(".residual", part) if settings.residual else None
-        again = waveforms.Cutter(mixture.blocks())
-        left = part.num_samples
-        resampled = waveforms.resample_blocks(
-            self._compared(), mixture.model_rate_hz, part.sample_rate_hz
-        )
-        for block in resampled:
-            samples = block[:, :left]
-            left -= samples.shape[1]
-            stem.write(samples)
-            if residual is not None:
-                residual.write(again.take(samples.shape[1]) - samples)
-            yield
-        stem.complete()
-        self.stem = stem.written
-        self.paths[stem.written.uri] = stem.path
-        if residual is not None:
-            residual.complete()
-            self.residual = residual.written
-            self.paths[residual.written.uri] = residual.path
-
-    def _file(self, ending: str, part: AudioPart) -> _GrowingFile:
-        return _GrowingFile(self._query.row, ending, part, self._settings, self._stack)
-
-    def _compared(self) -> Iterator[Samples]:
-        """The pieces as they pass, compared with the reference."""
-        mixture = waveforms.Cutter(self._mixture.at_model_rate())
-        reference = waveforms.Cutter(self._mixture.reference(self._query.row.reference_uri or ""))
-        for piece in self._pieces:
-            if piece.shape[1] == 0:
-                continue
-            if not np.isfinite(piece).all():
-                raise SeparationError("not_finite", "the network's output is not finite")
-            if self._scorer is not None:
-                heard, target = mixture.take(piece.shape[1]), reference.take(piece.shape[1])
-                self._scorer.update(_mono_row(piece), _mono_row(heard), _mono_row(target))
-            self.power += power_of(waveforms.to_mono(piece))
-            yield piece
-
-
-def _mono_row(block: Samples) -> torch.Tensor:
-    return torch.from_numpy(waveforms.to_mono(block))[None]
-
-
-def embed_file(scoring: Scoring, storage: Storage, uri: str, part: AudioPart) -> Samples | None:
-    """Embeds windows spread over a long file with the scorer, and averages them.
-
-    Args:
-        scoring: the scorer.
-        storage: how the file is reached.
-        uri: the file.
-        part: what to hear of it.
-
-    Returns:
-        float32[D], or None where all windows are silent or nothing is scored.
-    """
-    if scoring.encoder is None:
-        return None
-    clip_s = scoring.encoder.clip_samples / scoring.encoder.sample_rate_hz
-    starts_s, length_s = window_starts_s(part, clip_s), min(clip_s, part.duration_s)
-    windows = _windows_in_passing(storage, uri, part, starts_s, length_s, scoring.model_rate_hz)
+    starts_s, length_s = window_starts_s(part, length_s), min(length_s, part.duration_s)
+    windows = _windows_in_passing(storage, uri, part, starts_s, length_s, rate_hz)
     if windows is None:
-        windows = [
-            _window(storage, uri, start_s, length_s, scoring.model_rate_hz) for start_s in starts_s
-        ]
-    heard = [vector for vector in scoring.embed(windows) if vector is not None]
-    if not heard:
-        return None
-    mean = np.mean(heard, axis=0, dtype=np.float64)
-    unit: Samples = (mean / np.linalg.norm(mean)).astype(np.float32)
-    return unit
+        windows = [_window(storage, uri, start_s, length_s, rate_hz) for start_s in starts_s]
+    return windows
 
 
 def window_starts_s(part: AudioPart, length_s: float) -> Sequence[float]:
@@ -405,189 +834,62 @@ def require_audible(peak: float, uri: str) -> None:
         raise AudioError("silent", f"{uri}: all samples are zero")
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LongJob:
-    """What separating long recordings needs: loaded models, and settings."""
-
-    separation: Separation
-    scoring: Scoring
-    reading: ReadSettings
-    writing: WriteSettings
-
-
-def separate_long(queries: Sequence[RowQuery], job: LongJob) -> list[MetricsRow | Failure]:
-    """Separates one recording for all its queries, in memory that does not grow with its length.
-
-    The network hears each window once for all queries. The mixture is decoded once before, for its
-    level, and with the reference again for scores and residuals: cheap beside the network.
-
-    Args:
-        queries: of one mixture, which is a file.
-        job: models and settings.
-
-    Returns:
-        A row of metrics, or a failure, for each query.
-    """
-    row = queries[0].row
-    if job.separation.network.separator.capabilities.needs_reference:
-        message = "an oracle holds the clip in memory; see --max_clip_in_memory_s"
-        return [failed(query.row, "separate", "too_long", message) for query in queries]
-    try:
-        mixture = LongMixture(
-            row,
-            job.writing.storage,
-            mix_down=job.reading.mix_down,
-            model_rate_hz=job.reading.model_rate_hz,
-        )
-    except READ_ERRORS as err:
-        message = describe(err, row.mixture_uri or "")
-        return [failed(query.row, "read", error_code(err), message) for query in queries]
-    run = _Run(queries, mixture, job)
-    answers = Branches(run.answers(), len(queries))
-    with contextlib.ExitStack() as stack:
-        stems = [
-            LongStem(query, mixture, answers.branch(index), job.writing, stack)
-            for index, query in enumerate(queries)
-        ]
-        while any([stem.advance() for stem in stems]):
-            for index, stem in enumerate(stems):
-                if stem.failure is not None:
-                    answers.close(index)
-        return [run.finish(stem, index) for index, stem in enumerate(stems)]
-
-
-class _Run:
-    """One recording on its way through the network."""
-
-    def __init__(self, queries: Sequence[RowQuery], mixture: LongMixture, job: LongJob) -> None:
-        self._queries, self._mixture, self._job = queries, mixture, job
-        separation = job.separation
-        self._stream = RecordingStream(
-            separation.network,
-            separation.plan,
-            positive=np.stack([query.positive for query in queries]),
-            negative=np.stack([query.negative for query in queries]),
-        )
-        self._peak = self._power = 0.0
-        self._heard: list[Samples | None] = []
-
-    def answers(self) -> Iterator[list[Samples]]:
-        """Pieces of the stems, float32[C', n ≥ 0] at the model's rate for each query."""
-        gain = self._job.separation.gain_of(self._mixture.at_model_rate())
-        yield from self._stream.pieces(self._watched(), gain)
-
-    def finish(self, stem: LongStem, index: int) -> MetricsRow | Failure:
-        """Scores a stem that is complete and puts it in its place."""
-        if stem.failure is not None:
-            return stem.failure
-        query, job = self._queries[index], self._job
-        written, residual = stem.stem, stem.residual
-        if written is None:
-            raise RuntimeError("a stem is finished before it is complete")
-        try:
-            require_audible(self._peak, self._mixture.uri)
-            heard = self._embeddings(query, stem.paths[written.uri])
-            has_reference = query.row.reference_uri is not None
-            powers = Powers(stem=stem.power, mixture=self._power)
-            others = job.scoring.others(
-                query,
-                heard,
-                powers,
-                None,
-                has_reference=has_reference,
-                presence_odds=told(float(self._stream.presence[index])),
-            )
-            scores = scores_of(stem.ratios() | others)
-            for uri, path in reversed(stem.paths.items()):
-                with write_errors(uri):
-                    job.writing.storage.publish(uri, path)
-        except ERRORS as err:
-            return stem.fail(err)
-        facts = StemFacts(
-            duration_s=self._mixture.part.duration_s,
-            sample_rate_hz=self._mixture.part.sample_rate_hz,
-            n_channels=self._mixture.num_channels,
-            n_windows=self._stream.num_windows,
-            peak=written.peak,
-            inference_s=float(self._stream.inference_s[index]),
-            stem_uri=written.uri,
-            residual_uri=None if residual is None else residual.uri,
-            stem_format=written.form,
-            stem_note=note_of(written, residual),
-            input_gain_db=mean_gain_db(self._stream.gains),
-        )
-        provenance = job.separation.provenance
-        return row_of(query.row, facts, scores, provenance, job.scoring.digest, job.writing)
-
-    def _watched(self) -> Iterator[Samples]:
-        for block in self._mixture.at_model_rate():
-            self._peak = max(self._peak, waveforms.peak(block))
-            self._power += power_of(waveforms.to_mono(block))
-            yield block
-
-    def _embeddings(self, query: RowQuery, stem_path: str) -> Embeddings:
-        mixture, storage = self._mixture, self._job.writing.storage
-        if not self._heard:
-            self._heard.append(embed_file(self._job.scoring, storage, mixture.uri, mixture.part))
-        whole = AudioPart(
-            sample_rate_hz=mixture.part.sample_rate_hz,
-            num_channels=mixture.num_channels,
-            start=0,
-            num_samples=mixture.part.num_samples,
-        )
-        uri = query.row.reference_uri
-        return Embeddings(
-            mixture=self._heard[0],
-            stem=embed_file(self._job.scoring, storage, stem_path, whole),
-            reference=None
-            if uri is None
-            else embed_file(self._job.scoring, storage, *mixture.part_of_reference(uri)),
-        )
-
-
 @dataclasses.dataclass(eq=False)
 class SeparateLongRecordings(beam.PTransform[Any, Any]):
     """Long recordings → files, and a row of metrics for each.
 
     In: ``LongRecording``. Out: ``MetricsRow`` for each stem that is whole and in its place;
     ``Failure`` for each query that has none. As clips are, but in constant memory.
+
+    Attributes:
+        separation: what separates.
+        scoring: what scores.
+        reading: how audio is read.
+        writing: where stems go.
+        overlap: how many stems are written at once.
     """
 
     separation: SeparationSettings
     scoring: ScoringSettings
     reading: ReadSettings
     writing: WriteSettings
+    overlap: Overlap
 
     def expand(
         self, recordings: PCollection[LongRecording]
     ) -> tuple[PCollection[MetricsRow], PCollection[Failure]]:
-        """Streams each recording through the network."""
+        """Streams several recordings at once through the network."""
         outputs = recordings | "Stream" >> beam.ParDo(
-            _SeparateLongFn(self.separation, self.scoring, self.reading, self.writing)
+            _SeparateLongFn(self.separation, self.scoring, self.reading, self.writing, self.overlap)
         ).with_outputs(dead_letters.FAILED, main="metrics")
         return outputs["metrics"], outputs[dead_letters.FAILED]
 
 
-class _SeparateLongFn(beam.DoFn):
+class _SeparateLongFn(LookAheadFn[LongRecording, MetricsRow | Failure]):
     def __init__(
         self,
         separation: SeparationSettings,
         scoring: ScoringSettings,
         reading: ReadSettings,
         writing: WriteSettings,
+        overlap: Overlap,
     ) -> None:
+        super().__init__(overlap, "SeparateLongRecordings", "long")
         self._separation, self._scoring = separation, scoring
         self._reading, self._writing = reading, writing
-        self._job: LongJob | None = None
 
-    def process(self, recording: LongRecording) -> Iterator[Any]:
-        # Not in setup: most runs have no such recording, and where worker processes share a model
+    def setup(self) -> None:
+        # Loads nothing: most runs have no such recording, and where worker processes share a model
         # this one is a copy of its own.
-        if self._job is None:
-            self._job = LongJob(
-                separation=Separation(self._separation),
-                scoring=Scoring(self._scoring),
-                reading=self._reading,
-                writing=self._writing,
-            )
-        yield from map(count_result, separate_long(recording.queries, self._job))
+        self._ahead = LongRecordings(self._load, self._overlap)
+
+    def _load(self) -> LongJob:
+        return LongJob(
+            separation=Separation(self._separation),
+            scoring=Scoring(self._scoring),
+            reading=self._reading,
+            writing=self._writing,
+        )
+
+    def emit(self, result: MetricsRow | Failure) -> Any:
+        return count_result(result)

@@ -106,6 +106,22 @@ class Separation:
             )
         ]
 
+    def estimates(
+        self, groups: Sequence[Sequence[WindowQueries]]
+    ) -> list[list[WindowEstimates] | SeparationError]:
+        """Separates windows of several recordings together; those of one that fails, alone.
+
+        Returns:
+            For each group of windows its estimates, or why there are none.
+        """
+        try:
+            found = iter(self.network.separate([window for group in groups for window in group]))
+            return [[next(found) for _ in group] for group in groups]
+        except SeparationError as err:
+            if len(groups) == 1:
+                return [err]
+        return [self.estimates([group])[0] for group in groups]
+
     def _together(self, clips: Sequence[Clip]) -> list[SeparatedClip]:
         cut = [self._windows(clip) for clip in clips]
         estimates = iter(self.network.separate([window for windows in cut for window in windows]))

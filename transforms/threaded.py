@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import apache_beam as beam
 from apache_beam.coders import Coder
@@ -57,6 +57,8 @@ for _record in RECORDS:
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+_In = TypeVar("_In", contravariant=True)
+_Out = TypeVar("_Out", covariant=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,13 +146,29 @@ class LookAhead(Generic[In, Out]):
         return timed.result
 
 
+class Ahead(Protocol[_In, _Out]):
+    """What a :class:`LookAheadFn` puts elements through; see :class:`LookAhead`."""
+
+    def push(self, element: _In) -> Iterator[_Out]:
+        """Starts work on an element and gives what is done."""
+
+    def drain(self) -> Iterator[_Out]:
+        """Gives everything that is still under way."""
+
+    def reset(self) -> None:
+        """Forgets what an earlier, failed bundle left behind."""
+
+    def close(self) -> None:
+        """Ends the threads."""
+
+
 class LookAheadFn(beam.DoFn, Generic[In, Out]):
     """A DoFn that puts its elements through a :class:`LookAhead`; the work is a subclass's.
 
     Its arguments are those of the :class:`LookAhead`.
     """
 
-    _ahead: LookAhead[In, Sequence[Out]]
+    _ahead: Ahead[In, Sequence[Out]]
 
     def __init__(self, overlap: Overlap, namespace: str, name: str) -> None:
         self._overlap, self._namespace, self._name = overlap, namespace, name

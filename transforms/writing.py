@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
 
 from manifests.row import STEMS_FOLDER, ManifestRow, output_name, partition_value
 from model import signal as waveforms
+from transforms.audio import AudioPart
 from transforms.audio.files import (
     READ_ERRORS,
     StemFormat,
+    StemWriter,
     WriteError,
     Written,
     describe,
     error_code,
     held_by,
-    write_audio,
+    stem_blocks,
+    write_errors,
 )
 from transforms.elements import (
     Clip,
@@ -167,39 +171,185 @@ def write_stem(clip: Clip, stem: Stem, settings: WriteSettings) -> StemFacts:
     Raises:
         OSError: a file cannot be written.
     """
-    rate_hz, num_samples = clip.sample_rate_hz, clip.audio.shape[1]
-    resampled = waveforms.resample(stem.audio, settings.model_rate_hz, rate_hz)
-    samples = waveforms.fit_length(resampled, num_samples)
-    residual = None
-    if settings.residual:
-        heard = clip.audio
-        if len(heard) != len(samples):
-            heard = waveforms.to_mono(clip.audio)[None]
-        residual = _write(stem.query.row, ".residual", heard - samples, rate_hz, settings)
-    written = _write(stem.query.row, "", samples, rate_hz, settings)
-    return StemFacts(
-        duration_s=num_samples / rate_hz,
-        sample_rate_hz=rate_hz,
-        n_channels=len(samples),
-        n_windows=stem.num_windows,
-        peak=written.peak,
+    part = AudioPart(
+        sample_rate_hz=clip.sample_rate_hz,
+        num_channels=len(stem.audio),
+        start=0,
+        num_samples=clip.audio.shape[1],
+    )
+    resampled = waveforms.resample(stem.audio, settings.model_rate_hz, part.sample_rate_hz)
+    samples = waveforms.fit_length(resampled, part.num_samples)
+    mixture = clip.audio
+    if len(mixture) != len(samples):
+        mixture = waveforms.to_mono(mixture)[None]
+    with StemFiles(stem.query.row, part, settings) as files:
+        files.take(mixture, samples)
+        files.complete()
+        files.publish()
+    return files.facts(
+        num_windows=stem.num_windows,
         inference_s=stem.inference_s,
-        stem_uri=written.uri,
-        residual_uri=None if residual is None else residual.uri,
-        stem_format=written.form,
-        stem_note=note_of(written, residual),
         input_gain_db=stem.input_gain_db,
     )
 
 
-def _write(
-    row: ManifestRow, ending: str, samples: Samples, rate_hz: int, settings: WriteSettings
-) -> Written:
-    peak = float(np.abs(samples).max(initial=0.0))
-    form, note = held_by(settings.stem_format, rate_hz, peak)
-    uri = settings.stem_uri(row, ending, form)
-    write_audio(settings.storage, uri, samples, rate_hz, form)
-    return Written(uri=uri, form=form, note=note, peak=peak)
+class StemFiles:
+    """Writes the stem of a row and its residual block by block: whole and in place, or not at all.
+
+    This is the one place where every block of mixture and stem of a row passes, side by side and in
+    order: of a clip in memory, which is one block, as of a recording of hours. What is to be
+    measured of a stem as it goes by is measured in :meth:`take`.
+
+    Used in a ``with`` statement, whose end removes what was not published.
+    """
+
+    def __init__(self, row: ManifestRow, part: AudioPart, settings: WriteSettings) -> None:
+        """Nothing is written yet.
+
+        Args:
+            row: names the files.
+            part: rate, channels and length of the stem.
+            settings: where it goes, and as what.
+        """
+        self._part, self._settings = part, settings
+        self._stack = contextlib.ExitStack()
+        self._stem = _GrowingFile(row, "", part, settings, self._stack)
+        self._residual: _GrowingFile | None = None
+        if settings.residual:
+            self._residual = _GrowingFile(row, ".residual", part, settings, self._stack)
+
+    def __enter__(self) -> StemFiles:
+        """Begins."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Removes the temporary files."""
+        self._stack.close()
+
+    def take(self, mixture: Samples, stem: Samples) -> None:
+        """Appends the next block of the recording.
+
+        Args:
+            mixture: float32[C, n], at the rate of the file.
+            stem: float32[C, n], what was extracted from it.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
+        self._stem.write(stem)
+        if self._residual is not None:
+            self._residual.write(mixture - stem)
+
+    def complete(self) -> None:
+        """Completes the files and reads them back.
+
+        Raises:
+            WriteError: one is not whole.
+        """
+        for file in self._files:
+            file.complete()
+
+    def publish(self) -> None:
+        """Puts the files in their place, the stem last: where it is, all is.
+
+        Raises:
+            WriteError: one cannot be put there.
+        """
+        for file in reversed(self._files):
+            with write_errors(file.written.uri):
+                self._settings.storage.publish(file.written.uri, file.path)
+
+    @property
+    def path(self) -> str:
+        """Where the stem is until it is published."""
+        return self._stem.path
+
+    def facts(
+        self, *, num_windows: int, inference_s: float | None, input_gain_db: float | None
+    ) -> StemFacts:
+        """What the metrics say of the files, and of what it took to make them."""
+        written = self._stem.written
+        residual = None if self._residual is None else self._residual.written
+        return StemFacts(
+            duration_s=self._part.duration_s,
+            sample_rate_hz=self._part.sample_rate_hz,
+            n_channels=self._part.num_channels,
+            n_windows=num_windows,
+            peak=written.peak,
+            inference_s=inference_s,
+            stem_uri=written.uri,
+            residual_uri=None if residual is None else residual.uri,
+            stem_format=written.form,
+            stem_note=note_of(written, residual),
+            input_gain_db=input_gain_db,
+        )
+
+    @property
+    def _files(self) -> list[_GrowingFile]:
+        return [self._stem] if self._residual is None else [self._stem, self._residual]
+
+
+class _GrowingFile:
+    """A temporary file of a stem; float WAV as soon as it turns out that FLAC does not hold it.
+
+    What was in the FLAC until then is what FLAC holds of it: it is exact to 2⁻²⁴ of full scale.
+    """
+
+    path: str
+    written: Written
+
+    def __init__(
+        self,
+        row: ManifestRow,
+        ending: str,
+        part: AudioPart,
+        settings: WriteSettings,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self._row, self._ending, self._part = row, ending, part
+        self._settings, self._stack = settings, stack
+        self._writer: StemWriter | None = None
+
+    def write(self, block: Samples) -> None:
+        """Appends float32[C, T]."""
+        peak = waveforms.peak(block)
+        if self._writer is None:
+            writer = self._begin(peak)
+        else:
+            peak = max(self.written.peak, peak)
+            writer = self._holding(self._writer, peak)
+        writer.write(block)
+        self.written = dataclasses.replace(self.written, peak=peak)
+
+    def complete(self) -> None:
+        """Completes the file and reads it back."""
+        if self._writer is None:
+            raise RuntimeError("a stem without a block is complete")
+        self._writer.complete()
+
+    def _begin(self, peak: float) -> StemWriter:
+        settings = self._settings
+        form, note = held_by(settings.stem_format, self._part.sample_rate_hz, peak)
+        uri = settings.stem_uri(self._row, self._ending, form)
+        with write_errors(uri):
+            self.path = self._stack.enter_context(settings.storage.temporary(uri))
+        self._writer = StemWriter(self.path, self._part, form, uri)
+        self._stack.callback(self._writer.close)
+        self.written = Written(uri=uri, form=form, note=note, peak=peak)
+        return self._writer
+
+    def _holding(self, writer: StemWriter, peak: float) -> StemWriter:
+        """The writer of a file that holds samples of that peak, and all that came before."""
+        if held_by(self.written.form, self._part.sample_rate_hz, peak)[1] is None:
+            return writer
+        writer.end()
+        before = self.path
+        writer = self._begin(peak)
+        with write_errors(self.written.uri):
+            for earlier in stem_blocks(before):
+                writer.write(earlier)
+            os.unlink(before)
+        return writer
 
 
 def note_of(stem: Written, residual: Written | None) -> str | None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,16 @@ import tone_runs
 import tones
 from model.clap import MAX_WINDOWS
 from model.inference import NetworkSettings
+from transforms import long_recordings
 from transforms.audio import AudioPart
 from transforms.audio.mixtures import ReadSettings
-from transforms.elements import Failure, MetricsRow, RowQuery
-from transforms.long_recordings import LongJob, separate_long, window_starts_s
+from transforms.elements import Failure, LongRecording, MetricsRow, RowQuery
+from transforms.long_recordings import LongJob, LongRecordings, window_starts_s
 from transforms.model_cache import ModelChoice, ScorerChoice
 from transforms.scoring import Scoring, ScoringSettings
 from transforms.separation import Separation, SeparationSettings
 from transforms.storage import Storage
+from transforms.threaded import Overlap
 from transforms.writing import WriteSettings
 
 pytestmark = pytest.mark.usefixtures("loaded")
@@ -47,6 +51,31 @@ def _job(folder: Path, *, mix_down: bool = False, residual: bool = False) -> Lon
     )
 
 
+def separate_all(asked: Sequence[Sequence[RowQuery]], job: LongJob) -> list[MetricsRow | Failure]:
+    """Several recordings at once; the results in the order of what was asked."""
+    recordings = LongRecordings(lambda: job, Overlap())
+    found = [
+        results
+        for queries in asked
+        for results in recordings.push(LongRecording(queries=tuple(queries)))
+    ]
+    found += recordings.drain()
+    recordings.close()
+    by_id = {_id(result): result for results in found for result in results}
+    return [by_id[query.row.id] for queries in asked for query in queries]
+
+
+def _id(result: MetricsRow | Failure) -> str:
+    if isinstance(result, MetricsRow):
+        return result.id
+    assert result.row is not None
+    return result.row.id
+
+
+def separate_long(queries: Sequence[RowQuery], job: LongJob) -> list[MetricsRow | Failure]:
+    return separate_all([queries], job)
+
+
 def _recording(path: Path, seconds: float = 30.0, rate_hz: int = 16_000) -> np.ndarray:
     time_s = np.arange(round(seconds * rate_hz)) / rate_hz
     left = 0.3 * np.sin(2 * np.pi * tones.frequency_hz("bell") * time_s)
@@ -61,7 +90,7 @@ def _query(path: Path, label: str, **fields: object) -> RowQuery:
 
 
 def _left_over(folder: Path) -> list[Path]:
-    return list((folder / "staging").iterdir())
+    return list((folder / "staging").glob("*"))
 
 
 def test_each_query_gets_its_stem_from_one_pass(tmp_path: Path, loaded: tone_runs.Loaded) -> None:
@@ -246,3 +275,156 @@ def test_a_streamed_recording_is_heard_as_in_memory(
     assert row.values["input_gain_db"] == pytest.approx(result.stems[0].input_gain_db, abs=1e-6)
     peak = np.abs(stereo).max()
     np.testing.assert_allclose(streamed.T, result.stems[0].audio, atol=1e-6 * peak)
+
+
+def _recordings(folder: Path, seconds: Sequence[float]) -> list[list[RowQuery]]:
+    """Recordings of their own, with two queries each, one of which has a reference."""
+    asked = []
+    for number, length_s in enumerate(seconds):
+        path = folder / f"m{number}.wav"
+        _recording(path, length_s)
+        bell, rain = (
+            tone_clips.query(f"{number} {label}", label, mixture_uri=str(path), **fields)
+            for label, fields in (("bell", {"reference_uri": str(path)}), ("rain", {}))
+        )
+        asked.append([bell, rain])
+    return asked
+
+
+def _columns(result: MetricsRow | Failure) -> dict[str, object]:
+    assert isinstance(result, MetricsRow)
+    changing = {"inference_s"}
+    return {name: value for name, value in result.values.items() if name not in changing}
+
+
+def _stems(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "out").rglob("*.wav")}
+
+
+@pytest.mark.parametrize("bytes_a_row", [long_recordings.BYTES_A_ROW, 100_000, 1])
+def test_recordings_together_give_what_each_gives_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_a_row: int
+) -> None:
+    """Bit for bit, and however little may be under way."""
+    asked = _recordings(tmp_path, [1.0, 30.0, 0.3, 4.7])
+    job = _job(tmp_path, residual=True)
+    alone = [separate_long(queries, job) for queries in asked]
+    expected = _stems(tmp_path)
+    assert len(expected) == 2 * 2 * len(asked)
+    for path in (tmp_path / "out").rglob("*.wav"):
+        path.unlink()
+    monkeypatch.setattr(long_recordings, "BYTES_A_ROW", bytes_a_row)
+    together = separate_all(asked, job)
+    assert _stems(tmp_path) == expected
+    assert [*map(_columns, together)] == [_columns(each) for some in alone for each in some]
+    assert _left_over(tmp_path) == []
+
+
+class Counting(tones.ToneSeparator):
+    """Notes the batches that it hears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def encode(self, mixture: torch.Tensor) -> tones.ToneEncoded:
+        self.batches.append(len(mixture))
+        return super().encode(mixture)
+
+
+def test_a_batch_is_filled_up_from_other_recordings(
+    tmp_path: Path, loaded: tone_runs.Loaded
+) -> None:
+    separator = Counting()
+    loaded.model = dataclasses.replace(loaded.model, separator=separator)
+    # Windows of half a second, which overlap by a quarter: three in each of these.
+    separate_all(_recordings(tmp_path, [1.2] * 4), _job(tmp_path, mix_down=True))
+    assert separator.batches == [5, 5, 2]
+
+
+def test_no_more_is_under_way_than_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where nobody takes what was decoded, and of all recordings together."""
+    monkeypatch.setattr(long_recordings, "BYTES_A_ROW", 300_000)
+    recordings = LongRecordings(lambda: _job(tmp_path), Overlap())
+    held: list[int] = []
+    add = long_recordings._Recording.add
+
+    def noted(recording: object, passage: object) -> None:
+        add(recording, passage)  # type: ignore[arg-type]
+        held.append(recordings._held_bytes)
+
+    monkeypatch.setattr(long_recordings._Recording, "add", noted)
+    asked = _recordings(tmp_path, [30.0, 30.0, 30.0])
+    for queries in asked:
+        assert not list(recordings.push(LongRecording(queries=tuple(queries))))
+    assert len(list(recordings.drain())) == len(asked)
+    assert len(held) == 3 * 80
+    assert max(held) <= 5 * 300_000
+
+
+class Picky(tones.ToneSeparator):
+    """Fails at windows that are louder than the others."""
+
+    def encode(self, mixture: torch.Tensor) -> tones.ToneEncoded:
+        if mixture.abs().max() > 0.5:
+            raise ValueError("too loud for me")
+        return super().encode(mixture)
+
+
+def test_a_recording_at_which_the_network_fails_fails_alone(
+    tmp_path: Path, loaded: tone_runs.Loaded
+) -> None:
+    loaded.model = dataclasses.replace(loaded.model, separator=Picky())
+    asked = _recordings(tmp_path, [3.0, 3.0, 3.0])
+    loud, rate_hz = soundfile.read(tmp_path / "m1.wav")
+    loud[-8_000:] *= 3
+    soundfile.write(tmp_path / "m1.wav", loud, rate_hz, "FLOAT")
+    results = separate_all(asked, _job(tmp_path))
+    assert [isinstance(result, Failure) for result in results] == [False] * 2 + [True] * 2 + [
+        False
+    ] * 2
+    assert {result.message for result in results[2:4]} == {"ValueError: too loud for me"}
+    assert _left_over(tmp_path) == []
+
+
+def test_a_bundle_that_fails_leaves_nothing_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that is nobody's fault fails the bundle, which is tried again."""
+    asked = _recordings(tmp_path, [30.0, 30.0])
+    job = _job(tmp_path)
+    recordings = LongRecordings(lambda: job, Overlap())
+    with monkeypatch.context() as broken:
+        broken.setattr(job.separation, "estimates", _broken)
+        with pytest.raises(LookupError, match="a bug"):
+            _all(recordings, asked)
+    recordings.reset()
+    for thread in threading.enumerate():
+        if thread.name == "long recording":
+            thread.join(timeout=60)
+            assert not thread.is_alive()
+    assert _left_over(tmp_path) == []
+    results = _all(recordings, asked)
+    assert [type(each) for some in results for each in some] == [MetricsRow] * 4
+
+
+def _broken(_: object) -> None:
+    raise LookupError("a bug")
+
+
+def _all(recordings: LongRecordings, asked: Sequence[Sequence[RowQuery]]) -> list[object]:
+    found: list[object] = []
+    for queries in asked:
+        found += recordings.push(LongRecording(queries=tuple(queries)))
+    return found + list(recordings.drain())
+
+
+def test_a_bug_in_a_stem_is_raised_where_the_bundle_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(long_recordings.StemFiles, "take", broken)
+    with pytest.raises(LookupError, match="a bug"):
+        separate_all(_recordings(tmp_path, [30.0]), _job(tmp_path))
