@@ -51,7 +51,8 @@ class ProgressDisplay:
         Args:
             style: ``auto``, ``bar``, ``log`` or ``none``.
             total: rows, where it is known.
-            snapshot: gives ``done``, ``failed`` and ``audio_s``.
+            snapshot: gives ``done``, ``failed``, ``audio_s``, and in ``under_way`` what parts of
+                long recordings add up to.
             interval_s: between lines.
         """
         if style == "auto":
@@ -94,24 +95,26 @@ class ProgressDisplay:
     def _show_bar(self) -> None:
         columns: tuple[ProgressColumn, ...] = (
             BarColumn(),
-            TextColumn("{task.completed:.0f} of {task.fields[of]} clips"),
+            TextColumn("{task.fields[ended]} of {task.fields[of]} clips"),
             _RateColumn(),
             TextColumn("{task.fields[failed]:.0f} failed"),
             TimeRemainingColumn(),
         )
         of = "?" if self._total is None else str(self._total)
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("", total=self._total, of=of, failed=0, rate=0.0)
+            task = bar.add_task("", total=self._total, of=of, ended=0, failed=0, rate=0.0)
             while True:
-                ended = self._stop.wait(_BAR_INTERVAL_S)
+                stopped = self._stop.wait(_BAR_INTERVAL_S)
                 counts = self._snapshot()
+                ended = int(counts.get("done", 0) + counts.get("failed", 0))
                 bar.update(
                     task,
-                    completed=counts.get("done", 0) + counts.get("failed", 0),
+                    completed=ended + counts.get("under_way", 0.0),
+                    ended=ended,
                     failed=counts.get("failed", 0),
                     rate=self._rate(counts),
                 )
-                if ended:
+                if stopped:
                     return
 
     def _show_lines(self) -> None:
@@ -133,14 +136,16 @@ class _RateColumn(ProgressColumn):
 
 def line(counts: Mapping[str, float], total: int | None, elapsed_s: float) -> str:
     """The state in words."""
-    done, failed = int(counts.get("done", 0)), int(counts.get("failed", 0))
+    failed = int(counts.get("failed", 0))
+    ended, part = int(counts.get("done", 0)) + failed, counts.get("under_way", 0.0)
     of = f" of {total}" if total is not None else ""
+    long = f" and {part:.2f} of long ones" if part >= 0.005 else ""
     text = (
-        f"{done + failed}{of} clips after {elapsed_s:.0f} s, {failed} failed, "
+        f"{ended}{of} clips{long} after {elapsed_s:.0f} s, {failed} failed, "
         f"{counts.get('audio_s', 0.0) / max(elapsed_s, 1e-9):.1f} s of audio a second"
     )
-    if total is not None and 0 < done + failed < total:
-        left_s = elapsed_s / (done + failed) * (total - done - failed)
+    if total is not None and 0 < ended + part < total:
+        left_s = elapsed_s / (ended + part) * (total - ended - part)
         text += f", about {left_s:.0f} s left"
     return text
 

@@ -55,7 +55,7 @@ from transforms.scoring import (
 )
 from transforms.separation import Separation, SeparationSettings, mean_gain_db, told
 from transforms.storage import Storage
-from transforms.tables import dead_letters
+from transforms.tables import dead_letters, row_counts
 from transforms.threaded import LookAheadFn, Overlap
 from transforms.writing import StemFiles, WriteSettings, count_result, row_of
 
@@ -137,6 +137,7 @@ class LongRecordings:
         """Forgets what an earlier, failed bundle left behind; its threads end by themselves."""
         with self._changed:
             for recording in self._active:
+                recording.count(0.0)
                 recording.stop()
             for _, answer in self._requests:
                 answer.set_exception(_StoppedError())
@@ -248,6 +249,7 @@ class LongRecordings:
         with self._changed:
             self._active.remove(recording)
             self._changed.notify_all()  # the next one is the oldest now
+        recording.count(0.0)
         return [recording.results()]
 
     def _embed(
@@ -367,6 +369,7 @@ class _Recording:
         )
         self._queries = queries
         self._num_failed = 0
+        self._counted_s = 0.0
         self._stopped = self._handed_on = False
         self._error: Exception | None = None
         self._stems: list[LongStem] = []
@@ -451,6 +454,17 @@ class _Recording:
             self.stream.note(passage.window, estimate)
             for stem, samples in zip(self._stems, estimate.samples, strict=True):
                 stem.arriving.put(passage, samples)
+        self.count(
+            (passages[-1].start + passages[-1].window.samples.shape[1]) / self.mixture.model_rate_hz
+        )
+
+    def count(self, heard_s: float) -> None:
+        """Says how much of the recording is heard, for the display of progress; 0: it is over."""
+        more_s = heard_s - self._counted_s
+        self._counted_s = heard_s
+        if more_s:
+            rows = self.num_stems * more_s / self.mixture.part.duration_s
+            row_counts.under_way(rows, self.num_stems * more_s)
 
     def hand_on_the_end(self) -> None:
         """Tells the stems, once, that everything has been through the network, or an error."""

@@ -80,6 +80,16 @@ def done(step: str, audio_s: float) -> None:
     add(done=1, audio_s=audio_s)
 
 
+def under_way(rows: float, audio_s: float) -> None:
+    """Counts parts of rows that take long; they are taken back, negative, once the rows end.
+
+    Args:
+        rows: such as 0.1 for a tenth of a row.
+        audio_s: of that part.
+    """
+    add(under_way=rows, audio_s=audio_s)
+
+
 def clear() -> None:
     """Begins at zero."""
     _TALLY.clear()

@@ -24,6 +24,7 @@ from transforms.model_cache import ModelChoice, ScorerChoice
 from transforms.scoring import Scoring, ScoringSettings
 from transforms.separation import Separation, SeparationSettings
 from transforms.storage import Storage
+from transforms.tables import row_counts
 from transforms.threaded import Overlap
 from transforms.writing import WriteSettings
 
@@ -360,6 +361,20 @@ def test_no_more_is_under_way_than_may_be(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(list(recordings.drain())) == len(asked)
     assert len(held) == 3 * 80
     assert max(held) <= 5 * 300_000
+
+
+def test_progress_is_told_as_recordings_go_by_and_ends_with_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[float, float]] = []
+    monkeypatch.setattr(row_counts, "under_way", lambda *counts: told.append(counts))
+    separate_long(*_recordings(tmp_path, [30.0]), _job(tmp_path, mix_down=True))
+    rows, audio_s = np.cumsum(told, axis=0).T
+    assert len(told) == 80 // 5 + 1
+    assert (np.diff(rows[:-1]) > 0).all()
+    assert rows[-2] == pytest.approx(2.0)  # two queries
+    assert audio_s[-2] == pytest.approx(60.0)
+    assert (rows[-1], audio_s[-1]) == pytest.approx((0.0, 0.0))
 
 
 class Picky(tones.ToneSeparator):
