@@ -240,7 +240,7 @@ METRICS_TABLE: Final = (
     ),
     _real("inference_s", "The stem's share of the time in the network."),
     _text("device", "What the network ran on."),
-    _text("precision", "`fp32` or `bf16`."),
+    _text("precision", "`fp32`, `tf32` or `bf16`."),
     _text("model", "What made the stem."),
     _text("model_sha256", "Digest of its weights."),
     _text("clap_sha256", "Digest of the weights that embedded the queries."),

@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -142,6 +143,76 @@ def resolved(device: str, name: str = "--device") -> str:
         has = "one GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
         raise ValueError(f"{name} {device}: this machine has {has}")
     return device
+
+
+_BF16_INSTRUCTIONS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
+"""As Linux names them, of Intel and AMD, and of Arm."""
+_PROCESSOR = Path("/proc/cpuinfo")
+
+
+def require_precision(precision: str, device: str, name: str = "--precision") -> None:
+    """Checks that a device computes in a precision itself.
+
+    Where it has no instructions for bfloat16, what stands in for them takes several times as long
+    as float32.
+
+    Args:
+        precision: ``fp32``, ``tf32`` or ``bf16``.
+        device: a torch device of this machine.
+        name: what messages call the setting.
+
+    Raises:
+        ValueError: it does not; the message says why, and what to take instead.
+    """
+    if precision == "bf16":
+        problem = _without_bf16(device)
+    elif precision == "tf32":
+        problem = _without_tf32(device)
+    else:
+        return
+    if problem is not None:
+        raise ValueError(f"{name} {precision}: {problem}; take {name} fp32")
+
+
+def _without_bf16(device: str) -> str | None:
+    if device == "cpu":
+        found = _instructions()
+        if found is None or found & _BF16_INSTRUCTIONS:
+            return None
+        return (
+            "this processor has no instructions for bfloat16 (AVX-512 BF16, AMX or Arm's BF16), "
+            "and emulating them is several times slower than fp32"
+        )
+    import torch
+
+    with torch.cuda.device(device):
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return None if native else f"{torch.cuda.get_device_name()} has no bfloat16"
+
+
+def _without_tf32(device: str) -> str | None:
+    if device == "cpu":
+        return "only GPUs compute in it, and this run is on the CPU"
+    import torch
+
+    with torch.cuda.device(device):
+        nvidia = torch.version.hip is None
+        if nvidia and torch.cuda.get_device_capability() >= (8, 0):
+            return None
+        return f"{torch.cuda.get_device_name()} has no TF32"
+
+
+def _instructions() -> frozenset[str] | None:
+    """The names of the processor's extensions; None where the kernel does not say."""
+    try:
+        lines = _PROCESSOR.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        field, _, names = line.partition(":")
+        if field.strip() in ("flags", "Features"):
+            return frozenset(names.split())
+    return None
 
 
 def cores() -> int:

@@ -92,7 +92,7 @@ class Extractor:
             model: a name that ``python -m model.registry`` lists, or the URI of a converted
                 checkpoint.
             device: a torch device, or ``auto``: the GPU, where there is one.
-            precision: ``fp32`` or ``bf16``.
+            precision: ``fp32``, or where the device computes in it ``bf16``, or ``tf32`` on a GPU.
             batch_size: the most windows, channels counted, in one forward pass.
             num_threads: threads on a CPU, each of which runs batches of its own; 0: one a core.
             overlap: the part of a window that it shares with the next, in [0, 1).
@@ -107,6 +107,7 @@ class Extractor:
             batch_size=batch_size, num_threads=num_threads, normalisation=condition_norm
         )
         device = devices.resolved(device, "device")
+        devices.require_precision(precision, device, "precision")
         loaded = registry.load(model, device=device, precision=precision)
         self._separator, self._encoder = loaded.separator, loaded.query_encoder
         if self._separator.capabilities.needs_reference:

@@ -86,7 +86,8 @@ def load(
     Args:
         name_or_uri: a name of the registry, or any URI of a converted file.
         device: a torch device.
-        precision: ``fp32``, or ``bf16`` for autocast.
+        precision: ``fp32``, ``tf32`` or ``bf16``; not whether the device computes in it itself:
+            :func:`model.devices.require_precision`.
         compile: run the network through ``torch.compile``; where that cannot work, a warning is
             logged and the network runs as it is.
 

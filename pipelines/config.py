@@ -137,7 +137,7 @@ class SeparateConfig(CommonConfig):
         model: name or URI.
         scorer: ``own``, ``none``, a name or a URI.
         device: a torch device or ``auto``.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``tf32`` or ``bf16``.
         compile: whether the network goes through ``torch.compile``.
         batch_size: windows in one forward pass.
         overlap: of windows, in [0, 1).

@@ -123,9 +123,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--precision",
-        choices=("fp32", "bf16"),
+        choices=("fp32", "tf32", "bf16"),
         default="fp32",
-        help="Of the network. Default %(default)s.",
+        help="Of the network and the scorer: fp32; tf32, on NVIDIA GPUs from Ampere on; bf16, "
+        "where the processor or GPU has instructions for it. Default %(default)s.",
     )
     group.add_argument(
         "--compile",

@@ -106,6 +106,8 @@ class SeparateJob:
         # The launcher needs none of the workers' devices.
         device = config.device if config.execution.is_local else "cpu"
         choice = dataclasses.replace(model_choice(config), device=device)
+        if config.execution.is_local:
+            devices.require_precision(config.precision, choice.resolved_device())
         loaded = model_cache.load_model(choice)
         own = config.scorer == model_cache.OWN
         scorer = model_cache.scorer_choice(choice, config.scorer)

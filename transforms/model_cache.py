@@ -30,7 +30,7 @@ class ModelChoice:
     Attributes:
         name: a name of ``model.registry``, or the URI of a checkpoint.
         device: a torch device, or ``auto``: the GPU where the worker has one.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``tf32`` or ``bf16``.
         compile: whether the network is compiled, where that can be done.
         storage_options: fsspec options by protocol, with which weights are fetched.
     """

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
 from model.signal.stft import Spectrum, Transform
 from model.systems import Capabilities, Condition
-from model.systems.clapsep.network import PRECISIONS, Precision
+from model.systems.clapsep.network import PRECISIONS, Precision, computing_in
 
 
 class MaskingSeparator(nn.Module):
@@ -55,14 +51,14 @@ class MaskingSeparator(nn.Module):
         """Freezes the network for inference.
 
         Args:
-            precision: ``bf16`` runs the network under autocast, the STFT stays float32.
+            precision: one of ``PRECISIONS``; the STFT stays float32.
 
         Raises:
             ValueError: the precision is unknown.
         """
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r}: expected one of {PRECISIONS}")
-        self.precision = "bf16" if precision == "bf16" else "fp32"
+        self.precision = precision
         self.eval().requires_grad_(False)
         return self
 
@@ -81,15 +77,10 @@ class MaskingSeparator(nn.Module):
     def decode(self, encoded: Spectrum, condition: Condition) -> Tensor:
         """What the positive query asks for, float32[B, T]; a negative one is not heard."""
         spectrum = encoded.values
-        with self._autocast(spectrum.device.type):
+        with computing_in(self.precision, spectrum.device.type):
             mask = self.network(spectrum, condition.positive.to(spectrum.device))
         return self.transform.inverse(spectrum * mask, encoded.mixture.shape[-1])
 
     def separate(self, mixture: Tensor, condition: Condition) -> Tensor:
         """``decode(encode(mixture), condition)``: float32[B, T] → float32[B, T]."""
         return self.decode(self.encode(mixture), condition)
-
-    def _autocast(self, device: str) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(device, dtype=torch.bfloat16)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tone_runs
+from model import devices
 from pipelines import report, score, synthesize
 
 pytestmark = pytest.mark.usefixtures("loaded")
@@ -86,6 +87,24 @@ def test_a_device_that_is_not_there(
     error = refused(job, given, capsys)
     assert f"--device {device}: " in error
     assert said in error
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_a_precision_that_the_machine_emulates_is_refused_with_the_way_out(
+    precision: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (folder / "cpuinfo").write_text("flags : fpu avx2\n", encoding="utf-8")
+    monkeypatch.setattr(devices, "_PROCESSOR", folder / "cpuinfo")
+    before = tree(folder)
+    rows, out = str(folder / "rows.csv"), str(folder / "new")
+    given = ["--manifest", rows, "--output", out, "--device", "cpu", "--precision", precision]
+    error = refused("separate", given, capsys)
+    assert error.startswith(f"error: --precision {precision}: ")
+    assert error.endswith("take --precision fp32")
     assert tree(folder) == before
 
 

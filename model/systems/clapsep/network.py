@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -29,8 +30,33 @@ from model.config import ClapSepConfig, DecoderConfig
 from model.signal.stft import inverse_stft, sinc_resample, torch_hann
 from model.systems import Capabilities, Condition
 
-Precision = Literal["fp32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+Precision = Literal["fp32", "tf32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
+
+
+@contextlib.contextmanager
+def computing_in(precision: Precision, device_type: str) -> Iterator[None]:
+    """Has torch compute a network's products in a precision, and restores its setting afterwards.
+
+    Args:
+        precision: ``bf16`` is autocast; ``tf32`` rounds the factors of float32 products on a GPU to
+            ten bits of mantissa. The latter is a setting of the process: threads that compute at
+            the same time should want the same.
+        device_type: ``cpu`` or ``cuda``.
+    """
+    if precision == "bf16":
+        with torch.autocast(device_type, dtype=torch.bfloat16):
+            yield
+        return
+    if precision == "fp32":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class ConvolutionModule(nn.Module):
@@ -413,8 +439,7 @@ class ClapSep(nn.Module):
 
     Args:
         config: shapes and signals.
-        precision: ``bf16`` runs the network under autocast; STFT, mask application and ISTFT stay
-            float32.
+        precision: see :func:`computing_in`; STFT, mask application and ISTFT stay float32.
         name: how outputs name the model.
     """
 
@@ -440,11 +465,11 @@ class ClapSep(nn.Module):
 
     @property
     def precision(self) -> Precision:
-        """``fp32`` or ``bf16``.
+        """``fp32``, ``tf32`` or ``bf16``.
 
         Raises:
-            ValueError: set to something else, or from ``bf16`` back to ``fp32`` after
-                :meth:`prepare`, which rounds the weights.
+            ValueError: set to something else, or away from ``bf16`` after :meth:`prepare`, which
+                rounds the weights.
         """
         return self._precision
 
@@ -563,9 +588,7 @@ class ClapSep(nn.Module):
         return self.separate(mixture, condition)
 
     def _autocast(self, like: Tensor) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(like.device.type, dtype=torch.bfloat16)
+        return computing_in(self.precision, like.device.type)
 
 
 logger = logging.getLogger(__name__)

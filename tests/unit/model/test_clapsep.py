@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from golden import pairs
+from model.clap.audio import StageFeatures
 from model.config import TINY, ClapSepConfig
 from model.signal.stft import sinc_resample
 from model.systems import Condition
@@ -202,6 +203,30 @@ def test_preparing_in_bfloat16_halves_the_weights(plain: ClapSep) -> None:
     assert plain.encoder.layers[0].blocks[0].attn.qkv.weight.dtype == torch.float32
     with pytest.raises(ValueError, match="precision='fp32': this network was prepared for bf16"):
         coarse.precision = "fp32"
+
+
+def test_tf32_is_set_while_the_network_computes_and_not_after(
+    plain: ClapSep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = copy.deepcopy(plain)
+    network.precision = "tf32"
+    seen: list[str] = []
+    network.decoder.register_forward_hook(
+        lambda *_: seen.append(torch.get_float32_matmul_precision())
+    )
+    original = network.encoder.stage_features
+
+    def stage_features(waveform: Tensor) -> StageFeatures:
+        seen.append(torch.get_float32_matmul_precision())
+        return original(waveform)
+
+    monkeypatch.setattr(network.encoder, "stage_features", stage_features)
+    before = torch.get_float32_matmul_precision()
+    found = separate(network, mixtures(1), conditions(1))
+    assert seen == ["high", "high"]
+    assert torch.get_float32_matmul_precision() == before != "high"
+    # On some processors the setting means something too: ten bits of mantissa are left.
+    assert_same(found, separate(plain, mixtures(1), conditions(1)), 1e-2)
 
 
 def test_unknown_precision_is_refused(plain: ClapSep) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
 import subprocess
 import sys
@@ -146,3 +147,62 @@ def test_cores_are_those_of_the_containers_quota(
         lambda path, *more: opened(tmp_path / "cpu.max" if path == name else path, *more),
     )
     assert devices.cores() == expected
+
+
+CPUINFO = {
+    "vendor_id : X\nflags\t\t: fpu avx2 avx512f avx512_vnni\n\nflags : avx512_bf16\n": False,
+    "flags\t\t: fpu avx512f avx512_bf16\n": True,
+    "flags\t\t: fpu amx_bf16 amx_tile\n": True,
+    "Features\t: fp asimd bf16 i8mm\n": True,
+    "Features\t: fp asimd svebf16\n": False,
+    "Hardware : unheard of\n": True,  # nothing is known: nothing is refused
+}
+
+
+@pytest.mark.parametrize("text", CPUINFO)
+def test_bfloat16_needs_a_processor_with_instructions_for_it(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(devices, "_PROCESSOR", tmp_path / "cpuinfo")
+    devices.require_precision("fp32", "cpu")
+    if CPUINFO[text]:
+        devices.require_precision("bf16", "cpu")
+        return
+    with pytest.raises(ValueError, match=r"--precision bf16: this processor .*; take .* fp32$"):
+        devices.require_precision("bf16", "cpu")
+
+
+def test_bfloat16_is_not_refused_where_the_kernel_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_PROCESSOR", tmp_path / "none")
+    devices.require_precision("bf16", "cpu")
+
+
+def test_tf32_is_for_gpus() -> None:
+    with pytest.raises(ValueError, match=r"precision tf32: only GPUs compute in it, .* fp32$"):
+        devices.require_precision("tf32", "cpu", "precision")
+
+
+@pytest.mark.parametrize(
+    ("capability", "tf32", "bf16"), [((7, 5), False, False), ((8, 0), True, True)]
+)
+def test_a_gpu_is_asked_what_it_computes_in(
+    capability: tuple[int, int], tf32: bool, bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        torch.cuda, "device", lambda name: asked.append(name) or contextlib.nullcontext()
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some Card")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch.version, "hip", None)
+    for precision, native in (("tf32", tf32), ("bf16", bf16)):
+        if native:
+            devices.require_precision(precision, "cuda:1")
+        else:
+            with pytest.raises(ValueError, match=f"--precision {precision}: Some Card has no "):
+                devices.require_precision(precision, "cuda:1")
+    assert set(asked) == {"cuda:1"}
