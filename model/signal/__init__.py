@@ -20,13 +20,18 @@ memory or streamed.
 Silence is not blown up. A block counts as at most :data:`FLOOR_DB` quieter than the loudest: no
 stretch of a recording is raised by more than that above another. A level below
 :data:`QUIETEST_DBFS` counts as this.
+
+Where a stem is active is told from its envelope and the mixture's, a number for every 100 ms of
+each, which is all that is kept of a recording of any length; see `active_stretches`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -269,6 +274,41 @@ AS_IT_IS = InputGain(block_samples=1, gains_db=np.zeros(1))
 """Changes nothing."""
 
 
+class _Energies:
+    """Sums squares that arrive in pieces by blocks of equal length.
+
+    A block is summed when it is whole: how a recording was cut into pieces changes no bit.
+    """
+
+    def __init__(self, block_samples: int, typecode: Literal["f", "d"]) -> None:
+        """Keeps the sums in single or double precision."""
+        self.num_samples = 0
+        self._block_samples = block_samples
+        self._whole: array[float] = array(typecode)
+        self._open: list[npt.NDArray[np.float64]] = []
+        self._num_open = 0
+
+    def add(self, squares: npt.NDArray[np.float64]) -> None:
+        """Adds the next piece, float64[n]."""
+        self.num_samples += len(squares)
+        while len(squares):
+            part = squares[: self._block_samples - self._num_open]
+            self._open.append(part)
+            self._num_open += len(part)
+            squares = squares[len(part) :]
+            if self._num_open == self._block_samples:
+                self._whole.append(self._open_sum())
+                self._open, self._num_open = [], 0
+
+    def sums(self) -> npt.NDArray[np.float64]:
+        """The sums of all blocks, the last of which may be short."""
+        last = [self._open_sum()] if self._num_open else []
+        return np.array([*self._whole, *last], dtype=np.float64)
+
+    def _open_sum(self) -> float:
+        return float(np.concatenate(self._open).sum())
+
+
 class LevelMeter:
     """Measures a recording that arrives in pieces: a number for every 5 s is kept."""
 
@@ -276,29 +316,11 @@ class LevelMeter:
         """Starts a recording of that rate."""
         self._block_samples = round(BLOCK_S * sample_rate_hz)
         self._one_gain_samples = round(ONE_GAIN_S * sample_rate_hz)
-        self._num_samples = 0
-        self._energies: list[float] = []
-        self._open: list[npt.NDArray[np.float64]] = []
-        self._num_open = 0
+        self._energies = _Energies(self._block_samples, "d")
 
     def add(self, piece: FloatArray) -> None:
-        """Adds the next piece, float32[C, n], to the measurement.
-
-        A block is summed when it is whole: how a recording was cut into pieces changes no bit.
-        """
-        squares = np.square(piece, dtype=np.float64).mean(axis=0)
-        self._num_samples += len(squares)
-        while len(squares):
-            part = squares[: self._block_samples - self._num_open]
-            self._open.append(part)
-            self._num_open += len(part)
-            squares = squares[len(part) :]
-            if self._num_open == self._block_samples:
-                self._energies.append(self._open_energy())
-                self._open, self._num_open = [], 0
-
-    def _open_energy(self) -> float:
-        return float(np.concatenate(self._open).sum()) if self._open else 0.0
+        """Adds the next piece, float32[C, n], to the measurement."""
+        self._energies.add(np.square(piece, dtype=np.float64).mean(axis=0))
 
     def gain(self, level_dbfs: float | None) -> InputGain:
         """Computes the gain to a level; None for the level, or pure silence, gives no change.
@@ -307,11 +329,11 @@ class LevelMeter:
             level_dbfs: the root mean square of a block, in dB of full scale, that the loudest block
                 around a window is brought to.
         """
-        energies = [*self._energies, self._open_energy()] if self._open else self._energies
-        if level_dbfs is None or not any(energies):
+        energies, num_samples = self._energies.sums(), self._energies.num_samples
+        if level_dbfs is None or not energies.any():
             return AS_IT_IS
-        levels = _decibels(np.array(energies) / min(self._block_samples, self._num_samples))
-        if self._num_samples <= self._one_gain_samples:
+        levels = _decibels(energies / min(self._block_samples, num_samples))
+        if num_samples <= self._one_gain_samples:
             levels = levels.max(keepdims=True)
         else:
             levels = _envelope(np.maximum(levels, levels.max() - FLOOR_DB))
@@ -364,6 +386,178 @@ def _envelope(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             order[index] = max(order[index], kept * order[index - 1])
     envelope: npt.NDArray[np.float64] = lowest + above
     return envelope
+
+
+ENVELOPE_S = 0.1
+
+
+class Envelope:
+    """Measures the power of a mono recording that arrives in pieces: 4 bytes for every 100 ms."""
+
+    def __init__(self, sample_rate_hz: int) -> None:
+        """Starts a recording of that rate, which is at least 10 Hz."""
+        self._block_samples = round(ENVELOPE_S * sample_rate_hz)
+        self._energies = _Energies(self._block_samples, "f")
+        self.frame_s = self._block_samples / sample_rate_hz
+        """What a value stands for: 100 ms, to the nearest sample."""
+
+    def add(self, piece: FloatArray) -> None:
+        """Adds the next piece, float32[n]. How a recording was cut changes no bit."""
+        self._energies.add(np.square(piece, dtype=np.float64))
+
+    @property
+    def duration_s(self) -> float:
+        """Length of what was added."""
+        return self._energies.num_samples * self.frame_s / self._block_samples
+
+    def powers(self) -> npt.NDArray[np.float64]:
+        """The mean square of each 100 ms, float64[N]; the last is that of what is there of it."""
+        sums = self._energies.sums()
+        lengths = np.full(len(sums), self._block_samples)
+        if len(sums):
+            lengths[-1] -= len(sums) * self._block_samples - self._energies.num_samples
+        powers: npt.NDArray[np.float64] = sums / lengths
+        return powers
+
+
+def envelope_of(samples: FloatArray, sample_rate_hz: int) -> Envelope:
+    """The envelope of a recording in memory, float32[T]."""
+    envelope = Envelope(sample_rate_hz)
+    envelope.add(samples)
+    return envelope
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ActivityOptions:
+    """When a stem counts as active; the defaults are those of ``bench/segments.py``.
+
+    Attributes:
+        level_db: a stretch needs a moment at which the stem is at least so high over the mixture;
+            0 would be all of it.
+        percentile: of the stem's own level around a moment, from 0 to 100.
+        percentile_s: over how many seconds around it.
+        rise_db: a stretch needs a moment, the same, at which the stem is at least so high over that
+            percentile; below 0 where a high percentile is taken.
+        hysteresis_db: the stretch goes on while neither is missed by more than this.
+        min_gap_s: two stretches that are nearer to each other are one.
+        min_length_s: a stretch that is shorter, after that, is none.
+    """
+
+    level_db: float = -8.0
+    percentile: float = 95.0
+    percentile_s: float = 60.0
+    rise_db: float = -15.0
+    hysteresis_db: float = 6.0
+    min_gap_s: float = 1.0
+    min_length_s: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name, low, high in (
+            ("level_db", -100.0, 0.0),
+            ("percentile", 0.0, 100.0),
+            ("percentile_s", ENVELOPE_S, 3_600.0),
+            ("rise_db", -100.0, 100.0),
+            ("hysteresis_db", 0.0, 100.0),
+            ("min_gap_s", 0.0, 3_600.0),
+            ("min_length_s", 0.0, 3_600.0),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name}={value}: expected {low:g} to {high:g}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """A part of a recording in which a stem is active.
+
+    Attributes:
+        start_s: where it begins.
+        end_s: where it ends, not after the recording.
+        peak_db: the level of its loudest 100 ms, relative to a full-scale square wave.
+        stem_to_mixture_db: power of the stem over that of the mixture in it; None where the mixture
+            is silent.
+    """
+
+    start_s: float
+    end_s: float
+    peak_db: float
+    stem_to_mixture_db: float | None
+
+
+def active_stretches(stem: Envelope, mixture: Envelope, options: ActivityOptions) -> list[Stretch]:
+    """Finds where a stem is active: high over the mixture, and not low for itself.
+
+    A level below :data:`QUIETEST_DBFS` counts as this, and is never active.
+
+    Args:
+        stem: its envelope.
+        mixture: that of what it was taken from, as long.
+        options: what counts as active.
+
+    Returns:
+        Stretches in order, at least ``min_gap_s`` apart.
+
+    Raises:
+        ValueError: the envelopes differ in length or rate.
+    """
+    powers, whole = stem.powers(), mixture.powers()
+    if len(powers) != len(whole) or stem.frame_s != mixture.frame_s:
+        raise ValueError(f"envelopes of {len(powers)} and {len(whole)} values do not match")
+    level_db = np.maximum(_decibels(powers), QUIETEST_DBFS)
+    margin_db = np.minimum(
+        level_db - _decibels(whole) - options.level_db,
+        level_db - _running_percentile(level_db, stem.frame_s, options) - options.rise_db,
+    )
+    margin_db[level_db <= QUIETEST_DBFS] = -np.inf
+    found = []
+    for begin, end in _runs(margin_db, stem.frame_s, options):
+        energy, of_mixture = float(powers[begin:end].sum()), float(whole[begin:end].sum())
+        ratio_db = 10.0 * math.log10(energy / of_mixture) if of_mixture > 0.0 else None
+        stretch = Stretch(
+            start_s=begin * stem.frame_s,
+            end_s=min(end * stem.frame_s, stem.duration_s),
+            peak_db=float(level_db[begin:end].max()),
+            stem_to_mixture_db=ratio_db,
+        )
+        found.append(stretch)
+    return found
+
+
+def _running_percentile(
+    level_db: npt.NDArray[np.float64], frame_s: float, options: ActivityOptions
+) -> npt.NDArray[np.float64]:
+    """A percentile of the values around each, which are reflected at the ends."""
+    if not len(level_db):
+        return level_db
+    from scipy.ndimage import percentile_filter  # 0.2 s, which many a run does not need
+
+    around = 2 * round(options.percentile_s / frame_s / 2) + 1
+    found: npt.NDArray[np.float64] = percentile_filter(
+        level_db, options.percentile, size=around, mode="reflect"
+    )
+    return found
+
+
+def _runs(
+    margin_db: npt.NDArray[np.float64], frame_s: float, options: ActivityOptions
+) -> list[tuple[int, int]]:
+    """Runs of values of which one is at least 0 and none under the hysteresis, gaps closed."""
+    inside = np.concatenate([[False], margin_db >= -options.hysteresis_db, [False]])
+    edges = np.flatnonzero(inside[1:] != inside[:-1])
+    closed: list[tuple[int, int]] = []
+    for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        if margin_db[begin:end].max() < 0.0:
+            continue
+        if closed and _shorter(begin - closed[-1][1], frame_s, options.min_gap_s):
+            begin = closed.pop()[0]
+        closed.append((begin, end))
+    return [run for run in closed if not _shorter(run[1] - run[0], frame_s, options.min_length_s)]
+
+
+def _shorter(num_frames: int, frame_s: float, limit_s: float) -> bool:
+    """Whether so many frames are shorter, by more than rounding."""
+    return num_frames * frame_s < limit_s - 1e-6
 
 
 PEAK_AFTER_LIMITING = 0.9
