@@ -227,8 +227,8 @@ METRICS_TABLE: Final = (
         "How likely it is, from 0 to 1, that the recording holds what the positive query asks for: "
         "the highest of its windows and channels. Null where the model does not say.",
     ),
-    _real("active_s", "Nothing computes it yet: null."),
-    _count("n_segments", "Nothing computes it yet: null."),
+    _real("active_s", "For how long the stem is active: the length of its segments."),
+    _count("n_segments", "Rows of `segments/` that are about the stem."),
     _real("duration_s", "Length of the stem."),
     _count("sample_rate_hz", "Rate of the stem."),
     _count("n_channels", "Channels of the stem."),
@@ -281,10 +281,17 @@ COARSER = "coarser"
 SEGMENTS_TABLE: Final = (
     Column(name="id", type=_TEXT, required=True, meaning="The clip, as in the metrics."),
     *(_of_row(name) for name in ("mixture_uri", "label", "positive_text")),
-    _real("start_s", "Where the stretch begins in the stem."),
+    _real("start_s", "Where the stretch begins in the stem, to 100 ms."),
     _real("end_s", "Where it ends there."),
-    _real("peak_db", "Largest level of the stem in it, relative to full scale."),
-    _real("stem_to_mixture_db", "Power of the stem over that of the mixture in it."),
+    _real(
+        "peak_db",
+        "Level of the loudest 100 ms of the stem in it, relative to a full-scale square wave.",
+    ),
+    _real(
+        "stem_to_mixture_db",
+        "Power of the stem over that of the mixture in it, as in the metrics; null where the "
+        "mixture is silent.",
+    ),
     _real("presence", "Largest presence of the windows that it meets; null for models without."),
     _real("clap_score", "As in the metrics, of the stretch; null unless it was asked for."),
     _count("schema_version", "Version of this table."),

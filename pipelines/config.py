@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from manifests.files import absolute, is_url, split_fragment
 from manifests.row import ManifestRow, RowError, parse_record
+from model.signal import ActivityOptions
 from pipelines.flags import (
     EXIT_USAGE,
     Arguments,
@@ -118,11 +119,13 @@ class CommonConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for ``run.json``; options of storage may hold secrets and are left out."""
-        record = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in ("rows", "storage_options", "execution", "command")
-        }
+        left_out = ("rows", "storage_options", "execution", "command")
+        record: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in left_out:
+                is_own = isinstance(value, ActivityOptions)
+                record[field.name] = dataclasses.asdict(value) if is_own else value
         record["rows"] = [row.to_record() for row in self.rows]
         record["storage_options"] = {protocol: "not recorded" for protocol in self.storage_options}
         record["execution"] = dataclasses.asdict(self.execution)
@@ -144,6 +147,8 @@ class SeparateConfig(CommonConfig):
         channels: ``per_channel`` or ``mid``.
         condition_norm: ``normalised`` or ``unnormalised``.
         on_unsupported_query: ``dead_letter`` or ``nearest``.
+        activity: when a stem counts as active.
+        segment_scores: whether each segment has a CLAPScore of its own.
         stem_format: ``flac`` or ``wav``.
         residual: whether residuals are written.
         verify: look at the stems of finished rows before they are trusted.
@@ -160,6 +165,8 @@ class SeparateConfig(CommonConfig):
     channels: str
     condition_norm: str
     on_unsupported_query: str
+    activity: ActivityOptions
+    segment_scores: bool
     stem_format: str
     residual: bool
     verify: bool
@@ -169,9 +176,10 @@ class SeparateConfig(CommonConfig):
         """What decides the results: a run may only be resumed with the same."""
         names = (
             "model", "scorer", "precision", "overlap", "channels", "condition_norm",
-            "on_unsupported_query", "stem_format", "residual",
+            "on_unsupported_query", "stem_format", "residual", "segment_scores",
         )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        named = {name: getattr(self, name) for name in names}
+        return {**named, "activity": dataclasses.asdict(self.activity)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +194,8 @@ class ScoreConfig(CommonConfig):
         scorer: ``own``, ``none``, a name or a URI.
         device: a torch device or ``auto``.
         batch_size: stems that are embedded in one forward pass.
+        activity: when a stem counts as active.
+        segment_scores: whether each segment has a CLAPScore of its own.
         shards: files of metrics a partition; 0: by size.
     """
 
@@ -196,12 +206,15 @@ class ScoreConfig(CommonConfig):
     scorer: str
     device: str
     batch_size: int
+    activity: ActivityOptions
+    segment_scores: bool
     shards: int
 
     def settings(self) -> dict[str, Any]:
         """What decides the results."""
-        names = ("system", "stems", "score_rate_hz", "scorer")
-        return {name: getattr(self, name) for name in names}
+        names = ("system", "stems", "score_rate_hz", "scorer", "segment_scores")
+        named = {name: getattr(self, name) for name in names}
+        return {**named, "activity": dataclasses.asdict(self.activity)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,6 +344,7 @@ def separate_config(arguments: Arguments, execution: Execution) -> SeparateConfi
         channels=given.channels,
         condition_norm=given.condition_norm,
         on_unsupported_query=given.on_unsupported_query,
+        **_segments(given),
         stem_format=given.stem_format,
         residual=given.residual,
         verify=given.verify,
@@ -358,8 +372,21 @@ def score_config(arguments: Arguments, execution: Execution) -> ScoreConfig:
         scorer=_name_or_uri("--scorer", given.scorer),
         device=given.device,
         batch_size=given.batch_size,
+        **_segments(given),
         shards=given.shards,
     )
+
+
+def _segments(given: argparse.Namespace) -> dict[str, Any]:
+    """The fields that say what a segment is."""
+    if given.segment_scores and given.scorer == "none":
+        raise UsageError("--segment_scores needs a scorer; leave out --scorer none")
+    names = [field.name for field in dataclasses.fields(ActivityOptions)]
+    try:
+        activity = ActivityOptions(**{name: getattr(given, f"segment_{name}") for name in names})
+    except ValueError as err:
+        raise UsageError(f"--segment_{err}") from err
+    return {"activity": activity, "segment_scores": given.segment_scores}
 
 
 def synthesize_config(arguments: Arguments, execution: Execution) -> SynthesizeConfig:

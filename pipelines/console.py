@@ -25,7 +25,7 @@ from pipelines.output_folder.names import DEAD_LETTERS, RUN, SUMMARY
 from pipelines.runners import Measurements
 from terminal import screen
 from transforms import storage
-from transforms.elements import BROKEN, CHANGED, DOUBLE, GONE, UNKNOWN
+from transforms.elements import BROKEN, CHANGED, DOUBLE, GONE, UNFOUND, UNKNOWN
 from transforms.storage import Storage, join
 from transforms.tables.row_counts import Resumed, RowCounts
 from transforms.writing import OTHER_FORMAT
@@ -276,6 +276,7 @@ _LEFT = {
     DOUBLE: "{n} found twice in the tables, kept once",
     BROKEN: "{n} with a stem that is missing or cut, taken out of the tables and done again where "
     "the manifest has them",
+    UNFOUND: "{n} whose segments are not all there, done again where the manifest has them",
     UNKNOWN: "{n} of which nothing says any more what they were made with, done again",
 }
 

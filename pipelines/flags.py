@@ -178,6 +178,71 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_segments(parser: argparse.ArgumentParser) -> None:
+    from model.signal import ActivityOptions  # its defaults; whoever parses nothing needs no numpy
+
+    usual = ActivityOptions()
+    group = parser.add_argument_group(
+        "segments", "Where a stem is active, in steps of 100 ms; one row of segments/ a stretch."
+    )
+    group.add_argument(
+        "--segment_level_db",
+        type=float,
+        default=usual.level_db,
+        metavar="DB",
+        help="A stretch needs a moment at which the stem is at least so high over the mixture. "
+        "Default %(default)g.",
+    )
+    group.add_argument(
+        "--segment_percentile",
+        type=float,
+        default=usual.percentile,
+        metavar="0..100",
+        help="Of the stem's own level around a moment. Default %(default)g.",
+    )
+    group.add_argument(
+        "--segment_percentile_s",
+        type=float,
+        default=usual.percentile_s,
+        metavar="S",
+        help="Over so many seconds around it. Default %(default)g.",
+    )
+    group.add_argument(
+        "--segment_rise_db",
+        type=float,
+        default=usual.rise_db,
+        metavar="DB",
+        help="At the same moment, the stem is at least so high over that percentile; below 0 with "
+        "a high percentile. Default %(default)g.",
+    )
+    group.add_argument(
+        "--segment_hysteresis_db",
+        type=float,
+        default=usual.hysteresis_db,
+        metavar="DB",
+        help="A stretch goes on while neither level is missed by more. Default %(default)g.",
+    )
+    group.add_argument(
+        "--segment_min_gap_s",
+        type=float,
+        default=usual.min_gap_s,
+        metavar="S",
+        help="Stretches that are nearer to each other are one. Default %(default)g.",
+    )
+    group.add_argument(
+        "--segment_min_length_s",
+        type=float,
+        default=usual.min_length_s,
+        metavar="S",
+        help="Shorter ones, after that, are none. Default %(default)g.",
+    )
+    group.add_argument(
+        "--segment_scores",
+        action="store_true",
+        help="Give each segment a CLAPScore of its own: one more pass of the scorer for each.",
+    )
+
+
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -481,12 +546,16 @@ SEPARATE = Command(
   python -m pipelines.separate --manifest rows.csv --output out/ --resume
   python -m pipelines.separate --manifest out/dead_letters --output out2/
 """,
-    groups=(_add_input, _add_model, _add_output, _add_run),
+    groups=(_add_input, _add_model, _add_segments, _add_output, _add_run),
 )
 _SHARED = (
     *("manifest", "max_clip_in_memory_s", "allowed_uri_prefix", "storage_options"),
     *("output", "resume", "overwrite", "force_unlock", "max_failure_rate"),
     *("progress", "log_level", "num_threads", "isolate_decoder", "dask_client_address"),
+)
+_SEGMENTS = (
+    *("segment_level_db", "segment_percentile", "segment_percentile_s", "segment_rise_db"),
+    *("segment_hysteresis_db", "segment_min_gap_s", "segment_min_length_s", "segment_scores"),
 )
 SCORE = Command(
     name="pipelines.score",
@@ -499,7 +568,7 @@ SCORE = Command(
       --scorer none --output scores/
 """,
     groups=(_add_stems,),
-    shared=(*_SHARED, "model", "scorer", "device", "batch_size", "shards"),
+    shared=(*_SHARED, *_SEGMENTS, "model", "scorer", "device", "batch_size", "shards"),
 )
 SYNTHESIZE = Command(
     name="pipelines.synthesize",

@@ -24,6 +24,7 @@ from pipelines.output_folder.names import (
     LISTING,
     METRICS,
     ROW_COUNTS,
+    SEGMENTS,
     SUMMARY,
 )
 from pipelines.preflight import code_version
@@ -136,6 +137,8 @@ class ScoreJob:
                 model_rate_hz=config.score_rate_hz,
                 batch_size=config.batch_size,
                 num_threads=config.execution.num_threads,
+                activity=config.activity,
+                score_segments=config.segment_scores,
             ),
         )
 
@@ -145,7 +148,7 @@ class ScoreJob:
     ) -> list[str]:  # fmt: skip
         """What is said at the end."""
         text = console.done_lines(folder, row_counts)
-        return text + console.last_lines(folder, row_counts, measured, {"numbers": METRICS})
+        return text + console.last_lines(folder, row_counts, measured, {"numbers": METRICS, "segments": SEGMENTS})
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -187,6 +190,7 @@ class ScoreManifest(beam.PTransform[Any, Any]):
             left,
             names | "OfMetrics" >> beam.Filter(_is_of_metrics),
             metrics_uri=folder.place(METRICS),
+            segments_uri=folder.place(SEGMENTS),
             summary_uri=folder.place(SUMMARY),
             storage=folder.storage,
             prefix=folder.prefix,

@@ -23,6 +23,7 @@ from pipelines.output_folder.names import (
     LISTING,
     METRICS,
     ROW_COUNTS,
+    SEGMENTS,
     SUMMARY,
 )
 from pipelines.preflight import code_version
@@ -143,7 +144,7 @@ class SeparateJob:
         text = console.separated_lines(folder, row_counts, measured, wall_s=wall_s)
         if (row_counts.stems or row_counts.finished_before) and models.scorer == model_cache.OWN:
             text.append("CLAPScore is by the model's own CLAP, which is circular; see --scorer.")
-        named = {"listen": STEMS_FOLDER, "numbers": METRICS}
+        named = {"listen": STEMS_FOLDER, "numbers": METRICS, "segments": SEGMENTS}
         return text + console.last_lines(folder, row_counts, measured, named)
 
 
@@ -210,6 +211,7 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             left,
             names,
             metrics_uri=folder.place(METRICS),
+            segments_uri=folder.place(SEGMENTS),
             summary_uri=folder.place(SUMMARY),
             storage=folder.storage,
             prefix=folder.prefix,
@@ -349,6 +351,8 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
             model_rate_hz=self.models.rate_hz,
             batch_size=config.batch_size,
             num_threads=config.execution.num_threads,
+            activity=config.activity,
+            score_segments=config.segment_scores,
         )
         writing = WriteSettings(
             uri=config.output,

@@ -93,10 +93,32 @@ class MixtureRows:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A stretch in which a stem is active; see :class:`model.signal.Stretch`.
+
+    Attributes:
+        start_s: where it begins in the stem.
+        end_s: where it ends there.
+        peak_db: the level of its loudest 100 ms.
+        stem_to_mixture_db: power of the stem over that of the mixture in it.
+        presence: the highest of the windows that it meets; None where the model does not say.
+        clap_score: of the stretch, where that was asked for.
+    """
+
+    start_s: float
+    end_s: float
+    peak_db: float
+    stem_to_mixture_db: float | None
+    presence: float | None = None
+    clap_score: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsRow:
     """What a job writes for a row that is done: a row of the metrics, or of a rendered manifest.
 
-    ``values`` are by column, ``extra`` columns without their prefix.
+    ``values`` are by column, ``extra`` columns without their prefix. ``segments``, which have a
+    table of their own, stay with their row until both are written.
     """
 
     id: str
@@ -104,6 +126,7 @@ class MetricsRow:
     split: str | None
     values: Mapping[str, Any]
     extra: Mapping[str, str]
+    segments: tuple[Segment, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +195,15 @@ class LongRecording:
     queries: tuple[RowQuery, ...]
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WindowOdds:
+    """The log odds that what is asked for is in a window, and where in the recording that is."""
+
+    start_s: float
+    end_s: float
+    log_odds: float
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Stem:
     """What was extracted for one query.
@@ -186,6 +218,7 @@ class Stem:
             windows; None where this run did not separate.
         presence_odds: the log odds that what is asked for is in a window, the highest of all
             windows and channels; None where the separator does not say.
+        window_odds: those of each window, the highest of its channels; empty likewise.
     """
 
     query: RowQuery
@@ -195,6 +228,7 @@ class Stem:
     inference_s: float
     input_gain_db: float | None = None
     presence_odds: float | None = None
+    window_odds: tuple[WindowOdds, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -209,10 +243,14 @@ class SeparatedClip:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """The measured columns of one stem: values by name, and why others are undefined."""
+    """The measured columns of one stem: values by name, and why others are undefined.
+
+    ``segments`` are the stretches in which it is active; None where nobody looked for them.
+    """
 
     values: Mapping[str, float]
     reasons: Mapping[str, str]
+    segments: tuple[Segment, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -252,7 +290,8 @@ class TableRow:
     extra: Mapping[str, str]
 
 
-CHANGED, GONE, DOUBLE, BROKEN, UNKNOWN = "changed", "gone", "double", "broken", "unknown"
+CHANGED, GONE, DOUBLE = "changed", "gone", "double"
+BROKEN, UNFOUND, UNKNOWN = "broken", "unfound", "unknown"
 """Why a finished row of an earlier attempt leaves the tables."""
 
 
@@ -272,7 +311,7 @@ class KeptRules:
     trusted: bool = True
 
 
-TABLE, JOURNAL, LETTERS = "table", "journal", "letters"
+TABLE, OF_SEGMENTS, JOURNAL, LETTERS = "table", "segments", "journal", "letters"
 """What a file of an earlier attempt is a part of."""
 
 
@@ -281,7 +320,7 @@ class KeptFile:
     """A file that an earlier attempt left.
 
     Attributes:
-        kind: ``table``, ``journal`` or ``letters``.
+        kind: ``table``, ``segments``, ``journal`` or ``letters``.
         uri: the file.
     """
 
@@ -320,6 +359,8 @@ class KeptRow:
         in_table: whether that is a file of the table, and not of the journal.
         audio: the files of audio that it names; only where they are still to be looked at.
         broken: what is wrong with one of them, where that was looked at.
+        num_segments: how many rows of the table of segments are about it; None where it does not
+            say.
         asked: whether the manifest of this attempt has it.
     """
 
@@ -329,7 +370,17 @@ class KeptRow:
     in_table: bool
     audio: tuple[KeptAudio, ...] = ()
     broken: str | None = None
+    num_segments: int | None = None
     asked: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KeptSegments:
+    """How many rows of a file of segments are about a row."""
+
+    id: str
+    uri: str
+    count: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,9 +411,13 @@ class Damage:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Leaving:
-    """A row to remove from a file; ``but_one``: remove all copies of it but the first."""
+    """A row to remove from a file; ``but_one``: remove all copies of it but the first.
+
+    ``of_segments``: all its segments, in a file that has several of an id.
+    """
 
     uri: str
     id: str
     why: str
     but_one: bool = False
+    of_segments: bool = False

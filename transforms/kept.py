@@ -13,6 +13,7 @@ import functools
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,13 @@ from apache_beam.pvalue import PCollection
 from apache_beam.transforms.combiners import Count, Top
 from apache_beam.transforms.window import GlobalWindow
 
-from manifests.columns import DEAD_LETTER_SCHEMA, MANIFEST_SCHEMA, METRICS_SCHEMA, with_extra
+from manifests.columns import (
+    DEAD_LETTER_SCHEMA,
+    MANIFEST_SCHEMA,
+    METRICS_SCHEMA,
+    SEGMENTS_SCHEMA,
+    with_extra,
+)
 from manifests.row import EXTRA_PREFIX, SOURCE_COLUMN, ManifestRow
 from transforms.audio import AudioPart
 from transforms.audio.files import WriteError, describe, require_whole
@@ -35,7 +42,9 @@ from transforms.elements import (
     GONE,
     JOURNAL,
     LETTERS,
+    OF_SEGMENTS,
     TABLE,
+    UNFOUND,
     UNKNOWN,
     Damage,
     Failure,
@@ -44,6 +53,7 @@ from transforms.elements import (
     KeptLetter,
     KeptRow,
     KeptRules,
+    KeptSegments,
     Leaving,
     MetricsRow,
     TableRow,
@@ -66,17 +76,22 @@ class KeptTable:
     Attributes:
         schema: its columns.
         digest: the column with the digest of the manifest's row.
+        segments: what the files of segments look like of which its rows say how many they have;
+            None: they have none.
     """
 
     schema: pa.Schema
     digest: str
+    segments: pa.Schema | None = None
 
     def name_of(self, record: Mapping[str, Any]) -> Any:
         """The name of a row for :class:`ReadAgain`: its id, and what it was made from."""
         return record["id"], record.get(self.digest)
 
 
-METRICS_KEPT = KeptTable(schema=METRICS_SCHEMA, digest="row_sha256")
+METRICS_KEPT = KeptTable(
+    schema=METRICS_SCHEMA, digest="row_sha256", segments=SEGMENTS_SCHEMA
+)
 RENDERED_KEPT = KeptTable(schema=MANIFEST_SCHEMA, digest=EXTRA_PREFIX + SOURCE_COLUMN)
 
 
@@ -115,7 +130,7 @@ class GoOn(beam.PTransform[Any, Any]):
         """Reads what is there, decides, and takes out of the files what does not stay."""
         root, storage, table = inputs["rows"].pipeline, self.storage, self.table
         files = root | "ReadListing" >> ReadListing(self.listing, storage)
-        kept, letters, damaged, there = files | "ReadKept" >> ReadKept(
+        kept, segments, letters, damaged, there = files | "ReadKept" >> ReadKept(
             storage, table, audio_of=metrics_rows.audio_of if self.verify else None
         )
         if self.verify is not None:
@@ -127,11 +142,12 @@ class GoOn(beam.PTransform[Any, Any]):
             "rows": inputs["rows"],
             "invalid": inputs["invalid"],
             "kept": kept,
+            "segments": segments,
             "letters": letters,
         } | "AdmitRows" >> Reconcile(self.rules)
         ready = {
             "files": files,
-            "leaving": found["leaving"],
+            "leaving": (found["leaving"], found["segments"]) | "AllLeaving" >> beam.Flatten(),
             "damaged": damaged,
             "names": names,
         } | "LeaveTables" >> LeaveTables(self.output, table.schema, storage)
@@ -224,9 +240,10 @@ AudioOf = Callable[[Mapping[str, Any]], Sequence[KeptAudio]]
 class ReadKept(beam.PTransform[Any, Any]):
     """What decides about rows and dead letters of earlier attempts; the rows stay in their files.
 
-    In: ``KeptFile``. Out: ``KeptRow``, as often as it is there; ``KeptLetter``; ``Damage`` for each
-    file that cannot be read whole, of which nothing else comes; names of ``extra_…`` columns. A
-    file that is gone has been taken away by an earlier try of what comes after.
+    In: ``KeptFile``. Out: ``KeptRow``, as often as it is there; ``KeptSegments``; ``KeptLetter``;
+    ``Damage`` for each file that cannot be read whole, of which nothing else comes; names of
+    ``extra_…`` columns. A file that is gone has been taken away by an earlier try of what comes
+    after.
 
     Attributes:
         storage: how files are reached.
@@ -240,14 +257,12 @@ class ReadKept(beam.PTransform[Any, Any]):
 
     def expand(
         self, files: PCollection[KeptFile]
-    ) -> tuple[
-        PCollection[KeptRow], PCollection[KeptLetter], PCollection[Damage], PCollection[str]
-    ]:
+    ) -> tuple[PCollection[Any], ...]:
         """Reads the tables, the journal and the dead letters, a file at a time."""
         outputs = files | "Read" >> beam.ParDo(
             _ReadKeptFn(self.storage, self.table, self.audio_of)
-        ).with_outputs("letters", "damaged", "names", main="rows")
-        return outputs["rows"], outputs["letters"], outputs["damaged"], outputs["names"]
+        ).with_outputs("segments", "letters", "damaged", "names", main="rows")
+        return tuple(outputs[name] for name in ("rows", "segments", "letters", "damaged", "names"))
 
 
 class _FilesFn(beam.DoFn):
@@ -300,7 +315,12 @@ class _FilesFn(beam.DoFn):
 class _ReadKeptFn(_FilesFn):
     def __init__(self, storage: Storage, table: KeptTable, audio_of: AudioOf | None) -> None:
         super().__init__(storage)
-        self._names, self._digest = tuple(table.schema.names), table.digest
+        self._names, self._digest = {TABLE: tuple(table.schema.names)}, table.digest
+        self._names[JOURNAL], self._names[LETTERS] = self._names[TABLE], _LETTER_NAMES
+        self._deciding = ["id", table.digest]
+        if table.segments is not None:
+            self._names[OF_SEGMENTS] = tuple(table.segments.names)
+            self._deciding.append("n_segments")
         self._audio_of = audio_of
 
     def uri_of(self, element: KeptFile) -> str:
@@ -310,11 +330,10 @@ class _ReadKeptFn(_FilesFn):
         return element.kind == JOURNAL
 
     def results(self, element: KeptFile, data: bytes | None) -> Iterator[Any]:
-        if data is None:
+        if data is None or element.kind not in self._names:
             return
-        names = tuple(DEAD_LETTER_SCHEMA.names) if element.kind == LETTERS else self._names
         try:
-            file = _whole_file(data, names)
+            file = _whole_file(data, self._names[element.kind])
         except (pa.ArrowException, OSError, ValueError) as err:
             reason = " ".join(str(err).split())[:200] or type(err).__name__
             damage = Damage(uri=element.uri, reason=reason, kind=element.kind)
@@ -327,16 +346,24 @@ class _ReadKeptFn(_FilesFn):
             for record in _records(file, _LETTER_COLUMNS):
                 yield beam.pvalue.TaggedOutput("letters", _letter(record, element.uri))
             return
-        for record in _records(file, None if self._audio_of else ["id", self._digest]):
+        if element.kind == OF_SEGMENTS:
+            counts = Counter(record["id"] for record in _records(file, ["id"]))
+            for row_id, count in counts.items():
+                segments = KeptSegments(id=row_id, uri=element.uri, count=count)
+                yield beam.pvalue.TaggedOutput("segments", segments)
+            return
+        for record in _records(file, None if self._audio_of else self._deciding):
             yield KeptRow(
                 id=record["id"],
                 row_sha256=record.get(self._digest),
                 uri=element.uri,
                 in_table=element.kind == TABLE,
                 audio=tuple(self._audio_of(record)) if self._audio_of else (),
+                num_segments=record.get("n_segments"),
             )
 
 
+_LETTER_NAMES = tuple(DEAD_LETTER_SCHEMA.names)
 _LETTER_COLUMNS = ["id", "row_json", "manifest_uri", "manifest_row", "error_type"]
 
 
@@ -537,10 +564,11 @@ class _CheckStemsFn(LookAheadFn[KeptRow, KeptRow]):
 class Reconcile(beam.PTransform[Any, Any]):
     """Decides what is to be done, what stays finished, and what leaves the tables.
 
-    In: ``{"rows": ManifestRow, "invalid": Failure, "kept": KeptRow, "letters": KeptLetter}``. Out,
-    by name: ``rows`` to be done; ``failed``, later rows of an id; ``kept``, each id once;
-    ``letters`` about rows that this manifest does not have; ``leaving``. Which of several comes
-    first is decided by file and row number, never by the order of arrival.
+    In: ``{"rows": ManifestRow, "invalid": Failure, "kept": KeptRow, "segments": KeptSegments,
+    "letters": KeptLetter}``. Out, by name: ``rows`` to be done; ``failed``, later rows of an id;
+    ``kept``, each id once; ``letters`` about rows that this manifest does not have; ``leaving``;
+    and ``segments`` that leave. Which of several comes first is decided by file and row number,
+    never by the order of arrival. A row of the table stays only with as many segments as it says.
 
     Attributes:
         rules: how they are compared.
@@ -557,6 +585,8 @@ class Reconcile(beam.PTransform[Any, Any]):
             | "KeyInvalid" >> beam.Map(_of_failure).with_output_types(tuple[str, bool]),
             "kept": inputs["kept"]
             | "KeyKept" >> beam.Map(_of_kept).with_output_types(tuple[str, KeptRow]),
+            "segments": inputs["segments"]
+            | "KeySegments" >> beam.Map(_of_segments).with_output_types(tuple[str, KeptSegments]),
             "letters": inputs["letters"]
             | "KeyLetters" >> beam.Map(_of_letter).with_output_types(tuple[str, KeptLetter]),
         }
@@ -565,10 +595,10 @@ class Reconcile(beam.PTransform[Any, Any]):
             | "ById" >> beam.CoGroupByKey()
             | "Decide"
             >> beam.FlatMap(_decided, self.rules).with_outputs(
-                dead_letters.FAILED, "kept", "letters", "leaving", main="rows"
+                dead_letters.FAILED, "kept", "letters", "leaving", "segments", main="rows"
             )
         )
-        names = ("rows", dead_letters.FAILED, "kept", "letters", "leaving")
+        names = ("rows", dead_letters.FAILED, "kept", "letters", "leaving", "segments")
         return {name: found[name] for name in names}
 
 
@@ -584,6 +614,10 @@ def _of_kept(kept: KeptRow) -> tuple[str, KeptRow]:
     return kept.id, kept
 
 
+def _of_segments(segments: KeptSegments) -> tuple[str, KeptSegments]:
+    return segments.id, segments
+
+
 def _of_letter(letter: KeptLetter) -> tuple[str, KeptLetter]:
     return letter.key, letter
 
@@ -594,14 +628,22 @@ def _decided(group: tuple[str, Mapping[str, Iterable[Any]]], rules: KeptRules) -
     first = yield from first_of(found["rows"])
     asked = first is not None or any(found["invalid"])
     chosen: KeptRow | None = None
+    segments = list(found["segments"])
+    num_segments = sum(each.count for each in segments)
     for kept in sorted(found["kept"], key=lambda kept: (not kept.in_table, kept.uri)):
         why = _why_not(kept, first, asked, rules)
+        if why is None and kept.in_table and kept.num_segments not in (None, num_segments):
+            why = UNFOUND
         if why is None and (chosen is None or not kept.in_table):
             chosen = chosen or kept
             continue  # what the journal has too need not leave it
         but_one = chosen is not None and chosen.uri == kept.uri
         leaving = Leaving(uri=kept.uri, id=row_id, why=why or DOUBLE, but_one=but_one)
         yield beam.pvalue.TaggedOutput("leaving", leaving)
+    if chosen is None or not chosen.in_table:  # the journal brings its own
+        for each in segments:
+            leaving = Leaving(uri=each.uri, id=row_id, why=GONE, of_segments=True)
+            yield beam.pvalue.TaggedOutput("segments", leaving)
     is_second = chosen is not None and first is not None and not _same(chosen, first)
     if is_second and first is not None:
         yield dead_letters.dead(duplicate(first))
@@ -648,7 +690,7 @@ class LeaveTables(beam.PTransform[Any, Any]):
     """Takes rows out of the files of earlier attempts, and gives those the columns that they lack.
 
     In: ``{"files": KeptFile, "leaving": Leaving, "damaged": Damage, "names": str}``. Out: the URI
-    of each file that was looked at, when it is as it should be. A file of the table that is damaged
+    of each file that was looked at, when it is as it should be. A file of a table that is damaged
     is set aside; one that is left without rows goes. Files of the journal that no row leaves stay
     as they are. Doing it again changes nothing.
 
@@ -745,12 +787,14 @@ class _RewriteFn(beam.DoFn):
 
 
 def _stays(ids: Sequence[str], leaving: Iterable[Leaving]) -> list[bool]:
-    """Of each row of a file, whether it stays: an id stands there once."""
+    """Of each row of a file, whether it stays: an id stands there once, but among segments."""
     seen = {each.id for each in leaving if not each.but_one}
+    once = not any(each.of_segments for each in leaving)
     stays = []
     for row_id in ids:
         stays.append(row_id not in seen)
-        seen.add(row_id)
+        if once:
+            seen.add(row_id)
     return stays
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,10 +21,18 @@ from model.clap import QueryEncoder
 from model.devices import cores
 from model.inference import InPlace, Transfers, transfers_for
 from model.metrics import WAVEFORMS, Input, Outcomes, Undefined, score_pair
-from model.signal import to_mono
+from model.signal import ActivityOptions, Envelope, active_stretches, envelope_of, to_mono
 from model.signal.stft import sinc_resample
 from transforms import model_cache
-from transforms.elements import RowQuery, Samples, ScoredClip, Scores, SeparatedClip
+from transforms.elements import (
+    RowQuery,
+    Samples,
+    ScoredClip,
+    Scores,
+    Segment,
+    SeparatedClip,
+    WindowOdds,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -97,6 +106,8 @@ class ScoringSettings:
         device: where ratios are computed: by the batch on CUDA, elsewhere on the CPU, clip by clip.
         batch_size: clips the scorer hears at once.
         num_threads: threads on a CPU; 0: as many as the machine it runs on has cores.
+        activity: when a stem counts as active.
+        score_segments: whether each segment has a CLAPScore of its own.
     """
 
     scorer: model_cache.ScorerChoice | None
@@ -104,6 +115,8 @@ class ScoringSettings:
     device: str = "cpu"
     batch_size: int = 8
     num_threads: int = 1
+    activity: ActivityOptions = dataclasses.field(default_factory=ActivityOptions)
+    score_segments: bool = False
 
 
 class Scoring:
@@ -140,6 +153,7 @@ class Scoring:
         ]
         ratios = self.ratios(signals)
         vectors = self.embed([*mixtures, *mids, *(stem.reference for stem in stems)])
+        envelopes = self._mapped(self.envelope, mixtures)
         scores = []
         for index, stem in enumerate(stems):
             embeddings = Embeddings(
@@ -158,8 +172,56 @@ class Scoring:
                 has_reference=stem.reference is not None,
                 presence_odds=stem.presence_odds,
             )
-            scores.append(scores_of(ratios[index] | others))
+            segments = self.segments(
+                stem.query,
+                self.envelope(mids[index]),
+                envelopes[owners[index]],
+                stem.window_odds,
+                functools.partial(self._embed_part, mids[index]),
+            )
+            scores.append(scores_of(ratios[index] | others, segments))
         return self._by_clip(clips, scores)
+
+    def envelope(self, samples: Samples) -> Envelope:
+        """The envelope of a recording in memory, float32[T] mono at the model's rate."""
+        return envelope_of(samples, self.model_rate_hz)
+
+    def segments(
+        self,
+        query: RowQuery,
+        stem: Envelope,
+        mixture: Envelope,
+        window_odds: Sequence[WindowOdds],
+        embed: Callable[[float, float], Samples | None],
+    ) -> tuple[Segment, ...]:
+        """The stretches in which a stem is active.
+
+        Args:
+            query: with the scorer's embeddings.
+            stem: its envelope.
+            mixture: the envelope of what it was taken from.
+            window_odds: of the windows that tell how likely the sound is there.
+            embed: gives the scorer's embedding of the stem between two times; None for silence.
+        """
+        found = []
+        for stretch in active_stretches(stem, mixture, self._settings.activity):
+            score = None
+            if self._settings.score_segments and query.scorer_positive is not None:
+                score = _cosine(embed(stretch.start_s, stretch.end_s), query.scorer_positive)
+            met = [
+                each.log_odds
+                for each in window_odds
+                if each.start_s < stretch.end_s and stretch.start_s < each.end_s
+            ]
+            likely = metrics.presence_of(max(met)) if met and "P" in query.row.polarity else None
+            stands = dataclasses.asdict(stretch)
+            found.append(Segment(**stands, presence=likely, clap_score=score))
+        return tuple(found)
+
+    def _embed_part(self, stem: Samples, start_s: float, end_s: float) -> Samples | None:
+        begin, end = (round(time_s * self.model_rate_hz) for time_s in (start_s, end_s))
+        (vector,) = self.embed([stem[begin:end]])
+        return vector
 
     def others(
         self,
@@ -290,11 +352,20 @@ def power_of(samples: Samples) -> float:
     return float(np.square(samples, dtype=np.float64).sum())
 
 
-def scores_of(outcomes: Outcomes) -> Scores:
-    """The values among the outcomes, and the reasons among them."""
+def _cosine(left: Samples | None, right: Samples) -> float | None:
+    """The similarity of two embeddings float32[D]; None where one of them is silence's."""
+    if left is None:
+        return None
+    value = float(metrics.cosine(torch.from_numpy(left)[None], torch.from_numpy(right)[None]))
+    return None if math.isnan(value) else value
+
+
+def scores_of(outcomes: Outcomes, segments: tuple[Segment, ...] | None = None) -> Scores:
+    """The values among the outcomes, and the reasons among them; and the segments."""
     return Scores(
         values={k: v for k, v in outcomes.items() if not isinstance(v, Undefined)},
         reasons={k: v.value for k, v in outcomes.items() if isinstance(v, Undefined)},
+        segments=segments,
     )
 
 

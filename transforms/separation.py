@@ -32,6 +32,7 @@ from transforms.elements import (
     Samples,
     SeparatedClip,
     Stem,
+    WindowOdds,
     failed,
 )
 from transforms.tables import dead_letters
@@ -85,6 +86,15 @@ class Separation:
         """Computes the input gain of a recording: float32[C, n] pieces at the model's rate."""
         separator = self.network.separator
         return input_gain(pieces, separator.sample_rate_hz, separator.input_level_dbfs)
+
+    def window_odds(self, windows: Iterable[tuple[int, float]]) -> tuple[WindowOdds, ...]:
+        """Places log odds by the first samples of their windows; leaves out what is not told."""
+        rate_hz, length = self.network.separator.sample_rate_hz, self.plan.window_samples
+        return tuple(
+            WindowOdds(start_s=start / rate_hz, end_s=(start + length) / rate_hz, log_odds=odds)
+            for start, odds in windows
+            if told(odds) is not None
+        )
 
     def separate(self, clips: Sequence[Clip]) -> list[SeparatedClip]:
         """Separates clips together; one that fails is tried alone, then query by query."""
@@ -176,6 +186,10 @@ class Separation:
                     inference_s=sum(a.inference_s[index] for a in estimates),
                     input_gain_db=mean_gain_db([window.gain for window in windows]),
                     presence_odds=told(max(float(a.presence[index].max()) for a in estimates)),
+                    window_odds=self.window_odds(
+                        (start, float(a.presence[index].max()))
+                        for start, a in zip(starts, estimates, strict=True)
+                    ),
                 )
             )
         return self._result(clip, stems, failed_rows)

@@ -219,10 +219,11 @@ def _level_of(stem_power: float, mixture_power: float) -> Outcome:
 
 def _presence(log_odds: Sequence[float]) -> list[tuple[Outcome]]:
     """Gives how likely it is that mixtures hold what is asked for."""
-    return [(Undefined.NOT_FINITE if math.isnan(each) else _logistic(each),) for each in log_odds]
+    return [(Undefined.NOT_FINITE if math.isnan(each) else presence_of(each),) for each in log_odds]
 
 
-def _logistic(log_odds: float) -> float:
+def presence_of(log_odds: float) -> float:
+    """How likely something is, in [0, 1], whose log odds are known."""
     return 0.5 * (1.0 + math.tanh(0.5 * log_odds))
 
 
@@ -329,6 +330,7 @@ __all__ = [
     "Undefined",
     "cosine",
     "evaluate",
+    "presence_of",
     "score_pair",
     "sdr_db",
     "sdr_pair_db",

@@ -32,11 +32,12 @@ from pipelines.output_folder.names import (
     MANIFEST,
     METRICS,
     RUN,
+    SEGMENTS,
     STAGING,
 )
 from pipelines.output_folder.record import differences, read_record, write_record
 from transforms.audio.files import describe
-from transforms.elements import JOURNAL, LETTERS, TABLE, KeptFile, KeptRules
+from transforms.elements import JOURNAL, LETTERS, OF_SEGMENTS, TABLE, KeptFile, KeptRules
 from transforms.storage import Storage, join
 from transforms.storage.access import UriAccess, redact, redacted
 
@@ -54,6 +55,7 @@ class Earlier:
         damage: what is wrong with ``run.json``.
         attempt: of the run that comes now: 0 for the first.
         table_uris: files of metrics, or of the rendered manifest, that it goes on with.
+        segment_uris: files of segments.
         journal_uris: files of the journal of a run that did not end.
         letter_uris: files of dead letters.
         sources: manifests whose rows the output is about, as far as that is known.
@@ -64,6 +66,7 @@ class Earlier:
     damage: str | None = None
     attempt: int = 0
     table_uris: tuple[str, ...] = ()
+    segment_uris: tuple[str, ...] = ()
     journal_uris: tuple[str, ...] = ()
     letter_uris: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
@@ -77,11 +80,16 @@ class Earlier:
     @property
     def kept(self) -> bool:
         """Whether it left anything to go on with."""
-        return bool(self.table_uris or self.journal_uris or self.letter_uris)
+        return bool(self.table_uris or self.segment_uris or self.journal_uris or self.letter_uris)
 
     def files(self) -> Iterator[KeptFile]:
         """All files that it left."""
-        of_kind = {TABLE: self.table_uris, JOURNAL: self.journal_uris, LETTERS: self.letter_uris}
+        of_kind = {
+            TABLE: self.table_uris,
+            OF_SEGMENTS: self.segment_uris,
+            JOURNAL: self.journal_uris,
+            LETTERS: self.letter_uris,
+        }
         for kind, uris in of_kind.items():
             for uri in uris:
                 yield KeptFile(kind=kind, uri=uri)
@@ -142,9 +150,10 @@ def examine(config: CommonConfig, storage: Storage, command: str) -> Earlier:
     record, damage = _record(storage, uri)
     metrics, rendered = (tables_in(storage, output, name) for name in (METRICS, MANIFEST))
     tables = rendered if command == SYNTHESIZE else metrics
-    letters = tables_in(storage, output, DEAD_LETTERS)
+    segments, letters = (tables_in(storage, output, name) for name in (SEGMENTS, DEAD_LETTERS))
     pieces = pieces_in(storage, output)
-    ours = [*metrics, *rendered, *letters, *pieces, *tables_in(storage, output, EXPORTED)]
+    ours = [*metrics, *segments, *rendered, *letters, *pieces]
+    ours += tables_in(storage, output, EXPORTED)
     if record is None and damage is None and ours:
         damage = "is missing"
     if record is None and damage is None:
@@ -179,8 +188,9 @@ def examine(config: CommonConfig, storage: Storage, command: str) -> Earlier:
     return Earlier(
         record=record,
         damage=damage,
-        attempt=_attempt(record, [*tables, *letters]),
+        attempt=_attempt(record, [*tables, *segments, *letters]),
         table_uris=tuple(tables),
+        segment_uris=tuple(segments),
         journal_uris=tuple(pieces),
         letter_uris=tuple(letters),
         sources=sources,

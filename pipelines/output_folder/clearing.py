@@ -39,6 +39,7 @@ from pipelines.output_folder.names import (
     MANIFEST,
     METRICS,
     ROW_COUNTS,
+    SEGMENTS,
     SUMMARY,
     WORK,
 )
@@ -50,6 +51,7 @@ _FILE = r"\d{5}-of-\d{5}\.parquet"
 _TABLES: Mapping[str, re.Pattern[str]] = {
     METRICS: re.compile(rf"(.*/)?part-\d{{3,}}-{_FILE}"),
     SUMMARY: re.compile(rf"summary-{_FILE}"),
+    SEGMENTS: re.compile(rf"part-\d{{3,}}-{_FILE}"),
     DEAD_LETTERS: re.compile(rf"part-\d{{3,}}-{_FILE}"),
     MANIFEST: re.compile(rf"(part-\d{{3,}}|rows)-{_FILE}"),  # rows: as they were called once
     EXPORTED: re.compile(rf"part-\d{{3,}}-{_FILE}"),
@@ -152,7 +154,7 @@ def written(
             named |= names
         if uri in candidates:
             tables.append(uri)
-    for name in (METRICS, MANIFEST, DEAD_LETTERS):
+    for name in (METRICS, SEGMENTS, MANIFEST, DEAD_LETTERS):
         tables += _matching(storage, join(output, name), _SET_ASIDE, ".damaged")
     if command == SYNTHESIZE and storage.exists(join(output, EVENTS)):
         tables.append(join(output, EVENTS))
@@ -191,7 +193,7 @@ def _names_in(storage: Storage, uri: str, outputs: Sequence[str]) -> set[str] | 
         if b"schema_version" not in (file.schema_arrow.metadata or {}):
             return None
         there = [name for name in (*_NAMING_COLUMNS, _INTERFERERS) if name in file.schema.names]
-        if "stage" in file.schema_arrow.names:  # dead letters have no files
+        if {"stage", "start_s"} & {*file.schema_arrow.names}:  # dead letters, segments: no files
             return set()
         return {
             path

@@ -1,4 +1,4 @@
-"""Makes the rows of the metrics table, and keeps finished ones in a journal while the job runs.
+"""Makes the rows of metrics and their segments, and keeps finished ones in a journal meanwhile.
 
 The tables of a run are written when all rows are there. What a killed run had finished is found in
 its journal, and ``--resume`` goes on from there.
@@ -18,10 +18,10 @@ import pyarrow as pa
 from apache_beam.pvalue import PCollection
 from apache_beam.transforms.window import GlobalWindow
 
-from manifests.columns import METRICS_SCHEMA, with_extra
+from manifests.columns import METRICS_SCHEMA, SEGMENTS_SCHEMA, with_extra
 from manifests.row import EXTRA_PREFIX, SCHEMA_VERSION, ManifestRow, partition_value
 from model.metrics import Undefined
-from transforms.elements import KeptAudio, MetricsRow, Provenance, Scores, TableRow
+from transforms.elements import KeptAudio, MetricsRow, Provenance, Scores, Segment, TableRow
 from transforms.storage import Storage, join
 from transforms.storage.access import redacted
 from transforms.tables import WriteTable, parquet_bytes, row_counts, sorted_table
@@ -86,6 +86,7 @@ def metrics_row(
         **_asked(row),
         **{name: _finite(value) for name, value in scores.values.items()},
         **_suppression(row, scores),
+        **_activity(scores),
         undefined_reason=_reasons(scores),
         **dataclasses.asdict(facts),
         **(dataclasses.asdict(provenance) if provenance is not None else {}),
@@ -96,8 +97,21 @@ def metrics_row(
     for key in _KEYS:
         del values[key]
     return MetricsRow(
-        id=row.id, dataset=row.dataset, split=row.split, values=values, extra=dict(row.extra)
+        id=row.id,
+        dataset=row.dataset,
+        split=row.split,
+        values=values,
+        extra=dict(row.extra),
+        segments=scores.segments or (),
     )
+
+
+def _activity(scores: Scores) -> dict[str, Any]:
+    """For how long the stem is active, in how many segments."""
+    if scores.segments is None:
+        return {"active_s": None, "n_segments": None}
+    active_s = math.fsum(each.end_s - each.start_s for each in scores.segments)
+    return {"active_s": active_s, "n_segments": len(scores.segments)}
 
 
 def _asked(row: ManifestRow) -> dict[str, Any]:
@@ -157,8 +171,37 @@ def table_row(row: MetricsRow) -> TableRow:
     )
 
 
+def segment_rows(row: MetricsRow) -> Iterator[TableRow]:
+    """The row's segments on their way to a file."""
+    for segment in row.segments:
+        yield TableRow(
+            partition="",
+            key=f"{row.id}\x00{segment.start_s:012.3f}",
+            record={
+                "id": row.id,
+                **{name: row.values[name] for name in ("mixture_uri", "label", "positive_text")},
+                **dataclasses.asdict(segment),
+                "schema_version": SCHEMA_VERSION,
+            },
+            extra={},
+        )
+
+
+_SEGMENT_FIELDS = [field.name for field in dataclasses.fields(Segment)]
+_SEGMENTS = pa.field(
+    "segments", pa.list_(pa.struct([SEGMENTS_SCHEMA.field(name) for name in _SEGMENT_FIELDS]))
+)
+"""The column that a journal has beside those of a table whose rows say how many there are."""
+
+
+def _journal_row(row: MetricsRow) -> TableRow:
+    there = table_row(row)
+    segments = [dataclasses.asdict(segment) for segment in row.segments]
+    return dataclasses.replace(there, record={**there.record, _SEGMENTS.name: segments})
+
+
 def from_record(record: Mapping[str, Any], schema: pa.Schema = METRICS_SCHEMA) -> MetricsRow:
-    """The row again, from the columns of a file of a table with that schema."""
+    """The row again, from the columns of a file of a table with that schema, or of its journal."""
     extra = {
         name.removeprefix(EXTRA_PREFIX): value
         for name, value in record.items()
@@ -171,6 +214,7 @@ def from_record(record: Mapping[str, Any], schema: pa.Schema = METRICS_SCHEMA) -
         split=record["split"],
         values=values,
         extra=extra,
+        segments=tuple(Segment(**each) for each in record.get(_SEGMENTS.name) or ()),
     )
 
 
@@ -260,10 +304,13 @@ def write_piece(
     """Writes one file of the journal, once the files that its rows name will last."""
     files = (row.values.get(name) for row in rows for name in ("stem_uri", "residual_uri"))
     storage.settle(uri for uri in files if uri is not None)
+    made = table_row
+    if "n_segments" in schema.names:
+        schema, made = schema.append(_SEGMENTS), _journal_row
     schema = with_extra(schema, {name for row in rows for name in row.extra})
     ids = sorted(row.id for row in rows)
     name = hashlib.sha256("\x00".join(ids).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    table = sorted_table((table_row(row) for row in rows), schema)
+    table = sorted_table(map(made, rows), schema)
     storage.write_bytes(join(uri, f"{name}.parquet"), parquet_bytes(table))
 
 
@@ -273,18 +320,20 @@ def write_metrics(
     names: PCollection[str] | None,
     *,
     metrics_uri: str,
+    segments_uri: str,
     summary_uri: str,
     storage: Storage,
     prefix: str,
     shards: int,
 ) -> dict[str, PCollection[Any]]:
-    """Adds the steps that write the metrics and their summary.
+    """Adds the steps that write the metrics, their segments and their summary.
 
     Args:
         done: rows of this attempt.
         left: by :class:`transforms.kept.GoOn` where earlier attempts left something; else empty.
         names: ``extra_…`` columns that every file has; None: those of the rows.
         metrics_uri: folder of the metrics.
+        segments_uri: folder of the segments; there is none where no row has one.
         summary_uri: folder of the summary.
         storage: how they are reached.
         prefix: of the names of this attempt's files.
@@ -310,6 +359,13 @@ def write_metrics(
             shards=shards,
             names=names,
         )
+    )
+    counted[row_counts.SEGMENTS] = new
+    counted[row_counts.SEGMENTS_FILES] = (
+        new
+        | "SegmentRows" >> beam.FlatMap(segment_rows).with_output_types(TableRow)
+        | "WriteSegments"
+        >> WriteTable(uri=segments_uri, schema=SEGMENTS_SCHEMA, storage=storage, prefix=prefix)
     )
     _ = every_row | "Summarise" >> SummariseMetrics(uri=summary_uri, storage=storage)
     return counted

@@ -21,7 +21,7 @@ from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
 from apache_beam.transforms.combiners import ToDict
 
-from transforms.elements import Damage, Failure, Leaving
+from transforms.elements import Damage, Failure, Leaving, MetricsRow
 from transforms.storage import Storage
 
 FOLDER_VARIABLE = "CLAPSEP_TALLY_DIR"
@@ -116,6 +116,7 @@ LEFT = "left"
 NAMED = "named"
 DAMAGED = "damaged"
 METRICS_FILES = "metrics_files"
+SEGMENTS, SEGMENTS_FILES = "segments", "segments_files"
 DEAD_LETTER_FILES = "dead_letter_files"
 
 
@@ -130,6 +131,8 @@ class RowCounts:
         dead_letters: rows that failed.
         recovered: rows of metrics that an earlier run had left in its journal only.
         metrics_written: rows in this run's files of metrics.
+        segments: that those rows speak of.
+        segments_written: rows in this run's files of segments.
         dead_letters_written: rows in this run's files of dead letters, without those that stay.
         by_reason: dead letters by ``stage/error_type``.
     """
@@ -140,6 +143,8 @@ class RowCounts:
     dead_letters: int
     recovered: int
     metrics_written: int
+    segments: int
+    segments_written: int
     dead_letters_written: int
     by_reason: Mapping[str, int]
 
@@ -149,6 +154,7 @@ class RowCounts:
         return (
             self.rows == self.finished_before + self.stems + self.dead_letters
             and self.metrics_written == self.stems + self.recovered
+            and self.segments_written == self.segments
             and self.dead_letters_written == self.dead_letters
         )
 
@@ -216,7 +222,12 @@ def _entry(element: Any, name: str) -> tuple[str, int]:
         return f"{name}/{json.dumps([element.uri, element.reason])}", 1
     if name == NAMED:
         return f"{name}/{element}", 1
-    return name, element[1] if name in (METRICS_FILES, DEAD_LETTER_FILES) else 1
+    if isinstance(element, MetricsRow) and name == SEGMENTS:
+        return name, len(element.segments)
+    return name, element[1] if name in _FILES else 1
+
+
+_FILES = frozenset((METRICS_FILES, SEGMENTS_FILES, DEAD_LETTER_FILES))
 
 
 def _write(counts: Mapping[str, int], uri: str, storage: Storage) -> str:
@@ -237,6 +248,8 @@ def read_row_counts(storage: Storage, uri: str) -> RowCounts:
         dead_letters=sum(by_reason.values()),
         recovered=counts.get(RECOVERED, 0),
         metrics_written=counts.get(METRICS_FILES, 0),
+        segments=counts.get(SEGMENTS, 0),
+        segments_written=counts.get(SEGMENTS_FILES, 0),
         dead_letters_written=counts.get(DEAD_LETTER_FILES, 0) - counts.get(LETTERS, 0),
         by_reason=by_reason,
     )
