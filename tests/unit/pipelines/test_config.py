@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from model.signal import ActivityOptions
 from pipelines.config import IN_PROCESS, SeparateConfig, separate_config, slugs
 from pipelines.flags import SEPARATE, UsageError
 from pipelines.runners import DASK, execution_of, parse
@@ -198,7 +199,8 @@ def test_settings_are_what_decides_the_results() -> None:
     changes = {
         "overlap": 0.5, "model": "m", "scorer": "none", "precision": "bf16", "residual": True,
         "channels": "mid", "condition_norm": "unnormalised", "stem_format": "wav",
-        "on_unsupported_query": "nearest",
+        "on_unsupported_query": "nearest", "segment_scores": True,
+        "activity": ActivityOptions(min_gap_s=2.0),
     }  # fmt: skip
     assert before.keys() == changes.keys()
     for name, value in changes.items():
