@@ -143,8 +143,8 @@ class RowCounts:
     dead_letters: int
     recovered: int
     metrics_written: int
-    segments: int
-    segments_written: int
+    segments: int = 0
+    segments_written: int = 0
     dead_letters_written: int
     by_reason: Mapping[str, int]
 
