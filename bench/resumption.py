@@ -54,7 +54,7 @@ def _print(count: int) -> None:
 
 
 def _graph(root: Any, listing: str, options: argparse.Namespace) -> None:
-    kept, letters, _, _ = root | ReadListing(listing, STORAGE) | ReadKept(STORAGE)
+    kept, _, letters, _, _ = root | ReadListing(listing, STORAGE) | ReadKept(STORAGE)
     manifest = (
         root
         | beam.Create(range(options.files))

@@ -148,7 +148,9 @@ class ScoreJob:
     ) -> list[str]:  # fmt: skip
         """What is said at the end."""
         text = console.done_lines(folder, row_counts)
-        return text + console.last_lines(folder, row_counts, measured, {"numbers": METRICS, "segments": SEGMENTS})
+        return text + console.last_lines(
+            folder, row_counts, measured, {"numbers": METRICS, "segments": SEGMENTS}
+        )
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)

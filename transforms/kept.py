@@ -89,9 +89,7 @@ class KeptTable:
         return record["id"], record.get(self.digest)
 
 
-METRICS_KEPT = KeptTable(
-    schema=METRICS_SCHEMA, digest="row_sha256", segments=SEGMENTS_SCHEMA
-)
+METRICS_KEPT = KeptTable(schema=METRICS_SCHEMA, digest="row_sha256", segments=SEGMENTS_SCHEMA)
 RENDERED_KEPT = KeptTable(schema=MANIFEST_SCHEMA, digest=EXTRA_PREFIX + SOURCE_COLUMN)
 
 
@@ -255,9 +253,7 @@ class ReadKept(beam.PTransform[Any, Any]):
     table: KeptTable = METRICS_KEPT
     audio_of: AudioOf | None = None
 
-    def expand(
-        self, files: PCollection[KeptFile]
-    ) -> tuple[PCollection[Any], ...]:
+    def expand(self, files: PCollection[KeptFile]) -> tuple[PCollection[Any], ...]:
         """Reads the tables, the journal and the dead letters, a file at a time."""
         outputs = files | "Read" >> beam.ParDo(
             _ReadKeptFn(self.storage, self.table, self.audio_of)

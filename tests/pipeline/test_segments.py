@@ -139,11 +139,11 @@ def test_segments_of_a_run_that_was_stopped_come_from_its_journal(
 ) -> None:
     write_piece, written = metrics_rows.write_piece, list[Any]()
 
-    def failing(storage: Storage, uri: str, found: list[Any]) -> None:
+    def failing(storage: Storage, uri: str, found: list[Any], *more: Any) -> None:
         if written:
             raise MemoryError("injected")
         written.extend(found)
-        write_piece(storage, uri, found)
+        write_piece(storage, uri, found, *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(metrics_rows, "write_piece", failing)

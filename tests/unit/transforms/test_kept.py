@@ -17,7 +17,15 @@ from manifests.row import ManifestRow
 from metric_rows import metrics
 from transforms import kept
 from transforms.elements import JOURNAL, TABLE, Failure, KeptFile
-from transforms.kept import Damage, KeptLetter, KeptRow, KeptRules, ReadKept, ReadListing
+from transforms.kept import (
+    Damage,
+    KeptLetter,
+    KeptRow,
+    KeptRules,
+    KeptSegments,
+    ReadKept,
+    ReadListing,
+)
 from transforms.storage import Storage
 from transforms.tables.metrics_rows import write_piece
 
@@ -42,6 +50,10 @@ def _kept(
     )
 
 
+def _segments(uri: str = "s", count: int = 2) -> KeptSegments:
+    return KeptSegments(id="x", uri=uri, count=count)
+
+
 def _letter(number: int = 1, error_type: str = "missing") -> KeptLetter:
     second = error_type == "duplicate_id"
     return KeptLetter(key="x", place=f"m\x00{number:012d}", uri="l", is_second=second)
@@ -59,6 +71,8 @@ def _said(element: Any) -> str:
         return f"keep of {value.uri}" + ("" if value.asked else ", not asked for")
     if element.tag == "letters":
         return "letter stays"
+    if element.tag == "segments":
+        return f"segments leave {value.uri}"
     return f"{value.why} leaves {value.uri}" + (" but once" if value.but_one else "")
 
 
@@ -95,6 +109,25 @@ CASES: dict[str, tuple[KeptRules, dict[str, list[Any]], list[str]]] = {
         PLAIN, {"rows": [_row()], "kept": [
             _kept("j", in_table=False), _kept(sha256="of another label")]},
         ["changed leaves t", "keep of j"],
+    ),
+    "with all its segments": (
+        PLAIN, {"rows": [_row()], "kept": [dataclasses.replace(_kept(), num_segments=3)],
+        "segments": [_segments("s", 2), _segments("r", 1)]}, ["keep of t"],
+    ),
+    "without some of its segments": (
+        PLAIN, {"rows": [_row()], "kept": [dataclasses.replace(_kept(), num_segments=3)],
+        "segments": [_segments("s", 2)]}, ["unfound leaves t", "segments leave s", "do"],
+    ),
+    "in the journal, and with segments of a table that was not completed": (
+        PLAIN, {"rows": [_row()], "kept": [_kept("j", in_table=False)],
+        "segments": [_segments()]}, ["segments leave s", "keep of j"],
+    ),
+    "segments of a row that is gone": (
+        PLAIN, {"segments": [_segments(), _segments("r")]},
+        ["segments leave r", "segments leave s"],
+    ),
+    "of an earlier release, which knew no segments": (
+        PLAIN, {"rows": [_row()], "kept": [_kept()], "segments": []}, ["keep of t"],
     ),
     "two rows of one id": (
         PLAIN, {"rows": [_row(2, label="rain"), _row()], "kept": [_kept()]},
@@ -137,7 +170,8 @@ def test_each_case_is_decided_whatever_comes_first(
     rules: KeptRules, given: dict[str, list[Any]], expected: list[str], seed: int
 ) -> None:
     order = np.random.default_rng(seed)
-    found: dict[str, list[Any]] = {name: [] for name in ("rows", "invalid", "kept", "letters")}
+    kinds = ("rows", "invalid", "kept", "segments", "letters")
+    found: dict[str, list[Any]] = {name: [] for name in kinds}
     for name, values in given.items():
         found[name] = [values[i] for i in order.permutation(len(values))]
     assert sorted(map(_said, kept._decided(("x", found), rules))) == sorted(expected)
@@ -174,12 +208,15 @@ def test_files_are_read_whole_or_said_to_be_damaged(tmp_path: Path) -> None:
     tables = [table, str(cut), str(tmp_path / "gone.parquet")]
     listing = _listing(tmp_path, **{TABLE: tables, JOURNAL: [piece]})
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        rows, letters, damaged, names = pipeline | ReadListing(listing, STORAGE) | ReadKept(STORAGE)
+        rows, segments, letters, damaged, names = (
+            pipeline | ReadListing(listing, STORAGE) | ReadKept(STORAGE)
+        )
         facts = rows | "A" >> beam.Map(lambda k: (k.id, k.in_table, k.uri))
         expected = [("a", True, table), ("b", True, table), ("b", False, piece),
                     ("c", False, piece)]  # fmt: skip
         assert_that(facts, equal_to(expected), "rows")
         assert_that(letters, equal_to([]), "letters")
+        assert_that(segments, equal_to([]), "segments")
         assert_that(names | beam.Distinct(), equal_to(["colour"]), "names")
         assert_that(damaged | "B" >> beam.Map(_uri), equal_to([str(cut)]), "damaged")
 
