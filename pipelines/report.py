@@ -21,6 +21,7 @@ _EXAMPLES = """writes:
   report.html            a page that opens from disk; nothing is fetched from a network
   tables.md .csv .tex    every figure with model, scorer, protocol, n, undefined and failed
   plots/*.png            the plots of the page
+  precision.csv          with --reviews: what a listener judged of each query
 
 examples:
   python -m pipelines.report out/ --output report/
@@ -60,6 +61,12 @@ def parser() -> flags.Parser:
         metavar="N",
         help="Best, median and worst clips of each run to put into the page, so many of each kind. "
         "About 2 MB a clip. Default: %(default)s.",
+    )
+    found.add_argument(
+        "--reviews",
+        metavar="URI",
+        help="What a listener judged of segments, as the page of an earlier report saved it: gives "
+        "for each query the part that is right, and the score from which 90 %% are.",
     )
     found.add_argument(
         "--allowed_uri_prefix",
@@ -104,6 +111,7 @@ def config_of(argv: Sequence[str]) -> ReportConfig:
         listen=options.listen,
         allowed_uri_prefix=prefixes_of(options.allowed_uri_prefix),
         storage_options=storage_options_of(options.storage_options),
+        reviews=None if options.reviews is None else absolute(options.reviews),
     )
 
 

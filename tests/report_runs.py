@@ -12,7 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.columns import DEAD_LETTER_SCHEMA, METRIC_COLUMNS, METRICS_SCHEMA, with_extra
+from manifests.columns import (
+    DEAD_LETTER_SCHEMA,
+    METRIC_COLUMNS,
+    METRICS_SCHEMA,
+    SEGMENTS_SCHEMA,
+    with_extra,
+)
 
 NASTY = (
     *("[/]", "[red]x[/red]", ":dog:", "[a](http://b.c)", "![a](b)", "<http://b.c>", "www.b.c"),
@@ -96,6 +102,7 @@ def write_run(
     clips: Sequence[Mapping[str, Any]],
     failures: Sequence[Mapping[str, Any]] = (),
     record: Mapping[str, Any] | None = None,
+    segments: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """A run folder as the pipelines write it."""
     extra = sorted({name.removeprefix("extra_") for row in clips for name in row} - _KNOWN)
@@ -110,6 +117,10 @@ def write_run(
         letters.mkdir()
         table = pa.Table.from_pylist([dict(row) for row in failures], DEAD_LETTER_SCHEMA)
         pq.write_table(table, letters / "a.parquet")
+    if segments:
+        (folder / "segments").mkdir()
+        table = pa.Table.from_pylist([dict(row) for row in segments], SEGMENTS_SCHEMA)
+        pq.write_table(table, folder / "segments" / "a.parquet")
     whole = {
         "status": "finished",
         "started_at": "2026-01-02T03:04:05+00:00",

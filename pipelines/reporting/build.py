@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from manifests.columns import SHOWN_METRICS, TITLES
-from pipelines.reporting import charts, listening, page, tables
+from pipelines.reporting import charts, found, listening, page, tables
 from pipelines.reporting.charts import Chart, charts_of
 from pipelines.reporting.listening import Example, clip_data, examples_of, script_json
 from pipelines.reporting.measured import Comparison, ResultLine, compare, lines_of, origin_in_runs
@@ -34,10 +34,13 @@ def build(config: ReportConfig) -> list[str]:
     drawn = [(chart, charts.draw(chart)) for chart in charts_of(runs, config.metric)]
     files.update({f"{PLOTS}/{chart.name}.png": drawing.png for chart, drawing in drawn})
     files.update(_spectrograms(examples, runs, config.metric))
-    page = _page(
-        config, runs, lines, compared, [(c, drawing.svg) for c, drawing in drawn], examples
-    )
-    files["report.html"] = page.encode("utf-8")
+    judged = []
+    if config.reviews is not None:
+        judged = found.judged(runs, found.read_reviews(config.reviews, storage))
+        files["precision.csv"] = tables.precision(judged).encode("utf-8", "replace")
+    svgs = [(chart, drawing.svg) for chart, drawing in drawn]
+    shown = _page(config, runs, lines, compared, svgs, examples, judged)
+    files["report.html"] = shown.encode("utf-8")
     for name, data in files.items():
         storage.write_bytes(join(config.output, name), data)
     return [join(config.output, name) for name in files]
@@ -78,6 +81,7 @@ def _page(
     compared: Sequence[Comparison],
     drawn: Sequence[tuple[Chart, str]],
     examples: Sequence[Example],
+    judged: Sequence[found.Judged],
 ) -> str:
     metrics = page.metrics_shown(lines)
     context = {
@@ -90,8 +94,12 @@ def _page(
         "comparisons": tables.comparison_table(compared) if compared else None,
         "charts": [page.chart_view(chart, svg) for chart, svg in drawn],
         "examples": [page.example_view(example, config.metric) for example in examples],
+        "found": found.views(runs, config),
+        "judged": [found.judged_view(each) for each in judged],
         "failures": page.failures_view(runs),
         "runs": [page.run_view(run) for run in runs],
         "notes": page.NOTES,
     }
-    return page.render(context, script_json(clip_data(runs, config.output)))
+    return page.render(
+        context, script_json(clip_data(runs, config.output, found.segment_data(runs)))
+    )

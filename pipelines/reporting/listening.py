@@ -12,7 +12,7 @@ import io
 import json
 import math
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -301,7 +301,9 @@ def _example(run: Run, clip: pd.DataFrame, row: ManifestRow | None, reach: Reach
     if stem_uri is not None:
         try:
             reach.stems.require(stem_uri)
-            signals.insert(min(1, len(signals)), ("stem", _read(stem_uri, reach.storage)))
+            signals.insert(
+                min(1, len(signals)), ("stem", read_part(stem_uri, 0.0, reach.storage)[0])
+            )
         except READ_ERRORS as err:
             notes.append(f"Stem: {describe(err, stem_uri)}.")
     return Example(
@@ -327,12 +329,6 @@ def _sources(row: ManifestRow, rate_hz: int, storage: Storage) -> list[tuple[str
     return found if reference is None else [*found, ("reference", reference)]
 
 
-def _read(uri: str, storage: Storage) -> Signal:
-    with open_audio(storage, uri, None, MAX_S) as reader:
-        mono: Signal = to_mono(reader.read())
-        return mono
-
-
 def _heard(kind: str, signals: Sequence[tuple[str, Signal]], rate_hz: int) -> Iterator[Heard]:
     cut = [(title, signal[: round(MAX_S * rate_hz)]) for title, signal in signals]
     peak = max((float(np.abs(signal).max(initial=0.0)) for _, signal in cut), default=0.0)
@@ -342,13 +338,30 @@ def _heard(kind: str, signals: Sequence[tuple[str, Signal]], rate_hz: int) -> It
         shown = picture(f"{kind}: {title}", signal * gain, rate_hz, loudest)
         yield Heard(
             title=title,
-            audio_uri=_audio_uri(signal * gain, rate_hz),
+            audio_uri=audio_uri(signal * gain, rate_hz),
             image_uri=data_uri(shown),
             picture=shown,
         )
 
 
-def _audio_uri(signal: Signal, rate_hz: int) -> str:
+def read_part(uri: str, start_s: float, storage: Storage) -> tuple[Signal, int]:
+    """Reads at most 10 s of a file: float32[T], the mean of its channels, and their rate.
+
+    Raises:
+        OSError: it cannot be read; an AudioError, a ValueError, where it is not such audio.
+    """
+    with open_audio(storage, uri, start_s or None, MAX_S) as reader:
+        mono: Signal = to_mono(reader.read())
+        return mono, reader.part.sample_rate_hz
+
+
+def audio_uri(signal: Signal, rate_hz: int) -> str:
+    """A signal as 16-bit FLAC in a URI, or as WAV where FLAC lacks the rate.
+
+    Args:
+        signal: float32[T], within full scale.
+        rate_hz: its rate.
+    """
     buffer = io.BytesIO()
     form, _ = held_by("flac", rate_hz, peak=0.0)
     soundfile.write(buffer, signal, rate_hz, format=form.upper(), subtype="PCM_16")
@@ -365,12 +378,15 @@ _ESCAPES = {
 }
 
 
-def clip_data(runs: Sequence[Run], output: str) -> dict[str, Any]:
+def clip_data(
+    runs: Sequence[Run], output: str, segments: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Everything that the script of the page needs.
 
     Args:
         runs: what is reported.
         output: where the page will lie; stems are linked relative to it.
+        segments: of :func:`pipelines.reporting.found.segment_data`.
     """
     clips = pd.concat([run.clips.assign(run=run.name) for run in runs])
     provenance = pd.Categorical(
@@ -386,6 +402,7 @@ def clip_data(runs: Sequence[Run], output: str) -> dict[str, Any]:
         "folders": [_folder(run.uri, output) or "" for run in runs],
         "provenances": provenance.categories.tolist(),
         "provenance": provenance.codes.tolist(),
+        "segments": segments,
     }
 
 
@@ -404,18 +421,33 @@ def _columns(clips: pd.DataFrame, runs: Sequence[str]) -> list[dict[str, Any]]:
         if name == SHOWN_METRICS[0] or np.isfinite(clips[name]).any()
     ]
     queries = [setting.query for setting in clips["setting"]]
+    found = list(_found_columns(clips))
+    has_references = np.isfinite(clips[SHOWN_METRICS[0]]).any()
     return [
         _text("id", "Id", _ID_WIDTH, clips["id"].tolist()),
-        metrics[0],
+        *([metrics[0]] if has_references else found),
         _names("run", "Run", pd.Categorical(clips["run"], dtype=pd.CategoricalDtype(list(runs)))),
         _names("dataset", "Dataset", pd.Categorical(clips["dataset"].fillna("-"))),
         _names("label", "Label", pd.Categorical(clips["label"].fillna("-"))),
         _names("query", "Query", pd.Categorical(queries)),
+        *(found if has_references else [metrics[0]]),
         *metrics[1:],
         _numbers("input_snr_db", "Level (dB)", 1, clips["input_snr_db"]),
         _numbers("n_sources", "Sources", 0, clips["n_sources"]),
         _numbers("duration_s", "Length (s)", 2, clips["duration_s"]),
     ]
+
+
+def _found_columns(clips: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """What was asked for and found, as far as any clip says so."""
+    if clips["positive_text"].notna().any():
+        yield _names("asked", "Asked for", pd.Categorical(clips["positive_text"].fillna("-")))
+    for name, title, digits in _FOUND:
+        if np.isfinite(clips[name].to_numpy(np.float64, na_value=np.nan)).any():
+            yield _numbers(name, title, digits, clips[name])
+
+
+_FOUND = (("presence", "Presence", 2), ("active_s", "Found (s)", 1), ("n_segments", "Segments", 0))
 
 
 def _text(name: str, title: str, width: int, values: list[str]) -> dict[str, Any]:

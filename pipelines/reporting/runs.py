@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.columns import METRIC_COLUMNS, METRICS_SCHEMA, with_extra
+from manifests.columns import METRIC_COLUMNS, METRICS_SCHEMA, SEGMENTS_SCHEMA, with_extra
 from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS, RowError, parse_record
 from transforms.storage import Storage, join
 
@@ -27,6 +27,12 @@ _COLUMNS = (
     *("id", "label", *_SETTING_COLUMNS, *METRIC_COLUMNS, "undefined_reason", "duration_s"),
     *("sample_rate_hz", "model", "model_sha256", "scorer_sha256", "stem_uri"),
 )
+_LATER_COLUMNS = (
+    *("group", "positive_text", "mixture_uri", "offset_s"),
+    *("presence", "active_s", "n_segments", "stem_to_mixture_db"),
+)
+"""Columns that runs of schema version 1 lack."""
+SEGMENT_COLUMNS = ("id", "start_s", "end_s", "presence", "stem_to_mixture_db")
 _NAMES = ["dataset", "label", "model", "model_sha256", "scorer_sha256"]
 _NO_CLIPS = pa.schema([METRICS_SCHEMA.field(name) for name in _COLUMNS]).empty_table()
 FAILURE_COLUMNS = ("stage", "error_type", "message", "id", "setting")
@@ -46,6 +52,7 @@ class ReportConfig:
         allowed_uri_prefix: what rows and metrics may name to be listened to; empty: what the runs
             themselves were allowed.
         storage_options: fsspec options by protocol.
+        reviews: what a listener judged of segments, as the page saves it.
     """
 
     runs: tuple[str, ...]
@@ -56,6 +63,7 @@ class ReportConfig:
     listen: int
     allowed_uri_prefix: tuple[str, ...]
     storage_options: Mapping[str, Mapping[str, Any]]
+    reviews: str | None = None
 
 
 class RunError(ValueError):
@@ -129,6 +137,7 @@ class Run:
         clips: its metrics, a line a clip, sorted by id; see :func:`read_run`.
         failures: its dead letters: ``stage``, ``error_type``, ``message``, ``id`` and ``setting``,
             which is None where the row was not valid.
+        segments: where stems are active, a line a stretch: ``SEGMENT_COLUMNS``.
     """
 
     name: str
@@ -136,6 +145,7 @@ class Run:
     record: Mapping[str, Any]
     clips: pd.DataFrame
     failures: pd.DataFrame
+    segments: pd.DataFrame
 
 
 def read_run(uri: str, name: str, storage: Storage) -> Run:
@@ -162,7 +172,28 @@ def read_run(uri: str, name: str, storage: Storage) -> Run:
         record=record,
         clips=pd.concat(clips).sort_values("id", kind="stable", ignore_index=True),
         failures=pd.DataFrame(failures, columns=FAILURE_COLUMNS, dtype=object),
+        segments=_segments(uri, storage),
     )
+
+
+def _segments(uri: str, storage: Storage) -> pd.DataFrame:
+    schema = pa.schema([SEGMENTS_SCHEMA.field(name) for name in SEGMENT_COLUMNS])
+    tables = [
+        _cast(file, _table(file, storage, SEGMENT_COLUMNS), schema)
+        for file in storage.list_files(join(uri, "segments"), ".parquet")
+    ]
+    found: pd.DataFrame = pa.concat_tables(tables or [schema.empty_table()]).to_pandas()
+    return found
+
+
+def _cast(file: str, table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with these columns and types; whoever wrote it anew may have others."""
+    if lacking := [name for name in schema.names if name not in table.column_names]:
+        raise RunError(f"{file}: has no column {lacking[0]}; expected {schema.names}")
+    try:
+        return table.cast(schema)
+    except pa.ArrowException as err:
+        raise RunError(f"{file}: has other types than such a table has ({err})") from err
 
 
 def default_protocol(record: Mapping[str, Any]) -> str:
@@ -208,22 +239,20 @@ def _table(file: str, storage: Storage, wanted: Sequence[str]) -> pa.Table:
 
 
 def _clips(file: str, storage: Storage, protocol: str) -> pd.DataFrame:
-    table = _table(file, storage, (*_COLUMNS, "group", PROTOCOL_COLUMN))
+    table = _table(file, storage, (*_COLUMNS, *_LATER_COLUMNS, PROTOCOL_COLUMN))
     for name in _COLUMNS:
         if name not in table.column_names:
             raise RunError(f"{file}: has no column {name}; expected {METRICS_SCHEMA.names}")
     schema = with_extra(METRICS_SCHEMA, [PROTOCOL_COLUMN.removeprefix(EXTRA_PREFIX)])
-    try:  # whoever wrote the table anew may have other types for the same
-        table = table.cast(pa.schema([schema.field(name) for name in table.column_names]))
-    except pa.ArrowException as err:
-        raise RunError(f"{file}: has other types than metrics have ({err})") from err
-    return _clips_of(table, protocol)
+    wanted = pa.schema([schema.field(name) for name in table.column_names])
+    return _clips_of(_cast(file, table, wanted), protocol)
 
 
 def _clips_of(table: pa.Table, protocol: str) -> pd.DataFrame:
-    for name in ("group", PROTOCOL_COLUMN):  # version 1 has no group
+    schema = with_extra(METRICS_SCHEMA, [PROTOCOL_COLUMN.removeprefix(EXTRA_PREFIX)])
+    for name in (*_LATER_COLUMNS, PROTOCOL_COLUMN):
         if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(len(table), pa.string()))
+            table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
     rows = table.select([*_SETTING_COLUMNS, PROTOCOL_COLUMN]).to_pylist()
     known: dict[Setting, Setting] = {}
     settings = [known.setdefault(each, each) for each in (_setting(row, protocol) for row in rows)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from manifests.columns import SHOWN_METRICS, TITLES
 from manifests.published import PublishedResult
+from pipelines.reporting.found import Judged
 from pipelines.reporting.measured import Cell, Comparison, ResultLine, digits_of, interval, mean_std
 from terminal import screen
 
@@ -141,6 +143,16 @@ def comma_separated(lines: Sequence[ResultLine]) -> str:
     published = {result: None for line in lines for result in line.published}
     for result in published:
         writer.writerow(_as_text(_published_record(result)))
+    return text.getvalue()
+
+
+def precision(judged: Sequence[Judged]) -> str:
+    """What was judged of each query, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in dataclasses.fields(Judged))
+    for each in judged:
+        writer.writerow(_as_text(list(dataclasses.asdict(each).values())))
     return text.getvalue()
 
 

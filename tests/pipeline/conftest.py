@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import browser
 import tiny_model
 import tone_runs
 
@@ -22,3 +24,17 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clips")
     tone_runs.write_mixtures(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
+    if browser.CHROMIUM is None or browser.DRIVER is None:
+        pytest.skip("needs chromium and chromedriver")
+    with browser.chromium(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+@pytest.fixture
+def chromium(started: browser.Browser) -> Iterator[browser.Browser]:
+    with started.tab():
+        yield started

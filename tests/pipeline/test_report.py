@@ -7,7 +7,6 @@ import html.parser
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -227,20 +226,6 @@ def page_of_20_000(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report_runs.write_run(run, clips, record={"manifests": []})
     assert report.run([str(run), "--output", str(folder / "report"), "--listen", "1"]) == 0
     return folder / "report" / "report.html"
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
-    if browser.CHROMIUM is None or browser.DRIVER is None:
-        pytest.skip("needs chromium and chromedriver")
-    with browser.chromium(tmp_path_factory.mktemp("profile")) as found:
-        yield found
-
-
-@pytest.fixture
-def chromium(started: browser.Browser) -> Iterator[browser.Browser]:
-    with started.tab():
-        yield started
 
 
 FIRST_ID = "return document.querySelector('#rows tr[data-place=\"0\"] td').textContent"

@@ -33,7 +33,7 @@
   };
   const named = Object.fromEntries(columns.map((column) => [column.name, column]));
   const haystack = Array.from({ length: count }, (_, row) =>
-    ["id", "label", "dataset"].map((name) => text(named[name], row) ?? "").join("\n").toLowerCase());
+    ["id", "label", "dataset", "asked"].filter((name) => name in named).map((name) => text(named[name], row) ?? "").join("\n").toLowerCase());
   let order = Uint32Array.from({ length: count }, (_, row) => row);
   let sorted = { column: null, down: false };
   let active = -1;
@@ -235,6 +235,8 @@
       player.preload = "none";
       player.src = data.folders[named.run.codes[row]] + href;
       player.setAttribute("aria-label", "Stem");
+      const line = timeline(row, player);
+      if (line) parts.push(line);
       player.addEventListener("error", () => {
         const note = document.createElement("p");
         note.className = "note";
@@ -242,11 +244,162 @@
         player.replaceWith(note);
       });
       parts.push(player);
-      if (play) player.play().catch(() => { /* says so through its error event */ });
+      if (play) playFrom(player, segmentsOf(row).length ? segments.start[segmentsOf(row)[0]] : 0);
     }
     parts.push(facts);
     detail.replaceChildren(...parts);
     detail.hidden = false;
+  }
+
+  // ----- where its sound was found ------------------------------------------------------------
+  const segments = data.segments;
+  const MOST_BUTTONS = 400;
+  function segmentsOf(row) {
+    if (!segments) return [];
+    const from = segments.first[row], to = segments.first[row + 1];
+    return Array.from({ length: to - from }, (_, place) => from + place);
+  }
+  function playFrom(player, start) {
+    const begin = () => { player.currentTime = start; player.play().catch(() => { /* said by its error event */ }); };
+    if (!start || player.readyState > 0) begin();
+    else { player.addEventListener("loadedmetadata", begin, { once: true }); player.preload = "auto"; player.load(); }
+  }
+  const spoken = (place) => {
+    const score = segments.score[place];
+    const said = score === null ? "" : `, score ${score.toFixed(2)}`;
+    return `${segments.start[place].toFixed(1)} to ${segments.end[place].toFixed(1)} s${said}`;
+  };
+  function timeline(row, player) {
+    const places = segmentsOf(row);
+    const length = named.duration_s.values[row];
+    if (!places.length || !length) return null;
+    const line = document.createElement("div");
+    line.className = "timeline";
+    line.setAttribute("role", "group");
+    line.setAttribute("aria-label", `${places.length} segments in ${length.toFixed(1)} s`);
+    for (const place of places.slice(0, MOST_BUTTONS)) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.style.left = `${(100 * segments.start[place]) / length}%`;
+      button.style.width = `${(100 * (segments.end[place] - segments.start[place])) / length}%`;
+      button.title = spoken(place);
+      button.setAttribute("aria-label", `Play ${spoken(place)}`);
+      button.addEventListener("click", () => playFrom(player, segments.start[place]));
+      line.append(button);
+    }
+    return line;
+  }
+
+  // ----- judging segments by ear --------------------------------------------------------------
+  const MOST_JUDGED = 200, LEAD_S = 0.3;
+  const rowOf = (place) => {
+    let low = 0, high = count;
+    while (high - low > 1) {
+      const middle = (low + high) >> 1;
+      if (segments.first[middle] <= place) low = middle; else high = middle;
+    }
+    return low;
+  };
+  function drawnEvenly(places) {
+    const scores = places.map((place) => segments.score[place]);
+    const low = scores.reduce((a, b) => Math.min(a, b), Infinity);
+    const width = scores.reduce((a, b) => Math.max(a, b), -Infinity) - low || 1;
+    const bins = Array.from({ length: segments.num_bins }, () => []);
+    places.forEach((place, at) => {
+      const bin = Math.floor(((scores[at] - low) / width) * bins.length);
+      bins[Math.min(bin, bins.length - 1)].push(place);
+    });
+    const mixed = (place) => Math.imul(place + 1, 2654435761) >>> 0; // the same order every time
+    for (const bin of bins) bin.sort((a, b) => mixed(a) - mixed(b));
+    const chosen = [];
+    for (let turn = 0; chosen.length < Math.min(MOST_JUDGED, places.length); turn++) {
+      for (const bin of bins) if (turn < bin.length && chosen.length < MOST_JUDGED) chosen.push(bin[turn]);
+    }
+    return chosen;
+  }
+  const FORMULA = /^[=+\-@\t\r'\uff1d\uff0b\uff0d\uff20]/;
+  const cell = (value) => `"${(FORMULA.test(value) ? "'" + value : value).replaceAll('"', '""')}"`;
+  if (segments) {
+    const answers = new Map();
+    const groups = new Map();
+    segments.query.forEach((query, place) => {
+      if (segments.score[place] === null) return;
+      const run = named.run.codes[rowOf(place)];
+      const key = `${run}/${query}`;
+      if (!groups.has(key)) groups.set(key, { run, query, places: [] });
+      groups.get(key).places.push(place);
+    });
+    for (const [key, group] of groups) {
+      const run = named.run.names.length > 1 ? ` · ${named.run.names[group.run]}` : "";
+      byId("judge-query").add(new Option(`${segments.queries[group.query]}${run} (${group.places.length.toLocaleString("en")})`, key));
+    }
+    const box = byId("judge"), player = byId("judge-player");
+    let chosen = [], at = 0, end = Infinity;
+    player.addEventListener("timeupdate", () => { if (player.currentTime >= end) player.pause(); });
+    const written = () => {
+      const lines = ["run,id,start_s,end_s,positive_text,score,present"];
+      for (const [place, answer] of answers) {
+        const row = rowOf(place);
+        lines.push([cell(text(named.run, row)), cell(text(named.id, row)), segments.start[place].toFixed(3),
+          segments.end[place].toFixed(3), cell(segments.queries[segments.query[place]]),
+          String(segments.score[place]), answer].join(","));
+      }
+      return lines.join("\r\n") + "\r\n";
+    };
+    let address = null;
+    const show = () => {
+      const csv = written();
+      byId("judge-text").textContent = csv;
+      if (address) URL.revokeObjectURL(address);
+      address = URL.createObjectURL(new Blob([csv], { type: "text/csv" }));
+      byId("judge-save").href = address;
+      if (at >= chosen.length) {
+        byId("judge-title").textContent = "All of these are judged";
+        byId("judge-place").textContent = `${answers.size} judged. Save them, or take another query.`;
+        return;
+      }
+      const place = chosen[at], row = rowOf(place);
+      byId("judge-title").textContent = segments.queries[segments.query[place]];
+      byId("judge-place").textContent = `${at + 1} of ${chosen.length}: ${text(named.id, row)}, ${spoken(place)}`
+        + (answers.has(place) ? ` (${answers.get(place)})` : "");
+      const href = data.stems[row];
+      player.hidden = href === null;
+      if (href === null) return;
+      const source = data.folders[named.run.codes[row]] + href;
+      if (player.getAttribute("src") !== source) player.src = source;
+      end = segments.end[place] + LEAD_S;
+      playFrom(player, Math.max(0, segments.start[place] - LEAD_S));
+    };
+    const ACTIONS = {
+      yes: () => { answers.set(chosen[at], "yes"); at++; },
+      no: () => { answers.set(chosen[at], "no"); at++; },
+      skip: () => { at++; },
+      back: () => { at = Math.max(0, at - 1); },
+      again: () => { /* shown again, and so heard */ },
+    };
+    const act = (name) => {
+      if (at >= chosen.length && name !== "back") return;
+      ACTIONS[name]();
+      show();
+    };
+    box.addEventListener("click", (event) => {
+      const answer = event.target.dataset.answer;
+      if (answer) act(answer);
+    });
+    const KEYS = { y: "yes", n: "no", s: "skip", b: "back", " ": "again" };
+    box.addEventListener("keydown", (event) => {
+      if (!(event.key in KEYS) || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.key === " " && event.target !== box) return; // a button's own key
+      event.preventDefault();
+      act(KEYS[event.key]);
+    });
+    byId("judge-start").addEventListener("click", () => {
+      chosen = drawnEvenly(groups.get(byId("judge-query").value).places);
+      at = 0;
+      box.hidden = false;
+      box.focus();
+      show();
+    });
   }
 
   const form = byId("filters");
@@ -254,5 +407,7 @@
   form.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(update, 60); });
   form.addEventListener("reset", () => setTimeout(update, 0));
   form.addEventListener("submit", (event) => event.preventDefault());
-  update();
+  if (named.sdri_db?.values.every((value) => value === null) && (named.presence ?? named.active_s)) {
+    sortBy(named.presence ?? named.active_s); // without references: what was found, best first
+  } else update();
 })();

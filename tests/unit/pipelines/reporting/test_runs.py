@@ -70,7 +70,7 @@ def test_metrics_that_another_tool_wrote_anew_are_read(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(read_run(str(tmp_path), "mine", Storage()).clips, ours)
 
     pq.write_table(table.set_column(0, "id", pa.array([[1], [2]])), file)
-    with pytest.raises(RunError, match="has other types than metrics have"):
+    with pytest.raises(RunError, match="has other types than such a table has"):
         read_run(str(tmp_path), "mine", Storage())
 
 

@@ -1,0 +1,209 @@
+"""The report of runs without references: what was found, and what a listener says of it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+import browser
+import report_runs
+from pipelines import report
+
+RATE_HZ = 8_000
+HOSTILE = '=1+1 <img src=x>,"a"'
+
+
+def write_archive(folder: Path, count: int, with_presence: bool = True) -> Path:
+    """A run over ``count`` recordings of 12 s, which share a stem, and two queries."""
+    clips, segments = [], []
+    stem = folder / "stems" / "all.flac"
+    stem.parent.mkdir(parents=True)
+    noise = np.random.default_rng(0).standard_normal(12 * RATE_HZ)
+    soundfile.write(stem, 0.1 * noise, RATE_HZ)
+    for number in range(count):
+        query = "a dog" if number % 2 else HOSTILE
+        presence = (1.0 if number == count - 1 else number / count) if with_presence else None
+        name = HOSTILE if number == 0 else f"rec/{number:05d}"
+        row = report_runs.clip(
+            number,
+            id=name,
+            sdri_db=None,
+            sdr_db=None,
+            si_sdri_db=None,
+            positive_text=query,
+            mixture_uri=str(stem),
+            stem_uri=str(stem),
+            duration_s=12.0,
+            presence=presence,
+            active_s=2.0 + number / count,
+            n_segments=2,
+        )
+        clips.append(row)
+        for start_s in (1.5, 9.25):
+            segments.append(
+                {
+                    "id": name,
+                    "start_s": start_s,
+                    "end_s": start_s + 1.0,
+                    "presence": presence,
+                    "stem_to_mixture_db": -number / count,
+                }
+            )
+    return report_runs.write_run(folder, clips, segments=segments, record={"manifests": []})
+
+
+def test_recordings_are_ranked_and_the_best_is_shown(tmp_path: Path) -> None:
+    run = write_archive(tmp_path / "run", 30)
+    assert report.run([str(run), "--output", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    section = page.split('id="found"', 1)[1].split('id="check"', 1)[0]
+    dogs = section.split("a dog</h3>", 1)[1]
+    assert dogs.index("rec/00029") < dogs.index("rec/00027")
+    assert section.count("data:audio/flac") == 4  # mixture and stem of two queries
+    assert section.count('class="marked"') == 4
+    assert "left:10.0%;width:10.0%" in section  # 1.5 s in a view of 10 s from 0.5 s
+    assert "<img src=x>" not in page
+
+
+def test_without_presences_recordings_are_ranked_by_what_was_found(tmp_path: Path) -> None:
+    run = write_archive(tmp_path / "run", 10, with_presence=False)
+    assert report.run([str(run), "--output", str(tmp_path / "out"), "--listen", "0"]) == 0
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    dogs = page.split("a dog</h3>", 1)[1]
+    assert dogs.index("rec/00009") < dogs.index("rec/00007")
+
+
+def test_a_run_without_segments_has_no_such_section(tmp_path: Path) -> None:
+    run = report_runs.write_run(tmp_path / "run", [report_runs.clip(0)])
+    assert report.run([str(run), "--output", str(tmp_path / "out")]) == 0
+    assert 'id="found"' not in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
+def _reviews(path: Path, rows: list[dict[str, Any]]) -> Path:
+    names = ("run", "id", "start_s", "end_s", "positive_text", "score", "present")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_reviews_give_precision_and_a_threshold(tmp_path: Path) -> None:
+    """Whatever has a presence above 0.6 is right; half of the segments are judged."""
+    run = write_archive(tmp_path / "run", 200)
+    rows = [
+        {
+            "run": "run",
+            "id": f"'{HOSTILE}" if number == 0 else f"rec/{number:05d}",
+            "start_s": "1.500",
+            "present": "yes" if number / 200 > 0.6 else "no",
+        }
+        for number in range(200)
+    ]
+    reviews = _reviews(tmp_path / "reviews.csv", rows)
+    words = [str(run), "--output", str(tmp_path / "out"), "--reviews", str(reviews)]
+    assert report.run([*words, "--listen", "0"]) == 0
+    found = list(csv.DictReader((tmp_path / "out" / "precision.csv").open(encoding="utf-8")))
+    assert [row["num_judged"] for row in found] == ["100", "100"]
+    for row in found:
+        assert float(row["precision"]) == pytest.approx(0.4, abs=0.02)
+        assert float(row["low"]) < 0.4 < float(row["high"])
+        assert float(row["threshold"]) == pytest.approx(0.62, abs=0.04)
+        assert row["score"] == "presence"
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "40 % (" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"present": "maybe"}, "line 2, present: 'maybe'; expected yes or no"),
+        ({"start_s": "x"}, "line 2, start_s: 'x'"),
+        ({"id": "nobody"}, "none of its rows is about a segment of these runs"),
+    ],
+)
+def test_wrong_reviews_are_said(
+    change: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_archive(tmp_path / "run", 4)
+    row = {"run": "run", "id": "rec/00001", "start_s": "1.5", "present": "yes", **change}
+    reviews = _reviews(tmp_path / "reviews.csv", [row])
+    words = [str(run), "--output", str(tmp_path / "out"), "--reviews", str(reviews)]
+    assert report.run([*words, "--listen", "0"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of 20,000 rows."""
+    folder = tmp_path_factory.mktemp("archive")
+    run = write_archive(folder / "run", 20_000)
+    assert report.run([str(run), "--output", str(folder / "report")]) == 0
+    return folder / "report" / "report.html"
+
+
+@pytest.mark.slow
+def test_a_page_of_20_000_recordings_stays_small(archive: Path) -> None:
+    assert archive.stat().st_size < 15e6
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_segments_are_judged_by_keyboard_and_saved(
+    archive: Path, chromium: browser.Browser, tmp_path: Path
+) -> None:
+    page = chromium
+    page.open("about:blank")
+    page.requests()
+    page.open(archive.as_uri())
+    first = "return document.querySelector('#rows tr[data-place=\"0\"] td')?.textContent"
+    assert page.until(first) == "rec/19999"  # without references: the most present comes first
+    page.type("#viewport", "\ue007")
+    page.until("return document.querySelectorAll('.timeline button').length === 2")
+    page.click(".timeline button:nth-child(2)")
+    playing = "const a = document.querySelector('#detail audio'); return a.currentTime >= 9.25"
+    page.until(playing)
+
+    page.js("document.getElementById('judge-query').selectedIndex = 1")
+    page.js("document.getElementById('check').scrollIntoView()")  # not beneath the bar at the top
+    page.click("#judge-start")
+    place = "return document.getElementById('judge-place').textContent"
+    assert str(page.js(place)).startswith("1 of 200: ")
+    for key in ("y", "n", "s", "y", "b", "n"):
+        page.type("#judge", key)
+    assert str(page.js(place)).startswith("5 of 200: ")
+    text = str(page.js("return document.getElementById('judge-text').textContent"))
+    (tmp_path / "reviews.csv").write_text(text, encoding="utf-8", newline="")
+    rows = list(csv.DictReader(text.splitlines(), strict=True))
+    assert [row["present"] for row in rows] == ["yes", "no", "no"]
+    scores = [float(row["score"]) for row in rows]
+    assert scores[0] < 0.11
+    assert 0.09 < scores[1] < 0.21  # one of each tenth of the scores in turn
+    assert page.console() == []
+    assert {url.split(":", 1)[0] for url in page.requests()} <= {"file", "data", "blob"}
+
+    run = archive.parents[1] / "run"
+    words = [str(run), "--output", str(tmp_path / "out"), "--listen", "0"]
+    assert report.run([*words, "--reviews", str(tmp_path / "reviews.csv")]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_sections_fit_a_phone_in_both_colours(
+    scheme: str, archive: Path, chromium: browser.Browser
+) -> None:
+    page = chromium
+    page.colours(scheme)
+    page.size(360, 740, mobile=True)
+    page.open(archive.as_uri())
+    page.click("#judge-start")
+    page.until("return !document.getElementById('judge').hidden")
+    assert page.js("return document.documentElement.scrollWidth") <= 360
+    assert page.console() == []
