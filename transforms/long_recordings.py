@@ -29,6 +29,7 @@ from model.clap import MAX_WINDOWS
 from model.devices import loaded_once
 from model.inference import RecordingStream, SeparationError, WindowEstimates, WindowQueries
 from model.metrics import PairScorer
+from model.signal import Envelope
 from model.signal.windowing import OverlapAdder
 from transforms import storage as storages
 from transforms.audio import AudioError, AudioPart
@@ -41,6 +42,7 @@ from transforms.elements import (
     RowQuery,
     Samples,
     Scores,
+    Segment,
     Stage,
     failed,
 )
@@ -349,6 +351,8 @@ class _Recording:
         has_ended: whether no more is to come.
         peak: of the mixture at the model's rate.
         power: of its mono samples there.
+        envelope: of the same.
+        odds: float32[Q] for each window so far, by its first sample: see ``RecordingStream``.
         stream: what the network said.
     """
 
@@ -361,6 +365,8 @@ class _Recording:
         self.held_bytes = 0
         self.is_reading, self.has_ended = True, False
         self.peak = self.power = 0.0
+        self.envelope = Envelope(job.scoring.model_rate_hz)
+        self.odds: list[tuple[int, Samples]] = []
         self.stream = RecordingStream(
             job.separation.network,
             job.separation.plan,
@@ -452,6 +458,7 @@ class _Recording:
         """Gives the stems what the network says of the next windows."""
         for passage, estimate in zip(passages, estimates, strict=True):
             self.stream.note(passage.window, estimate)
+            self.odds.append((passage.start, estimate.presence.max(axis=1)))
             for stem, samples in zip(self._stems, estimate.samples, strict=True):
                 stem.arriving.put(passage, samples)
         self.count(
@@ -535,8 +542,10 @@ class _Recording:
 
     def _watched(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
         for block in self._until_stopped(blocks):
+            mono = waveforms.to_mono(block)
             self.peak = max(self.peak, waveforms.peak(block))
-            self.power += power_of(waveforms.to_mono(block))
+            self.power += power_of(mono)
+            self.envelope.add(mono)
             yield block
 
     def _until_stopped(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
@@ -599,6 +608,7 @@ class LongStem:
         self.arriving = _Arriving(functools.partial(recording.owner.release, recording))
         self._query, self._index, self._recording = query, index, recording
         self._power = 0.0
+        self._envelope = Envelope(recording.job.scoring.model_rate_hz)
         self._scorer = PairScorer() if query.row.reference_uri is not None else None
         mixture = recording.mixture
         self._part = AudioPart(
@@ -667,7 +677,9 @@ class LongStem:
         if self._scorer is not None:
             heard, target = window[:, :num_samples], reference.take(num_samples)
             self._scorer.update(_mono_row(piece), _mono_row(heard), _mono_row(target))
-        self._power += power_of(waveforms.to_mono(piece))
+        mono = waveforms.to_mono(piece)
+        self._power += power_of(mono)
+        self._envelope.add(mono)
         return piece
 
     def _scores(self, stem_path: str) -> Scores:
@@ -693,7 +705,23 @@ class LongStem:
             has_reference=uri is not None,
             presence_odds=told(float(recording.stream.presence[self._index])),
         )
-        return scores_of(ratios | others)
+        return scores_of(ratios | others, self._segments(stem_path))
+
+    def _segments(self, stem_path: str) -> tuple[Segment, ...]:
+        recording, part = self._recording, self._part
+
+        def embedded(start_s: float, end_s: float) -> Samples | None:
+            begin, end = (round(time_s * part.sample_rate_hz) for time_s in (start_s, end_s))
+            length = min(end, part.num_samples) - begin
+            stretch = dataclasses.replace(part, start=begin, num_samples=length)
+            return recording.owner.embedded(stem_path, stretch)
+
+        odds = recording.job.separation.window_odds(
+            (start, float(of_queries[self._index])) for start, of_queries in recording.odds
+        )
+        return recording.job.scoring.segments(
+            self._query, self._envelope, recording.envelope, odds, embedded
+        )
 
     def _let_pass(self) -> None:
         """Takes what still comes, so that nothing is held for a stem that has failed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import soundfile
 import tone_runs
 import tones
 from manifests.columns import SEGMENTS_SCHEMA
+from model import signal
 from transforms.storage import Storage
 from transforms.tables import metrics_rows
 
@@ -95,6 +97,50 @@ def test_segments_are_the_same_whatever_the_batches_and_workers(tmp_path: Path, 
     before = tone_runs.table(tmp_path / "out", "segments")
     assert run(tmp_path, rows[::-1], "--overwrite", "--batch_size", "3") == 0
     assert tone_runs.table(tmp_path / "out", "segments") == before
+
+
+@pytest.mark.parametrize("rate_hz", [tones.RATE_HZ, 22_050])
+def test_a_streamed_recording_has_the_segments_that_it_has_in_memory(
+    tmp_path: Path, rows: Rows, rate_hz: int, loaded: tone_runs.Loaded
+) -> None:
+    separator = tones.SuspiciousSeparator()
+    loaded.model = dataclasses.replace(loaded.model, separator=separator)
+    for row in rows:
+        samples, _ = soundfile.read(row["mixture_uri"])
+        again = np.stack([signal.resample(samples, tones.RATE_HZ, rate_hz)] * 2, axis=1)
+        soundfile.write(row["mixture_uri"], again, rate_hz, "FLOAT")
+    assert run(tmp_path, rows, "--segment_scores") == 0
+    in_memory = tone_runs.table(tmp_path / "out", "segments")
+    metrics = tone_runs.table(tmp_path / "out", "metrics")
+    limit = ("--max_clip_in_memory_s", "0.01")
+    assert run(tmp_path, rows, "--segment_scores", "--overwrite", *limit) == 0
+    streamed = tone_runs.table(tmp_path / "out", "segments")
+    assert [each["id"] for each in streamed] == [each["id"] for each in in_memory]
+    for one, other in zip(in_memory, streamed, strict=True):
+        assert other == {
+            name: pytest.approx(value, abs=1e-3) if isinstance(value, float) else value
+            for name, value in one.items()
+        }
+        assert one["presence"] > 0.5
+        assert one["clap_score"] == pytest.approx(1.0, abs=0.05)
+    for one, other in zip(metrics, tone_runs.table(tmp_path / "out", "metrics"), strict=True):
+        assert other["n_segments"] == one["n_segments"]
+        assert other["active_s"] == pytest.approx(one["active_s"])
+        assert other["presence"] == pytest.approx(one["presence"], abs=1e-3)
+
+
+def test_the_presence_of_a_segment_is_that_of_its_windows(
+    tmp_path: Path, rows: Rows, loaded: tone_runs.Loaded
+) -> None:
+    separator = tones.SuspiciousSeparator(window_samples=tones.RATE_HZ)
+    loaded.model = dataclasses.replace(loaded.model, separator=separator)
+    mixture, _ = soundfile.read(rows[0]["mixture_uri"], dtype="float32")
+    quiet = np.concatenate([np.ones(3), np.full(3, 0.1)]).repeat(tones.RATE_HZ)
+    soundfile.write(rows[0]["mixture_uri"], mixture * quiet, tones.RATE_HZ, "FLOAT")
+    assert run(tmp_path, rows[:1], "--segment_rise_db", "-30") == 0
+    first, second = tone_runs.table(tmp_path / "out", "segments")
+    (row,) = tone_runs.table(tmp_path / "out", "metrics")
+    assert first["presence"] == row["presence"] > second["presence"]
 
 
 def test_options_say_what_a_segment_is_and_a_clap_score_comes_on_request(
