@@ -31,6 +31,7 @@ from pipelines.flags import (
 )
 from terminal import screen
 from transforms.audio import MAX_RATE_HZ, MIN_RATE_HZ
+from transforms.elements import Shard
 from transforms.storage.access import UriAccess, redact, redacted_command, secrets_of
 
 OTHERS = "others"
@@ -97,6 +98,7 @@ class CommonConfig:
         max_failure_rate: above it the exit code is 1.
         execution: where it runs.
         command: the command line, without credentials.
+        shard: the part of the rows that is done, into a folder of its own; None: all.
     """
 
     manifests: tuple[str, ...]
@@ -111,6 +113,7 @@ class CommonConfig:
     max_failure_rate: float
     execution: Execution
     command: tuple[str, ...] = ()
+    shard: Shard | None = None
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -119,8 +122,8 @@ class CommonConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for ``run.json``; options of storage may hold secrets and are left out."""
-        left_out = ("rows", "storage_options", "execution", "command")
-        record: dict[str, Any] = {}
+        left_out = ("rows", "shard", "storage_options", "execution", "command")
+        record: dict[str, Any] = {"shard": None if self.shard is None else str(self.shard)}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name not in left_out:
@@ -453,6 +456,8 @@ def _common(arguments: Arguments, execution: Execution) -> dict[str, Any]:
             f"up to {_MAX_CLIP_S:g}"
         )
     rows = _rows(given)
+    shard = _shard(getattr(given, "shard", None), rows)
+    output = _absolute("--output", given.output)
     storage_options = storage_options_of(given.storage_options)
     return {
         "manifests": tuple(_absolutes("--manifest", getattr(given, "manifest", None))),
@@ -460,7 +465,8 @@ def _common(arguments: Arguments, execution: Execution) -> dict[str, Any]:
         "storage_options": storage_options,
         "allowed_uri_prefix": prefixes_of(given.allowed_uri_prefix or ()),
         "max_clip_in_memory_s": given.max_clip_in_memory_s,
-        "output": _absolute("--output", given.output),
+        "output": output if shard is None else f"{output.rstrip('/')}/{shard.folder}",
+        "shard": shard,
         "resume": resume,
         "overwrite": given.overwrite,
         "force_unlock": given.force_unlock,
@@ -468,6 +474,17 @@ def _common(arguments: Arguments, execution: Execution) -> dict[str, Any]:
         "execution": execution,
         "command": tuple(redacted_command(arguments.command, secrets_of(storage_options))),
     }
+
+
+def _shard(text: str | None, rows: Sequence[ManifestRow]) -> Shard | None:
+    if text is None:
+        return None
+    if rows:
+        raise UsageError("--shard goes with --manifest: one recording has no parts")
+    try:
+        return Shard.of(text)
+    except ValueError as err:
+        raise UsageError(f"--shard {err}") from err
 
 
 def _rows(given: argparse.Namespace) -> tuple[ManifestRow, ...]:

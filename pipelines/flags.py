@@ -42,6 +42,13 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         "once or several times. Example: --manifest gs://bucket/rows/*.parquet",
     )
     group.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="Do part I of N of the manifest's rows, counted from 0, into the folder shard=I-of-N "
+        "of --output: as many commands share a manifest, on as many machines. All name the "
+        "manifest by the same address. Example: --shard 0/4",
+    )
+    group.add_argument(
         "--mixture",
         metavar="URI",
         help="One recording, instead of a manifest. Example: --mixture talk.wav",
@@ -549,7 +556,7 @@ SEPARATE = Command(
     groups=(_add_input, _add_model, _add_segments, _add_output, _add_run),
 )
 _SHARED = (
-    *("manifest", "max_clip_in_memory_s", "allowed_uri_prefix", "storage_options"),
+    *("manifest", "shard", "max_clip_in_memory_s", "allowed_uri_prefix", "storage_options"),
     *("output", "resume", "overwrite", "force_unlock", "max_failure_rate"),
     *("progress", "log_level", "num_threads", "isolate_decoder", "dask_client_address"),
 )
@@ -590,7 +597,7 @@ EXPORT = Command(
   python -m pipelines.export --runs out/ --layout raven --output selections/
 """,
     groups=(_add_export,),
-    shared=tuple(n for n in _SHARED if n not in ("manifest", "num_threads", "resume")),
+    shared=tuple(n for n in _SHARED if n not in ("manifest", "shard", "num_threads", "resume")),
     resumes=False,
 )
 

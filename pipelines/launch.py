@@ -212,6 +212,7 @@ def run(job: Job, options: PipelineOptions) -> int:
     try:
         job.check(storage)
         with output_folder.usable(config.output, "read"):
+            output_folder.require_same_division(config, storage)
             output_folder.require_free(config, storage, require_ended)
             earlier = output_folder.examine(config, storage, job.command.name)
         output_folder.require_no_job(earlier, config, require_ended)
@@ -320,7 +321,9 @@ class _Run:
         )
 
     def _total_rows(self) -> int | None:
-        """Of all manifests, for the progress display; None where one would have to be read."""
+        """Of all manifests, for the progress display; None where they would have to be read."""
+        if self.job.config.shard is not None:
+            return None
         if not self.manifests:
             return len(self.job.config.rows)
         known = [each.rows for each in self.manifests if each.rows is not None]

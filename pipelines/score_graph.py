@@ -16,7 +16,7 @@ from model import devices
 from pipelines import console, flags
 from pipelines.config import ScoreConfig
 from pipelines.flags import UsageError
-from pipelines.output_folder import OutputFolder
+from pipelines.output_folder import OutputFolder, num_shards
 from pipelines.output_folder.clearing import require_apart
 from pipelines.output_folder.names import (
     DEAD_LETTERS,
@@ -81,7 +81,7 @@ class ScoreJob:
         """Checks the device, and that the stems lie outside of the output folder.
 
         Raises:
-            UsageError: they lie in it.
+            UsageError: they lie in it, or are of parts of different divisions.
             ValueError: there is no such device.
         """
         config = self.config
@@ -89,6 +89,7 @@ class ScoreJob:
         if config.execution.is_local:
             devices.resolved(config.device)
         if config.stems:
+            num_shards(storage, config.stems)
             require_apart(config, storage, [("the stems", fixed_folder(config.stems))])
 
     def reads(self, row: ManifestRow) -> Iterator[tuple[str, str]]:
@@ -130,7 +131,9 @@ class ScoreJob:
         return ScoreManifest(
             config=config,
             folder=folder,
-            places=self.places,
+            places=dataclasses.replace(
+                self.places, num_shards=num_shards(folder.storage, config.stems)
+            ),
             scoring=ScoringSettings(
                 scorer=self._scorer(config.device),
                 device=config.device,
@@ -169,7 +172,10 @@ class ScoreManifest(beam.PTransform[Any, Any]):
         """Builds the job: the URI of the row counts comes out last."""
         folder = self.folder
         rows, invalid = root | "ReadManifest" >> ReadManifest(
-            uris=self.config.manifests, storage=self.folder.storage, access=self.places.access
+            uris=self.config.manifests,
+            storage=self.folder.storage,
+            access=self.places.access,
+            shard=self.config.shard,
         )
         names = rows | "Columns" >> beam.FlatMap(extra_names).with_output_types(str)
         left: Mapping[str, Any] = {}

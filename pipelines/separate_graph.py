@@ -179,6 +179,7 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             rows=config.rows,
             storage=folder.storage,
             access=UriAccess(prefixes=config.allowed_uri_prefix),
+            shard=config.shard,
         )
         names = rows | "Columns" >> beam.FlatMap(extra_names).with_output_types(str)
         left: Mapping[str, Any] = {}

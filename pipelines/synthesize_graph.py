@@ -125,7 +125,10 @@ class SynthesizeManifest(beam.PTransform[Any, Any]):
         """Builds the job: the URI of the row counts comes out last."""
         folder = self.folder
         rows, invalid = root | "ReadManifest" >> ReadManifest(
-            uris=self.config.manifests, storage=folder.storage, access=self.access
+            uris=self.config.manifests,
+            storage=folder.storage,
+            access=self.access,
+            shard=self.config.shard,
         )
         left: Mapping[str, Any] = {}
         if folder.earlier.kept:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -54,6 +55,53 @@ def failed(row: ManifestRow, stage: Stage, error_type: str, message: str) -> Fai
         manifest_uri=row.manifest_uri,
         manifest_row=row.manifest_row,
     )
+
+
+_SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
+_SHARD_FOLDER = re.compile(r"shard=(\d{1,6})-of-(\d{1,6})")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """Part ``index`` of ``count`` parts of the rows of a manifest."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        """Checks that there is such a part."""
+        if not 0 <= self.index < self.count:
+            last = max(self.count - 1, 0)
+            raise ValueError(f"{self}: the parts of {self.count} are 0/{self.count} to {last}/…")
+
+    @classmethod
+    def of(cls, text: str) -> Shard:
+        """The part that a command line names: ``0/4`` is the first of four, ``3/4`` the last.
+
+        Raises:
+            ValueError: the text names none.
+        """
+        found = _SHARD.fullmatch(text)
+        if found is None or not int(found[2]):
+            raise ValueError(f"{text}: expected I/N, such as 0/4 for the first of four parts")
+        return cls(index=int(found[1]), count=int(found[2]))
+
+    @classmethod
+    def in_folder(cls, name: str) -> Shard | None:
+        """The part whose results are in a folder of that name; None where it is no such name."""
+        found = _SHARD_FOLDER.fullmatch(name)
+        if found is None or int(found[1]) >= int(found[2]):
+            return None
+        return cls(index=int(found[1]), count=int(found[2]))
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its results."""
+        return f"shard={self.index}-of-{self.count}"
+
+    def __str__(self) -> str:
+        """As it stands on a command line."""
+        return f"{self.index}/{self.count}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

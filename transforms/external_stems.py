@@ -15,7 +15,7 @@ from apache_beam.pvalue import PCollection
 
 from manifests.audio_formats import AUDIO_SUFFIXES, OTHER_STEM_SUFFIXES, STEM_SUFFIXES
 from manifests.files import is_url, other_spellings
-from manifests.row import ManifestRow, output_name, partition_value, version_1_name
+from manifests.row import STEMS_FOLDER, ManifestRow, output_name, partition_value, version_1_name
 from model import signal as waveforms
 from transforms.audio import AudioPart
 from transforms.audio.files import READ_ERRORS, describe, error_code, open_audio
@@ -35,6 +35,7 @@ from transforms.elements import (
     Stem,
     failed,
 )
+from transforms.manifest_io import shard_of
 from transforms.reading import read
 from transforms.storage import Storage, fixed_folder, join
 from transforms.storage.access import UriAccess
@@ -53,10 +54,12 @@ class StemPlaces:
     Attributes:
         where: a folder, or a template with fields; None: the row says it in a column ``stem_uri``.
         access: what rows may name; a stem in the folder of ``where`` is allowed.
+        num_shards: so many parts, each with its own ``stems``, are in the folder; 0: it has stems.
     """
 
     where: str | None
     access: UriAccess = dataclasses.field(default_factory=UriAccess)
+    num_shards: int = 0
 
     def __post_init__(self) -> None:
         """Checks that a template has plain fields only, such as ``{id}``."""
@@ -120,7 +123,10 @@ class StemPlaces:
         found = [f"{path}{suffix}" for some in suffixes for path in paths for suffix in some]
         if not leads_out and _SUFFIXED.search(row.id):
             found.insert(0, row.id)  # the id is a file's name already
-        return [join(self.where, name) for name in found]
+        folder = self.where
+        if self.num_shards:
+            folder = join(folder, shard_of(row, self.num_shards).folder, STEMS_FOLDER)
+        return [join(folder, name) for name in found]
 
 
 class _Fields(Mapping[str, str]):

@@ -24,7 +24,7 @@ from manifests.files import split_fragment
 from manifests.files.readers import Split, expand, iter_split, plan_splits
 from manifests.row import ManifestRow, RowError
 from transforms.audio import AudioError
-from transforms.elements import Failure, MixtureRows, failed
+from transforms.elements import Failure, MixtureRows, Shard, failed
 from transforms.storage import Storage
 from transforms.storage.access import UriAccess
 from transforms.tables import dead_letters
@@ -42,12 +42,14 @@ class ReadManifest(beam.PTransform[Any, Any]):
         rows: rows to take as they are, instead of files.
         storage: how the files are reached.
         access: what rows may name; one that names something else is a failure.
+        shard: the part of the rows that is meant, all rows of a mixture together; None: all.
     """
 
     uris: tuple[str, ...] = ()
     rows: tuple[ManifestRow, ...] = ()
     storage: Storage = dataclasses.field(default_factory=Storage)
     access: UriAccess = dataclasses.field(default_factory=UriAccess)
+    shard: Shard | None = None
 
     def __post_init__(self) -> None:
         """Either files or rows."""
@@ -67,6 +69,8 @@ class ReadManifest(beam.PTransform[Any, Any]):
                 | "Spread" >> beam.Reshuffle()
                 | "ReadSplits" >> beam.ParDo(_ReadSplitFn(self.storage))
             )
+        if self.shard is not None:
+            read = read | "Shard" >> beam.Filter(_in_shard, self.shard)
         outputs = read | "Count" >> beam.ParDo(_CountFn(self.access)).with_outputs(
             dead_letters.FAILED, main="rows"
         )
@@ -92,6 +96,13 @@ class _ReadSplitFn(beam.DoFn):
         rows = functools.partial(iter_split, split, options)
         for result in self._storage.iterate(split.uri, rows):
             yield result if isinstance(result, ManifestRow) else invalid(result)
+
+
+def _in_shard(element: ManifestRow | Failure, shard: Shard) -> bool:
+    """Whether a row, or what stands in its place, is one of a part."""
+    if isinstance(element, ManifestRow):
+        return shard_of(element, shard.count) == shard
+    return (element.manifest_row or 0) % shard.count == shard.index
 
 
 class _CountFn(beam.DoFn):
@@ -197,6 +208,11 @@ def mixture_key(row: ManifestRow) -> str:
         row.duration_s,
     )
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+def shard_of(row: ManifestRow, count: int) -> Shard:
+    """The part of ``count`` that a row falls to: the same for all rows of a mixture."""
+    return Shard(index=int(mixture_key(row)[:16], 16) % count, count=count)
 
 
 @dataclasses.dataclass(eq=False)

@@ -37,7 +37,7 @@ from pipelines.output_folder.names import (
 )
 from pipelines.output_folder.record import differences, read_record, write_record
 from transforms.audio.files import describe
-from transforms.elements import JOURNAL, LETTERS, OF_SEGMENTS, TABLE, KeptFile, KeptRules
+from transforms.elements import JOURNAL, LETTERS, OF_SEGMENTS, TABLE, KeptFile, KeptRules, Shard
 from transforms.storage import Storage, join
 from transforms.storage.access import UriAccess, redact, redacted
 
@@ -349,6 +349,53 @@ def require_free(
     reason = locking.refusal(storage, config.output, require_ended, force=config.force_unlock)
     if reason is not None:
         raise UsageError(reason)
+
+
+def require_same_division(config: CommonConfig, storage: Storage) -> None:
+    """Refuses to mix results of parts of a manifest with those of other parts, or of a whole one.
+
+    Raises:
+        UsageError: the folder has parts of another division, or parts and a whole would be mixed.
+    """
+    whole = config.output
+    if config.shard is not None:
+        whole = whole.removesuffix(f"/{config.shard.folder}")
+    count = num_shards(storage, whole)
+    if config.shard is None:
+        if count:
+            raise UsageError(
+                f"--output {whole} holds parts of a manifest (shard=…-of-{count}): name one with "
+                "--shard, or take another --output"
+            )
+    elif count not in (0, config.shard.count):
+        raise UsageError(
+            f"--shard {config.shard}: --output {whole} holds parts of {count} "
+            f"(shard=…-of-{count}), and rows would be there twice; go on with N={count}, or take "
+            "another --output"
+        )
+    elif storage.exists(join(whole, RUN)):
+        raise UsageError(
+            f"--shard {config.shard}: --output {whole} holds a run over all rows; take another "
+            "--output"
+        )
+
+
+def num_shards(storage: Storage, uri: str | None) -> int:
+    """Into how many parts the manifest was divided whose results are in a folder; 0: into none.
+
+    Raises:
+        UsageError: parts of several divisions are there.
+    """
+    if uri is None or "{" in uri:  # a template of stems
+        return 0
+    shards = map(Shard.in_folder, storage.list_folders(uri))
+    counts = sorted({shard.count for shard in shards if shard is not None})
+    if len(counts) > 1:
+        raise UsageError(
+            f"{uri} holds parts of several divisions: shard=…-of-{counts[0]} and "
+            f"shard=…-of-{counts[1]}; rows would be there twice"
+        )
+    return counts[0] if counts else 0
 
 
 def require_no_job(

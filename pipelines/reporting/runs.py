@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from manifests.columns import METRIC_COLUMNS, METRICS_SCHEMA, SEGMENTS_SCHEMA, with_extra
 from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS, RowError, parse_record
+from transforms.elements import Shard
 from transforms.storage import Storage, join
 
 PROTOCOL_COLUMN = f"{EXTRA_PREFIX}protocol"
@@ -149,7 +150,7 @@ class Run:
 
 
 def read_run(uri: str, name: str, storage: Storage) -> Run:
-    """Reads the tables and the record of a run.
+    """Reads the tables and the record of a run, or of all parts of one (``shard=…``) as one run.
 
     The clips have the columns of ``METRICS_SCHEMA`` that a report needs, with NaN where a metric is
     undefined, and ``setting``, a :class:`Setting`, ``protocol``, ``made_by`` (the model with the
@@ -158,6 +159,9 @@ def read_run(uri: str, name: str, storage: Storage) -> Run:
     Raises:
         RunError: there are no metrics and no dead letters, or a table is not one of ours.
     """
+    shards = sorted(filter(None, map(Shard.in_folder, storage.list_folders(uri))), key=_order)
+    if shards:
+        return _of_shards(uri, name, shards, storage)
     record = _record(uri, storage)
     protocol = default_protocol(record)
     metrics = storage.list_files(join(uri, "metrics"), ".parquet")
@@ -194,6 +198,35 @@ def _cast(file: str, table: pa.Table, schema: pa.Schema) -> pa.Table:
         return table.cast(schema)
     except pa.ArrowException as err:
         raise RunError(f"{file}: has other types than such a table has ({err})") from err
+
+
+def _of_shards(uri: str, name: str, shards: Sequence[Shard], storage: Storage) -> Run:
+    """All parts as one run, whose record is that of the first but for where the folder is."""
+    if len({shard.count for shard in shards}) > 1:
+        raise RunError(f"{uri}: holds parts of several divisions, and rows would be there twice")
+    parts = [read_run(join(uri, shard.folder), name, storage) for shard in shards]
+    config = dict(parts[0].record.get("config") or {})
+    config["output"] = str(config.get("output") or "").removesuffix(f"/{shards[0].folder}")
+    finished = sum(part.record.get("status") == "finished" for part in parts)
+    said = {
+        "config": config,
+        "status": f"{finished} of {shards[0].count} parts finished",
+        "wall_s": None,
+    }
+    clips = [part.clips for part in parts if len(part.clips)] or [parts[0].clips]
+    failures = [part.failures for part in parts if len(part.failures)] or [parts[0].failures]
+    return Run(
+        name=name,
+        uri=uri,
+        record={**parts[0].record, **said},
+        clips=pd.concat(clips).sort_values("id", kind="stable", ignore_index=True),
+        failures=pd.concat(failures, ignore_index=True),
+        segments=pd.concat([part.segments for part in parts], ignore_index=True),
+    )
+
+
+def _order(shard: Shard) -> tuple[int, int]:
+    return shard.count, shard.index
 
 
 def default_protocol(record: Mapping[str, Any]) -> str:

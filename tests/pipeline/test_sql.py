@@ -71,6 +71,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     manifest = tone_runs.write_manifest(folder / "rows.jsonl", rows)
     with tone_runs.tones_as_models():
         assert tone_runs.run("--manifest", manifest, "--output", folder / "out") == 1
+        shutil.copytree(folder / "out", folder / "parts" / "shard=0-of-1")
     rows[0]["offset_s"] = 0.25
     manifest = tone_runs.write_manifest(folder / "rows.jsonl", rows)
     with tone_runs.tones_as_models() as loaded:

@@ -461,6 +461,16 @@ class Storage:
 
         return sorted(self._ask(uri, find))
 
+    def list_folders(self, uri: str) -> list[str]:
+        """Names of the folders that are directly in a folder, sorted; none if it is missing."""
+        path = self.local_path(uri)
+        if path is not None:
+            if not os.path.isdir(path):
+                return []
+            with os.scandir(path) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir())
+        return sorted(self._ask(uri, _folders_in))
+
     def write_bytes(self, uri: str, data: bytes) -> None:
         """Publishes a file: at any moment it is absent, or old, or whole."""
         if self.local_path(uri) is None:
@@ -630,6 +640,17 @@ def _below(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
         return []
     folder = path.rstrip("/") + "/"
     return [name for name in found if name == path or name.startswith(folder)]
+
+
+def _folders_in(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    """The last part of the name of each folder of a remote folder, as they are now."""
+    fs.invalidate_cache()
+    try:
+        found = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    names = (info["name"].rstrip("/") for info in found if info["type"] == "directory")
+    return [name.rsplit("/", 1)[-1] for name in names if name != path.rstrip("/")]
 
 
 def _remove_objects(fs: fsspec.AbstractFileSystem, names: Sequence[str]) -> None:
