@@ -50,8 +50,8 @@ def test_every_flag_that_takes_a_value_is_a_parameter_or_left_out_for_a_reason()
         "reference",
     }  # fmt: skip
     for_experts = {
-        "max_clip_in_memory_s", "storage_options", "allowed_uri_prefix", "device", "num_threads", "shard",
-        "condition_norm",
+        "max_clip_in_memory_s", "storage_options", "allowed_uri_prefix", "device", "num_threads",
+        "condition_norm", "shard",
     }  # fmt: skip
     of_who_waits = {"progress", "max_failure_rate"}
     of_other_engines = {"dask_client_address"}
