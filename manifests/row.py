@@ -145,14 +145,32 @@ def _column(description: str, default: Any = None, **rules: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShardPlace:
+    """Where a recording lies in its shard, so that nobody has to look for it again.
+
+    Attributes:
+        run: number of the run of neighbours that one worker reads in sequence.
+        start: its first byte; of Parquet its row.
+        stop: behind its last byte; of Parquet the next row.
+        shard_bytes: size of the shard.
+    """
+
+    run: int
+    start: int
+    stop: int
+    shard_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestRow:
     """One extraction: from this mixture, give what the query asks for.
 
     Built by :func:`manifests.row.parse_record`, which checks it; URIs are absolute by then.
     ``extra`` holds the columns that this type does not know, without their ``extra_`` prefix and as
-    text. ``manifest_uri`` and ``manifest_row`` say where the row was read, and ``manifest_sha256``
-    the digest of the row there, where this one was made from it by changing its query; the three
-    are not columns of a manifest and do not take part in comparisons.
+    text. ``manifest_uri`` and ``manifest_row`` say where the row was read, ``manifest_sha256`` the
+    digest of the row there, where this one was made from it by changing its query, and ``place``
+    where the mixture lies in its shard, where that is known; the four are not columns of a manifest
+    and do not take part in comparisons.
     """
 
     id: str = _column(
@@ -232,6 +250,7 @@ class ManifestRow:
     manifest_uri: str | None = dataclasses.field(default=None, compare=False)
     manifest_row: int | None = dataclasses.field(default=None, compare=False)
     manifest_sha256: str | None = dataclasses.field(default=None, compare=False)
+    place: ShardPlace | None = dataclasses.field(default=None, compare=False)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -316,7 +335,7 @@ class ManifestRow:
         return record
 
 
-_NOT_COLUMNS = frozenset({"extra", "manifest_uri", "manifest_row", "manifest_sha256"})
+_NOT_COLUMNS = frozenset({"extra", "manifest_uri", "manifest_row", "manifest_sha256", "place"})
 MANIFEST_COLUMNS: tuple[str, ...] = tuple(
     field.name for field in dataclasses.fields(ManifestRow) if field.name not in _NOT_COLUMNS
 )

@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "export": ("pipelines.export", "take results along as a data set, or as labels"),
     "evaluate": ("pipelines.evaluate", "measure a model on a folder of labelled clips"),
     "example": ("manifests.example", "print a commented manifest to start from"),
+    "recordings": ("manifests.recordings", "print the manifest that recordings and queries mean"),
     "validate": ("manifests.validate", "say what a manifest holds, and what is wrong with it"),
     "benchmarks": ("manifests.benchmarks", "write published evaluation sets as manifests"),
     "models": ("model.registry", "list the models that --model can name"),

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
-import re
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from manifests.files import absolute, is_url, split_fragment
+from manifests.files import ManifestError, absolute, is_url, split_fragment
+from manifests.recordings import FLAGS, NamedQuery, Recordings, asked_queries, stem_of
 from manifests.row import ManifestRow, RowError, parse_record
 from model.signal import ActivityOptions
 from pipelines.flags import (
@@ -34,10 +32,7 @@ from transforms.audio import MAX_RATE_HZ, MIN_RATE_HZ
 from transforms.elements import Shard
 from transforms.storage.access import UriAccess, redact, redacted_command, secrets_of
 
-OTHERS = "others"
-"""As --negative: the texts of the other queries."""
 _MAX_CLIP_S = 1e6
-_MAX_SLUG_CHARS = 80
 
 
 IN_PROCESS = "FnApiRunner"
@@ -87,7 +82,8 @@ class CommonConfig:
 
     Attributes:
         manifests: URIs of manifests; empty where ``rows`` is given.
-        rows: rows made from the command line.
+        rows: rows made from the command line, of one recording.
+        recordings: what is asked of which recordings, instead.
         storage_options: fsspec options by protocol.
         allowed_uri_prefix: what rows may read from; empty: anything.
         max_clip_in_memory_s: longer recordings are streamed, or refused by jobs that do not stream.
@@ -103,6 +99,7 @@ class CommonConfig:
 
     manifests: tuple[str, ...]
     rows: tuple[ManifestRow, ...]
+    recordings: Recordings | None
     storage_options: Mapping[str, Mapping[str, Any]]
     allowed_uri_prefix: tuple[str, ...]
     max_clip_in_memory_s: float
@@ -127,7 +124,7 @@ class CommonConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name not in left_out:
-                is_own = isinstance(value, ActivityOptions)
+                is_own = isinstance(value, ActivityOptions | Recordings)
                 record[field.name] = dataclasses.asdict(value) if is_own else value
         record["rows"] = [row.to_record() for row in self.rows]
         record["storage_options"] = {protocol: "not recorded" for protocol in self.storage_options}
@@ -455,13 +452,14 @@ def _common(arguments: Arguments, execution: Execution) -> dict[str, Any]:
             f"--max_clip_in_memory_s={given.max_clip_in_memory_s}: expected above 0, "
             f"up to {_MAX_CLIP_S:g}"
         )
-    rows = _rows(given)
-    shard = _shard(getattr(given, "shard", None), rows)
-    output = _absolute("--output", given.output)
     storage_options = storage_options_of(given.storage_options)
+    output = _absolute("--output", given.output)
+    rows, recordings = _rows(given, storage_options)
+    shard = _shard(getattr(given, "shard", None), rows)
     return {
         "manifests": tuple(_absolutes("--manifest", getattr(given, "manifest", None))),
         "rows": rows,
+        "recordings": recordings,
         "storage_options": storage_options,
         "allowed_uri_prefix": prefixes_of(given.allowed_uri_prefix or ()),
         "max_clip_in_memory_s": given.max_clip_in_memory_s,
@@ -480,62 +478,73 @@ def _shard(text: str | None, rows: Sequence[ManifestRow]) -> Shard | None:
     if text is None:
         return None
     if rows:
-        raise UsageError("--shard goes with --manifest: one recording has no parts")
+        raise UsageError("--shard goes with --manifest or --recordings: one recording has no parts")
     try:
         return Shard.of(text)
     except ValueError as err:
         raise UsageError(f"--shard {err}") from err
 
 
-def _rows(given: argparse.Namespace) -> tuple[ManifestRow, ...]:
+def _rows(
+    given: argparse.Namespace, storage_options: Mapping[str, Mapping[str, Any]]
+) -> tuple[tuple[ManifestRow, ...], Recordings | None]:
+    """The rows of one recording, or what is asked of several; neither beside a manifest."""
     if "manifest" not in given:  # a job that reads none
-        return ()
+        return (), None
     if "mixture" not in given:
         if not given.manifest:
             raise UsageError("--manifest is required")
-        return ()
-    of_one = (
-        "positive",
-        "negative",
-        "positive_audio",
-        "negative_audio",
-        "text_weight",
-        "reference",
-    )
-    if given.manifest and given.mixture:
-        raise UsageError("--manifest and --mixture exclude each other")
+        return (), None
+    sources = [name for name in ("manifest", "mixture", "recordings") if getattr(given, name)]
+    if len(sources) > 1:
+        raise UsageError(f"--{sources[0]} and --{sources[1]} exclude each other")
+    if not sources:
+        raise UsageError(
+            "expected --manifest URI, or --mixture URI or --recordings URI with --positive or "
+            "--negative"
+        )
+    if given.recordings is None and given.audio_column is not None:
+        raise UsageError("--audio_column goes with --recordings")
     if given.manifest:
-        for name in of_one:
-            if getattr(given, name) is not None:
-                raise UsageError(f"--{name} goes with --mixture; a manifest's rows say their own")
-        return ()
-    if not given.mixture:
-        raise UsageError("expected --manifest URI, or --mixture URI with --positive or --negative")
-    if not any((given.positive, given.negative, given.positive_audio, given.negative_audio)):
+        for flag in (*FLAGS, "--reference"):
+            if getattr(given, flag.removeprefix("--")) is not None:
+                raise UsageError(f"{flag} goes with --mixture; a manifest's rows say their own")
+        return (), None
+    queries = _queries(given, storage_options, sources[0])
+    if given.mixture:
+        return tuple(_row(record) for record in _records(given, queries)), None
+    if given.reference is not None:
+        raise UsageError("--reference goes with --mixture: a manifest's rows say their own")
+    return (), Recordings(
+        roots=tuple(_absolutes("--recordings", given.recordings)),
+        queries=queries,
+        audio_column=given.audio_column,
+        output=_absolute("--output", given.output),
+    )
+
+
+def _queries(
+    given: argparse.Namespace, storage_options: Mapping[str, Mapping[str, Any]], source: str
+) -> tuple[NamedQuery, ...]:
+    uri = given.queries or ""
+    protocol = uri.partition("://")[0].lower() if is_url(uri) else "file"
+    try:
+        queries = asked_queries(given, storage_options.get(protocol))
+    except (ValueError, ManifestError) as err:
+        raise UsageError(str(err)) from err
+    if not queries:
         raise UsageError(
-            "--mixture needs a query: --positive TEXT, --negative TEXT, or example clips with "
-            "--positive_audio or --negative_audio"
+            f"--{source} needs a query: --positive TEXT, --negative TEXT, --queries TABLE, or "
+            "example clips with --positive_audio or --negative_audio"
         )
-    return tuple(_row(record) for record in _records(given))
+    for query in queries:
+        _row({**query.fields, "id": query.name, "mixture_uri": "/any.wav"})
+    return queries
 
 
-def _records(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def _records(given: argparse.Namespace, queries: Sequence[NamedQuery]) -> Iterator[dict[str, Any]]:
     """A record for each query of the command line, over the one recording."""
-    texts = [text.strip() for text in given.positive or ()]
-    if "" in texts:
-        raise UsageError("--positive: found an empty text; expected what to extract")
-    if repeated := [text for text, count in Counter(texts).items() if count > 1]:
-        raise UsageError(f"--positive: {repeated[0]!r} is given twice; give each text once")
-    negative = given.negative.strip() if given.negative is not None else None
-    if negative == "":
-        raise UsageError("--negative: found an empty text; expected what to suppress, or no flag")
-    others = negative is not None and negative.lower() == OTHERS
-    if others and len(texts) < 2:
-        raise UsageError(
-            f"--negative {negative} stands for the other --positive texts of the command, and it "
-            "has no others; give several --positive, or say what to suppress"
-        )
-    if given.reference is not None and len(texts) > 1:
+    if given.reference is not None and len(queries) > 1:
         raise UsageError(
             "--reference goes with one --positive: it is the target of that one; with several "
             "queries, a manifest's rows say their own"
@@ -543,17 +552,12 @@ def _records(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     mixture = _absolute("--mixture", given.mixture)
     references = [given.reference] if given.reference is not None else []
     name = _name_of(mixture)
-    parts = dict(zip(texts, slugs(texts), strict=True))
-    for text in texts or [None]:
+    for query in queries:
         yield {
-            "id": name if text is None or len(texts) == 1 else f"{name}/{parts[text]}",
+            **query.fields,
+            "id": name if len(queries) == 1 else f"{name}/{query.name}",
             "mixture_uri": mixture,
             "reference_uri": next(iter(_absolutes("--reference", references)), None),
-            "positive_text": text,
-            "negative_text": " and ".join(t for t in texts if t != text) if others else negative,
-            "positive_audio_uris": _absolutes("--positive_audio", given.positive_audio),
-            "negative_audio_uris": _absolutes("--negative_audio", given.negative_audio),
-            "text_weight": given.text_weight,
         }
 
 
@@ -563,29 +567,7 @@ def _name_of(uri: str) -> str:
     path = urlsplit(address).path if address.startswith(("http://", "https://")) else address
     if fragment.row is not None:
         return f"{_name_of(address)}/{fragment.row}"
-    path = fragment.member or path
-    name = path.rstrip("/").rsplit("/", 1)[-1]
-    return name.rsplit(".", 1)[0] or name or "recording"
-
-
-def slugs(texts: Sequence[str]) -> list[str]:
-    """A short name for each text in ``[a-z0-9_]``; where two are the same, with a digest each."""
-    plain = [_slug(text) for text in texts]
-    count = Counter(plain)
-    return [
-        slug if slug and count[slug] == 1 else f"{slug or 'query'}_{_short_digest(text)}"
-        for slug, text in zip(plain, texts, strict=True)
-    ]
-
-
-def _slug(text: str) -> str:
-    plain = unicodedata.normalize("NFKD", text.lower()).encode("ascii", "ignore").decode("ascii")
-    slug = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")
-    return slug[:_MAX_SLUG_CHARS].strip("_")
-
-
-def _short_digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return stem_of(fragment.member or path) or "recording"
 
 
 def _row(record: Mapping[str, Any]) -> ManifestRow:

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manifests.columns import COARSER, MAX_GROUPS
+from manifests.recordings import skipped_line
 from pipelines.output_folder import OutputFolder
 from pipelines.output_folder.names import DEAD_LETTERS, RUN, SUMMARY
 from pipelines.runners import Measurements
@@ -295,6 +296,11 @@ def resumed_lines(resumed: Resumed) -> list[str]:
     if resumed.others:
         lines.append(f"{resumed.others} finished rows that are not in this manifest stay")
     return lines
+
+
+def skipped_lines(row_counts: RowCounts) -> list[str]:
+    """What was passed over in folders and shards of recordings."""
+    return [skipped_line(row_counts.skipped)] if row_counts.skipped else []
 
 
 def places(storage: Storage, output: str, named: Mapping[str, str]) -> list[str]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from manifests.recordings import FLAGS
 from terminal import flags, screen
 
 EXIT_OK = 0
@@ -32,7 +33,7 @@ class UsageError(ValueError):
 
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("input: a manifest, or one recording")
+    group = parser.add_argument_group("input: a manifest, or recordings and queries")
     group.add_argument(
         "--manifest",
         nargs="+",
@@ -51,35 +52,11 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mixture",
         metavar="URI",
-        help="One recording, instead of a manifest. Example: --mixture talk.wav",
+        help="One recording, instead of a manifest; its stems have its name. "
+        "Example: --mixture talk.wav",
     )
-    group.add_argument(
-        "--positive",
-        action="append",
-        metavar="TEXT",
-        help="What to extract. Given several times, each is extracted into a stem of its own. "
-        'Example: --positive "a dog barking" --positive speech',
-    )
-    group.add_argument(
-        "--negative",
-        metavar="TEXT",
-        help="What to suppress, with every --positive. The word 'others' stands for the texts "
-        "of the other --positive of the command; to suppress the text 'others' itself, write "
-        'a manifest. Example: "rain"',
-    )
-    group.add_argument(
-        "--positive_audio", nargs="+", metavar="URI", help="Example clips of what to extract."
-    )
-    group.add_argument(
-        "--negative_audio", nargs="+", metavar="URI", help="Example clips of what to suppress."
-    )
-    group.add_argument(
-        "--text_weight",
-        type=float,
-        metavar="0..1",
-        help="With --mixture: 0 = example clips only, 1 = text only. "
-        "Default 0.5 where a query has both.",
-    )
+    for name, settings in FLAGS.items():
+        group.add_argument(name, **settings)
     group.add_argument(
         "--reference",
         metavar="URI",
@@ -535,20 +512,22 @@ class Command:
                     group._add_action(action)
         found.confidential = frozenset({"--storage_options"})
         found.instead_of_several = {
-            "--mixture": "several recordings are the rows of a manifest, which "
-            "python -m manifests.example begins for you"
+            "--mixture": "several recordings are given with --recordings",
+            "--queries": "several tables are one, with all their rows",
         }
         return found
 
 
 SEPARATE = Command(
     name="pipelines.separate",
-    usage="(--manifest URI | --mixture URI --positive TEXT) --output URI [flags]",
+    usage="(--manifest URI | --recordings URI --positive TEXT) --output URI [flags]",
     description="Separates recordings: manifest rows → stems, metrics and dead letters.",
     examples="""  python -m pipelines.separate --mixture talk.wav --positive "a dog barking" \\
       --negative "rain" --output out/
   python -m pipelines.separate --mixture talk.wav --positive "a dog" --positive speech \\
       --negative others --output out/
+  python -m pipelines.separate --recordings 'gs://b/**/*.flac' talks/ --queries queries.csv \\
+      --output out/
   python -m pipelines.separate --manifest rows.csv --output out/ --num_workers 4
   python -m pipelines.separate --manifest rows.csv --output out/ --resume
   python -m pipelines.separate --manifest out/dead_letters --output out2/

@@ -34,6 +34,7 @@ from pipelines.flags import (
     EXIT_INTERRUPTED,
     EXIT_JOB_FAILED,
     EXIT_OK,
+    EXIT_USAGE,
     Arguments,
     Command,
     UsageError,
@@ -322,7 +323,7 @@ class _Run:
 
     def _total_rows(self) -> int | None:
         """Of all manifests, for the progress display; None where they would have to be read."""
-        if self.job.config.shard is not None:
+        if self.job.config.shard is not None or self.job.config.recordings is not None:
             return None
         if not self.manifests:
             return len(self.job.config.rows)
@@ -365,12 +366,16 @@ class _Run:
             clearing.remove_working_files(folder.storage, config.output)
         outcome.measured.log()
         with _finishing(config.secrets):
-            for line in console.resumed_lines(resumed):
+            for line in (*console.resumed_lines(resumed), *console.skipped_lines(row_counts)):
                 output_folder.say(line)
             for text in self.job.closing(
                 folder, self.loaded, row_counts, outcome.measured, outcome.wall_s
             ):
                 sys.stdout.write(redact(text) + "\n")
+        if config.recordings is not None and not row_counts.rows:
+            roots = " ".join(redact(uri) for uri in config.recordings.roots)
+            sys.stderr.write(f"error: --recordings {roots}: no recordings are there\n")
+            return EXIT_USAGE
         if row_counts.failure_rate > config.max_failure_rate:
             sys.stdout.write(
                 f"{row_counts.failure_rate:.1%} of the rows failed; "

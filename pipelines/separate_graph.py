@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import apache_beam as beam
 from apache_beam.pipeline import Pipeline
 from apache_beam.pvalue import PCollection
 
+from manifests.recordings import require_root
 from manifests.row import STEMS_FOLDER, ManifestRow
 from model import devices
 from model.inference import NetworkSettings
@@ -34,7 +36,13 @@ from transforms.audio.mixtures import ReadSettings
 from transforms.elements import MixtureQueries, MixtureRows
 from transforms.kept import GoOn
 from transforms.long_recordings import SeparateLongRecordings
-from transforms.manifest_io import AdmitRows, GroupByMixture, ReadManifest, extra_names
+from transforms.manifest_io import (
+    AdmitRows,
+    AskRecordings,
+    GroupByMixture,
+    ReadManifest,
+    extra_names,
+)
 from transforms.queries import AdaptQueries, AttachQueriesFn, EmbedQueries
 from transforms.reading import ReadAudio
 from transforms.scoring import ScoreStems, ScoringSettings
@@ -84,12 +92,16 @@ class SeparateJob:
         return UriAccess(prefixes=self.config.allowed_uri_prefix)
 
     def check(self, storage: Storage) -> None:
-        """Checks the name of the device.
+        """Checks the name of the device, and that there is something where recordings are to be.
 
         Raises:
             ValueError: no device has such a name.
+            ManifestError: nothing is there.
         """
         devices.require_name(self.config.device)
+        for uri in () if self.config.recordings is None else self.config.recordings.roots:
+            look = functools.partial(require_root, uri, storage.options_for(uri))
+            storage.retrying(uri, look)
 
     def reads(self, row: ManifestRow) -> Iterable[tuple[str, str]]:
         """The URIs that a row makes the job read, each with its column."""
@@ -174,13 +186,7 @@ class SeparateManifest(beam.PTransform[Any, Any]):
     def expand(self, root: Pipeline) -> PCollection[str]:
         """Builds the job: the URI of the row counts comes out last."""
         config, folder = self.config, self.folder
-        rows, invalid = root | "ReadManifest" >> ReadManifest(
-            uris=config.manifests,
-            rows=config.rows,
-            storage=folder.storage,
-            access=UriAccess(prefixes=config.allowed_uri_prefix),
-            shard=config.shard,
-        )
+        rows, invalid, skipped = self._read(root)
         names = rows | "Columns" >> beam.FlatMap(extra_names).with_output_types(str)
         left: Mapping[str, Any] = {}
         if folder.earlier.kept:
@@ -221,6 +227,7 @@ class SeparateManifest(beam.PTransform[Any, Any]):
         return {
             **metrics,
             **left.get("counted", {}),
+            **skipped,
             row_counts.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
             row_counts.STEMS: done,
             row_counts.DEAD: all_failed,
@@ -236,6 +243,24 @@ class SeparateManifest(beam.PTransform[Any, Any]):
         } | "WriteRowCounts" >> row_counts.WriteRowCounts(
             uri=folder.place(ROW_COUNTS), storage=folder.storage
         )
+
+    def _read(self, root: Pipeline) -> tuple[Any, Any, dict[str, Any]]:
+        """The rows, what can be none, and what was passed over on the way to them."""
+        config, storage = self.config, self.folder.storage
+        access = UriAccess(prefixes=config.allowed_uri_prefix)
+        if config.recordings is not None:
+            rows, invalid, skipped = root | "AskRecordings" >> AskRecordings(
+                config.recordings, storage, access, config.shard
+            )
+            return rows, invalid, {row_counts.SKIPPED: skipped}
+        rows, invalid = root | "ReadManifest" >> ReadManifest(
+            uris=config.manifests,
+            rows=config.rows,
+            storage=storage,
+            access=access,
+            shard=config.shard,
+        )
+        return rows, invalid, {}
 
 
 @dataclasses.dataclass(eq=False)

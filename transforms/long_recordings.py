@@ -761,13 +761,14 @@ class LongMixture:
         self._where = within(row.mixture_uri or "", row.offset_s, row.duration_s)
         self.uri = self._where[0]
         self._mix_down = mix_down
-        with open_audio(storage, *self._where) as file:
+        with open_audio(storage, *self._where, place=row.place) as file:
             self.part = file.part
         self.num_channels = 1 if mix_down else self.part.num_channels
 
     def blocks(self) -> Iterator[Samples]:
         """As in the file, mixed down if it is to be: float32[C', n] each."""
-        with open_audio(self.storage, *self._where, known=self.part) as file:
+        place = self.row.place
+        with open_audio(self.storage, *self._where, known=self.part, place=place) as file:
             for block in file.blocks(_block_samples(file.part)):
                 yield waveforms.to_mono(block)[None] if self._mix_down else block
 

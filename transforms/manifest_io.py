@@ -1,4 +1,4 @@
-"""Reads manifest files into rows, decides which of them are to be done, and groups them by mixture.
+"""Reads manifests or lists recordings, decides which rows are to be done, groups them by mixture.
 
 Rows that name the same mixture are brought together so that it is read and encoded once.
 """
@@ -9,20 +9,21 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pipeline import Pipeline
 from apache_beam.pvalue import PCollection
-from apache_beam.transforms.util import ReshufflePerKey
 
 import transforms.threaded  # noqa: F401 - registers the coders of our records
 from manifests.audio_formats import FROM_START_SUFFIXES
 from manifests.files import split_fragment
 from manifests.files.readers import Split, expand, iter_split, plan_splits
+from manifests.recordings import Recordings, apart, list_root, rows_of
 from manifests.row import ManifestRow, RowError
+from manifests.shards import Broken, Listed, Recording, Skipped, index
 from transforms.audio import AudioError
 from transforms.elements import Failure, MixtureRows, Shard, failed
 from transforms.storage import Storage
@@ -121,6 +122,129 @@ class _CountFn(beam.DoFn):
         except AudioError as err:
             return failed(row, "manifest", err.code, str(err))
         return row
+
+
+SKIPPED = "skipped"
+
+
+@dataclasses.dataclass(eq=False)
+class AskRecordings(beam.PTransform[Any, Any]):
+    """Recordings × queries as rows; folders and shards are looked into wherever there is a worker.
+
+    In: a pipeline. Out: ``ManifestRow``; ``Failure`` for each folder, shard or entry of one that
+    cannot be read or asked; ``Skipped``, how many names were passed over. Every recording is asked
+    every query, in no particular order. Folders are listed one at a time and never from a client's
+    cache.
+
+    Attributes:
+        asked: which recordings, and what.
+        storage: how they are reached.
+        access: what rows may name.
+        shard: the part of the rows that is meant, all rows of a mixture together; None: all.
+    """
+
+    asked: Recordings
+    storage: Storage
+    access: UriAccess
+    shard: Shard | None = None
+
+    def expand(
+        self, root: Pipeline
+    ) -> tuple[PCollection[ManifestRow], PCollection[Failure], PCollection[Skipped]]:
+        """Lists the roots, tells files of one path apart, and asks each where there is a worker."""
+        asked = self.asked
+        found = (
+            root
+            | "Roots" >> beam.Create(list(enumerate(asked.roots)), reshuffle=False)
+            | "List"
+            >> beam.ParDo(_ListFn(asked.output, self.storage)).with_outputs(
+                SKIPPED, dead_letters.FAILED, main="listed"
+            )
+        )
+        listed = found["listed"]
+        for number in range(2 if len(asked.roots) > 1 else 0):
+            listed = (
+                listed
+                | f"KeyPaths{number}" >> beam.Map(_by_path).with_output_types(tuple[str, Listed])
+                | f"ByPath{number}" >> beam.GroupByKey()
+                | f"Apart{number}" >> beam.FlatMap(_apart, asked.roots).with_output_types(Listed)
+            )
+        rows = (
+            listed
+            | "Spread" >> beam.Reshuffle()
+            | "Ask"
+            >> beam.ParDo(_AskFn(asked, self.storage)).with_outputs(
+                SKIPPED, dead_letters.FAILED, main="rows"
+            )
+        )
+        found_failed, rows_failed = (each[dead_letters.FAILED] for each in (found, rows))
+        meant = rows["rows"]
+        if self.shard is not None:
+            meant = meant | "Shard" >> beam.Filter(_in_shard, self.shard)
+            found_failed, rows_failed = (
+                each | f"Shard{name}" >> beam.Filter(_in_shard, self.shard)
+                for name, each in (("Listing", found_failed), ("Asking", rows_failed))
+            )
+        checked = meant | "Count" >> beam.ParDo(_CountFn(self.access)).with_outputs(
+            dead_letters.FAILED, main="rows"
+        )
+        failures = [found_failed, rows_failed, checked[dead_letters.FAILED]]
+        return (
+            checked["rows"],
+            failures | "Failures" >> beam.Flatten(),
+            [found[SKIPPED], rows[SKIPPED]] | "Skipped" >> beam.Flatten(),
+        )
+
+
+class _ListFn(beam.DoFn):
+    def __init__(self, output: str | None, storage: Storage) -> None:
+        self._output, self._storage = output, storage
+
+    def process(self, root: tuple[int, str]) -> Iterator[Any]:
+        number, uri = root
+        options = self._storage.options_for(uri)
+        listing = functools.partial(list_root, number, uri, self._output, options)
+        for found in self._storage.iterate(uri, listing):
+            yield found if isinstance(found, Listed) else _other(found)
+
+
+class _AskFn(beam.DoFn):
+    def __init__(self, asked: Recordings, storage: Storage) -> None:
+        self._asked, self._storage = asked, storage
+
+    def process(self, listed: Listed) -> Iterator[Any]:
+        column = self._asked.audio_column
+        for found in index(listed, self._storage.open_ranges, column):
+            if not isinstance(found, Recording):
+                yield _other(found)
+                continue
+            for row in rows_of(found, self._asked.queries):
+                yield row if isinstance(row, ManifestRow) else _other(row)
+
+
+def _other(found: Skipped | Broken | RowError) -> Any:
+    """What is no row, for its own output."""
+    if isinstance(found, Skipped):
+        return beam.pvalue.TaggedOutput(SKIPPED, found)
+    if isinstance(found, RowError):
+        return dead_letters.dead(invalid(found))
+    failure = Failure(
+        stage="manifest",
+        error_type=found.code,
+        message=found.message,
+        row_json=json.dumps({"recordings": found.uri}),
+        manifest_uri=found.uri,
+        manifest_row=0,
+    )
+    return dead_letters.dead(failure)
+
+
+def _by_path(listed: Listed) -> tuple[str, Listed]:
+    return listed.path, listed
+
+
+def _apart(group: tuple[str, Iterable[Listed]], roots: Sequence[str]) -> Iterator[Listed]:
+    return apart(group[1], roots)
 
 
 def invalid(error: RowError) -> Failure:
@@ -222,7 +346,7 @@ class GroupByMixture(beam.PTransform[Any, Any]):
     In: ``ManifestRow``. Out: ``MixtureRows``, each row in exactly one. The second shuffle spreads
     the pieces of a mixture that very many rows name, and keeps the reading of audio out of the
     stage that gathers rows. Parts of one hour of a recording that has to be decoded from its start
-    stay together, so that one worker decodes it once for all of them.
+    stay together, and so do runs of neighbours of a shard: one worker reads them, in their order.
     """
 
     max_rows: int = MAX_ROWS
@@ -245,14 +369,14 @@ class GroupByMixture(beam.PTransform[Any, Any]):
 
 
 class _Spread(beam.PTransform[Any, Any]):
-    """Pieces → the same pieces, on whatever worker their key falls to."""
+    """Pieces → the same pieces, on whatever worker their key falls to, in the order of a key."""
 
     def expand(self, pieces: PCollection[MixtureRows]) -> PCollection[MixtureRows]:
         return (
             pieces
             | "Key" >> beam.Map(_with_place).with_output_types(tuple[str, MixtureRows])
-            | "ReshufflePerKey" >> ReshufflePerKey()
-            | "NoKey" >> beam.Map(_without_place).with_output_types(MixtureRows)
+            | "ByPlace" >> beam.GroupByKey()
+            | "InOrder" >> beam.FlatMap(_in_order).with_output_types(MixtureRows)
         )
 
 
@@ -260,21 +384,38 @@ def _with_place(piece: MixtureRows) -> tuple[str, MixtureRows]:
     return spread_key(piece), piece
 
 
-def _without_place(keyed: tuple[str, MixtureRows]) -> MixtureRows:
-    return keyed[1]
+def _in_order(keyed: tuple[str, Iterable[MixtureRows]]) -> list[MixtureRows]:
+    """The pieces of a key as they follow one another in their file."""
+    return sorted(keyed[1], key=_begin)
+
+
+def _begin(piece: MixtureRows) -> tuple[float, str]:
+    row = piece.rows[0]
+    if row.place is not None:
+        return row.place.start, row.id
+    return begin_s(row), row.id
+
+
+def begin_s(row: ManifestRow) -> float:
+    """Where the part of a recording begins that a row uses."""
+    return split_fragment(row.mixture_uri or "")[1].start_s + (row.offset_s or 0.0)
 
 
 def spread_key(piece: MixtureRows) -> str:
-    """Equal for parts of one hour of a recording whose format is decoded from the start.
+    """Equal for what one worker is to read in sequence.
 
-    The format is that of the name: a wrong guess costs time and changes no result.
+    That is a run of neighbours of one shard, and the parts of one hour of a recording whose format
+    is decoded from the start. The format is that of the name: a wrong guess costs time and changes
+    no result.
     """
     row = piece.rows[0]
     address, fragment = split_fragment(row.mixture_uri or "")
+    if row.place is not None:
+        return f"{address}#{row.place.run}"
     is_part = row.offset_s is not None or fragment.start_s > 0.0
     if not is_part or not address.lower().endswith(FROM_START_SUFFIXES):
         return hashlib.sha256(f"{mixture_key(row)}/{row.id}".encode()).hexdigest()
-    return f"{address}#{int((fragment.start_s + (row.offset_s or 0.0)) // 3_600)}"
+    return f"{address}#{int(begin_s(row) // 3_600)}"
 
 
 def _keyed(row: ManifestRow) -> tuple[str, ManifestRow]:

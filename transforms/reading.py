@@ -25,8 +25,9 @@ from transforms.tables import dead_letters
 from transforms.threaded import LookAheadFn, Overlap
 
 LONG = "long"
-MAX_STEM_VALUES = 16 * 320_000
-"""Samples of all stems of one element: 20 MB. A mixture with more queries is cut into several."""
+MAX_STEM_VALUES = 64 * 320_000
+"""Samples of all stems of one element: 82 MB, 64 queries of 10 s or 10 of 60 s, which the network
+encodes once. A mixture with more queries is cut into several, each encoded for itself."""
 
 ReadResult = Clip | LongRecording | Failure
 

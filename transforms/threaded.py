@@ -18,6 +18,7 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import BoundedWindow, GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
+from manifests import shards
 from manifests.row import ManifestRow
 from transforms import elements, storage
 from transforms.elements import num_bytes
@@ -48,7 +49,7 @@ RECORDS = (
     elements.MetricsRow, elements.RowQuery, elements.MixtureQueries, elements.Clip,
     elements.LongRecording, elements.Stem, elements.SeparatedClip, elements.Scores,
     elements.ScoredClip, elements.KeptFile, elements.KeptRow, elements.KeptLetter, elements.Damage,
-    elements.Leaving,
+    elements.Leaving, shards.Listed, shards.Skipped,
 )  # fmt: skip
 
 for _record in RECORDS:

@@ -173,11 +173,11 @@ def read_start(stream: io.BufferedReader, uri: str) -> LineReader:
     return LineReader(stream, start=start)
 
 
-def read_column_names(lines: LineReader, uri: str) -> tuple[str, ...]:
+def read_column_names(lines: LineReader, uri: str, key: str = "id") -> tuple[str, ...]:
     """Column names of a CSV manifest, past ``#`` comments and blank lines; none in an empty file.
 
     Raises:
-        ManifestError: not UTF-8, other separators than commas, a name twice, or no column ``id``.
+        ManifestError: not UTF-8, other separators than commas, a name twice, or no column ``key``.
     """
     for line in lines:
         text = line.strip()
@@ -190,20 +190,20 @@ def read_column_names(lines: LineReader, uri: str) -> tuple[str, ...]:
     try:
         cells = next(csv.reader([line], strict=True, skipinitialspace=True))
     except csv.Error as err:
-        _check_separator(line, uri)
+        _check_separator(line, uri, key)
         raise ManifestError(f"{uri}: row {lines.row}: the header is not CSV ({err})") from err
     names = [cell.strip() or f"column_{i}" for i, cell in enumerate(cells, 1)]
-    if "id" not in names:
-        _check_separator(line, uri)
-    check_columns(names, uri)
+    if key not in names:
+        _check_separator(line, uri, key)
+    check_columns(names, uri, key)
     return tuple(names)
 
 
-def _check_separator(header: str, uri: str) -> None:
+def _check_separator(header: str, uri: str, key: str = "id") -> None:
     """Raises ManifestError for a header whose columns something else than commas separates."""
     for separator, name in _OTHER_SEPARATORS.items():
         names = [cell.strip().strip('"') for cell in header.split(separator)]
-        if "id" in names[1:] or (names[0] == "id" and len(names) > 1) or names[0] == "sep=":
+        if key in names[1:] or (names[0] == key and len(names) > 1) or names[0] == "sep=":
             raise ManifestError(
                 f"{uri}: the columns are separated by {name}; expected commas. Save the table "
                 "again with commas (Excel takes the separator from the system's list separator; "
@@ -212,19 +212,21 @@ def _check_separator(header: str, uri: str) -> None:
             )
 
 
-def check_columns(names: Sequence[str], uri: str) -> None:
+def check_columns(names: Sequence[str], uri: str, key: str = "id") -> None:
     """Checks the columns of a table.
 
     Raises:
-        ManifestError: a name twice, no column ``id``, or more than 1,000 columns.
+        ManifestError: a name twice, no column ``key``, or more than 1,000 columns.
     """
     if len(names) > _MAX_COLUMNS:
         raise ManifestError(f"{uri}: {len(names)} columns; expected at most {_MAX_COLUMNS}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ManifestError(f"{uri}: column {quoted(twice[0])} occurs more than once")
-    if "id" not in names:
+    if key not in names:
         found = quoted(", ".join(names))
+        if key != "id":
+            raise ManifestError(f"{uri}: no column {key} in {found}")
         like = next((name for name in names if nearest_column(name) == "id"), None)
         hint = f"{quoted(like)} should be called id" if like else f"expected {_KNOWN}"
         raise ManifestError(f"{uri}: no column id in {found}; {hint}")
@@ -383,6 +385,7 @@ __all__ = [
     "iter_rows",
     "iter_split",
     "plan_splits",
+    "tabular",
 ]
 
 RowResult = ManifestRow | RowError
@@ -465,6 +468,15 @@ def columns_of(
         raise ManifestError(f"{file}: the file is empty: no header; expected column names")
     names = columns or ()
     return tuple(n for n in names if n not in _DEAD_LETTER) if {*names} >= _DEAD_LETTER else names
+
+
+def tabular(uri: str, key: str, storage_options: StorageOptions = None) -> Iterator[Record]:
+    """Rows of a table that is no manifest, whose column ``key`` every row has.
+
+    Raises:
+        ManifestError: the file is not there, cannot be read, or has no such column.
+    """
+    yield from _records(Split(uri=uri), storage_options, key)
 
 
 def _columns(stream: io.BufferedReader, uri: str) -> tuple[str, ...] | None:
@@ -592,15 +604,15 @@ def _result(record: Record, uri: str, folder: str) -> RowResult:
     return parse_record(values, uri=uri, row=record.row, folder=folder)
 
 
-def _records(split: Split, storage_options: StorageOptions) -> Iterator[Record]:
+def _records(split: Split, storage_options: StorageOptions, key: str = "id") -> Iterator[Record]:
     uri, form = split.uri, format_of(split.uri)
     with reading(uri), open_bytes(uri, storage_options) as stream:
         if form == "parquet":
-            yield from _parquet_records(stream, split)
+            yield from _parquet_records(stream, split, key)
             return
         if split.start == 0:
             lines = read_start(stream, uri)
-            columns: Sequence[str] = read_column_names(lines, uri) if form == "csv" else ()
+            columns: Sequence[str] = read_column_names(lines, uri, key) if form == "csv" else ()
             lines.stop = split.stop
         else:
             stream.seek(split.start)
@@ -609,7 +621,7 @@ def _records(split: Split, storage_options: StorageOptions) -> Iterator[Record]:
         yield from csv_records(lines, columns, uri) if form == "csv" else jsonl_records(lines, uri)
 
 
-def _open_parquet(stream: io.BufferedReader, uri: str) -> pq.ParquetFile | None:
+def _open_parquet(stream: io.BufferedReader, uri: str, key: str = "id") -> pq.ParquetFile | None:
     """The file; None where it has no bytes at all."""
     if not stream.peek(1):
         return None
@@ -617,7 +629,7 @@ def _open_parquet(stream: io.BufferedReader, uri: str) -> pq.ParquetFile | None:
         file = pq.ParquetFile(stream)
     except (pa.ArrowException, OSError) as err:
         raise ManifestError(f"{uri}: not a Parquet file ({_one_line(err)})") from err
-    check_columns(file.schema_arrow.names, uri)
+    check_columns(file.schema_arrow.names, uri, key)
     return file
 
 
@@ -634,8 +646,8 @@ def _parquet_splits(uri: str, storage_options: StorageOptions) -> list[Split]:
     return splits
 
 
-def _parquet_records(stream: io.BufferedReader, split: Split) -> Iterator[Record]:
-    file = _open_parquet(stream, split.uri)
+def _parquet_records(stream: io.BufferedReader, split: Split, key: str = "id") -> Iterator[Record]:
+    file = _open_parquet(stream, split.uri, key)
     if file is None:
         return
     stop = file.metadata.num_row_groups if split.stop is None else split.stop

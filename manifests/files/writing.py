@@ -95,7 +95,7 @@ class RowWriter:
             raise ValueError(f"row {row.id!r} has {unknown}; expected only {', '.join(columns)}")
         self.num_rows += 1
         if self._format == "csv":
-            cells = (csv_cell(_cell(name, record.get(name))) for name in columns)
+            cells = (csv_cell(cell_of(name, record.get(name))) for name in columns)
             self._text.write(",".join(cells) + "\n")
         elif self._format == "jsonl":
             self._text.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -157,7 +157,7 @@ def write_rows(
     return len(rows)
 
 
-def _cell(name: str, value: Any) -> str:
+def cell_of(name: str, value: Any) -> str:
     """A value in a CSV cell; a list has ``;`` between items, or is JSON where that is unclear.
 
     Raises:

@@ -257,7 +257,8 @@ def sources_after(
         earlier: what was there.
         others: rows that stay and are not in its manifests; None: not known yet.
     """
-    given = [COMMAND_LINE] if config.rows else _given(config, storage)
+    by_flags = config.rows or config.recordings is not None
+    given = [COMMAND_LINE] if by_flags else _given(config, storage)
     if given and (others == 0 or earlier.rules.covers):
         return given
     return list(dict.fromkeys([*earlier.sources, *given]))

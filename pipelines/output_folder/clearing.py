@@ -262,6 +262,8 @@ def reads_of(
     """What a run reads: its manifests, and what their rows name, row by row."""
     yield from (("the manifest", uri) for uri in config.manifests)
     yield from (("the manifest", facts.uri) for facts in manifests)
+    for uri in () if config.recordings is None else config.recordings.roots:
+        yield "recordings", uri
     for row in config.rows:
         yield from reads(row)
     for facts in manifests:

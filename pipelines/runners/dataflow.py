@@ -126,6 +126,8 @@ def _check(config: CommonConfig, options: PipelineOptions) -> None:
         places |= {"--mixture": row.mixture_uri, "--reference": row.reference_uri}
     local = [(flag, uri) for flag, uri in places.items() if uri and "://" not in uri]
     local += [("--manifest", uri) for uri in config.manifests if "://" not in uri]
+    roots = () if config.recordings is None else config.recordings.roots
+    local += [("--recordings", uri) for uri in roots if "://" not in uri]
     for flag, uri in local:
         raise UsageError(f"{flag}={uri}: Dataflow's workers cannot reach it; expected gs://…")
     code = options.view_as(SetupOptions)

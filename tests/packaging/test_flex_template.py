@@ -45,9 +45,9 @@ def test_what_a_job_cannot_do_without_is_required() -> None:
 
 def test_every_flag_that_takes_a_value_is_a_parameter_or_left_out_for_a_reason() -> None:
     names = {each["name"] for each in PARAMETERS}
-    one_recording = {
+    instead_of_a_manifest = {
         "mixture", "positive", "negative", "positive_audio", "negative_audio", "text_weight",
-        "reference",
+        "reference", "recordings", "queries", "audio_column",
     }  # fmt: skip
     for_experts = {
         "max_clip_in_memory_s", "storage_options", "allowed_uri_prefix", "device", "num_threads",
@@ -56,5 +56,5 @@ def test_every_flag_that_takes_a_value_is_a_parameter_or_left_out_for_a_reason()
     of_who_waits = {"progress", "max_failure_rate"}
     of_other_engines = {"dask_client_address"}
     flags = {action.dest for action in SEPARATE.parser()._actions if action.nargs != 0}
-    assert flags - names == one_recording | for_experts | of_who_waits | of_other_engines
+    assert flags - names == instead_of_a_manifest | for_experts | of_who_waits | of_other_engines
     assert names - flags == {"sdk_container_image"}

@@ -162,7 +162,7 @@ def test_hints_are_of_reading_separating_and_writing_and_of_nothing_else(graph: 
 
 
 def test_a_fusion_break_precedes_the_separation(graph: Graph) -> None:
-    """From reading audio backwards, the first shuffle is one by random keys, not by mixture."""
+    """From reading audio backwards, the first shuffle spreads pieces; it gathers no rows."""
     (step,) = graph.named(f"{STAGE}ReadAudio/Read")
     passed = []
     while not step.spec.urn.startswith("beam:transform:group_by_key"):
@@ -215,6 +215,7 @@ def test_what_all_rows_may_share_is_combined_before_it_is_shuffled(graph: Graph)
     assert {name for name in whole if "Reshuffle" not in name} == {
         "AdmitRows/ById/CoGroupByKeyImpl/GroupByKey",  # an id, which is unique
         "GroupByMixture/ByMixture",  # the rows of a mixture, without samples, cut and spread behind
+        "GroupByMixture/Spread/ByPlace",  # a mixture; at most 256 neighbours of a shard
         "WriteMetrics/ByFile",  # the rows of a file
         "WriteDeadLetters/Write/ByFile",
         "Summarise/WriteTable/ByFile",

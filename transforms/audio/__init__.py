@@ -312,12 +312,12 @@ def rewritten_wav(raw: BinaryIO, data: WavData) -> BinaryIO:
         lengths = struct.pack("<QQQI", total + _CHUNK + 28, num_bytes, num_bytes // block, 0)
         head = b"RF64\xff\xff\xff\xffWAVEds64" + struct.pack("<I", 28) + lengths + form
         head += b"data\xff\xff\xff\xff"
-    view: Any = _Spliced(head, raw, data.start, num_bytes)
+    view: Any = Stretch(head, raw, data.start, num_bytes)
     return io.BufferedReader(view, 2**18)
 
 
-class _Spliced(io.RawIOBase):
-    """Bytes, and after them a stretch of a file."""
+class Stretch(io.RawIOBase):
+    """Bytes, and after them a stretch of a file, as a file of their own."""
 
     def __init__(self, head: bytes, raw: BinaryIO, start: int, num_bytes: int) -> None:
         super().__init__()
@@ -326,17 +326,21 @@ class _Spliced(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
+        """Always."""
         return True
 
     def seekable(self) -> bool:
+        """Always."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Goes to a place of it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._end}[whence]
         self._position = max(0, base + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
+        """Reads on."""
         inside = self._position - len(self._head)
         if inside < 0:
             piece = self._head[self._position :][: len(buffer)]

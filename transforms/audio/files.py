@@ -7,19 +7,43 @@ import dataclasses
 import errno
 import io
 import re
+import shutil
+import tarfile
 import threading
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import IO, BinaryIO, Literal, NoReturn
+from typing import IO, Any, BinaryIO, Generic, Literal, NoReturn, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import soundfile
 
 from manifests.audio_formats import FLAC
 from manifests.files import split_fragment
-from transforms.audio import AudioError, AudioPart, AudioReader, Request, decoding, isolation
+from manifests.row import ShardPlace
+from manifests.shards import (
+    BROKEN,
+    GZIP_SUFFIXES,
+    Member,
+    ParquetRows,
+    parquet_rows,
+    read_recording,
+    tar_members,
+    unpacked,
+    write_recordings,
+)
+from transforms.audio import (
+    AudioError,
+    AudioPart,
+    AudioReader,
+    Request,
+    Stretch,
+    decoding,
+    isolation,
+)
 from transforms.elements import Samples
-from transforms.storage import Storage, copied
+from transforms.storage import LARGE_OBJECT_BYTES, Storage, copied
 
 StemFormat = Literal["flac", "wav"]
 _Decode = Callable[[BinaryIO, Request], AbstractContextManager[AudioReader]]
@@ -27,6 +51,8 @@ _SFC_SET_ADD_PEAK_CHUNK = 0x1050
 _FLOAT_BYTES = 4
 _MAX_WAV_BYTES = 2**32 - 2**16
 _BLOCK_SAMPLES = 2**16
+_COPIED_AT_ONCE = 2**20
+Value = TypeVar("Value")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ERRORS = (OSError, EOFError, ValueError, ImportError)
 """What reading a file can raise, AudioError included; ImportError: no package for a protocol."""
@@ -82,15 +108,18 @@ def open_audio(
     offset_s: float | None = None,
     duration_s: float | None = None,
     known: AudioPart | None = None,
+    place: ShardPlace | None = None,
 ) -> Iterator[AudioReader]:
     """Opens the part of a recording that begins at ``offset_s`` and lasts at most ``duration_s``.
 
     Args:
         storage: how the file is reached.
-        uri: the recording: a file, or a stretch of one (``rec.wav#t=6.3,7.0``).
+        uri: the recording: a file, a stretch of one (``rec.wav#t=6.3,7.0``), or something in a
+            shard (``shard.tar#member``, ``file.parquet#row=17``).
         offset_s: where the part begins; None: where the recording does.
         duration_s: how long it lasts at most; None: to the end of the recording.
         known: the same part as it was found before, which spares counting its samples again.
+        place: where the recording lies in its shard, where that is known.
 
     Raises:
         AudioError: the file is empty or not audio, its header is unusable, or the part is outside.
@@ -101,7 +130,7 @@ def open_audio(
     request = Request(uri=uri, offset_s=offset_s, duration_s=duration_s, known=known)
     with ExitStack() as stack:
         with _naming(uri):
-            raw = stack.enter_context(storage.open(uri))
+            raw = stack.enter_context(_opened(storage, uri, place))
             if not raw.read(1):
                 raise AudioError("empty_file", f"{uri}: the file is empty")
             raw.seek(0)
@@ -134,6 +163,155 @@ def within(
         left_s = fragment.end_s - start_s
         duration_s = left_s if duration_s is None else min(duration_s, left_s)
     return re.sub("[#&]t=[^#&]*$", "", uri), start_s, duration_s
+
+
+@contextmanager
+def _opened(storage: Storage, uri: str, place: ShardPlace | None) -> Iterator[BinaryIO]:
+    """Opens a file, or what lies in a shard.
+
+    Raises:
+        AudioError: the shard does not have it, or is broken.
+        OSError: it cannot be reached.
+    """
+    address, fragment = split_fragment(uri)
+    if not fragment.in_shard:
+        with storage.open(uri) as file:
+            yield file
+        return
+    num_bytes = storage.size(address) if place is None else place.shard_bytes
+    shard = _Shard(storage=storage, uri=address, num_bytes=num_bytes)
+    try:
+        if fragment.member is None:
+            yield io.BytesIO(shard.row(fragment.row or 0, fragment.column))
+            return
+        with shard.member(fragment.member, place) as file:
+            yield file
+    except (tarfile.TarError, zlib.error, pa.ArrowException) as err:
+        raise AudioError(BROKEN, f"{uri}: the shard is broken: {err}") from err
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Shard:
+    """A tar or Parquet file of recordings."""
+
+    storage: Storage
+    uri: str
+    num_bytes: int
+
+    @contextmanager
+    def member(self, name: str, place: ShardPlace | None) -> Iterator[BinaryIO]:
+        """A member of a tar."""
+        if self.uri.lower().endswith(GZIP_SUFFIXES):
+            with copied("unpacked", self.uri, self.num_bytes, self._unpack) as tar:
+                size = tar.seek(0, io.SEEK_END)
+                start, stop = self._place_of(name, place, tar)
+                self._require_inside(stop, size)
+                with _part_of(tar, start, stop) as file:
+                    yield file
+            return
+        start, stop = self._place_of(name, place)
+        self._require_inside(stop, self.num_bytes)
+        if stop - start > LARGE_OBJECT_BYTES:
+            with self.storage.open_ranges(self.uri) as tar, _part_of(tar, start, stop) as file:
+                yield file
+        elif stop > start:
+            yield io.BytesIO(self.storage.neighbour(self.uri, start, stop, self.num_bytes))
+        else:
+            yield io.BytesIO()
+
+    def _unpack(self, copy: IO[bytes]) -> None:
+        with (
+            self.storage.open_ranges(self.uri) as stream,
+            unpacked(stream, self.uri) as tar,
+            contextlib.suppress(EOFError),  # members before the cut are whole
+        ):
+            shutil.copyfileobj(tar, copy, _COPIED_AT_ONCE)
+
+    def _require_inside(self, stop: int, size: int) -> None:
+        if stop > size:
+            message = f"{self.uri}: the shard ends {stop - size} bytes before the recording does"
+            raise AudioError("truncated", message)
+
+    def _place_of(
+        self, name: str, place: ShardPlace | None, tar: BinaryIO | None = None
+    ) -> tuple[int, int]:
+        """First byte of a member, and the one behind its last."""
+        if place is not None:
+            return place.start, place.stop
+        key = (self.uri, self.num_bytes)
+        found = _MEMBERS.get(key)
+        if found is None:
+            found = _MEMBERS.add(key, self._members(tar))
+        if name not in found:
+            raise AudioError("missing", f"{self.uri}: has no member {name!r}")
+        return found[name]
+
+    def _members(self, tar: BinaryIO | None) -> dict[str, tuple[int, int]]:
+        with contextlib.ExitStack() as stack:
+            stream = tar or stack.enter_context(self.storage.open_ranges(self.uri))
+            stream.seek(0)
+            found: dict[str, tuple[int, int]] = {}
+            with contextlib.suppress(tarfile.TarError, EOFError):  # damage follows, or is found
+                for each in tar_members(stream):
+                    if isinstance(each, Member):
+                        found.setdefault(each.name, (each.start, each.stop))
+            return found
+
+    def row(self, number: int, column: str | None) -> bytes:
+        """The recording in a row of Parquet.
+
+        A row group is decompressed once, into a copy on this disk, for all of its rows.
+        """
+        key = (self.uri, self.num_bytes, column)
+        rows = _ROWS.get(key)
+        if rows is None:
+            with self.storage.open_ranges(self.uri) as stream:
+                rows = _ROWS.add(key, parquet_rows(stream, column))
+        if number >= rows.num_rows:
+            raise AudioError("missing", f"{self.uri}: has {rows.num_rows} rows, no row {number}")
+        group, at = rows.place_of(number)
+
+        def fill(copy: IO[bytes]) -> None:
+            with self.storage.open_ranges(self.uri) as stream:
+                write_recordings(stream, group, rows.leaf, copy)
+
+        name = f"{self.uri}#{group}&{rows.leaf}"
+        with copied("row group", name, self.num_bytes, fill) as copy:
+            data = read_recording(copy, at)
+        if data is None:
+            raise AudioError("missing", f"{self.uri}: row {number} has no recording")
+        return data
+
+
+@contextmanager
+def _part_of(stream: BinaryIO, start: int, stop: int) -> Iterator[BinaryIO]:
+    """Bytes of a stream as a file of their own."""
+    part: Any = Stretch(b"", stream, start, stop - start)
+    with io.BufferedReader(part, _COPIED_AT_ONCE) as file:
+        yield file
+
+
+class _Latest(Generic[Value]):
+    """What was found last about some shards; threads share it."""
+
+    def __init__(self, limit: int) -> None:
+        self._lock, self._limit = threading.Lock(), limit
+        self._kept: dict[Hashable, Value] = {}
+
+    def get(self, key: Hashable) -> Value | None:
+        with self._lock:
+            return self._kept.get(key)
+
+    def add(self, key: Hashable, value: Value) -> Value:
+        with self._lock:
+            self._kept[key] = value
+            if len(self._kept) > self._limit:
+                del self._kept[next(iter(self._kept))]
+        return value
+
+
+_MEMBERS = _Latest[dict[str, tuple[int, int]]](4)
+_ROWS = _Latest[ParquetRows](16)
 
 
 class _LatestNames:

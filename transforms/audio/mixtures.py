@@ -78,7 +78,9 @@ def read_mixture(row: ManifestRow, storage: Storage, settings: ReadSettings) -> 
             model_audio=samples,
             reference=mixed.reference,
         )
-    with open_audio(storage, row.mixture_uri, row.offset_s, row.duration_s) as reader:
+    with open_audio(
+        storage, row.mixture_uri, row.offset_s, row.duration_s, place=row.place
+    ) as reader:
         if reader.part.num_values_at(settings.model_rate_hz) > settings.max_values:
             return None
         samples, rate_hz = reader.read(), reader.part.sample_rate_hz

@@ -25,8 +25,8 @@ import sys
 import tempfile
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from glob import has_magic
 from pathlib import Path
@@ -281,8 +281,41 @@ def _latest(key: tuple[str, str, int]) -> _Copy:
         return copy
 
 
+NEIGHBOURS_BYTES = 8 * 2**20
+"""Of a remote shard that are fetched with one request."""
+
+
+class _Kept:
+    """What was fetched last, a few things at most; threads that ask for the same wait for it."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._lock = limit, threading.Lock()
+        self._kept: dict[Hashable, Future[bytes]] = {}
+
+    def get(self, key: Hashable, fetch: Callable[[], bytes]) -> bytes:
+        """What ``fetch`` gives, or gave; raises what it raises."""
+        with self._lock:
+            known = self._kept.pop(key, None)
+            future = known or Future[bytes]()
+            self._kept[key] = future
+            while len(self._kept) > self._limit:
+                self._kept.pop(next(iter(self._kept)))
+        if known is None:
+            try:
+                future.set_result(fetch())
+            except BaseException as err:
+                future.set_exception(err)
+                with self._lock:
+                    if self._kept.get(key) is future:
+                        del self._kept[key]
+        return future.result()
+
+
+_BLOCKS = _Kept(4)
 LARGE_OBJECT_BYTES = 64 * 2**20
 _BLOCK_BYTES = 4 * 2**20
+_RANGE_BYTES = 2**20
+"""Of a file of which parts are read: fetching it takes about as long as asking for it."""
 _REMOVERS, _REMOVED_AT_ONCE = 16, 1_000
 
 
@@ -416,6 +449,64 @@ class Storage:
         blocks: Any = _Blocks(self, uri, found)
         with io.BufferedReader(blocks, _BLOCK_BYTES) as file:
             yield file
+
+    @contextmanager
+    def open_ranges(self, uri: str) -> Iterator[BinaryIO]:
+        """A file of which a part is to be read: of a remote one, what is read, and little more.
+
+        Raises:
+            OSError: it is missing, or may not be read.
+        """
+        if self.local_path(uri) is not None:
+            with self.open(uri) as file:
+                yield file
+            return
+        blocks: Any = _Blocks(self, uri, self.size(uri))
+        with io.BufferedReader(blocks, _RANGE_BYTES) as ranges:
+            yield ranges
+
+    def size(self, uri: str) -> int:
+        """Bytes of a file, as they are now.
+
+        Raises:
+            OSError: it is missing, or the store does not say.
+        """
+
+        def ask(fs: fsspec.AbstractFileSystem, path: str) -> int:
+            fs.invalidate_cache(path)
+            found: int | None = fs.size(path)
+            if found is None:
+                raise OSError(f"{uri}: the server does not say its size, nor send parts of it")
+            return found
+
+        return self._ask(uri, ask)
+
+    def neighbour(self, uri: str, start: int, stop: int, num_bytes: int) -> bytes:
+        """Bytes ``start`` to ``stop`` of a file of ``num_bytes`` whose neighbours are read too.
+
+        Of a remote one whole blocks are fetched and kept for those: the members of a shard take a
+        request a block, not one each.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        if self.local_path(uri) is not None:
+            with self.open(uri) as file:
+                file.seek(start)
+                return file.read(stop - start)
+        if stop - start > NEIGHBOURS_BYTES:
+            return self.read_range(uri, start, stop)
+        first, last = start // NEIGHBOURS_BYTES, (stop - 1) // NEIGHBOURS_BYTES
+        blocks = [self._block(uri, number, num_bytes) for number in range(first, last + 1)]
+        at = start - first * NEIGHBOURS_BYTES
+        return b"".join(blocks)[at : at + stop - start]
+
+    def _block(self, uri: str, number: int, num_bytes: int) -> bytes:
+        begin = number * NEIGHBOURS_BYTES
+        end = min(num_bytes, begin + NEIGHBOURS_BYTES)
+        return _BLOCKS.get(
+            (uri, num_bytes, number), functools.partial(self.read_range, uri, begin, end)
+        )
 
     def _unpack(self, uri: str, num_bytes: int, file: IO[bytes]) -> None:
         """Copies the member of an archive, from the start again after a failure that passes."""

@@ -21,6 +21,7 @@ from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
 from apache_beam.transforms.combiners import ToDict
 
+from manifests.shards import Skipped
 from transforms.elements import Damage, Failure, Leaving, MetricsRow
 from transforms.storage import Storage
 
@@ -115,6 +116,7 @@ LETTERS = "letters"
 LEFT = "left"
 NAMED = "named"
 DAMAGED = "damaged"
+SKIPPED = "skipped"
 METRICS_FILES = "metrics_files"
 SEGMENTS, SEGMENTS_FILES = "segments", "segments_files"
 DEAD_LETTER_FILES = "dead_letter_files"
@@ -135,6 +137,7 @@ class RowCounts:
         segments_written: rows in this run's files of segments.
         dead_letters_written: rows in this run's files of dead letters, without those that stay.
         by_reason: dead letters by ``stage/error_type``.
+        skipped: names in folders and shards that were passed over, by the reason.
     """
 
     rows: int
@@ -147,6 +150,7 @@ class RowCounts:
     segments_written: int = 0
     dead_letters_written: int
     by_reason: Mapping[str, int]
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def balanced(self) -> bool:
@@ -222,6 +226,8 @@ def _entry(element: Any, name: str) -> tuple[str, int]:
         return f"{name}/{json.dumps([element.uri, element.reason])}", 1
     if name == NAMED:
         return f"{name}/{element}", 1
+    if isinstance(element, Skipped):
+        return f"{name}/{element.why}", element.count
     if isinstance(element, MetricsRow) and name == SEGMENTS:
         return name, len(element.segments)
     return name, element[1] if name in _FILES else 1
@@ -252,6 +258,7 @@ def read_row_counts(storage: Storage, uri: str) -> RowCounts:
         segments_written=counts.get(SEGMENTS_FILES, 0),
         dead_letters_written=counts.get(DEAD_LETTER_FILES, 0) - counts.get(LETTERS, 0),
         by_reason=by_reason,
+        skipped=_of(counts, SKIPPED),
     )
 
 

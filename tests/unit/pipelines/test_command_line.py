@@ -64,7 +64,7 @@ ONE = ("--mixture", "a.wav", "--positive", "dog", "--output", "o")
         (["--mixture", "a.wav", "--positive", "a", "dog", "barking", "--output", "o"],
          r'unexpected argument "dog" .*; did you mean --positive "a dog barking"\?'),
         (["--mixture", "a.wav", "b.wav", "--positive", "dog", "--output", "o"],
-         r'unexpected argument "b.wav" .* python -m manifests.example'),
+         r'unexpected argument "b.wav" .* with --recordings'),
         (["--mixture", "a.wav", "--positive", "dog", "--output", "my", "folder"],
          r'unexpected argument "folder" .*; did you mean --output "my folder"\?'),
         ([*ONE, "-negative", "rain"], "unknown flag -negative; is it --negative"),

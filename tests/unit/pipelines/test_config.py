@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from manifests.recordings import slugs
 from model.signal import ActivityOptions
-from pipelines.config import IN_PROCESS, SeparateConfig, separate_config, slugs
+from pipelines.config import IN_PROCESS, SeparateConfig, separate_config
 from pipelines.flags import SEPARATE, UsageError
 from pipelines.runners import DASK, execution_of, parse
 

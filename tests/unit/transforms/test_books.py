@@ -2,23 +2,26 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 import tone_clips
+from manifests.shards import Skipped
 from transforms.elements import failed
 from transforms.storage import Storage
 from transforms.tables import row_counts
 from transforms.tables.row_counts import RowCounts, WriteRowCounts, read_row_counts
 
 
-def _books(**counts: int) -> RowCounts:
+def _books(**counts: Any) -> RowCounts:
     return RowCounts(
         **{
             **{field.name: 0 for field in dataclasses.fields(RowCounts)},
             "by_reason": {},
+            "skipped": {},
             **counts,
         }
     )
@@ -40,6 +43,8 @@ def test_rows_and_files_are_counted_and_failures_by_reason(tmp_path: Path) -> No
             row_counts.DEAD: pipeline | "D" >> beam.Create(failures),
             row_counts.METRICS_FILES: pipeline | "M" >> beam.Create([("a", 1), ("b", 1)]),
             row_counts.DEAD_LETTER_FILES: pipeline | "L" >> beam.Create([("c", 3)]),
+            row_counts.SKIPPED: pipeline
+            | "P" >> beam.Create([Skipped(why="hidden", count=3), Skipped(why="hidden")]),
         } | WriteRowCounts(uri=uri, storage=Storage())
     found = read_row_counts(Storage(), uri)
     assert found == _books(
@@ -50,6 +55,7 @@ def test_rows_and_files_are_counted_and_failures_by_reason(tmp_path: Path) -> No
         metrics_written=2,
         dead_letters_written=3,
         by_reason={"manifest/invalid_row": 1, "read/missing": 2},
+        skipped={"hidden": 4},
     )
     assert found.balanced
     assert found.failure_rate == 0.5

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import apache_beam as beam
 import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 
 import tone_clips
+from manifests.row import ShardPlace
 from transforms.elements import MixtureRows
 from transforms.manifest_io import GroupByMixture, mixture_key, spread_key
 
@@ -76,3 +79,26 @@ def test_all_other_pieces_are_spread() -> None:
     pieces = [_piece(str(number), "a.wav", float(number)) for number in range(9)]
     pieces += [_piece(f"hot{number}", "a.m4a", None) for number in range(9)]
     assert len({spread_key(piece) for piece in pieces}) == 18
+
+
+def test_neighbours_of_a_shard_stay_together_and_in_order() -> None:
+    def piece(number: int) -> MixtureRows:
+        place = ShardPlace(run=number // 4, start=100 - number, stop=101, shard_bytes=9)
+        row = tone_clips.row(str(number), mixture_uri=f"x.tar#{number}.wav")
+        return MixtureRows(rows=(dataclasses.replace(row, place=place),))
+
+    pieces = [piece(number) for number in range(8)]
+    assert len({spread_key(each) for each in pieces[:4]}) == 1
+    assert len({spread_key(each) for each in pieces}) == 2
+
+    def check(found: list[MixtureRows]) -> None:
+        starts: dict[int, list[int]] = {}
+        for each in found:
+            place = each.rows[0].place
+            assert place is not None
+            starts.setdefault(place.run, []).append(place.start)
+        assert starts == {0: [97, 98, 99, 100], 1: [93, 94, 95, 96]}
+
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        rows = [row for each in pieces for row in each.rows]
+        assert_that(pipeline | beam.Create(rows) | GroupByMixture(), check)
