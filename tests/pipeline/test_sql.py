@@ -155,6 +155,22 @@ def test_recordings_with_a_dog_are_found_by_label_and_by_what_was_asked(here: Ru
     assert all(Path(row["stem_uri"]).is_file() for row in by_score)
 
 
+def test_segments_say_when_a_dog_is_heard_and_what_sounds_at_the_same_time(here: Runs) -> None:
+    dogs = {str(here.folder / "in" / f"m{number}.wav") for number in (1, 7)}
+    heard = records(here.query(example("When a dog is heard")))
+    assert {row["recording"] for row in heard} == dogs
+    assert [(row["from_s"], row["to_s"]) for row in heard] == [(0.0, 1.0)] * 2
+    assert all(Path(row["stem_uri"]).is_file() for row in heard)
+    times = records(here.query(example("For how long, and how often")))
+    assert sum(row["times"] for row in times) == len(
+        tone_runs.table(here.folder / "out", "segments")
+    )
+    assert {row["active_s"] / row["of_s"] for row in times} == {1.0}
+    together = records(here.query(example("What sounds at the same time")))
+    assert len(together) == 3  # clip/0, nowhere and unscored, two by two
+    assert {(row["from_s"], row["to_s"]) for row in together} == {(0.0, 1.0)}
+
+
 def test_text_finds_what_was_asked_for_and_against(here: Runs) -> None:
     found = records(here.query(example("whose query has a dog")))
     texts = {row["id"]: (row["positive_text"], row["negative_text"]) for row in found}
