@@ -151,6 +151,8 @@ class SeparateConfig(CommonConfig):
         segment_scores: whether each segment has a CLAPScore of its own.
         stem_format: ``flac`` or ``wav``.
         residual: whether residuals are written.
+        keep_stems: ``all``, ``present`` or ``none``.
+        min_presence: from which on a stem is kept as present.
         verify: look at the stems of finished rows before they are trusted.
         shards: files of metrics a partition; 0: by size.
     """
@@ -169,6 +171,8 @@ class SeparateConfig(CommonConfig):
     segment_scores: bool
     stem_format: str
     residual: bool
+    keep_stems: str
+    min_presence: float
     verify: bool
     shards: int
 
@@ -177,6 +181,7 @@ class SeparateConfig(CommonConfig):
         names = (
             "model", "scorer", "precision", "overlap", "channels", "condition_norm",
             "on_unsupported_query", "stem_format", "residual", "segment_scores",
+            "keep_stems", "min_presence",
         )  # fmt: skip
         named = {name: getattr(self, name) for name in names}
         return {**named, "activity": dataclasses.asdict(self.activity)}
@@ -327,6 +332,9 @@ def separate_config(arguments: Arguments, execution: Execution) -> SeparateConfi
     """
     given = arguments.own
     common = _common(arguments, execution)
+    if given.min_presence is not None and given.keep_stems != "present":
+        raise UsageError("--min_presence goes with --keep_stems present")
+    _check_range("--min_presence", given.min_presence or 0.0, 0.0, 1.0)
     if given.verify and not given.resume:
         raise UsageError("--verify goes with --resume: it looks at stems of an earlier run")
     _check_range("--overlap", given.overlap, 0.0, 1.0, top_included=False)
@@ -347,6 +355,8 @@ def separate_config(arguments: Arguments, execution: Execution) -> SeparateConfi
         **_segments(given),
         stem_format=given.stem_format,
         residual=given.residual,
+        keep_stems=given.keep_stems,
+        min_presence=0.5 if given.min_presence is None else given.min_presence,
         verify=given.verify,
         shards=given.shards,
     )

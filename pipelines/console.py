@@ -29,7 +29,7 @@ from transforms import storage
 from transforms.elements import BROKEN, CHANGED, DOUBLE, GONE, UNFOUND, UNKNOWN
 from transforms.storage import Storage, join
 from transforms.tables.row_counts import Resumed, RowCounts
-from transforms.writing import OTHER_FORMAT
+from transforms.writing import NOT_KEPT, OTHER_FORMAT
 
 LINE_INTERVAL_S = 10.0
 REMOTE_LINE_INTERVAL_S = 60.0
@@ -222,6 +222,8 @@ def separated_lines(
     text += reasons(row_counts, folder)
     if on_average:
         text.append(on_average)
+    if left := measured.counters.get(f"WriteStems/{NOT_KEPT}"):
+        text.append(f"{left} stems were measured and not kept (--keep_stems)")
     if other := measured.counters.get(f"WriteStems/{OTHER_FORMAT}"):
         text.append(
             f"{other} stems or residuals are float WAV, since FLAC cannot hold them; "

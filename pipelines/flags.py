@@ -245,6 +245,20 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--residual", action="store_true", help="Write the mixture minus the stem too."
     )
     group.add_argument(
+        "--keep_stems",
+        choices=("all", "present", "none"),
+        default="all",
+        help="Which stems become files: all, those of a presence from --min_presence on (and "
+        "those of which nobody says it: models without presence, negative queries), or none. "
+        "The tables have a row for each in any case. Default %(default)s.",
+    )
+    group.add_argument(
+        "--min_presence",
+        type=float,
+        metavar="0..1",
+        help="With --keep_stems present. Default 0.5.",
+    )
+    group.add_argument(
         "--resume",
         action="store_true",
         help="Go on with what an earlier run left in --output: finished rows are skipped where "

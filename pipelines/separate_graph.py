@@ -385,6 +385,8 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
             storage=self.folder.storage,
             stem_format=cast(StemFormat, config.stem_format),
             residual=config.residual,
+            keep_stems=config.keep_stems,
+            min_presence=config.min_presence,
             model_rate_hz=self.models.rate_hz,
             code_version=self.code_version,
         )

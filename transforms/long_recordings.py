@@ -627,6 +627,7 @@ class LongStem:
                     files.take(mixture, stem)
                 files.complete()
                 scores = self._scores(files.path)
+                files.leave_out(job.writing.left_out(scores))
                 files.publish()
         except ERRORS as err:
             self._let_pass()

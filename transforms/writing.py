@@ -44,6 +44,8 @@ from transforms.threaded import LookAheadFn, Overlap
 
 OTHER_FORMAT = "other_format"
 """Counter of stems that are not in the format that was asked for."""
+NOT_KEPT = "not_kept"
+"""Counter of stems that were separated and measured, and not kept."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,9 @@ class WriteSettings:
         storage: how it is reached.
         stem_format: ``flac`` (24 bits) or ``wav`` (32-bit float).
         residual: whether to write the mixture minus the stem too.
+        keep_stems: ``all``, ``none``, or ``present``: those of a presence from ``min_presence`` on,
+            and those of which nobody says it.
+        min_presence: in [0, 1].
         model_rate_hz: the rate at which stems come.
         code_version: for the metrics.
     """
@@ -63,8 +68,19 @@ class WriteSettings:
     storage: Storage
     stem_format: StemFormat = "flac"
     residual: bool = False
+    keep_stems: str = "all"
+    min_presence: float = 0.5
     model_rate_hz: int
     code_version: str
+
+    def left_out(self, scores: Scores) -> str | None:
+        """Why a stem is not kept; None where it is."""
+        if self.keep_stems == "none":
+            return "not kept: --keep_stems none"
+        presence = scores.values.get("presence")
+        if self.keep_stems == "all" or presence is None or presence >= self.min_presence:
+            return None
+        return f"not kept: presence {presence:.4g} is below --min_presence {self.min_presence:g}"
 
     def stem_uri(self, row: ManifestRow, ending: str = "", form: StemFormat | None = None) -> str:
         """Where a row's stem goes, unless it needs another format than is asked for.
@@ -121,7 +137,9 @@ def count_result(result: MetricsRow | Failure) -> Any:
     """An output of a DoFn, entered into the counters."""
     if isinstance(result, Failure):
         return dead_letters.dead(result)
-    if result.values["stem_note"] is not None:
+    if result.values["stem_uri"] is None:
+        Metrics.counter("WriteStems", NOT_KEPT).inc()
+    elif result.values["stem_note"] is not None:
         Metrics.counter("WriteStems", OTHER_FORMAT).inc()
     row_counts.done("WriteStems", result.values["duration_s"])
     return result
@@ -134,7 +152,7 @@ def write_clip(scored: ScoredClip, settings: WriteSettings) -> list[MetricsRow |
     for stem, scores in zip(separated.stems, scored.scores, strict=True):
         row = stem.query.row
         try:
-            facts = write_stem(separated.clip, stem, settings)
+            facts = write_stem(separated.clip, stem, settings, settings.left_out(scores))
         except READ_ERRORS as err:
             named = isinstance(err, WriteError)
             message = str(err) if named else describe(err, settings.stem_uri(row))
@@ -165,8 +183,16 @@ def row_of(
     )
 
 
-def write_stem(clip: Clip, stem: Stem, settings: WriteSettings) -> StemFacts:
+def write_stem(
+    clip: Clip, stem: Stem, settings: WriteSettings, left_out: str | None = None
+) -> StemFacts:
     """Writes a stem and its residual, as long as the clip.
+
+    Args:
+        clip: what it is from.
+        stem: at the model's rate.
+        settings: where it goes, and as what.
+        left_out: why no file is to be written; None: one is.
 
     Raises:
         OSError: a file cannot be written.
@@ -182,7 +208,7 @@ def write_stem(clip: Clip, stem: Stem, settings: WriteSettings) -> StemFacts:
     mixture = clip.audio
     if len(mixture) != len(samples):
         mixture = waveforms.to_mono(mixture)[None]
-    with StemFiles(stem.query.row, part, settings) as files:
+    with StemFiles(stem.query.row, part, settings, left_out) as files:
         files.take(mixture, samples)
         files.complete()
         files.publish()
@@ -203,15 +229,24 @@ class StemFiles:
     Used in a ``with`` statement, whose end removes what was not published.
     """
 
-    def __init__(self, row: ManifestRow, part: AudioPart, settings: WriteSettings) -> None:
+    def __init__(
+        self,
+        row: ManifestRow,
+        part: AudioPart,
+        settings: WriteSettings,
+        left_out: str | None = None,
+    ) -> None:
         """Nothing is written yet.
 
         Args:
             row: names the files.
             part: rate, channels and length of the stem.
             settings: where it goes, and as what.
+            left_out: why nothing is to be written, where that is known; None: the stem is, and can
+                still be left out before it is published.
         """
         self._part, self._settings = part, settings
+        self._left_out, self._peak = left_out, 0.0
         self._stack = contextlib.ExitStack()
         self._stem = _GrowingFile(row, "", part, settings, self._stack)
         self._residual: _GrowingFile | None = None
@@ -236,9 +271,16 @@ class StemFiles:
         Raises:
             WriteError: it cannot be written.
         """
+        self._peak = max(self._peak, waveforms.peak(stem))
+        if self._left_out is not None:
+            return
         self._stem.write(stem)
         if self._residual is not None:
             self._residual.write(mixture - stem)
+
+    def leave_out(self, why: str | None) -> None:
+        """Decides of a stem that is complete whether it is to be published: None, it is."""
+        self._left_out = why
 
     def complete(self) -> None:
         """Completes the files and reads them back.
@@ -250,7 +292,7 @@ class StemFiles:
             file.complete()
 
     def publish(self) -> None:
-        """Puts the files in their place, the stem last: where it is, all is.
+        """Puts the files that are kept in their place, the stem last: where it is, all is.
 
         Raises:
             WriteError: one cannot be put there.
@@ -268,24 +310,36 @@ class StemFiles:
         self, *, num_windows: int, inference_s: float | None, input_gain_db: float | None
     ) -> StemFacts:
         """What the metrics say of the files, and of what it took to make them."""
-        written = self._stem.written
-        residual = None if self._residual is None else self._residual.written
+        files: dict[str, Any] = {
+            "stem_uri": None,
+            "residual_uri": None,
+            "stem_note": self._left_out,
+        }
+        if self._left_out is None:
+            stem = self._stem.written
+            residual = None if self._residual is None else self._residual.written
+            files = {
+                "stem_uri": stem.uri,
+                "residual_uri": None if residual is None else residual.uri,
+                "stem_format": stem.form,
+                "stem_note": note_of(stem, residual),
+            }
         return StemFacts(
             duration_s=self._part.duration_s,
             sample_rate_hz=self._part.sample_rate_hz,
             n_channels=self._part.num_channels,
             n_windows=num_windows,
-            peak=written.peak,
+            peak=self._peak,
             inference_s=inference_s,
-            stem_uri=written.uri,
-            residual_uri=None if residual is None else residual.uri,
-            stem_format=written.form,
-            stem_note=note_of(written, residual),
             input_gain_db=input_gain_db,
+            **files,
         )
 
     @property
     def _files(self) -> list[_GrowingFile]:
+        """Those that are kept."""
+        if self._left_out is not None:
+            return []
         return [self._stem] if self._residual is None else [self._stem, self._residual]
 
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from manifests.row import SCHEMA_VERSION
+from model.signal import ActivityOptions
 from pipelines.config import CommonConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder import lock as locking
@@ -417,6 +418,15 @@ def say(line: str) -> None:
     sys.stderr.write(f"note: {redact(line)}\n")
 
 
+_LATER_SETTINGS = {
+    "activity": dataclasses.asdict(ActivityOptions()),
+    "segment_scores": False,
+    "keep_stems": "all",
+    "min_presence": 0.5,
+}
+"""Settings that the first runs of this schema version had no name for, and what held for them."""
+
+
 def require_same_settings(earlier: Earlier, settings: Mapping[str, Any]) -> None:
     """Refuses to mix results that do not compare.
 
@@ -432,7 +442,8 @@ def require_same_settings(earlier: Earlier, settings: Mapping[str, Any]) -> None
             f"writes version {SCHEMA_VERSION}, which has other columns and file names; take "
             "another --output, or --overwrite to begin again"
         )
-    different = differences(earlier.record.get("settings", {}), settings)
+    before = {name: value for name, value in _LATER_SETTINGS.items() if name in settings}
+    different = differences({**before, **earlier.record.get("settings", {})}, settings)
     if different:
         raise UsageError(
             "--resume: the run in --output had other settings: " + "; ".join(different)

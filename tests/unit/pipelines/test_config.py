@@ -201,7 +201,7 @@ def test_settings_are_what_decides_the_results() -> None:
         "overlap": 0.5, "model": "m", "scorer": "none", "precision": "bf16", "residual": True,
         "channels": "mid", "condition_norm": "unnormalised", "stem_format": "wav",
         "on_unsupported_query": "nearest", "segment_scores": True,
-        "activity": ActivityOptions(min_gap_s=2.0),
+        "activity": ActivityOptions(min_gap_s=2.0), "keep_stems": "none", "min_presence": 0.1,
     }  # fmt: skip
     assert before.keys() == changes.keys()
     for name, value in changes.items():
