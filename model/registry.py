@@ -127,6 +127,30 @@ def load_scorer(name_or_uri: str, *, device: str = "cpu") -> QueryEncoder:
     return _ready(load_clap(file.location(), sha256=file.sha256), device)
 
 
+def load_query_encoder(name_or_uri: str, *, device: str = "cpu") -> QueryEncoder:
+    """Loads what embeds the queries of a separator, without the rest of it where it is a CLAPSep.
+
+    Raises:
+        UnknownModelError: no such name.
+        CheckpointError: the weights cannot be had or are not what they should be.
+    """
+    from model.checkpoints.loading import load_clap
+
+    if not _is_uri(name_or_uri):
+        entry = find(name_or_uri)
+        if entry.loader not in _CLAPSEP_LOADERS:
+            return load(name_or_uri, device=device).query_encoder
+        roles = {file.role for file in entry.files}
+        file = entry.file("converted" if "converted" in roles else "clap")
+        clap = load_clap(file.location(), sha256=file.sha256)
+        clap.input_level_dbfs = entry.input_level_dbfs
+        return _ready(clap, device)
+    return load(name_or_uri, device=device).query_encoder
+
+
+_CLAPSEP_LOADERS = frozenset({"model.registry:load_published", "model.registry:load_bundled"})
+
+
 def load_published(entry: Entry, options: LoadOptions) -> LoadedModel:
     """Loads a model from CLAP's and CLAPSep's published checkpoints."""
     from model.checkpoints import loading

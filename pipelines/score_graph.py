@@ -32,7 +32,7 @@ from pipelines.runners import Measurements
 from transforms import model_cache
 from transforms.audio import AudioError
 from transforms.audio.mixtures import ReadSettings
-from transforms.elements import MetricsRow, MixtureQueries
+from transforms.elements import MetricsRow, MixtureQueries, MixtureRows
 from transforms.external_stems import (
     STEM_COLUMN,
     MetricsOf,
@@ -41,12 +41,18 @@ from transforms.external_stems import (
     without_embeddings,
 )
 from transforms.kept import GoOn
-from transforms.manifest_io import AdmitRows, GroupByMixture, ReadManifest, extra_names
-from transforms.queries import AttachQueriesFn, EmbedQueries
+from transforms.manifest_io import (
+    AdmitRows,
+    GroupByMixture,
+    ReadManifest,
+    extra_names,
+    pieces_of,
+)
+from transforms.queries import AttachQueries, EmbedExamples
 from transforms.scoring import ScoreStems, ScoringSettings
 from transforms.storage import Storage, fixed_folder
 from transforms.storage.access import UriAccess, uris_of
-from transforms.tables import dead_letters, row_counts
+from transforms.tables import row_counts
 from transforms.tables.dead_letters import WriteDeadLetters
 from transforms.tables.metrics_rows import WriteJournal, interval_s, write_metrics
 from transforms.tables.row_counts import RowCounts
@@ -255,7 +261,11 @@ class ScoreManifest(beam.PTransform[Any, Any]):
         return done, [*unembedded, untaken]
 
     def _queries(self, rows: Any) -> tuple[Any, list[Any]]:
-        mixtures = rows | "GroupByMixture" >> GroupByMixture()
+        mixtures = (
+            rows
+            | "GroupByMixture" >> GroupByMixture()
+            | "Pieces" >> beam.FlatMap(pieces_of).with_output_types(MixtureRows)
+        )
         if self.scoring.scorer is None:
             queries = mixtures | "NoQueries" >> beam.Map(without_embeddings).with_output_types(
                 MixtureQueries
@@ -265,14 +275,12 @@ class ScoreManifest(beam.PTransform[Any, Any]):
             model_rate_hz=self.scoring.model_rate_hz,
             max_in_memory_s=self.config.max_clip_in_memory_s,
         ).max_values
-        embedded = rows | "EmbedQueries" >> EmbedQueries(
-            self.scoring.scorer, self.folder.storage, max_values, self.scoring.num_threads
+        scorer = self.scoring.scorer
+        examples = rows | "EmbedExamples" >> EmbedExamples(scorer, self.folder.storage, max_values)
+        queries, failed = (mixtures, examples, examples) | "AttachQueries" >> AttachQueries(
+            scorer, scorer, self.scoring.num_threads
         )
-        table = beam.pvalue.AsMultiMap(embedded)
-        outputs = mixtures | "AttachQueries" >> beam.ParDo(
-            AttachQueriesFn(scores=True), table, table
-        ).with_outputs(dead_letters.FAILED, main="queries")
-        return outputs["queries"], [outputs[dead_letters.FAILED]]
+        return queries, [failed]
 
 
 def _is_of_metrics(name: str) -> bool:

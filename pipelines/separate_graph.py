@@ -33,7 +33,7 @@ from pipelines.runners import Measurements
 from transforms import model_cache
 from transforms.audio.files import StemFormat
 from transforms.audio.mixtures import ReadSettings
-from transforms.elements import MixtureQueries, MixtureRows
+from transforms.elements import MixtureRows
 from transforms.kept import GoOn
 from transforms.long_recordings import SeparateLongRecordings
 from transforms.manifest_io import (
@@ -42,14 +42,15 @@ from transforms.manifest_io import (
     GroupByMixture,
     ReadManifest,
     extra_names,
+    pieces_of,
 )
-from transforms.queries import AdaptQueries, AttachQueriesFn, EmbedQueries
+from transforms.queries import AdaptQueries, AttachQueries, EmbedExamples
 from transforms.reading import ReadAudio
 from transforms.scoring import ScoreStems, ScoringSettings
 from transforms.separation import SeparateClips, SeparationSettings
 from transforms.storage import Storage
 from transforms.storage.access import UriAccess, uris_of
-from transforms.tables import dead_letters, metrics_rows, row_counts
+from transforms.tables import metrics_rows, row_counts
 from transforms.tables.dead_letters import WriteDeadLetters
 from transforms.tables.metrics_rows import write_metrics
 from transforms.tables.row_counts import RowCounts
@@ -171,6 +172,14 @@ def model_choice(config: SeparateConfig) -> model_cache.ModelChoice:
     )
 
 
+def encoders_of(
+    config: SeparateConfig,
+) -> tuple[model_cache.ScorerChoice, model_cache.ScorerChoice | None]:
+    """The CLAP of the model of a run, and that of its scorer, if it has one."""
+    own = model_cache.ScorerChoice(model=model_choice(config))
+    return own, model_cache.scorer_choice(own.model, config.scorer)
+
+
 @dataclasses.dataclass(eq=False)
 class SeparateManifest(beam.PTransform[Any, Any]):
     """Manifest rows → stems, metrics, summary, dead letters and row counts.
@@ -267,8 +276,8 @@ class SeparateManifest(beam.PTransform[Any, Any]):
 class Separate(beam.PTransform[Any, Any]):
     """Grouped rows → stems in their place and metrics: all that touches samples, in one stage.
 
-    In: ``MixtureRows``, and the rows whose queries are to be embedded. Out: ``MetricsRow``, then
-    failures of each step.
+    In: what :class:`GroupByMixture` gives, and the rows whose example clips are to be embedded.
+    Out: ``MetricsRow``, then failures of each step.
     """
 
     config: SeparateConfig
@@ -277,9 +286,9 @@ class Separate(beam.PTransform[Any, Any]):
     code_version: str
 
     def expand(
-        self, inputs: tuple[PCollection[MixtureRows], PCollection[ManifestRow]]
+        self, inputs: tuple[PCollection[Any], PCollection[ManifestRow]]
     ) -> tuple[PCollection[Any], ...]:
-        """Embeds the queries, then runs the one stage that touches samples."""
+        """Embeds example clips, and runs the one stage that touches samples of mixtures."""
         mixtures, rows = inputs
         config = self.config
         reading = ReadSettings(
@@ -287,41 +296,31 @@ class Separate(beam.PTransform[Any, Any]):
             mix_down=config.channels == "mid",
             max_in_memory_s=config.max_clip_in_memory_s,
         )
-        queries, no_query = self._attach(mixtures, rows, reading.max_values)
-        return self._hinted(reading, queries, no_query)
+        step = SeparateMixtures(config, self.folder, self.models, self.code_version, reading)
+        hints = dict(config.execution.resource_hints)
+        taken = (mixtures, *self._examples(rows, reading.max_values))
+        return taken | "SeparateMixtures" >> step.with_resource_hints(**hints)
 
-    def _attach(self, mixtures: Any, rows: Any, max_values: int) -> tuple[Any, Any]:
+    def _examples(self, rows: Any, max_values: int) -> tuple[Any, Any]:
+        """The example clips of rows, embedded by the model and by the scorer."""
         storage = self.folder.storage
-        own = model_cache.ScorerChoice(model=model_choice(self.config))
-        scorer = model_cache.scorer_choice(own.model, self.config.scorer)
-        threads = self.config.execution.num_threads
-        embedded = rows | "EmbedQueries" >> EmbedQueries(own, storage, max_values, threads)
-        by_scorer = embedded
-        if scorer is not None and scorer != own:
-            by_scorer = rows | "EmbedForScorer" >> EmbedQueries(
-                scorer, storage, max_values, threads
-            )
-        outputs = mixtures | "AttachQueries" >> beam.ParDo(
-            AttachQueriesFn(scores=scorer is not None),
-            beam.pvalue.AsMultiMap(embedded),
-            beam.pvalue.AsMultiMap(by_scorer),
-        ).with_outputs(dead_letters.FAILED, main="queries")
-        return outputs["queries"], outputs[dead_letters.FAILED]
-
-    def _hinted(self, reading: ReadSettings, queries: Any, no_query: Any) -> tuple[Any, ...]:
-        hints = dict(self.config.execution.resource_hints)
-        step = SeparateMixtures(
-            self.config, self.folder, self.models, self.code_version, reading
-        ).with_resource_hints(**hints)
-        return (*(queries | "SeparateMixtures" >> step), no_query)
+        own, scorer = encoders_of(self.config)
+        # The machines that separate are others: these need not hold the model.
+        alone = not self.config.execution.is_local
+        embedded = rows | "EmbedExamples" >> EmbedExamples(own, storage, max_values, alone)
+        if scorer is None or scorer == own:
+            return embedded, embedded
+        by_scorer = EmbedExamples(scorer, storage, max_values, alone)
+        return embedded, rows | "EmbedForScorer" >> by_scorer
 
 
 @dataclasses.dataclass(eq=False)
 class SeparateMixtures(beam.PTransform[Any, Any]):
     """Reads, separates, scores and writes: one stage on the machines that have the accelerator.
 
-    In: ``MixtureQueries``. Out: ``MetricsRow``, then failures of reading, separating, writing and
-    streaming.
+    In: what :class:`GroupByMixture` gives, which is all that is shuffled to these machines, and the
+    embedded example clips by the model and by the scorer, which are looked up by key. Out:
+    ``MetricsRow``, then failures of reading, separating, writing, streaming and embedding.
     """
 
     config: SeparateConfig
@@ -330,9 +329,14 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
     code_version: str
     reading: ReadSettings
 
-    def expand(self, queries: PCollection[MixtureQueries]) -> tuple[PCollection[Any], ...]:
+    def expand(self, inputs: tuple[PCollection[Any], ...]) -> tuple[PCollection[Any], ...]:
         """Reads, separates, scores and writes, with nothing shuffled in between."""
         config, storage = self.config, self.folder.storage
+        groups, *examples = inputs
+        pieces = groups | "Pieces" >> beam.FlatMap(pieces_of).with_output_types(MixtureRows)
+        queries, no_query = (pieces, *examples) | "AttachQueries" >> AttachQueries(
+            *encoders_of(config), config.execution.num_threads
+        )
         separation, scoring, writing = self._settings()
         fewest, most = _FILES_AT_ONCE
         pending = max(fewest, config.batch_size)
@@ -356,7 +360,7 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
             for name, rows in (("Clips", written), ("LongRecordings", streamed))
         ]
         done = kept | "Done" >> beam.Flatten()
-        return done, unread, not_separated, unwritten, not_streamed
+        return done, unread, not_separated, unwritten, not_streamed, no_query
 
     def _settings(self) -> tuple[SeparationSettings, ScoringSettings, WriteSettings]:
         config = self.config

@@ -51,6 +51,9 @@ def tones_as_models() -> Iterator[Loaded]:
     model_cache.forget()
     with (
         mock.patch.object(registry, "load", side_effect=lambda *_, **__: loaded.model),
+        mock.patch.object(
+            registry, "load_query_encoder", side_effect=lambda *_, **__: loaded.model.query_encoder
+        ),
         mock.patch.object(registry, "load_scorer", side_effect=lambda *_, **__: tones.ToneClap()),
     ):
         yield loaded

@@ -106,7 +106,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """A caption, or the example clips of one query; embedded once a run, whoever asks."""
+    """A caption, or the example clips of one query."""
 
     text: str | None = None
     audio_uris: tuple[str, ...] = ()

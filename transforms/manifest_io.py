@@ -331,7 +331,7 @@ def mixture_key(row: ManifestRow) -> str:
         row.offset_s or 0.0,
         row.duration_s,
     )
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]  # it is shuffled
 
 
 def shard_of(row: ManifestRow, count: int) -> Shard:
@@ -343,10 +343,13 @@ def shard_of(row: ManifestRow, count: int) -> Shard:
 class GroupByMixture(beam.PTransform[Any, Any]):
     """Rows → ``MixtureRows`` of at most ``max_rows``; only rows cross the shuffles.
 
-    In: ``ManifestRow``. Out: ``MixtureRows``, each row in exactly one. The second shuffle spreads
-    the pieces of a mixture that very many rows name, and keeps the reading of audio out of the
-    stage that gathers rows. Parts of one hour of a recording that has to be decoded from its start
-    stay together, and so do runs of neighbours of a shard: one worker reads them, in their order.
+    In: ``ManifestRow``. Out: a key and its ``MixtureRows``, which :func:`pieces_of` takes apart;
+    each row is in exactly one. The second shuffle spreads the pieces of a mixture that very many
+    rows name, and keeps the reading of audio out of the stage that gathers rows. It ends with the
+    shuffle itself: what takes the groups apart belongs to the step that reads audio, so that rows
+    are shuffled right to its machines and are not written down for them once more. Parts of one
+    hour of a recording that has to be decoded from its start stay together, and so do runs of
+    neighbours of a shard: one worker reads them, in their order.
     """
 
     max_rows: int = MAX_ROWS
@@ -357,26 +360,17 @@ class GroupByMixture(beam.PTransform[Any, Any]):
         if self.max_rows < 1:
             raise ValueError(f"max_rows={self.max_rows}; expected at least 1")
 
-    def expand(self, rows: PCollection[ManifestRow]) -> PCollection[MixtureRows]:
-        """Groups rows by mixture, and cuts large groups."""
+    def expand(
+        self, rows: PCollection[ManifestRow]
+    ) -> PCollection[tuple[str, Iterable[MixtureRows]]]:
+        """Groups rows by mixture, cuts large groups, and spreads the pieces."""
         return (
             rows
             | "Key" >> beam.Map(_keyed).with_output_types(tuple[str, ManifestRow])
             | "ByMixture" >> beam.GroupByKey()
             | "Cut" >> beam.ParDo(_CutFn(self.max_rows)).with_output_types(MixtureRows)
-            | "Spread" >> _Spread()
-        )
-
-
-class _Spread(beam.PTransform[Any, Any]):
-    """Pieces → the same pieces, on whatever worker their key falls to, in the order of a key."""
-
-    def expand(self, pieces: PCollection[MixtureRows]) -> PCollection[MixtureRows]:
-        return (
-            pieces
-            | "Key" >> beam.Map(_with_place).with_output_types(tuple[str, MixtureRows])
-            | "ByPlace" >> beam.GroupByKey()
-            | "InOrder" >> beam.FlatMap(_in_order).with_output_types(MixtureRows)
+            | "Place" >> beam.Map(_with_place).with_output_types(tuple[str, MixtureRows])
+            | "Spread" >> beam.GroupByKey()
         )
 
 
@@ -384,9 +378,12 @@ def _with_place(piece: MixtureRows) -> tuple[str, MixtureRows]:
     return spread_key(piece), piece
 
 
-def _in_order(keyed: tuple[str, Iterable[MixtureRows]]) -> list[MixtureRows]:
-    """The pieces of a key as they follow one another in their file."""
-    return sorted(keyed[1], key=_begin)
+def pieces_of(group: tuple[str, Iterable[MixtureRows]]) -> list[MixtureRows]:
+    """The pieces that fell to one place, as they follow one another in their file.
+
+    It is the first step of whatever reads their audio.
+    """
+    return sorted(group[1], key=_begin)
 
 
 def _begin(piece: MixtureRows) -> tuple[float, str]:
@@ -414,7 +411,7 @@ def spread_key(piece: MixtureRows) -> str:
         return f"{address}#{row.place.run}"
     is_part = row.offset_s is not None or fragment.start_s > 0.0
     if not is_part or not address.lower().endswith(FROM_START_SUFFIXES):
-        return hashlib.sha256(f"{mixture_key(row)}/{row.id}".encode()).hexdigest()
+        return hashlib.sha256(f"{mixture_key(row)}/{row.id}".encode()).hexdigest()[:16]
     return f"{address}#{int(begin_s(row) // 3_600)}"
 
 

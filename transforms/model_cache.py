@@ -93,14 +93,23 @@ def load_model(choice: ModelChoice) -> LoadedModel:
     return _once(choice, load, choice.resolved_device())
 
 
-def load_scorer(choice: ScorerChoice) -> QueryEncoder:
-    """The CLAP that scores, loaded on first use; threads as :func:`load_model` says."""
-    if choice.name == OWN:
+def load_scorer(choice: ScorerChoice, *, alone: bool = False) -> QueryEncoder:
+    """The CLAP that scores, loaded on first use; threads as :func:`load_model` says.
+
+    Args:
+        choice: which.
+        alone: load a model's own CLAP without the rest of the model, which this process does not
+            use.
+    """
+    if choice.name == OWN and not alone:
         return load_model(choice.model).query_encoder
 
     def load() -> QueryEncoder:
+        device = choice.model.resolved_device()
         with fetch.storage_options(choice.model.storage_options):
-            return registry.load_scorer(choice.name, device=choice.model.resolved_device())
+            if choice.name == OWN:
+                return registry.load_query_encoder(choice.model.name, device=device)
+            return registry.load_scorer(choice.name, device=device)
 
     return _once(choice, load, choice.model.resolved_device())
 

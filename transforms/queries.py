@@ -1,4 +1,4 @@
-"""Embeds each distinct query once a run, and joins the embeddings to the rows that ask for them.
+"""Embeds what rows ask for: captions where they are used, sets of example clips once a run.
 
 Rows whose query a system cannot use as it is become dead letters, or are adapted to the nearest
 setting that it can use.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
+from apache_beam.transforms.window import GlobalWindow
 
 from manifests.row import DEFAULT_TEXT_WEIGHT, ManifestRow
 from model import systems
@@ -39,7 +41,7 @@ from transforms.elements import (
 )
 from transforms.storage import Storage
 from transforms.tables import dead_letters
-from transforms.threaded import LookAhead, Overlap
+from transforms.threaded import LookAhead, Overlap, in_window
 
 UNSUPPORTED = "unsupported_query"
 
@@ -157,41 +159,41 @@ def asks_of(row: ManifestRow) -> RowAsks:
 
 
 @dataclasses.dataclass(eq=False)
-class EmbedQueries(beam.PTransform[Any, Any]):
-    """The distinct queries of rows, embedded.
+class EmbedExamples(beam.PTransform[Any, Any]):
+    """The distinct sets of example clips that rows name, each embedded once.
 
-    In: ``ManifestRow``. Out: ``(key, EmbeddedQuery)``, one for each distinct query; one that cannot
-    be embedded says why. Query text and URIs cross the shuffle, samples do not.
+    In: ``ManifestRow``. Out: ``(key, EmbeddedQuery)``, one for each distinct set; one that cannot
+    be embedded says why. URIs cross the shuffle, samples do not. Captions are not embedded here:
+    :class:`AttachQueries` does that where they are used.
 
     Attributes:
         encoder: the scorer, or the CLAP of the model, as which it is given.
         storage: how example clips are reached.
         max_values: samples of one example clip.
-        num_threads: that embed texts on a CPU; 0: one for each core.
-        batch_size: queries that are read ahead; on a GPU also texts in one forward pass.
+        alone: whether nothing else of the model is needed on these workers.
+        batch_size: sets whose clips are read ahead.
     """
 
     encoder: model_cache.ScorerChoice
     storage: Storage
     max_values: int
-    num_threads: int = 0
+    alone: bool = False
     batch_size: int = 32
 
     def expand(self, rows: PCollection[ManifestRow]) -> PCollection[tuple[str, EmbeddedQuery]]:
-        """Finds the distinct queries and embeds each once."""
+        """Finds the distinct sets and embeds each once."""
         return (
             rows
-            | "Asks" >> beam.FlatMap(_keyed_asks).with_output_types(tuple[str, Query])
+            | "Asks" >> beam.FlatMap(_keyed_examples).with_output_types(tuple[str, Query])
             | "Distinct" >> beam.CombinePerKey(_first)
-            | "Spread" >> beam.Reshuffle()
             | "Batch"
             >> beam.BatchElements(min_batch_size=self.batch_size, max_batch_size=self.batch_size)
             | "Embed" >> beam.ParDo(_EmbedFn(self)).with_output_types(tuple[str, EmbeddedQuery])
         )
 
 
-def _keyed_asks(row: ManifestRow) -> list[tuple[str, Query]]:
-    return [(query.key, query) for query in asks_of(row)]
+def _keyed_examples(row: ManifestRow) -> list[tuple[str, Query]]:
+    return [(query.key, query) for query in asks_of(row) if query.audio_uris]
 
 
 def _first(queries: Iterable[Query]) -> Query:
@@ -201,24 +203,19 @@ def _first(queries: Iterable[Query]) -> Query:
 class _EmbedFn(beam.DoFn):
     _encoder: QueryEncoder
     _ahead: LookAhead[str, Shot]
-    _pool: ThreadPoolExecutor | None
 
-    def __init__(self, step: EmbedQueries) -> None:
+    def __init__(self, step: EmbedExamples) -> None:
         self._choice, self._storage, self._max_values = step.encoder, step.storage, step.max_values
-        self._num_threads, self._batch_size = step.num_threads, step.batch_size
-        self._queries = Metrics.counter("EmbedQueries", "in")
-        self._took = Metrics.distribution("EmbedQueries", "embed_msec")
+        self._alone = step.alone
+        self._queries = Metrics.counter("EmbedExamples", "in")
+        self._took = Metrics.distribution("EmbedExamples", "embed_msec")
 
     def setup(self) -> None:
-        self._encoder = model_cache.load_scorer(self._choice)
-        self._ahead = LookAhead(self._read, Overlap(), "EmbedQueries", "read")
-        on_cpu = self._choice.model.resolved_device() == "cpu"
-        self._pool = ThreadPoolExecutor(self._num_threads or cores(), "embed") if on_cpu else None
+        self._encoder = model_cache.load_scorer(self._choice, alone=self._alone)
+        self._ahead = LookAhead(self._read, Overlap(), "EmbedExamples", "read")
 
     def teardown(self) -> None:
         self._ahead.close()
-        if self._pool is not None:
-            self._pool.shutdown()
 
     def _read(self, uri: str) -> Shot:
         return read_shot(uri, self._storage, self._encoder.sample_rate_hz, self._max_values)
@@ -231,23 +228,12 @@ class _EmbedFn(beam.DoFn):
         return embedded
 
     def _embedded(self, batch: Sequence[tuple[str, Query]]) -> Iterator[tuple[str, EmbeddedQuery]]:
-        texts = [(key, query.text) for key, query in batch if query.text is not None]
-        found = self._embed_texts([text for _, text in texts])
-        yield from zip((key for key, _ in texts), found, strict=True)
-        examples = [(key, query.audio_uris) for key, query in batch if query.audio_uris]
-        shots = self._ahead.map(uri for _, uris in examples for uri in uris)
-        for key, uris in examples:
-            own = itertools.islice(shots, len(uris))
-            yield key, embed_query_examples(self._encoder, uris, own)
+        shots = self._ahead.map(uri for _, query in batch for uri in query.audio_uris)
+        for key, query in batch:
+            own = itertools.islice(shots, len(query.audio_uris))
+            yield key, embed_query_examples(self._encoder, query.audio_uris, own)
             for _ in own:  # where one failed, the rest stand before those of the next query
                 pass
-
-    def _embed_texts(self, texts: Sequence[str]) -> list[EmbeddedQuery]:
-        if self._pool is None:
-            return embed_query_texts(self._encoder, texts)
-        # Each by itself: on a CPU the last bits of a product depend on what else is in the batch.
-        found = self._pool.map(lambda text: embed_query_texts(self._encoder, [text]), texts)
-        return [embedding for (embedding,) in found]
 
 
 def embed_query_texts(encoder: QueryEncoder, texts: Sequence[str]) -> list[EmbeddedQuery]:
@@ -320,46 +306,213 @@ def _as_record(vector: Samples) -> EmbeddedQuery:
     return EmbeddedQuery(embedding=vector.astype("<f4").tobytes())
 
 
-Embedded = Mapping[str, Iterable[EmbeddedQuery]]
+Examples = Mapping[str, Iterable[EmbeddedQuery]]
+"""A side input that is read by key: a worker asks for the sets of example clips that it needs."""
 
 
-class AttachQueriesFn(beam.DoFn):
-    """``MixtureRows`` → ``MixtureQueries``: looks up the embeddings of each row.
+@dataclasses.dataclass(eq=False)
+class AttachQueries(beam.PTransform[Any, Any]):
+    """``MixtureRows`` → ``MixtureQueries``: the rows with the embeddings of what they ask for.
 
-    The embeddings are a side input that is read by key: a worker holds those it used, not all.
+    In: ``MixtureRows``; what :class:`EmbedExamples` gives for the model; and for the scorer. Out:
+    the mixtures with those rows whose queries could be embedded, and the failures. Captions are
+    embedded here, on the machines that use them, with the network that is there: what is shuffled
+    before is the text. A worker remembers the last captions, so that one that many rows ask for is
+    embedded about once a worker, and of captions that are all different none is looked up anywhere.
+
+    Attributes:
+        encoder: the CLAP of the model.
+        scorer: the CLAP that gives the CLAPScores; None for none.
+        num_threads: that embed captions on a CPU; 0: one for each core.
+        batch_size: captions, or mixtures, that are gathered: on a GPU for one forward pass.
     """
 
-    def __init__(self, scores: bool) -> None:
-        """Whether rows are to be scored by CLAPScore."""
-        self._scores = scores
+    encoder: model_cache.ScorerChoice
+    scorer: model_cache.ScorerChoice | None
+    num_threads: int = 0
+    batch_size: int = 32
 
-    def process(self, mixture: MixtureRows, embedded: Embedded, by_scorer: Embedded) -> Any:
-        """Yields the mixture with the rows whose queries could be embedded, and the failures."""
-        scorer = by_scorer if self._scores else None
-        queries = []
-        for row in mixture.rows:
-            result = attach(row, embedded, scorer)
-            if isinstance(result, Failure):
-                yield dead_letters.dead(result)
-            else:
-                queries.append(result)
-        if queries:
-            yield MixtureQueries(queries=tuple(queries))
+    def expand(
+        self, inputs: tuple[PCollection[MixtureRows], PCollection[Any], PCollection[Any]]
+    ) -> tuple[PCollection[MixtureQueries], PCollection[Failure]]:
+        """Embeds the captions of a few mixtures at a time, and looks up example clips."""
+        mixtures, examples, by_scorer = inputs
+        outputs = mixtures | "Attach" >> beam.ParDo(
+            _AttachFn(self), beam.pvalue.AsMultiMap(examples), beam.pvalue.AsMultiMap(by_scorer)
+        ).with_outputs(dead_letters.FAILED, main="queries")
+        return outputs["queries"], outputs[dead_letters.FAILED]
 
 
-def attach(row: ManifestRow, embedded: Embedded, scorer: Embedded | None) -> RowQuery | Failure:
-    """A row with its condition, and with what its stem is to resemble."""
+class Remembered:
+    """Embeddings by key, of which the longest unused are forgotten; a thread's own."""
+
+    def __init__(self, max_queries: int = 10_000) -> None:
+        """2 KB each: 20 MB."""
+        self._max_queries = max_queries
+        self._found: OrderedDict[str, EmbeddedQuery] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._found)
+
+    def get(self, key: str) -> EmbeddedQuery | None:
+        """The embedding, which is then the last to be forgotten."""
+        if key in self._found:
+            self._found.move_to_end(key)
+        return self._found.get(key)
+
+    def put(self, key: str, embedded: EmbeddedQuery) -> None:
+        """Remembers an embedding."""
+        self._found[key] = embedded
+        if len(self._found) > self._max_queries:
+            self._found.popitem(last=False)
+
+
+class QueryBook:
+    """The embeddings that one encoder gives: of captions by itself, of example clips as looked up.
+
+    Not for several threads.
+    """
+
+    def __init__(self, encoder: QueryEncoder, pool: ThreadPoolExecutor | None) -> None:
+        """An encoder, and the threads that it embeds captions on where it is on a CPU."""
+        self.num_embedded = 0
+        self._encoder, self._pool = encoder, pool
+        self._remembered = Remembered()
+
+    def embed(self, queries: Iterable[Query]) -> dict[Query, EmbeddedQuery]:
+        """The embeddings of captions, of which those that are not remembered are computed."""
+        found = {query: self._remembered.get(query.key) for query in dict.fromkeys(queries)}
+        new = [query for query, known in found.items() if known is None]
+        for query, embedded in zip(
+            new, self._embed_texts([q.text or "" for q in new]), strict=True
+        ):
+            self._remembered.put(query.key, embedded)
+            found[query] = embedded
+        self.num_embedded += len(new)
+        return {query: each for query, each in found.items() if each is not None}
+
+    def look_up(self, query: Query, table: Examples) -> EmbeddedQuery:
+        """The embedding of example clips."""
+        known = self._remembered.get(query.key)
+        if known is None:
+            known = next(iter(table[query.key]))
+            self._remembered.put(query.key, known)
+        return known
+
+    def _embed_texts(self, texts: Sequence[str]) -> list[EmbeddedQuery]:
+        if self._pool is None:
+            return embed_query_texts(self._encoder, texts)
+        # Each by itself: on a CPU the last bits of a product depend on what else is in the batch.
+        found = self._pool.map(lambda text: embed_query_texts(self._encoder, [text]), texts)
+        return [embedding for (embedding,) in found]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A mixture whose captions are still to be embedded, with its example clips by role."""
+
+    mixture: MixtureRows
+    examples: Mapping[str, Mapping[Query, EmbeddedQuery]]
+
+
+class _AttachFn(beam.DoFn):
+    _books: Mapping[str, QueryBook]
+    _pool: ThreadPoolExecutor | None
+
+    def __init__(self, step: AttachQueries) -> None:
+        self._choices = {"model": step.encoder}
+        if step.scorer is not None:
+            self._choices["scorer"] = step.scorer
+        self._num_threads, self._batch_size = step.num_threads, step.batch_size
+        self._captions = Metrics.counter("AttachQueries", "captions")
+        self._took = Metrics.distribution("AttachQueries", "embed_msec")
+        self._waiting: list[_Waiting] = []
+        self._texts: dict[Query, None] = {}
+
+    def setup(self) -> None:
+        on_cpu = self._choices["model"].model.resolved_device() == "cpu"
+        self._pool = ThreadPoolExecutor(self._num_threads or cores(), "embed") if on_cpu else None
+        # One book where model and scorer are the same CLAP: each caption is embedded once.
+        books = {
+            choice: QueryBook(model_cache.load_scorer(choice), self._pool)
+            for choice in dict.fromkeys(self._choices.values())
+        }
+        self._books = {role: books[choice] for role, choice in self._choices.items()}
+
+    def teardown(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def start_bundle(self) -> None:
+        self._waiting, self._texts = [], {}
+
+    def process(
+        self, mixture: MixtureRows, examples: Examples, by_scorer: Examples
+    ) -> Iterator[Any]:
+        asks = [query for row in mixture.rows for query in asks_of(row)]
+        tables = {"model": examples, "scorer": by_scorer}
+        found = {
+            role: {q: book.look_up(q, tables[role]) for q in asks if q.audio_uris}
+            for role, book in self._books.items()
+        }
+        self._waiting.append(_Waiting(mixture, found))
+        self._texts |= dict.fromkeys(query for query in asks if query.text is not None)
+        if max(len(self._texts), len(self._waiting)) >= self._batch_size:
+            yield from self._flush()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        window = GlobalWindow()
+        for result in self._flush():
+            yield in_window(result, window)
+
+    def _flush(self) -> Iterator[Any]:
+        waiting, texts = self._waiting, list(self._texts)
+        self._waiting, self._texts = [], {}
+        started_s = time.perf_counter()
+        before = self._books["model"].num_embedded
+        captions = {role: book.embed(texts) for role, book in self._books.items()}
+        self._captions.inc(self._books["model"].num_embedded - before)
+        self._took.update(round(1_000 * (time.perf_counter() - started_s)))
+        for each in waiting:
+            found = {role: {**captions[role], **each.examples[role]} for role in self._books}
+            yield from _attached(each.mixture, found)
+
+
+def _attached(
+    mixture: MixtureRows, found: Mapping[str, Mapping[Query, EmbeddedQuery]]
+) -> Iterator[Any]:
+    queries = []
+    for row in mixture.rows:
+        result = attach(row, found["model"], found.get("scorer"))
+        if isinstance(result, Failure):
+            yield dead_letters.dead(result)
+        else:
+            queries.append(result)
+    if queries:
+        yield MixtureQueries(queries=tuple(queries))
+
+
+def attach(
+    row: ManifestRow,
+    embedded: Mapping[Query, EmbeddedQuery],
+    by_scorer: Mapping[Query, EmbeddedQuery] | None,
+) -> RowQuery | Failure:
+    """A row with its condition, and with what its stem is to resemble.
+
+    Args:
+        row: the row.
+        embedded: what the row asks for, by the model.
+        by_scorer: the same by the scorer; None where nothing is scored.
+    """
     asks = asks_of(row)
-    found: dict[str, dict[Query, EmbeddedQuery]] = {"model": {}, "scorer": {}}
-    tables = {"model": embedded} if scorer is None else {"model": embedded, "scorer": scorer}
-    for role, table in tables.items():
+    for table in (embedded,) if by_scorer is None else (embedded, by_scorer):
         for query in asks:
-            result = next(iter(table[query.key]))
+            result = table[query]
             if result.error_type is not None:
                 return failed(row, "embed_queries", result.error_type, result.message)
-            found[role][query] = result
     positive, negative = (
-        _fused(text, audio, found["model"], row.text_weight)
+        _fused(text, audio, embedded, row.text_weight)
         for text, audio in (
             (asks.positive_text, asks.positive_audio),
             (asks.negative_text, asks.negative_audio),
@@ -369,12 +522,13 @@ def attach(row: ManifestRow, embedded: Embedded, scorer: Embedded | None) -> Row
     if present is None:
         raise ValueError(f"{row.id}: has no query; expected a row that was validated")
     absent = np.zeros_like(present)
+    scored = by_scorer or {}
     return RowQuery(
         row=row,
         positive=absent if positive is None else positive,
         negative=absent if negative is None else negative,
-        scorer_positive=_spoken(asks.positive_text, asks.positive_audio, found["scorer"]),
-        scorer_negative=_spoken(asks.negative_text, asks.negative_audio, found["scorer"]),
+        scorer_positive=_spoken(asks.positive_text, asks.positive_audio, scored),
+        scorer_negative=_spoken(asks.negative_text, asks.negative_audio, scored),
     )
 
 

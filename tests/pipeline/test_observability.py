@@ -57,7 +57,8 @@ def test_what_is_documented_is_in_the_record(manifest: Path, tmp_path: Path) -> 
     assert _documented("Distributions") <= record["distributions"].keys()
     counters, distributions = record["counters"], record["distributions"]
     assert counters["ReadManifest/in"] == 7
-    assert counters["EmbedQueries/in"] == 13  # each positive and each negative text, and a clip
+    assert counters["EmbedExamples/in"] == 1
+    assert counters["AttachQueries/captions"] == 12  # each positive and each negative text
     assert (counters["WriteStems/out"], counters["WriteStems/audio_msec"]) == (6, 6_000)
     assert (counters["read/dead"], counters["read/missing"]) == (1, 1)
     assert distributions["ReadAudio/read_msec"]["count"] == 7

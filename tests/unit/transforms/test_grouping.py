@@ -10,7 +10,7 @@ from apache_beam.testing.util import assert_that
 import tone_clips
 from manifests.row import ShardPlace
 from transforms.elements import MixtureRows
-from transforms.manifest_io import GroupByMixture, mixture_key, spread_key
+from transforms.manifest_io import GroupByMixture, mixture_key, pieces_of, spread_key
 
 
 def test_the_key_is_of_the_samples_and_not_of_the_query() -> None:
@@ -55,7 +55,8 @@ def test_every_row_is_in_one_piece_of_a_bounded_size() -> None:
         assert len(pieces) == 2 * 3 + 3
 
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        assert_that(pipeline | beam.Create(rows) | GroupByMixture(max_rows=4), check)
+        groups = pipeline | beam.Create(rows) | GroupByMixture(max_rows=4)
+        assert_that(groups | beam.FlatMap(pieces_of), check)
 
 
 def test_a_piece_has_at_least_a_row() -> None:

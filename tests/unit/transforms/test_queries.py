@@ -9,16 +9,18 @@ import pytest
 import soundfile
 import torch
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
-from apache_beam.testing.util import assert_that
+from apache_beam.testing.util import assert_that, equal_to
 
 import tone_clips
 import tone_runs
 import tones
 from model.devices import MachineError
-from transforms.elements import EmbeddedQuery, Failure, Query
+from transforms import queries
+from transforms.elements import EmbeddedQuery, Failure, MixtureQueries, MixtureRows, Query
 from transforms.model_cache import ModelChoice, ScorerChoice
 from transforms.queries import (
-    EmbedQueries,
+    AttachQueries,
+    EmbedExamples,
     asks_of,
     attach,
     embed_query_examples,
@@ -28,9 +30,9 @@ from transforms.queries import (
 from transforms.storage import Storage
 
 
-def _table(*pairs: tuple[Query, Sequence[float]]) -> dict[str, list[EmbeddedQuery]]:
+def _table(*pairs: tuple[Query, Sequence[float]]) -> dict[Query, EmbeddedQuery]:
     return {
-        query.key: [EmbeddedQuery(embedding=np.asarray(values, "<f4").tobytes())]
+        query: EmbeddedQuery(embedding=np.asarray(values, "<f4").tobytes())
         for query, values in pairs
     }
 
@@ -73,9 +75,8 @@ def test_text_and_clips_are_fused_by_the_rows_weight() -> None:
 
 def test_a_row_fails_with_the_query_that_could_not_be_embedded() -> None:
     table = _table((Query(text="bell"), [1, 0]))
-    table[Query(audio_uris=("n.wav",)).key] = [
-        EmbeddedQuery(error_type="missing", message="n.wav: no such file")
-    ]
+    lost = EmbeddedQuery(error_type="missing", message="n.wav: no such file")
+    table[Query(audio_uris=("n.wav",))] = lost
     found = attach(tone_clips.row("x", negative_audio_uris=("n.wav",)), table, None)
     assert isinstance(found, Failure)
     assert (found.stage, found.error_type) == ("embed_queries", "missing")
@@ -133,20 +134,101 @@ def test_shots_are_embedded_one_by_one_and_averaged(tmp_path: Path) -> None:
     assert vector[tones.LABELS.index("rain")] == pytest.approx(1 / 3)
 
 
-def test_each_distinct_query_is_embedded_once_whoever_asks(loaded: tone_runs.Loaded) -> None:
-    labels = ["bell", "rain", "bell", "frog", "rain", "bell"]
-    rows = [tone_clips.row(str(i), label) for i, label in enumerate(labels)]
+def _pieces(labels: Sequence[str]) -> list[MixtureRows]:
+    return [MixtureRows(rows=(tone_clips.row(f"{i}", each),)) for i, each in enumerate(labels)]
+
+
+def _attached(step: AttachQueries, pieces: list[MixtureRows]) -> None:
+    """Runs the step; checks that each row gets the embedding of its own caption."""
+
+    def check(found: list[MixtureQueries]) -> None:
+        queries = {query.row.id: query for each in found for query in each.queries}
+        assert len(queries) == sum(len(piece.rows) for piece in pieces)
+        for query in queries.values():
+            expected = np.eye(6)[tones.LABELS.index(query.row.positive_text)]
+            np.testing.assert_array_equal(query.positive, expected)
+            np.testing.assert_array_equal(query.scorer_positive, expected)
+
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        nothing = pipeline | "None" >> beam.Create([])
+        mixtures = pipeline | beam.Create(pieces, reshuffle=False)
+        attached, failed = (mixtures, nothing, nothing) | step
+        assert_that(attached, check)
+        assert_that(failed, equal_to([]), "failed")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_a_caption_is_embedded_once_whoever_asks(loaded: tone_runs.Loaded, batch_size: int) -> None:
+    encoder = ScorerChoice(model=ModelChoice(name="tones", device="cpu"))
+    pieces = _pieces(["bell", "rain", "bell", "frog", "rain", "bell", "bell"])
+    _attached(AttachQueries(encoder, encoder, 2, batch_size), pieces)
+    assert sorted(loaded.model.query_encoder.embedded) == ["bell", "frog", "rain"]
+
+
+def test_captions_are_not_looked_up(loaded: tone_runs.Loaded) -> None:
+    """A look-up is a request to the runner for which a thread waits."""
+
+    class NoTable(dict[str, list[EmbeddedQuery]]):
+        def __getitem__(self, key: str) -> list[EmbeddedQuery]:
+            raise AssertionError(f"{key} was looked up")
+
+    encoder = ScorerChoice(model=ModelChoice(name="tones", device="cpu"))
+    attaching = queries._AttachFn(AttachQueries(encoder, encoder, 1))
+    attaching.setup()
+    attaching.start_bundle()
+    for piece in _pieces(["bell", "rain"]):
+        assert list(attaching.process(piece, NoTable(), NoTable())) == []
+    assert len(list(attaching.finish_bundle())) == 2
+    attaching.teardown()
+
+
+def test_example_clips_are_looked_up_once(loaded: tone_runs.Loaded) -> None:
+    query = Query(audio_uris=("p.wav",))
+    vector = EmbeddedQuery(embedding=np.eye(6, dtype="<f4")[2].tobytes())
+    asked = []
+
+    class Table(dict[str, list[EmbeddedQuery]]):
+        def __getitem__(self, key: str) -> list[EmbeddedQuery]:
+            asked.append(key)
+            return [vector]
+
+    book = queries.QueryBook(tones.ToneClap(), None)
+    assert [book.look_up(query, Table()) for _ in range(3)] == [vector] * 3
+    assert asked == [query.key]
+
+
+def test_the_longest_unused_embedding_is_forgotten() -> None:
+    remembered = queries.Remembered(max_queries=2)
+    for key in ("a", "b"):
+        remembered.put(key, EmbeddedQuery(message=key))
+    assert remembered.get("a") is not None
+    remembered.put("c", EmbeddedQuery(message="c"))
+    assert remembered.get("b") is None
+    assert len(remembered) == 2
+
+
+def test_each_set_of_example_clips_is_embedded_once(
+    loaded: tone_runs.Loaded, tmp_path: Path
+) -> None:
+    uris = {}
+    for label in ("bell", "rain"):
+        uris[label] = str(tmp_path / f"{label}.wav")
+        soundfile.write(uris[label], tones.tone(label, 0.5), 8_000)
+    rows = [
+        tone_clips.row(str(i), "wind", positive_audio_uris=(uris[label],))
+        for i, label in enumerate(["bell", "rain", "bell", "bell"])
+    ]
     rows.append(tone_clips.row("lost", "wind", negative_audio_uris=("nowhere.wav",)))
 
     def check(found: list[tuple[str, EmbeddedQuery]]) -> None:
         by_key = dict(found)
-        assert len(found) == len(by_key) == 5
+        assert len(found) == len(by_key) == 3
         assert by_key[Query(audio_uris=("nowhere.wav",)).key].error_type == "missing"
-        bell = np.frombuffer(by_key[Query(text="bell").key].embedding, "<f4")
-        np.testing.assert_array_equal(bell, np.eye(6)[0])
+        bell = np.frombuffer(by_key[Query(audio_uris=(uris["bell"],)).key].embedding, "<f4")
+        assert bell.argmax() == tones.LABELS.index("bell")
 
     encoder = ScorerChoice(model=ModelChoice(name="tones"))
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        embedded = pipeline | beam.Create(rows) | EmbedQueries(encoder, Storage(), 10**6, 2, 3)
+        embedded = pipeline | beam.Create(rows) | EmbedExamples(encoder, Storage(), 10**6)
         assert_that(embedded, check)
-    assert sorted(loaded.model.query_encoder.embedded) == ["bell", "frog", "rain", "wind"]
+    assert loaded.model.query_encoder.embedded == []  # captions are embedded elsewhere
