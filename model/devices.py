@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import re
@@ -92,6 +93,8 @@ AUTO = "auto"
 EXPECTED = "auto, cpu, cuda or cuda:N"
 _NAME = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
 _THREADS = threading.RLock()
+_DRIVER = re.compile(r"Kernel Module(?: for \S+)?\s+(\S+)")
+_ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)[a-z]?")
 _MEANT = re.compile(r"(gpu|cuda|nvidia)?[:_ -]?(\d{1,4})?", re.IGNORECASE)
 
 
@@ -136,9 +139,9 @@ def resolved(device: str, name: str = "--device") -> str:
     if device == AUTO:
         return "cuda" if count else "cpu"
     if count == 0:
-        built = torch.version.cuda is not None or torch.version.hip is not None
-        reason = "torch finds no GPU on this machine" if built else "torch is built without CUDA"
-        raise ValueError(f"{name} {device}: {reason}; take {name} auto or {name} cpu")
+        raise ValueError(
+            f"{name} {device}: {_why_none()}; take {name} auto or {name} cpu ({versions()})"
+        )
     if int(device.partition(":")[2] or 0) >= count:
         has = "one GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
         raise ValueError(f"{name} {device}: this machine has {has}")
@@ -213,6 +216,105 @@ def _instructions() -> frozenset[str] | None:
         if field.strip() in ("flags", "Features"):
             return frozenset(names.split())
     return None
+
+
+def required_gpu(device: str = AUTO) -> str:
+    """A GPU of this machine, for a worker that was to have one.
+
+    Args:
+        device: which; ``auto`` for the first.
+
+    Raises:
+        ValueError: torch cannot compute on it; the message has the versions that decide it.
+    """
+    import torch
+
+    require_name(device)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = int(device.partition(":")[2] or 0)
+    if count == 0:
+        reason: str | None = _why_none()
+    elif index >= count:
+        reason = f"it has no {device}, only {count}"
+    else:
+        reason = _without_code(index)
+    if reason is None:
+        return "cuda" if device == AUTO else device
+    raise ValueError(
+        f"--accelerator asked for a GPU, and this worker cannot compute on one: {reason}; "
+        f"{versions()}"
+    )
+
+
+def chosen(device: str) -> str:
+    """What a device's name stands for on this machine, with the reason, for people and records."""
+    found = resolved(device)
+    if found != "cpu":
+        import torch
+
+        return f"{found} ({torch.cuda.get_device_name(found)}; {versions()})"
+    return found if device == found else f"{found} ({_why_none()}; {versions()})"
+
+
+def versions() -> str:
+    """What torch is built for, and which NVIDIA driver this machine has."""
+    import torch
+
+    built = "without CUDA"
+    if torch.version.cuda is not None:
+        built = f"for CUDA {torch.version.cuda}"
+    elif torch.version.hip is not None:
+        built = f"for ROCm {torch.version.hip}"
+    return f"torch {torch.__version__} is built {built}, {_driver()}"
+
+
+def _driver() -> str:
+    """The driver as its kernel module and its library name themselves."""
+    number = None
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/driver/nvidia/version", encoding="ascii") as file,
+    ):
+        found = _DRIVER.search(file.read())
+        number = found[1] if found else None
+    cuda = None
+    with contextlib.suppress(OSError, AttributeError):
+        value = ctypes.c_int()
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(value)) == 0:
+            cuda = f"{value.value // 1_000}.{value.value % 1_000 // 10}"
+    if number is None and cuda is None:
+        return "no NVIDIA driver is installed"
+    suits = "whose library cannot be loaded" if cuda is None else f"for CUDA {cuda} and older"
+    return f"the NVIDIA driver is {number or 'not named'}, {suits}"
+
+
+def _why_none() -> str:
+    """Why torch has no GPU here."""
+    import torch
+
+    built = torch.version.cuda is not None or torch.version.hip is not None
+    return "torch finds no GPU on this machine" if built else "torch is built without CUDA"
+
+
+def _without_code(index: int) -> str | None:
+    """Says so where torch has no code for a GPU: it finds it, and its first operation fails."""
+    import torch
+
+    if torch.version.cuda is None:
+        return None
+    own = torch.cuda.get_device_capability(index)
+    built = torch.cuda.get_arch_list()
+    for found in map(_ARCHITECTURE.fullmatch, built):
+        if found is None:
+            continue
+        major, minor = int(found[2]), int(found[3])
+        same = found[1] == "sm" and major == own[0] and minor <= own[1]
+        if same or (found[1] == "compute" and (major, minor) <= own):
+            return None
+    return (
+        f"torch has no code for {torch.cuda.get_device_name(index)} (sm_{own[0]}{own[1]}), only "
+        f"for {', '.join(built)}"
+    )
 
 
 def cores() -> int:

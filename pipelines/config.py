@@ -176,6 +176,11 @@ class SeparateConfig(CommonConfig):
     verify: bool
     shards: int
 
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether the machines that separate were asked to have an accelerator."""
+        return "accelerator" in self.execution.resource_hints
+
     def settings(self) -> dict[str, Any]:
         """What decides the results: a run may only be resumed with the same."""
         names = (
@@ -337,6 +342,11 @@ def separate_config(arguments: Arguments, execution: Execution) -> SeparateConfi
     _check_range("--min_presence", given.min_presence or 0.0, 0.0, 1.0)
     if given.verify and not given.resume:
         raise UsageError("--verify goes with --resume: it looks at stems of an earlier run")
+    if given.device == "cpu" and "accelerator" in execution.resource_hints:
+        raise UsageError(
+            f"--device cpu: --accelerator {execution.resource_hints['accelerator']} would be paid "
+            "for and not used; leave one of them out"
+        )
     _check_range("--overlap", given.overlap, 0.0, 1.0, top_included=False)
     _check_least("--batch_size", given.batch_size, 1)
     _check_least("--shards", given.shards, 0)

@@ -321,9 +321,23 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--accelerator",
         metavar="SPEC",
-        help="Of the separation step. Example: 'type:nvidia-l4;count:1;install-nvidia-driver'",
+        help="Of the separation step, whose workers then fail where they have no GPU. Example: "
+        "'type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver;use_nvidia_mps'",
     )
     group.add_argument("--min_ram", metavar="SIZE", help="Of the separation step. Example: 16GB")
+    group.add_argument(
+        "--cpu_count",
+        type=int,
+        metavar="N",
+        help="Cores of a machine of the separation step, where the runner heeds that hint.",
+    )
+    group.add_argument(
+        "--max_active_bundles_per_worker",
+        type=int,
+        metavar="N",
+        help="Bundles that a machine of the separation step works on at once, where the runner "
+        "heeds that hint.",
+    )
     group.add_argument(
         "--share_model",
         action="store_true",

@@ -25,6 +25,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from manifests.files import ManifestError
 from manifests.row import ManifestRow
+from model import devices
 from model.checkpoints.fetch import CheckpointError
 from model.registry import UnknownModelError
 from pipelines import console, output_folder, runners
@@ -268,6 +269,8 @@ class _Run:
                 f"{join(config.output, RUN)} {earlier.damage}: what its rows were made with is not "
                 "known, and those of this manifest are done again"
             )
+        if (device := _device(config)) is not None:
+            entry["device"] = device
         folder = OutputFolder(uri=config.output, storage=storage, earlier=earlier)
         with output_folder.usable(config.output):
             if config.overwrite:
@@ -383,6 +386,22 @@ class _Run:
             )
             return EXIT_FAILURE_RATE
         return EXIT_OK
+
+
+def _device(config: CommonConfig) -> dict[str, str] | None:
+    """The device that was asked for and the one that is taken; what ``auto`` chose is said too."""
+    asked: str | None = getattr(config, "device", None)
+    if asked is None:
+        return None
+    if config.execution.is_local:
+        taken = devices.chosen(asked)
+    elif "accelerator" in config.execution.resource_hints:
+        taken = "the GPU of each worker that separates; one without it fails"
+    else:
+        taken = "of each worker: its GPU where it has one" if asked == devices.AUTO else asked
+    if asked == devices.AUTO:
+        output_folder.say(f"--device auto: {taken}")
+    return {"asked": asked, "taken": taken}
 
 
 @contextmanager

@@ -93,13 +93,18 @@ class SeparateJob:
         return UriAccess(prefixes=self.config.allowed_uri_prefix)
 
     def check(self, storage: Storage) -> None:
-        """Checks the name of the device, and that there is something where recordings are to be.
+        """Checks the device, and that there is something where recordings are to be.
+
+        Of a device of other machines only the name is checked.
 
         Raises:
-            ValueError: no device has such a name.
+            ValueError: no device has such a name, or this machine has not the GPU that was asked
+                for.
             ManifestError: nothing is there.
         """
         devices.require_name(self.config.device)
+        if self.config.execution.is_local and self.config.needs_gpu:
+            devices.required_gpu(self.config.device)
         for uri in () if self.config.recordings is None else self.config.recordings.roots:
             look = functools.partial(require_root, uri, storage.options_for(uri))
             storage.retrying(uri, look)
@@ -119,7 +124,7 @@ class SeparateJob:
         config = self.config
         # The launcher needs none of the workers' devices.
         device = config.device if config.execution.is_local else "cpu"
-        choice = dataclasses.replace(model_choice(config), device=device)
+        choice = dataclasses.replace(model_choice(config), device=device, needs_gpu=False)
         if config.execution.is_local:
             devices.require_precision(config.precision, choice.resolved_device())
         loaded = model_cache.load_model(choice)
@@ -168,15 +173,24 @@ def model_choice(config: SeparateConfig) -> model_cache.ModelChoice:
         device=config.device,
         precision=config.precision,
         compile=config.compile,
+        needs_gpu=config.needs_gpu,
         storage_options=config.storage_options,
     )
 
 
 def encoders_of(
-    config: SeparateConfig,
+    config: SeparateConfig, *, elsewhere: bool = False
 ) -> tuple[model_cache.ScorerChoice, model_cache.ScorerChoice | None]:
-    """The CLAP of the model of a run, and that of its scorer, if it has one."""
-    own = model_cache.ScorerChoice(model=model_choice(config))
+    """The CLAP of the model of a run, and that of its scorer, if it has one.
+
+    Args:
+        config: of the run.
+        elsewhere: on machines that were not asked to have the accelerator.
+    """
+    choice = model_choice(config)
+    if elsewhere:
+        choice = dataclasses.replace(choice, needs_gpu=False)
+    own = model_cache.ScorerChoice(model=choice)
     return own, model_cache.scorer_choice(own.model, config.scorer)
 
 
@@ -304,7 +318,7 @@ class Separate(beam.PTransform[Any, Any]):
     def _examples(self, rows: Any, max_values: int) -> tuple[Any, Any]:
         """The example clips of rows, embedded by the model and by the scorer."""
         storage = self.folder.storage
-        own, scorer = encoders_of(self.config)
+        own, scorer = encoders_of(self.config, elsewhere=True)
         # The machines that separate are others: these need not hold the model.
         alone = not self.config.execution.is_local
         embedded = rows | "EmbedExamples" >> EmbedExamples(own, storage, max_values, alone)

@@ -29,7 +29,9 @@ SNAPSHOT = Path(__file__).resolve().parent / "pipeline" / "dataflow_job.json"
 BUCKET = "test-bucket"
 MANIFEST, OUTPUT = f"gs://{BUCKET}/rows.jsonl", f"gs://{BUCKET}/out"
 IMAGE = "us-docker.pkg.dev/test-project/images/clapsep:1"
-ACCELERATOR = "type:nvidia-l4;count:1;install-nvidia-driver"
+ACCELERATOR = (
+    "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver;use_nvidia_mps"
+)
 ROW = {"id": "a", "mixture_uri": f"gs://{BUCKET}/a.wav", "positive_text": "a dog barking"}
 BASIC = {
     "manifest": MANIFEST,
@@ -46,13 +48,14 @@ BASIC = {
     "min_ram": "16GB",
 }
 FULL = BASIC | {
-    "machine_type": "g2-standard-8",
+    "machine_type": "e2-standard-4",
+    "cpu_count": "8",
+    "max_active_bundles_per_worker": "16",
     "disk_size_gb": "100",
     "num_workers": "2",
     "max_num_workers": "20",
     "autoscaling_algorithm": "THROUGHPUT_BASED",
-    "number_of_worker_harness_threads": "4",
-    "experiments": "no_use_multiple_sdk_containers",
+    "number_of_worker_harness_threads": "2",
     "labels": "team=audio",
     "batch_size": "32",
 }

@@ -32,6 +32,7 @@ class ModelChoice:
         device: a torch device, or ``auto``: the GPU where the worker has one.
         precision: ``fp32``, ``tf32`` or ``bf16``.
         compile: whether the network is compiled, where that can be done.
+        needs_gpu: whether a worker without a GPU fails, and does not take the CPU.
         storage_options: fsspec options by protocol, with which weights are fetched.
     """
 
@@ -39,6 +40,7 @@ class ModelChoice:
     device: str = devices.AUTO
     precision: str = "fp32"
     compile: bool = False
+    needs_gpu: bool = False
     storage_options: OptionsByProtocol = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
@@ -49,7 +51,13 @@ class ModelChoice:
         Raises:
             ValueError: this machine does not have it.
         """
-        return devices.resolved(self.device)
+        return (
+            devices.required_gpu(self.device) if self.needs_gpu else devices.resolved(self.device)
+        )
+
+    def here(self) -> ModelChoice:
+        """The same on the device of this worker: under whichever name, it is loaded once."""
+        return dataclasses.replace(self, device=self.resolved_device(), needs_gpu=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,17 +88,18 @@ def load_model(choice: ModelChoice) -> LoadedModel:
     On a CPU torch is told to use one thread for an operation; whoever wants more calls the model
     from several. How an operation is cut up shows in the last bits of its result.
     """
+    choice = choice.here()
 
     def load() -> LoadedModel:
         with fetch.storage_options(choice.storage_options):
             return registry.load(
                 choice.name,
-                device=choice.resolved_device(),
+                device=choice.device,
                 precision=choice.precision,
                 compile=choice.compile,
             )
 
-    return _once(choice, load, choice.resolved_device())
+    return _once(choice, load, choice.device)
 
 
 def load_scorer(choice: ScorerChoice, *, alone: bool = False) -> QueryEncoder:
@@ -103,15 +112,16 @@ def load_scorer(choice: ScorerChoice, *, alone: bool = False) -> QueryEncoder:
     """
     if choice.name == OWN and not alone:
         return load_model(choice.model).query_encoder
+    choice = dataclasses.replace(choice, model=choice.model.here())
 
     def load() -> QueryEncoder:
-        device = choice.model.resolved_device()
+        device = choice.model.device
         with fetch.storage_options(choice.model.storage_options):
             if choice.name == OWN:
                 return registry.load_query_encoder(choice.model.name, device=device)
             return registry.load_scorer(choice.name, device=device)
 
-    return _once(choice, load, choice.model.resolved_device())
+    return _once(choice, load, choice.model.device)
 
 
 def _is_beams_worker() -> bool:

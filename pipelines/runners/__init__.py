@@ -382,6 +382,12 @@ def execution_of(arguments: Arguments) -> Execution:
     min_ram = getattr(own, "min_ram", None)
     asked = {"accelerator": getattr(own, "accelerator", None), "min_ram": min_ram}
     hints = {key: value for key, value in asked.items() if value}
+    for key in ("cpu_count", "max_active_bundles_per_worker"):
+        count = getattr(own, key, None)
+        if count is not None and count < 1:
+            raise UsageError(f"--{key}={count}: expected at least 1")
+        if count is not None:
+            hints[key] = str(count)  # Beam takes no number here
     try:
         parse_resource_hints(hints)
     except ValueError as err:

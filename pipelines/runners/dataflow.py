@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 from apache_beam.metrics.metric import MetricResults, MetricsFilter
 from apache_beam.options.pipeline_options import (
+    DebugOptions,
     GoogleCloudOptions,
     PipelineOptions,
     SetupOptions,
@@ -37,6 +39,24 @@ from pipelines.runners import DATAFLOW, Opened, Runner, measurements_of
 logger = logging.getLogger(__name__)
 _COUNT_INTERVAL_S = 30.0
 _JOB_MESSAGES = "apache_beam.runners.dataflow.dataflow_runner"
+
+
+_FAMILIES = {
+    "nvidia-l4": ("g2",),
+    "nvidia-tesla-a100": ("a2-highgpu", "a2-megagpu"),
+    "nvidia-a100-80gb": ("a2-ultragpu",),
+    "nvidia-h100-80gb": ("a3-highgpu",),
+    "nvidia-h100-mega-80gb": ("a3-megagpu",),
+    "nvidia-h200-141gb": ("a3-ultragpu",),
+    "nvidia-b200": ("a4-highgpu",),
+    "nvidia-rtx-pro-6000": ("g4",),
+}
+"""Accelerators that only machines of some families have, which have no other: Compute Engine's
+documentation of GPU machine types. All others are attached to N1 machines."""
+_GPU_MACHINES = ("a2", "a3", "a4", "g2", "g4")
+_KEYS = ("type", "count", "machine_type")
+DRIVER, MPS = "install-nvidia-driver", "use_nvidia_mps"
+_ACCELERATOR = f"type:GPU_TYPE;count:N;machine_type:MACHINE_TYPE;{DRIVER}[:VERSION];{MPS}"
 
 
 class DataflowError(RuntimeError):
@@ -71,6 +91,105 @@ class DataflowJob:
             f"  state: {self.command('show')}",
             f"  stop:  {self.command('cancel')}",
         ]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerator:
+    """What ``--accelerator`` asks for.
+
+    Attributes:
+        type: of the GPU, as Compute Engine names it.
+        count: GPUs of a worker.
+        machine_type: of the workers that have them; None where it was not named.
+        options: the configuration options, without their values.
+    """
+
+    type: str
+    count: int
+    machine_type: str | None = None
+    options: tuple[str, ...] = ()
+
+
+def accelerator_of(text: str) -> Accelerator:
+    """Reads an accelerator in the form that Dataflow documents, its parts in any order.
+
+    Raises:
+        UsageError: it has not that form; the message names the part and the form.
+    """
+
+    def refused(why: str) -> UsageError:
+        return UsageError(f"--accelerator {text}: {why}; expected {_ACCELERATOR}")
+
+    fields: dict[str, str] = {}
+    options: list[str] = []
+    for part in (each.strip() for each in text.split(";")):
+        name, _, value = part.partition(":")
+        if name in fields or name in options:
+            raise refused(f"{name} stands there twice")
+        if name in _KEYS:
+            fields[name] = value
+        elif name in (DRIVER, MPS):
+            options.append(name)
+        else:
+            raise refused(f"{part!r} is no part of an accelerator")
+    for name in ("type", "count"):
+        if not fields.get(name):
+            raise refused(f"has no {name}")
+    if not re.fullmatch(r"[1-9]\d?", fields["count"]):
+        raise refused(f"count:{fields['count']} is no number of GPUs")
+    return Accelerator(
+        type=fields["type"],
+        count=int(fields["count"]),
+        machine_type=fields.get("machine_type") or None,
+        options=tuple(options),
+    )
+
+
+def _check_accelerator(text: str, options: PipelineOptions) -> None:
+    """Checks what Dataflow would refuse, or what would be paid for and not used.
+
+    Raises:
+        UsageError: with the flag, its value and what to give instead.
+    """
+    found = accelerator_of(text)
+    families = _FAMILIES.get(found.type, ("n1",))
+    example = f"machine_type:{'n1-standard-8' if families == ('n1',) else families[0] + '-…'}"
+    if found.machine_type is None and found.type in _FAMILIES:
+        raise UsageError(
+            f"--accelerator {text}: only machines of the family {' or '.join(families)} have "
+            f"{found.type}; name one, as in {example}"
+        )
+    if found.machine_type and not found.machine_type.startswith(tuple(f"{f}-" for f in families)):
+        raise UsageError(
+            f"--accelerator {text}: machines of type {found.machine_type} have no {found.type}, "
+            f"which goes with {' or '.join(families)}, as in {example}"
+        )
+    everywhere = options.view_as(WorkerOptions).machine_type or ""
+    if everywhere.startswith(tuple(f"{family}-" for family in _GPU_MACHINES)):
+        raise UsageError(
+            f"--machine_type {everywhere}: the steps without --accelerator would run on machines "
+            f"with GPUs too; name it in the accelerator, as in machine_type:{everywhere}, and give "
+            "--machine_type one without a GPU, such as e2-standard-4"
+        )
+    cloud = options.view_as(GoogleCloudOptions)
+    if any(each.startswith("worker_accelerator") for each in cloud.dataflow_service_options or ()):
+        raise UsageError(
+            "--dataflow_service_options worker_accelerator=…: goes without --accelerator, which "
+            "asks for GPUs for the separation step alone"
+        )
+    if cloud.flexrs_goal:
+        raise UsageError(
+            f"--flexrs_goal {cloud.flexrs_goal}: FlexRS has neither GPUs nor resource hints; leave "
+            "it or --accelerator out"
+        )
+    if MPS in found.options:
+        if found.count != 1:
+            raise UsageError(f"--accelerator {text}: {MPS} is for one GPU a worker; take count:1")
+        if "no_use_multiple_sdk_containers" in (options.view_as(DebugOptions).experiments or ()):
+            raise UsageError(
+                f"--accelerator {text}: {MPS} shares a GPU among processes, and --experiments "
+                "no_use_multiple_sdk_containers leaves only one; leave one of them out"
+            )
 
 
 class Dataflow(Runner):
@@ -130,6 +249,8 @@ def _check(config: CommonConfig, options: PipelineOptions) -> None:
     local += [("--recordings", uri) for uri in roots if "://" not in uri]
     for flag, uri in local:
         raise UsageError(f"{flag}={uri}: Dataflow's workers cannot reach it; expected gs://…")
+    if accelerator := config.execution.resource_hints.get("accelerator"):
+        _check_accelerator(accelerator, options)
     code = options.view_as(SetupOptions)
     if not (options.view_as(WorkerOptions).sdk_container_image or code.setup_file):
         raise UsageError(

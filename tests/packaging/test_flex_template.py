@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.flags import SEPARATE
+from pipelines.flags import SEPARATE, UsageError
 from pipelines.runners import beam_flags
+from pipelines.runners.dataflow import accelerator_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = json.loads((ROOT / "docs" / "templates" / "separate.json").read_text(encoding="utf-8"))
@@ -36,6 +38,26 @@ def test_a_parameter_is_a_flag_with_the_same_default(parameter: dict[str, Any]) 
         assert all(regex.fullmatch(str(value)) for regex in accepted)
     if action.choices and accepted:
         assert not accepted[0].fullmatch("something else")
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "fits"),
+    [
+        ("type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver", True),
+        ("use_nvidia_mps;install-nvidia-driver;machine_type:g2-standard-8;count:1;type:a", True),
+        ("count:2;type:nvidia-tesla-t4", True),
+        ("type:nvidia-l4;install-nvidia-driver", False),
+        ("count:1;install-nvidia-driver", False),
+        ("type:nvidia-l4;count:1;zone:a", False),
+        ("nvidia-l4", False),
+    ],
+)
+def test_an_accelerator_has_its_parts_in_any_order(accelerator: str, fits: bool) -> None:
+    """The template's expression and the check of the command line agree."""
+    (parameter,) = (each for each in PARAMETERS if each["name"] == "accelerator")
+    assert all(bool(re.fullmatch(each, accelerator)) == fits for each in parameter["regexes"])
+    with contextlib.nullcontext() if fits else pytest.raises(UsageError):
+        accelerator_of(accelerator)
 
 
 def test_what_a_job_cannot_do_without_is_required() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import gcsfs.core
 import pytest
+import torch
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns, python_urns
@@ -23,6 +24,7 @@ import cloud
 import dataflow_job
 import jobs
 import tone_runs
+from model import devices
 from pipelines import flags, runners
 
 pytestmark = pytest.mark.timeout(300)
@@ -56,6 +58,7 @@ def dataflow(server: cloud.Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[c
 
 
 OF_SEPARATE = ("accelerator", "min_ram")
+L4 = "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver"
 
 
 def _run(
@@ -97,10 +100,36 @@ def _play(server: cloud.Cloud) -> None:
         server.metrics += cloud.distribution(metric.namespace, metric.name, *numbers)
 
 
+def test_a_worker_without_the_gpu_that_was_asked_for_fails_in_setup(
+    dataflow: cloud.Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On its CPU it would go on, a hundred times slower, and be paid for as a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    said: list[str] = []
+
+    def play() -> None:
+        try:
+            _play(dataflow)
+        except (RuntimeError, ValueError) as err:
+            said.append(str(err))
+        _finish(dataflow)
+
+    dataflow.work = play
+    _run(dataflow)
+    (message,) = said
+    assert "--accelerator asked for a GPU, and this worker cannot compute on one" in message
+    assert f"torch {torch.__version__} is built " in message
+    assert "NVIDIA driver" in message
+
+
 def test_the_submitted_graph_gives_what_a_local_run_gives(
-    dataflow: cloud.Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataflow: cloud.Cloud,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The server plays the workers with the graph that was staged, from bucket to bucket."""
+    monkeypatch.setattr(devices, "required_gpu", lambda _: "cpu")
     rows = tone_runs.write_mixtures(tmp_path / "clips")
     local = tmp_path / "local"
     manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
@@ -345,3 +374,45 @@ def test_stems_that_workers_cannot_reach_are_refused(
     score = jobs.JOBS["score"]
     assert _run(dataflow, job=score, stems="/here/it/is") == flags.EXIT_USAGE
     assert "--stems=/here/it/is: Dataflow's workers cannot reach it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--accelerator=nvidia-l4"], "'nvidia-l4' is no part of an accelerator; expected type:"),
+        (["--accelerator=type:nvidia-l4"], "has no count"),
+        (["--accelerator=type:nvidia-l4;count:0"], "count:0 is no number of GPUs"),
+        (["--accelerator=count:1;type:a;type:b"], "type stands there twice"),
+        (["--accelerator=type:nvidia-l4;count:1"], "only machines of the family g2 have nvidia-l4"),
+        (
+            ["--accelerator=type:nvidia-l4;count:1;machine_type:n1-standard-8"],
+            "machines of type n1-standard-8 have no nvidia-l4, which goes with g2",
+        ),
+        (
+            ["--accelerator=type:nvidia-tesla-t4;count:1;machine_type:g2-standard-8"],
+            "which goes with n1",
+        ),
+        (
+            [f"--accelerator={L4}", "--machine_type=g2-standard-8"],
+            "would run on machines with GPUs",
+        ),
+        ([f"--accelerator={L4}", "--flexrs_goal=COST_OPTIMIZED"], "FlexRS has neither GPUs nor"),
+        (
+            [f"--accelerator={L4}", "--dataflow_service_options=worker_accelerator=type:nvidia-l4"],
+            "goes without --accelerator",
+        ),
+        (
+            [f"--accelerator={L4};use_nvidia_mps", "--experiments=no_use_multiple_sdk_containers"],
+            "leaves only one",
+        ),
+        ([f"--accelerator={L4.replace('count:1', 'count:2')};use_nvidia_mps"], "take count:1"),
+        ([f"--accelerator={L4}", "--device=cpu"], "would be paid for and not used"),
+        (["--cpu_count=0"], "--cpu_count=0: expected at least 1"),
+    ],
+)
+def test_accelerators_that_workers_would_not_have_are_refused(
+    dataflow: cloud.Cloud, given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(dataflow, *given, without="accelerator") == flags.EXIT_USAGE
+    assert message in capsys.readouterr().err
+    assert dataflow.jobs == []

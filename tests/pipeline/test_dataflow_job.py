@@ -17,6 +17,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 import cloud
 import dataflow_job
 from pipelines.preflight import PACKAGES
+from pipelines.runners import dataflow
 
 pytestmark = pytest.mark.timeout(300)
 STAGE = "/SeparateMixtures/"
@@ -39,14 +40,29 @@ def test_the_job_is_the_one_in_the_snapshot(submission: dataflow_job.Submission)
 def test_workers_are_those_that_were_asked_for(submission: dataflow_job.Submission) -> None:
     environment = submission.job["environment"]
     (pool,) = environment["workerPools"]
-    assert (pool["machineType"], pool["diskSizeGb"]) == ("g2-standard-8", 100)
-    assert (pool["numWorkers"], pool["numThreadsPerWorker"]) == (2, 4)
+    assert (pool["machineType"], pool["diskSizeGb"]) == ("e2-standard-4", 100)
+    assert (pool["numWorkers"], pool["numThreadsPerWorker"]) == (2, 2)
     assert pool["autoscalingSettings"] == {"algorithm": 2, "maxNumWorkers": 20}
     images = {each["containerImage"] for each in pool["sdkHarnessContainerImages"]}
     assert images == {dataflow_job.IMAGE}
     assert submission.job["labels"] == {"team": "audio"}
-    assert "no_use_multiple_sdk_containers" in environment["experiments"]
-    assert "use_multiple_sdk_containers" not in environment["experiments"]
+    assert (
+        "use_multiple_sdk_containers" in environment["experiments"]
+    )  # Beam's default; MPS needs it
+    assert "no_use_multiple_sdk_containers" not in environment["experiments"]
+
+
+def test_the_machines_with_the_gpu_are_others(submission: dataflow_job.Submission) -> None:
+    """Two pools: that of the job, and the one that right fitting makes from the hints."""
+    (pool,) = submission.job["environment"]["workerPools"]
+    asked = {
+        dataflow.accelerator_of(value.decode()).machine_type
+        for environment in submission.pipeline.components.environments.values()
+        for urn, value in environment.resource_hints.items()
+        if urn == "beam:resources:accelerator:v1"
+    }
+    assert asked == {"g2-standard-8"}
+    assert pool["machineType"] not in asked
 
 
 def test_only_the_separation_step_asks_for_an_accelerator(
@@ -62,6 +78,8 @@ def test_only_the_separation_step_asks_for_an_accelerator(
                 assert hints == {
                     "beam:resources:accelerator:v1": dataflow_job.ACCELERATOR.encode(),
                     "beam:resources:min_ram_bytes:v1": b"16000000000",
+                    "beam:resources:cpu_count:v1": b"8",
+                    "beam:resources:max_active_bundles_per_worker:v1": b"16",
                 }
     assert hinted
     assert all(STAGE in name for name in hinted)

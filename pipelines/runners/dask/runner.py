@@ -165,6 +165,8 @@ def resources_of(graph: bundles.Program, name: str) -> dict[str, float]:
             found["GPU"] = float(fields.get("count", 1))
         elif urn == common_urns.resource_hints.MIN_RAM_BYTES.urn:
             found["MEMORY"] = float(value)
+        elif urn == common_urns.resource_hints.CPU_COUNT.urn:
+            found["CPU"] = float(value)
         else:
             raise NotImplementedError(f"the dask runner has no counterpart of the hint {urn}")
     return found

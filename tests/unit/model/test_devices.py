@@ -3,6 +3,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,52 @@ def test_a_machine_without_a_gpu_computes_on_its_cpu(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     with pytest.raises(ValueError, match="--device cuda: torch finds no GPU on this machine"):
         devices.resolved("cuda")
+
+
+def test_a_gpu_that_was_asked_for_is_there_or_the_versions_are_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(devices, "_driver", lambda: "the NVIDIA driver is 535.1, for CUDA 12.2")
+    with pytest.raises(ValueError, match="asked for a GPU") as refused:
+        devices.required_gpu()
+    said = f"torch {torch.__version__} is built for CUDA 13.0, the NVIDIA driver is 535.1, for CUDA"
+    assert said in str(refused.value)
+    assert devices.chosen("auto").startswith("cpu (torch finds no GPU on this machine; torch ")
+    assert devices.chosen("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("built", "own", "usable"),
+    [
+        (["sm_75", "sm_80"], (8, 9), True),  # an L4 runs the code of an A100
+        (["sm_75", "sm_90a"], (8, 0), False),
+        (["sm_75", "sm_80"], (7, 0), False),  # a V100
+        (["sm_80", "compute_90"], (12, 0), True),
+    ],
+)
+def test_a_gpu_that_the_build_has_no_code_for_is_none(
+    built: list[str], own: tuple[int, int], usable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: own)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+    if usable:
+        assert devices.required_gpu() == "cuda"
+        return
+    with pytest.raises(ValueError, match=r"torch has no code for a card \(sm_\d\d\), only for sm_"):
+        devices.required_gpu()
+
+
+def test_the_driver_is_named_or_said_to_be_missing() -> None:
+    assert re.fullmatch(
+        r"no NVIDIA driver is installed|the NVIDIA driver is (not named|[\d.]+), .+",
+        devices._driver(),
+    )
 
 
 def test_a_gpu_that_the_machine_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,10 @@ def test_threads_of_beam_that_lose_data_are_refused() -> None:
 def test_hints_are_those_that_were_given() -> None:
     config = _config("--manifest", "a", "--accelerator", "type:nvidia-l4;count:1")
     assert config.execution.resource_hints == {"accelerator": "type:nvidia-l4;count:1"}
+    config = _config("--manifest", "a", "--cpu_count", "8", "--max_active_bundles_per_worker", "4")
+    assert config.execution.resource_hints == {
+        "cpu_count": "8", "max_active_bundles_per_worker": "4"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
