@@ -163,6 +163,24 @@ def test_hints_are_of_reading_separating_and_writing_and_of_nothing_else(graph: 
         assert any(f"{STAGE}{name}" in each for each in hinted)
 
 
+def test_all_hints_together_are_those_of_one_stage() -> None:
+    """Beam adds up the last one at each level of nesting, which would part the steps."""
+    given = {"accelerator": "type:a;count:1", "cpu_count": "8", "min_ram": "16GB",
+             "max_active_bundles_per_worker": "16"}  # fmt: skip
+    components = submitted(
+        *(f"--{name}={value}" for name, value in given.items()), "--runner=DataflowRunner"
+    ).components
+    (hints,) = (
+        dict(e.resource_hints) for e in components.environments.values() if e.resource_hints
+    )
+    assert {urn.split(":")[2]: value for urn, value in hints.items()} == {
+        "accelerator": b"type:a;count:1",
+        "cpu_count": b"8",
+        "min_ram_bytes": b"16000000000",
+        "max_active_bundles_per_worker": b"16",
+    }
+
+
 def _fused(graph: beam_runner_api_pb2.Pipeline) -> tuple[Any, list[Any]]:
     """The components of a graph, and its stages as Beam's local runner fuses them."""
     context, stages = FnApiRunner().create_stages(graph)
