@@ -253,7 +253,12 @@ def chosen(device: str) -> str:
         import torch
 
         return f"{found} ({torch.cuda.get_device_name(found)}; {versions()})"
-    return found if device == found else f"{found} ({_why_none()}; {versions()})"
+    if device == found:
+        return found
+    import torch
+
+    built = torch.version.cuda is not None or torch.version.hip is not None
+    return f"{found} ({f'{_why_none()}; {versions()}' if built else versions()})"
 
 
 def versions() -> str:

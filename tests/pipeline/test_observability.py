@@ -107,4 +107,6 @@ def test_by_default_a_run_logs_nothing(
 ) -> None:
     arguments = ("--manifest", manifest, "--output", tmp_path / "out", "--max_failure_rate", "1")
     assert tone_runs.run(*arguments) == 0
-    assert capfd.readouterr().err == ""
+    (device,) = capfd.readouterr().err.splitlines()
+    assert device.startswith("note: --device auto: c")
+    assert tone_runs.record(tmp_path / "out")["device"]["asked"] == "auto"
