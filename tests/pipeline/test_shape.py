@@ -320,6 +320,7 @@ def test_what_all_rows_may_share_is_combined_before_it_is_shuffled(graph: Graph)
         "GroupByMixture/ByMixture",  # the rows of a mixture, without samples, cut and spread behind
         "GroupByMixture/Spread",  # a mixture; at most 256 neighbours of a shard
         "WriteMetrics/ByFile",  # the rows of a file
+        "WriteSegments/ByFile",
         "WriteDeadLetters/Write/ByFile",
         "Summarise/WriteTable/ByFile",
     }
