@@ -102,4 +102,5 @@ def test_neighbours_of_a_shard_stay_together_and_in_order() -> None:
 
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         rows = [row for each in pieces for row in each.rows]
-        assert_that(pipeline | beam.Create(rows) | GroupByMixture(), check)
+        groups = pipeline | beam.Create(rows) | GroupByMixture()
+        assert_that(groups | beam.FlatMap(pieces_of), check)
