@@ -115,8 +115,14 @@ class DecoderConfig:
     """Convolution modules instead of transformer layers in the masker."""
     phase: bool = False
     """Also predict a rotation of the mixture's phase."""
-    presence: bool = False
-    """Also say how likely it is that what the query asks for is in the mixture."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PresenceConfig:
+    """What says, from CLAP's latents of a mixture, whether it holds what a query asks for."""
+
+    width: int = 128
+    """Of the space in which latents and queries are compared."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,10 +166,11 @@ def load_published(entry: Entry, options: LoadOptions) -> LoadedModel:
 
 
 def load_bundled(entry: Entry, options: LoadOptions) -> LoadedModel:
-    """Loads a model from a converted file."""
+    """Loads a model from a converted file, with its presence head where it has one."""
     from model.checkpoints.loading import load_converted
 
-    file = entry.file("converted")
+    roles = {file.role for file in entry.files}
+    file = entry.file("presence" if "presence" in roles else "converted")
     return _prepared(load_converted(file.location(), sha256=file.sha256), entry, options)
 
 

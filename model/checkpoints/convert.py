@@ -21,6 +21,7 @@ from model.checkpoints.loading import Adapters, Networks, load_clap, load_publis
 from model.checkpoints.tensorfiles import SourceFile
 from model.clap import Clap
 from model.config import PUBLISHED, ClapSepConfig, from_json, to_json
+from model.systems.clapsep.network import PresenceHead
 from terminal import flags, screen
 
 # Computed when a network is built; the mel filters are kept, since librosa's may change.
@@ -86,6 +87,27 @@ def save_clap(
         sources=(source,),
     )
     return tensorfiles.write_converted(uri, tensorfiles.joined({"clap": tensors}), header)
+
+
+def save_presence(uri: str, head: PresenceHead, model: SourceFile, *, notes: str = "") -> str:
+    """Writes a presence head in half precision, and returns the file's SHA-256.
+
+    Args:
+        uri: where to: the folder of the model.
+        head: calibrated.
+        model: the name of its file in that folder, and its digest.
+        notes: free text for the header.
+    """
+    tensors = _stored(head.state_dict(), head, "fp16")
+    header = tensorfiles.Header(
+        kind="presence",
+        config=to_json(head.config),
+        clap_sha256="",
+        dtype="fp16",
+        sources=(model,),
+        notes=notes,
+    )
+    return tensorfiles.write_converted(uri, tensorfiles.joined({"presence": tensors}), header)
 
 
 def _encoder_tensors(networks: Networks, adapters: Adapters) -> dict[str, Tensor]:

@@ -25,9 +25,16 @@ from model.checkpoints import tensorfiles
 from model.checkpoints.fetch import CheckpointError, LocalFile, fetch
 from model.checkpoints.tensorfiles import SourceFile
 from model.clap import Clap
-from model.config import PUBLISHED, ClapConfig, ClapSepConfig, LoraConfig, from_json
+from model.config import (
+    PUBLISHED,
+    ClapConfig,
+    ClapSepConfig,
+    LoraConfig,
+    PresenceConfig,
+    from_json,
+)
 from model.systems.clapsep import lora
-from model.systems.clapsep.network import ClapSep
+from model.systems.clapsep.network import ClapSep, Listener, PresenceHead
 
 CLAP_IGNORED = (
     r"logit_scale_[at]$",
@@ -424,7 +431,7 @@ def fill(
 
 Adapters = Literal["merge", "keep"]
 
-_Config = TypeVar("_Config", ClapConfig, ClapSepConfig)
+_Config = TypeVar("_Config", ClapConfig, ClapSepConfig, PresenceConfig)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -533,11 +540,16 @@ def load_converted(
 ) -> Networks:
     """Loads the single file that :func:`model.checkpoints.convert.save` wrote.
 
+    The file of a presence head, by :func:`model.checkpoints.convert.save_presence`, stands for the
+    model that it names, which lies beside it, with the head in it.
+
     Raises:
         CheckpointError: the file cannot be had or read, or is not a whole separator.
     """
     file = tensorfiles.read_converted(uri, sha256=sha256)
     header = file.header
+    if header.kind == "presence":
+        return _with_presence(file, uri, adapters)
     if header.kind != "clapsep":
         raise CheckpointError(f"{uri}: holds a {header.kind}, expected a clapsep")
     config = _config(ClapSepConfig, header, uri)
@@ -569,6 +581,35 @@ def load_converted(
     )
 
 
+def _with_presence(file: tensorfiles.Converted, uri: str, adapters: Adapters) -> Networks:
+    """The model that a presence head belongs to, with the head; the digest is of the head's file.
+
+    That file names the model's digest: one digest stands for both.
+    """
+    base = _base_of(file.header, uri)
+    networks = load_converted(base.uri, sha256=base.sha256, adapters=adapters)
+    config, clap = _config(PresenceConfig, file.header, uri), networks.clap
+    features = clap.config.audio.num_features
+    head = build(lambda: PresenceHead(features, clap.embedding_dim, config))
+    expected = tensorfiles.joined({"presence": head.state_dict()})
+    assign(head, _part("presence", own(match(file.tensors, expected, where=uri))))
+    networks.separator.listener = Listener(clap.audio_branch, head).eval()
+    return dataclasses.replace(networks, model_sha256=file.sha256)
+
+
+def _base_of(header: tensorfiles.Header, uri: str) -> SourceFile:
+    """The model's file that a presence head belongs to, in the head's own folder.
+
+    Raises:
+        CheckpointError: the head names none, or one that is elsewhere.
+    """
+    names = [each for each in header.sources if each.role == "model"]
+    if len(names) != 1 or re.search(r"[/\\]", names[0].uri):
+        raise CheckpointError(f"{uri}: damaged header: it names no model in its own folder")
+    folder = uri[: -len(re.split(r"[/\\]", uri)[-1])]
+    return dataclasses.replace(names[0], uri=folder + names[0].uri)
+
+
 def load_clap(uri: str, *, config: ClapConfig = PUBLISHED.clap, sha256: str | None = None) -> Clap:
     """Loads a CLAP: a published checkpoint, or the CLAP inside a converted file.
 
@@ -585,6 +626,9 @@ def load_clap(uri: str, *, config: ClapConfig = PUBLISHED.clap, sha256: str | No
         return _clap_from(file, config)
     content = tensorfiles.read_converted(uri, sha256=sha256)
     header = content.header
+    if header.kind == "presence":
+        base = _base_of(header, uri)
+        return load_clap(base.uri, sha256=base.sha256)
     level_dbfs = None
     if header.kind == "clapsep":
         whole = _config(ClapSepConfig, header, uri)

@@ -163,7 +163,7 @@ FORMAT = "clapsep-beam"
 FORMAT_VERSION = 1
 _SUFFIX = ".safetensors"
 
-Kind = Literal["clapsep", "clap"]
+Kind = Literal["clapsep", "clap", "presence"]
 StorageType = Literal["fp32", "fp16"]
 LoraState = Literal["none", "merged", "adapters"]
 
@@ -184,7 +184,7 @@ class Header:
 
     kind: Kind
     config: str
-    """The configuration as JSON: of the whole model, or of a CLAP alone."""
+    """The configuration as JSON: of the whole model, of a CLAP alone, or of a presence head."""
     clap_sha256: str
     """Identifies the CLAP weights: the digest of the file they came from unchanged, or of them."""
     lora: LoraState = "none"

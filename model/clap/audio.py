@@ -684,14 +684,23 @@ class Encoder(SwinNetwork):
         Returns:
             float[B, num_features].
         """
+        latent: Tensor = self.norm(self.patches(waveform, augment)).mean(dim=1)
+        return latent
+
+    def patches(self, waveform: Tensor, augment: ImageHook | None = None) -> Tensor:
+        """What :meth:`latent` is the mean of: the last stage's output, float[B, N, num_features].
+
+        Args:
+            waveform: float32[B, clip_samples] at the encoder's rate.
+            augment: see :meth:`latent`.
+        """
         image = self._normalise(self._log_mel(waveform))
         if augment is not None:
             image = augment(image)
         if image.shape[1] < self.config.num_frames:
             size = (self.config.num_frames, image.shape[2])
             image = F.interpolate(image[:, None], size, mode="bicubic", align_corners=True)[:, 0]
-        latent: Tensor = self.norm(self._transform(image).stages[-1]).mean(dim=1)
-        return latent
+        return self._transform(image).stages[-1]
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
         """float32[B, T] → float32[B, F, mel_bins] in dB of power."""

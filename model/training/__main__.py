@@ -17,12 +17,13 @@ import numpy.typing as npt
 import torch
 
 from model import config as configs
-from model import devices
+from model import devices, registry
 from model.checkpoints import convert
-from model.checkpoints.loading import Networks
+from model.checkpoints.loading import Networks, load_converted
+from model.checkpoints.tensorfiles import SourceFile
 from model.clap import Clap, build_text_tower
 from model.systems.clapsep import lora
-from model.training import contrastive, engine, separation, sound
+from model.training import contrastive, engine, presence, separation, sound
 from model.training.drawing import Batches, ClapPlanner, Layout, MixturePlanner, Planner
 from model.training.material import BUNDLED_CAPTIONS, Material, PreparationSettings, prepare
 from model.training.settings import OptimiserSettings, TrainingSettings
@@ -41,7 +42,9 @@ _WARM_UP_SHARE = 0.01
 _EXAMPLES = """examples:
   python -m model.training prepare --corpus corpus/ --teacher teacher.npz --output plan.npz
   python -m model.training fit --corpus corpus/ --plan plan.npz --output runs/mine
-  python -m pipelines.separate --model runs/mine/weights/model-1-of-4.safetensors …
+  python -m model.training presence --model runs/mine/weights/model-1-of-4.safetensors \\
+      --corpus corpus/ --plan plan.npz --output runs/mine/weights/model.safetensors
+  python -m pipelines.separate --model runs/mine/weights/model.safetensors …
 
 A run that was stopped goes on from its last validation when the same command is given again.
 """
@@ -55,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.stage == "prepare":
             _prepare(arguments)
+        elif arguments.stage == "presence":
+            _add_presence(arguments)
         else:
             TrainingRun(arguments).run()
     except (ValueError, OSError, engine.CaptureError) as err:
@@ -91,6 +96,43 @@ def _prepare(arguments: argparse.Namespace) -> None:
     )
 
 
+def _add_presence(arguments: argparse.Namespace) -> None:
+    """Trains a presence head for a model, and writes it beside the model.
+
+    Raises:
+        ValueError: the output would be in another folder than the model, or over its file.
+    """
+    entry = registry.entries().get(arguments.model)
+    path = Path(arguments.model if entry is None else entry.file("converted").location())
+    output: Path = arguments.output
+    if output.resolve().parent != path.resolve().parent or output.resolve() == path.resolve():
+        raise ValueError(
+            f"--output {output}: expected a new file in the folder of the model, {path.parent}"
+        )
+    networks = load_converted(str(path))
+    if networks.separator.listener is not None:
+        raise ValueError(f"--model {path}: has a presence head; give the model that it stands for")
+    settings = _settings(arguments.settings)
+    device = torch.device(devices.resolved(arguments.device))
+    clap = networks.clap.to(device).requires_grad_(False).eval()
+    material = Material.load(arguments.plan)
+    store = _store_of(material, arguments.corpus, clap.sample_rate_hz)
+    renderer = sound.Renderer(store, clap.clip_samples, clap.sample_rate_hz).to(device)
+    head, figures = presence.train_presence(
+        clap, material, renderer, configs.PresenceConfig(), settings.presence, settings.seed
+    )
+    source = SourceFile(role="model", uri=path.name, sha256=networks.model_sha256)
+    notes = ", ".join(f"validation AUROC {name} {value:.3f}" for name, value in figures.items())
+    digest = convert.save_presence(str(output), head, source, notes=notes)
+    logger.info("%s: %s; SHA-256 %s", output, notes, digest)
+
+
+def _store_of(material: Material, corpora: Sequence[Path], rate_hz: int) -> sound.ClipStore:
+    folders = {corpus.name: corpus for corpus in corpora}
+    paths = [_located(path, folders) for path in material.path]
+    return sound.ClipStore(sound.decode_all(paths, rate_hz))
+
+
 class TrainingRun:
     """Trains a CLAP and then a separator, on one device, from clips that it holds in memory."""
 
@@ -115,10 +157,7 @@ class TrainingRun:
         torch.manual_seed(self._settings.seed)
         self._material = Material.load(arguments.plan)
         rate, samples = self._config.signal.sample_rate_hz, self._config.signal.window_samples
-        folders = {corpus.name: corpus for corpus in arguments.corpus}
-        store = sound.ClipStore(
-            sound.decode_all([_located(path, folders) for path in self._material.path], rate)
-        )
+        store = _store_of(self._material, arguments.corpus, rate)
         self._lengths = store.lengths.numpy().copy()
         self._renderer = sound.Renderer(store, samples, rate).to(self._device)
         self._curve: list[dict[str, Any]] = []
@@ -293,11 +332,15 @@ def _parser() -> argparse.ArgumentParser:
     stages = parser.add_subparsers(dest="stage", required=True)
     preparing = stages.add_parser("prepare", help="choose clips and words: the plan of a training")
     fitting = stages.add_parser("fit", help="train by a plan")
-    for each in (preparing, fitting):
+    telling = stages.add_parser(
+        "presence", help="train what says whether a sound is there, for a model that is trained"
+    )
+    for each in (preparing, fitting, telling):
         each.add_argument(
             "--corpus", type=flags.path, nargs="+", required=True,
             help="folders with manifest.csv and the clips",
         )  # fmt: skip
+    for each in (preparing, fitting):
         each.add_argument("--config", default="mini", help="mini, tiny, or a JSON file")
     preparing.add_argument(
         "--teacher", type=flags.path, required=True, help="what a tagger says about every clip"
@@ -312,11 +355,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     preparing.add_argument("--seed", type=int, default=defaults.seed)
     preparing.add_argument("--output", type=flags.path, required=True, help="PLAN.npz")
-    fitting.add_argument("--plan", type=flags.path, required=True, help="of 'prepare'")
-    fitting.add_argument(
-        "--settings", type=flags.path, help="JSON of what differs from the default settings"
+    for each in (fitting, telling):
+        each.add_argument("--plan", type=flags.path, required=True, help="of 'prepare'")
+        each.add_argument(
+            "--settings", type=flags.path, help="JSON of what differs from the default settings"
+        )
+        each.add_argument("--device", default=devices.AUTO, help=devices.EXPECTED)
+    telling.add_argument(
+        "--model", required=True, help="a name of the registry, or the file that 'fit' wrote"
     )
-    fitting.add_argument("--device", default=devices.AUTO, help=devices.EXPECTED)
+    telling.add_argument(
+        "--output", type=flags.path, required=True,
+        help="file to write, in the folder of the model: the model with presence",
+    )  # fmt: skip
     fitting.add_argument(
         "--workers", type=int, default=2, help="processes that draw batches ahead; 0: none"
     )

@@ -314,10 +314,8 @@ class MixturePlanner:
                 "separation.queries.source_shares in --settings, or more classes"
             )
         self._pools = {size: material.compounds(size) for size in (2, 3)}
-        self._counts = _counts(queries.source_shares, settings.batch_size)
+        self._counts = source_counts(queries.source_shares, settings.batch_size)
         self._sure = [np.nonzero(row >= queries.sure_score)[0].tolist() for row in material.scores]
-        trained = material.clips_of("train").tolist()
-        self._heard = sorted({name for clip in trained for name in self._sure[clip]})
 
     @property
     def num_queries(self) -> int:
@@ -325,7 +323,7 @@ class MixturePlanner:
         return QUERIES * self._settings.batch_size
 
     def draw(self, rng: np.random.Generator) -> Drawn:
-        """Sources, where each belongs, and the queries; those for presence alone come last."""
+        """Sources, where each belongs, and the queries."""
         settings = self._settings
         mixtures = [self._mixture(count, rng) for count in self._counts]
         clips = [clip for mixture in mixtures for clip in mixture.all_clips]
@@ -346,17 +344,16 @@ class MixturePlanner:
         return drawn | self._asked(mixtures, rng)
 
     def _asked(self, mixtures: Sequence[_Mixture], rng: np.random.Generator) -> Drawn:
-        extra = self._queries.presence_queries
-        total = (QUERIES + extra) * len(mixtures)
+        total = QUERIES * len(mixtures)
         text = np.full((2, total), NONE)
         shots = np.full((2, total, SHOTS), NONE)
         weight = np.ones((2, total))
         presence = np.full(total, UNKNOWN)
 
-        def put(row: int, polarity: int, asked: Asked, text_alone: bool = False) -> None:
+        def put(row: int, polarity: int, asked: Asked) -> None:
             text[polarity, row] = asked[0]
             shots[polarity, row, : len(asked[1])] = asked[1]
-            if len(asked[1]) and not text_alone:
+            if len(asked[1]):
                 weight[polarity, row] = self._text_weight(rng)
 
         for index, mixture in enumerate(mixtures):
@@ -366,13 +363,6 @@ class MixturePlanner:
                 presence[row] = found
                 if positive is not None:
                     put(row, 0, positive)
-                if negative is not None:
-                    put(row, 1, negative)
-            for number in range(extra):
-                row = QUERIES * len(mixtures) + extra * index + number
-                positive, negative, found = self._presence_query(mixture, rng)
-                presence[row] = found
-                put(row, 0, positive, text_alone=rng.random() < 0.6)
                 if negative is not None:
                     put(row, 1, negative)
         variants = rng.integers(self._settings.query_variants, size=shots.shape)
@@ -427,29 +417,6 @@ class MixturePlanner:
         alone = alone and kind < queries.negative_only_share + queries.positive_only_share
         return positive, None if alone else negative, ABSENT if absent else PRESENT
 
-    def _presence_query(
-        self, mixture: _Mixture, rng: np.random.Generator
-    ) -> tuple[Asked, Asked | None, int]:
-        queries = self._queries
-        negative: Asked | None = None
-        if rng.random() < queries.presence_present_share:
-            classes, clips = mixture.all_classes, mixture.all_clips
-            chosen = int(rng.random() * len(classes))
-            name = classes[chosen]
-            positive: Asked = (
-                self._chooser.text(name, rng),
-                [self._example(clips[chosen], name, rng)],
-            )
-            return positive, None, PRESENT
-        if rng.random() < queries.presence_negative_share:
-            side = int(rng.random() < 0.5 and bool(mixture.classes[1]))
-            negative = self._named(mixture, side, rng)
-        kind = rng.random()
-        if kind < queries.presence_named_share:
-            return self._absent_name(mixture, rng), negative, ABSENT
-        near = kind < queries.presence_named_share + queries.presence_near_share
-        return self._absent(mixture, rng, near=near), negative, ABSENT
-
     def _named(self, mixture: _Mixture, side: int, rng: np.random.Generator) -> Asked:
         """A query for what is on a side of a mixture."""
         names, clips, text = mixture.classes[side], mixture.clips[side], mixture.texts[side]
@@ -480,18 +447,6 @@ class MixturePlanner:
             if name not in there:
                 return self._chooser.text(name, rng), [self._chooser.clip(name, rng)]
 
-    def _absent_name(self, mixture: _Mixture, rng: np.random.Generator) -> Asked:
-        """One of the tagger's names that it is sure of not hearing, mostly one it knows."""
-        scores = self._material.scores[list(mixture.all_clips)].max(axis=0)
-        for _ in range(20):
-            if self._heard and rng.random() < 0.6:
-                name = self._heard[int(rng.random() * len(self._heard))]
-            else:
-                name = int(rng.random() * len(scores))
-            if scores[name] < self._queries.absent_score:
-                return self._tagger_text(name, rng), []
-        return self._absent(mixture, rng)
-
     def _tagger_text(self, name: int, rng: np.random.Generator) -> int:
         texts = self._material.tagger_names[name]
         return int(texts[int(rng.random() * len(texts))])
@@ -511,7 +466,7 @@ class MixturePlanner:
         )
 
 
-def _counts(shares: Sequence[float], batch_size: int) -> list[int]:
+def source_counts(shares: Sequence[float], batch_size: int) -> list[int]:
     """How many sources each mixture of a batch has: the same in every batch."""
     borders = np.round(np.cumsum(shares) * batch_size).astype(int)
     counts: list[int] = (1 + np.searchsorted(borders, np.arange(batch_size), side="right")).tolist()

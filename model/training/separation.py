@@ -18,7 +18,6 @@ from model.training.contrastive import embed_clips, embed_wordings
 from model.training.drawing import (
     ABSENT,
     NONE,
-    PRESENT,
     QUERIES,
     REFERENCE_RMS,
     WindowDrawer,
@@ -142,18 +141,14 @@ class SeparationStep(nn.Module):
     """The loss of a batch; one encoder pass serves all queries of a mixture."""
 
     rows: Tensor
-    more_rows: Tensor
 
     def __init__(self, separator: ClapSep, settings: SeparatorTraining) -> None:
         """Trains a separator on its device."""
         super().__init__()
         self.separator = separator
         self._settings = settings
-        mixtures = torch.arange(settings.batch_size)
-        rows = mixtures.repeat_interleave(QUERIES)
-        more = mixtures.repeat_interleave(settings.queries.presence_queries)
+        rows = torch.arange(settings.batch_size).repeat_interleave(QUERIES)
         self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("more_rows", more, persistent=False)
 
     def train(self, mode: bool = True) -> SeparationStep:
         """Sets the mode; an encoder that is not trained whole stays in evaluation mode."""
@@ -163,14 +158,12 @@ class SeparationStep(nn.Module):
         return self
 
     def forward(self, made: Tensors) -> tuple[Tensor, Tensor]:
-        """The loss, and its terms: of what is there, of what is absent, of presence."""
+        """The loss, and its terms: of what is there, and of what is absent."""
         separator, settings, mixture = self.separator, self._settings, made["mixture"]
         asked = len(self.rows)
-        encoded = separator.encode(mixture)
-        about = encoded.index(self.rows)
-        condition = Condition(positive=made["positive"][:asked], negative=made["negative"][:asked])
-        mask = separator.predict_mask(about, condition)
-        estimate = separator.masked(about, mask)
+        encoded = separator.encode(mixture).index(self.rows)
+        condition = Condition(positive=made["positive"], negative=made["negative"])
+        estimate = separator.decode(encoded, condition)
         targets = made["targets"]
         whole = mixture.index_select(0, self.rows)
         sounds = energy(targets) > _AUDIBLE * energy(whole)
@@ -181,24 +174,13 @@ class SeparationStep(nn.Module):
         loss = (present + absent) / asked
         count = sounds.sum()
         figures = [present / count, absent / (asked - count).clamp(min=1)]
-        more = Condition(positive=made["positive"][asked:], negative=made["negative"][asked:])
-        odds, further = mask.presence, separator.presence(encoded.index(self.more_rows), more)
-        if odds is not None and further is not None:
-            truth = made["presence"]
-            heard = torch.cat([sounds, torch.ones_like(truth[asked:], dtype=torch.bool)])
-            known = (truth == ABSENT) | ((truth == PRESENT) & heard)
-            odds = torch.cat([odds, further])
-            cost = F.binary_cross_entropy_with_logits(
-                odds, (truth == PRESENT).to(odds.dtype), reduction="none"
-            )
-            cost = cost.masked_fill(~known, 0.0).sum() / known.sum()
-            loss = loss + settings.presence_weight * cost
-            figures.append(cost)
         return loss, torch.stack([value.detach() for value in figures])
 
 
 class SeparationTask:
-    """Makes the batches of the separation stage; validates by SI-SDR improvement and presence."""
+    """Makes the batches of the separation stage; validates by SI-SDR improvement."""
+
+    figures = ("present", "absent")
 
     def __init__(
         self,
@@ -211,9 +193,6 @@ class SeparationTask:
         """For networks on a device; the CLAP stays as it is."""
         self.step_module: nn.Module = SeparationStep(separator, settings).to(clap.device)
         self.average = MovingAverage(separator, settings.optimiser.ema_decay)
-        self.has_presence = separator.config.decoder.presence
-        names = ("present", "absent", "presence")
-        self.figures = names if self.has_presence else names[:2]
         self._settings, self._renderer, self._material = settings, renderer, material
         level_dbfs = separator.input_level_dbfs
         self._level_db = 20 * math.log10(REFERENCE_RMS) if level_dbfs is None else level_dbfs
@@ -241,7 +220,7 @@ class SeparationTask:
         level_db = inputs["gain_db"] + self._level_db
         gain = torch.exp(level_db * (math.log(10.0) / 20)) / level.clamp(min=1e-4)
         mixture = mixture + torch.randn_like(mixture) * inputs["noise_rms"][:, None]
-        wanted = (inputs["presence"][: QUERIES * size] != ABSENT).view(size, QUERIES)
+        wanted = (inputs["presence"] != ABSENT).view(size, QUERIES)
         positive, negative = (
             self._words(text, shots, weight, self._settings.text_noise)
             for text, shots, weight in zip(
@@ -253,16 +232,11 @@ class SeparationTask:
             "targets": (targets * (gain[:, None] * wanted)[..., None]).flatten(0, 1),
             "positive": positive,
             "negative": negative,
-            "presence": inputs["presence"],
         }
 
     def validate(self) -> dict[str, float]:
-        """Mean SI-SDR improvement in dB of two-source mixtures at 0 dB, and AUROC of presence."""
-        separator = self.average.module
-        figures = self._validation.improvements(separator)
-        if self.has_presence:
-            figures |= self._validation.presence(separator)
-        return figures
+        """Mean SI-SDR improvement in dB of two-source mixtures at 0 dB."""
+        return self._validation.improvements(self.average.module)
 
 
 class _Validation:
@@ -315,22 +289,6 @@ class _Validation:
             )
             self._sources = sound * scale[:, None]
             self._mixtures = gain
-        self._absent = self._absent_captions(material, labels, rng)
-
-    def _absent_captions(
-        self, material: Material, labels: list[int], rng: np.random.Generator
-    ) -> Tensor:
-        """Captions of three labels that are not in a pair, int64[pairs, 3]."""
-        caption = {
-            int(material.class_of[clip]): int(material.caption_of[clip])
-            for clip in material.clips_of("val").tolist()
-        }
-        rows = []
-        for pair in self._pairs:
-            there = {int(material.class_of[clip]) for clip in pair}
-            free = [name for name in labels if name not in there]
-            rows.append([caption[int(name)] for name in rng.choice(free, 3, replace=len(free) < 3)])
-        return torch.tensor(rows, device=self._words.texts.device)
 
     @torch.no_grad()
     def improvements(self, separator: ClapSep) -> dict[str, float]:
@@ -356,24 +314,6 @@ class _Validation:
                 gains.append(si_sdr(estimate, target) - si_sdr(self._mixtures, target))
             found[mode] = torch.cat(gains).mean().item()
         return {"score": float(np.mean(list(found.values()))), **found}
-
-    @torch.no_grad()
-    def presence(self, separator: ClapSep) -> dict[str, float]:
-        """AUROC of the log odds: captions of the two sources against those of three others."""
-        captions = torch.cat([self._captions, self._absent], dim=1)
-        odds = []
-        for start, end in self._chunks():
-            encoded = separator.encode(self._mixtures[start:end])
-            columns = []
-            for column in captions[start:end].T:
-                positive = self._words.texts.index_select(0, column)
-                condition = Condition(positive=positive, negative=torch.zeros_like(positive))
-                columns.append(separator.presence(encoded, condition))
-            odds.append(torch.stack([column for column in columns if column is not None], dim=1))
-        values = torch.cat(odds).double()
-        there, absent = values[:, :2].flatten(), values[:, 2:].flatten()
-        over = (there[:, None] > absent).double() + 0.5 * (there[:, None] == absent).double()
-        return {"presence_auroc": over.mean().item()}
 
     def _query(self, wanted: int, weight: float, used: bool) -> Tensor:
         text = self._captions[:, wanted]

@@ -123,12 +123,10 @@ class QuerySettings:
     """Of the absent ones: a class that is near in the text space, instead of any."""
     near_classes: int = 8
     named_share: float = 0.0
-    """Queries by a name of the tagger's that it is sure of, or of those absent that it is sure are
-    not there."""
+    """Queries by a name of the tagger's that it is sure of."""
     sure_score: float = 0.5
     unsure_score: float = 0.1
     """A name counts for a source if every other source scores below this."""
-    absent_score: float = 0.02
     negative_only_share: float = 0.18
     positive_only_share: float = 0.22
     own_clip_share: float = 0.3
@@ -137,13 +135,6 @@ class QuerySettings:
     clips_only_share: float = 0.23
     plain_text_share: float = 0.6
     """Captions as written; the others stand in a template."""
-    presence_queries: int = 2
-    """Further queries a mixture that are asked for presence alone."""
-    presence_present_share: float = 0.15
-    presence_near_share: float = 0.55
-    presence_named_share: float = 0.25
-    presence_negative_share: float = 0.3
-    """Of them, with a negative query too."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,8 +161,6 @@ class SeparatorTraining:
     """Length of the noise on text embeddings, on half of them."""
     snr_ceiling_db: float | None = 30.0
     """Softly bounds the loss of easy examples; None is the paper's plain SNR."""
-    presence_weight: float = 1.0
-    """Of the binary cross entropy of presence, beside the loss of the separation in dB."""
     validation_mixtures: int = 192
 
     def __post_init__(self) -> None:
@@ -181,10 +170,63 @@ class SeparatorTraining:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PresenceTraining:
+    """The presence stage: a head on a CLAP that stays as it is."""
+
+    num_windows: int = 8_192
+    """Mixtures that are made and heard once."""
+    windows_at_once: int = 64
+    source_shares: tuple[float, ...] = (0.125, 0.5625, 0.22, 0.0925)
+    """Of 1, 2, 3 … sources."""
+    open_share: float = 0.2
+    """Of sources and queries whose class is a single caption."""
+    windows: WindowSettings = WindowSettings(
+        repeated_share=0.4, reverberant_share=0.15, level_range_db=16.0
+    )
+    level_dbfs: float = -24.0
+    """Of a mixture, before its gain."""
+    lowest_gain_db: float = -12.0
+    highest_gain_db: float = 3.0
+    noisy_share: float = 0.25
+    noise_highest_db: float = -25.0
+    noise_lowest_db: float = -55.0
+    """White noise, below the reference level."""
+    batch_size: int = 64
+    queries: int = 10
+    """Of a window; those for what is there weigh as much as the others."""
+    present_queries: int = 3
+    audible_db: float = -25.0
+    """A source that is quieter, beside all sources, is not called present."""
+    near_share: float = 0.4
+    """Of what is absent: a class that is near in the text space to one that is there."""
+    near_classes: int = 12
+    open_similarity: float = 0.6
+    """A single caption is not called absent where it is nearer than this to what is there."""
+    negative_share: float = 0.5
+    """Of the queries: with a negative query, for another sound that is there."""
+    text_only_share: float = 0.6
+    clips_only_share: float = 0.25
+    plain_text_share: float = 0.6
+    text_noise: float = 0.3
+    logit_weight: float = 0.3
+    """Of the mean square between answers to the tagger's class names and its logits."""
+    names: int = 32
+    """Of the tagger's classes in a step."""
+    dropout: float = 0.1
+    steps: int = 1_500
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.05
+    clip_norm: float = 2.0
+    ema_decay: float = 0.99
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
-    """Both stages, and what ties them together."""
+    """All stages, and what ties them together."""
 
     clap: ClapSettings = ClapSettings()
     words: WordingSettings = WordingSettings()
     separation: SeparatorTraining = SeparatorTraining()
+    presence: PresenceTraining = PresenceTraining()
     seed: int = 0

@@ -80,6 +80,12 @@ class ClipStore(nn.Module):
         self.register_buffer("starts", torch.from_numpy(starts), persistent=False)
         self.register_buffer("lengths", torch.from_numpy(lengths), persistent=False)
 
+    def clip(self, number: int) -> npt.NDArray[np.float32]:
+        """A whole clip as it is, float32[T]."""
+        start, length = int(self.starts[number]), int(self.lengths[number])
+        samples: npt.NDArray[np.int16] = self.samples[start : start + length].cpu().numpy()
+        return samples.astype(np.float32) / np.float32(_SCALE)
+
 
 class Renderer(nn.Module):
     """Makes windows of clips, augmented as :func:`model.training.drawing.draw_windows` drew."""

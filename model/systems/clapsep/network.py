@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from model.clap import audio
 from model.clap.audio import Encoder, StageFeatures
-from model.config import ClapSepConfig, DecoderConfig
+from model.config import ClapSepConfig, DecoderConfig, PresenceConfig
 from model.signal.stft import inverse_stft, sinc_resample, torch_hann
 from model.systems import Capabilities, Condition
 
@@ -175,8 +175,6 @@ class Mask:
     """float[B, F, K]."""
     rotation: Tensor | None = None
     """complex64[B, F, K] of unit modulus."""
-    presence: Tensor | None = None
-    """float32[B], see :meth:`Decoder.presence`; None from a network without that output."""
 
 
 class Film(nn.Module):
@@ -274,19 +272,84 @@ class InversePatchEmbed(nn.Module):
 
 
 class PresenceHead(nn.Module):
-    """The decoder's coarsest state → the log odds that the mixture holds what the query names."""
+    """Compares CLAP's latents of a mixture with a query: is what it asks for there?
 
-    def __init__(self, width: int) -> None:
-        """For a state of ``width`` channels."""
+    Every patch of the mixture, seen beside their mean, is placed in the space of the queries. The
+    answer is a smooth maximum over the patches: a sound need not fill the window to be there
+    (multiple-instance learning; Ilse et al. 2018 for such pooling). It is calibrated afterwards,
+    by a logistic function whose two numbers are kept with the weights.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, features: int, embedding_dim: int, config: PresenceConfig) -> None:
+        """For latents of ``features`` channels and queries of ``embedding_dim``."""
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.hidden = nn.Linear(width, width)
-        self.out = nn.Linear(width, 1)
+        width = config.width
+        self.config = config
+        self.norm = nn.LayerNorm(features)
+        self.patch = nn.Linear(features, 2 * width)
+        self.around = nn.Linear(features, 2 * width)
+        self.key = nn.Linear(2 * width, width)
+        self.positive = nn.Linear(embedding_dim, 2 * width)
+        self.wanted = nn.Linear(2 * width, width)
+        self.both = nn.Linear(2 * embedding_dim, width)
+        self.suppressed = nn.Linear(width, width)
+        self.prior = nn.Linear(embedding_dim, 1)
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("offset", torch.zeros(()))
 
-    def forward(self, state: Tensor) -> Tensor:
-        """float[B, N, C] → float32[B]: a smooth maximum over the patches."""
-        odds = audio.feed_forward(self.hidden, self.out, self.norm(state), "gelu").squeeze(-1)
-        return torch.logsumexp(odds.float(), dim=1) - math.log(odds.shape[1])
+    def hear(self, latents: Tensor, dropout: float = 0.0) -> Tensor:
+        """Places the patches of mixtures, float[M, N, features] → float32[M, N, width]."""
+        patches = self.norm(latents.float())
+        hidden = audio.linear(self.patch, patches)
+        hidden = hidden + audio.linear(self.around, patches.mean(dim=1, keepdim=True))
+        hidden = F.dropout(F.gelu(hidden), dropout, training=self.training)
+        return audio.linear(self.key, hidden).float()
+
+    def forward(self, heard: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """Says how likely it is that queries are answered by mixtures.
+
+        Args:
+            heard: float32[B, N, width], of :meth:`hear`.
+            positive: float32[B, D], what is asked for.
+            negative: float32[B, D], what is to be suppressed: known to be there, most of the time;
+                zeros where nothing is.
+
+        Returns:
+            The log odds, float32[B].
+        """
+        wanted = audio.feed_forward(self.positive, self.wanted, positive, "gelu")
+        joint = torch.cat((positive, negative), dim=-1)
+        wanted = wanted + audio.feed_forward(self.both, self.suppressed, joint, "gelu")
+        # Not a matrix product: its rounding would depend on how many rows there are.
+        close = (heard * wanted[:, None]).sum(dim=-1) * (
+            self.log_scale.exp() / math.sqrt(heard.shape[-1])
+        )
+        odds = torch.logsumexp(close, dim=1) - math.log(heard.shape[1])
+        odds = odds + audio.linear(self.prior, positive).squeeze(-1)
+        return self.scale * odds + self.offset
+
+
+class Listener(nn.Module):
+    """CLAP's own audio tower and a :class:`PresenceHead`: hears whether a sound is in a mixture.
+
+    The separator's encoder began as the same tower, but what it knows of words was lost when it
+    learnt to separate: from its features presence is told much worse.
+    """
+
+    def __init__(self, tower: Encoder, head: PresenceHead) -> None:
+        """Shares the tower with the CLAP that embeds queries."""
+        super().__init__()
+        self.tower, self.head = tower, head
+
+    def hear(self, waveform: Tensor) -> Tensor:
+        """Hears mixtures float32[B, T] at the tower's rate, at most its clip's length."""
+        missing = self.tower.config.clip_samples - waveform.shape[-1]
+        patches = self.tower.patches(F.pad(waveform, (0, missing)))
+        return self.head.hear(patches)
 
 
 class Decoder(audio.SwinNetwork):
@@ -314,31 +377,7 @@ class Decoder(audio.SwinNetwork):
         if decoder.phase:
             layers = decoder.num_masker_layers
             self.phase_net = convolutional_masker(bins + bands, 2 * bins, layers)
-        if decoder.presence:
-            self.presence_head = PresenceHead(decoder.embed_dim << (len(decoder.depths) - 1))
         self.apply(audio.init_weights)
-
-    def presence(
-        self, features: StageFeatures, condition: Tensor, rows: Tensor | None = None
-    ) -> Tensor | None:
-        """The log odds that mixtures hold what the conditions ask for, without a mask.
-
-        Args:
-            features: the encoder's, of M mixtures.
-            condition: float[B, 2·D], positive and negative embedding.
-            rows: int64[B], the mixture that each condition is about; None: each its own.
-
-        Returns:
-            float32[B], or None where the network has no such output.
-        """
-        if not self.config.decoder.presence:
-            return None
-        odds: Tensor = self.presence_head(self._coarsest(features, condition, rows))
-        return odds
-
-    def _coarsest(self, features: StageFeatures, condition: Tensor, rows: Tensor | None) -> Tensor:
-        state: Tensor = self.layers[0](self.film(features.stages[-1], condition, rows=rows))
-        return state
 
     def forward(
         self,
@@ -358,8 +397,7 @@ class Decoder(audio.SwinNetwork):
         Returns:
             Mask over float[B, F, K].
         """
-        state = self._coarsest(features, condition, rows)
-        presence = self.presence_head(state) if self.config.decoder.presence else None
+        state = self.layers[0](self.film(features.stages[-1], condition, rows=rows))
         skipped = reversed(features.stages[:-1])
         for level, (skip, feature) in enumerate(zip(self.skip, skipped, strict=True)):
             deeper = self.layers[level](state) if level else state
@@ -369,11 +407,11 @@ class Decoder(audio.SwinNetwork):
         normalised = self.spec_norm(columns).squeeze(-1).transpose(1, 2)
         mask = audio.sigmoid(self.mask_net(normalised, frames, rows))
         if not self.config.decoder.phase:
-            return Mask(magnitude=mask, presence=presence)
+            return Mask(magnitude=mask)
         direction = torch.tanh(self.phase_net(normalised, frames, rows)).float()
         rotation = torch.complex(*direction.chunk(2, dim=-1))
         unit = rotation / rotation.abs().clamp(min=1e-10)
-        return Mask(magnitude=mask, rotation=unit, presence=presence)
+        return Mask(magnitude=mask, rotation=unit)
 
     def _unfold(self, image: Tensor) -> Tensor:
         """The square image back to float[B, F, mel_bins]."""
@@ -420,6 +458,8 @@ class Encoded:
     spectrum: Tensor
     """complex64[M, K, F]."""
     num_samples: int
+    heard: Tensor | None = None
+    """float32[M, N, W] of the :class:`Listener`; None where there is none."""
     rows: Tensor | None = None
     """int64[B]; None: each mixture once, in order."""
 
@@ -461,6 +501,7 @@ class ClapSep(nn.Module):
         self.input_level_dbfs = config.signal.input_level_dbfs
         self.encoder = Encoder(config.clap.audio)
         self.decoder = Decoder(config)
+        self.listener: Listener | None = None
         self.register_buffer("hann", torch_hann(config.signal.n_fft), persistent=False)
 
     @property
@@ -510,16 +551,18 @@ class ClapSep(nn.Module):
             raise ValueError(
                 f"mixture {tuple(mixture.shape)}: expected [B, T], 1 ≤ T ≤ {self.window_samples}"
             )
-        signal, heard = self.config.signal, self.config.clap.audio
+        signal, listening = self.config.signal, self.config.clap.audio
         shortest = max(
             signal.n_fft // 2 + 1,
-            (heard.n_fft // 2 + 1) * signal.sample_rate_hz // heard.sample_rate_hz + 1,
+            (listening.n_fft // 2 + 1) * signal.sample_rate_hz // listening.sample_rate_hz + 1,
         )
         if num_samples < shortest:
             mixture = F.pad(mixture, (0, shortest - num_samples))
             encoder_mixture = None
         if encoder_mixture is None:
-            encoder_mixture = sinc_resample(mixture, signal.sample_rate_hz, heard.sample_rate_hz)
+            encoder_mixture = sinc_resample(
+                mixture, signal.sample_rate_hz, listening.sample_rate_hz
+            )
         spectrum = torch.stft(
             mixture,
             signal.n_fft,
@@ -531,7 +574,10 @@ class ClapSep(nn.Module):
         )
         with self._autocast(mixture):
             features = self.encoder.stage_features(encoder_mixture)
-        return Encoded(features=features, spectrum=spectrum, num_samples=num_samples)
+            heard: Tensor | None = None
+            if self.listener is not None:
+                heard = self.listener.hear(encoder_mixture)
+        return Encoded(features=features, spectrum=spectrum, num_samples=num_samples, heard=heard)
 
     def predict_mask(self, encoded: Encoded, condition: Condition) -> Mask:
         """The mask that answers the query, float32[B, F, K].
@@ -552,14 +598,16 @@ class ClapSep(nn.Module):
     def presence(self, encoded: Encoded, condition: Condition) -> Tensor | None:
         """How likely it is that what the condition asks for is there, as log odds.
 
-        It needs the coarsest part of the decoder alone: a small share of :meth:`decode`'s work.
-
         Returns:
-            float32[B], or None where the network has no such output.
+            float32[B], or None from a network that has no :class:`Listener`.
         """
-        vector = condition.vector().to(encoded.spectrum.device)
-        with self._autocast(vector):
-            return self.decoder.presence(encoded.features, vector, encoded.rows)
+        if self.listener is None or encoded.heard is None:
+            return None
+        device = encoded.spectrum.device
+        heard = _repeat(encoded.heard, encoded.rows)
+        positive, negative = condition.positive.to(device), condition.negative.to(device)
+        odds: Tensor = self.listener.head(heard, positive, negative)
+        return odds
 
     def decode(self, encoded: Encoded, condition: Condition) -> Tensor:
         """Extracts what the condition asks for, float32[B, T]."""

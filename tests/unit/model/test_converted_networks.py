@@ -14,11 +14,8 @@ from model.checkpoints import loading
 from model.checkpoints.convert import save
 from model.checkpoints.fetch import CheckpointError
 from model.checkpoints.loading import Networks, load_clap, load_converted
-from model.clap import Clap
-from model.config import TINY, ClapSepConfig, from_json, to_json
-from model.systems import Condition
+from model.config import TINY
 from model.systems.clapsep import lora
-from model.systems.clapsep.network import ClapSep
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -36,28 +33,6 @@ def test_converted_file_gives_the_same_network_bit_for_bit(
     assert found.clap.digest == networks.clap_sha256
     clap = found.clap.state_dict()
     assert all(torch.equal(clap[key], v) for key, v in networks.clap.state_dict().items())
-
-
-@pytest.mark.parametrize("presence", [False, True])
-def test_the_presence_output_is_what_the_file_says(tmp_path: Path, presence: bool) -> None:
-    decoder = dataclasses.replace(TINY.decoder, presence=presence)
-    config = dataclasses.replace(TINY, decoder=decoder)
-    made = Networks(config=config, clap=Clap(config.clap), separator=ClapSep(config))
-    path = str(tmp_path / "model.safetensors")
-    save(path, made)
-    found = load_converted(path).separator
-    query = torch.nn.functional.normalize(torch.ones(1, config.clap.embedding_dim), dim=-1)
-    condition = Condition(positive=query, negative=torch.zeros_like(query))
-    with torch.inference_mode():
-        encoded = found.encode(0.1 * torch.ones(1, config.signal.window_samples))
-        odds = found.presence(encoded, condition)
-    assert (odds is not None) == presence
-
-
-def test_a_configuration_written_before_there_was_a_presence_output_has_none() -> None:
-    text = to_json(TINY).replace('"presence": false', "").replace(", }", "}")
-    assert "presence" not in text
-    assert from_json(ClapSepConfig, text) == TINY
 
 
 @pytest.mark.parametrize("adapters", ["merge", "keep"])

@@ -19,7 +19,6 @@ from model.systems.clapsep.network import (
     DecoderStage,
     Film,
     InversePatchEmbed,
-    PresenceHead,
     SkipConnection,
 )
 
@@ -27,8 +26,8 @@ DIM = 2 * TINY.clap.embedding_dim
 SHAPES = ((256, 8), (64, 16), (64, 16))
 
 
-def variant(*, conv: bool = False, phase: bool = False, presence: bool = False) -> ClapSepConfig:
-    decoder = dataclasses.replace(TINY.decoder, conv=conv, phase=phase, presence=presence)
+def variant(*, conv: bool = False, phase: bool = False) -> ClapSepConfig:
+    decoder = dataclasses.replace(TINY.decoder, conv=conv, phase=phase)
     return dataclasses.replace(TINY, decoder=decoder)
 
 
@@ -141,47 +140,6 @@ def test_mask_is_as_long_as_the_spectrogram(num_frames: int) -> None:
     with torch.inference_mode():
         mask = decoder(*scene(1, num_frames))
     assert mask.magnitude.shape == (1, num_frames, TINY.signal.num_bins)
-
-
-class TestPresence:
-    def test_it_stands_beside_the_mask_and_needs_no_mask(self) -> None:
-        torch.manual_seed(0)
-        decoder = Decoder(variant(presence=True)).eval()
-        for parameter in decoder.parameters():
-            nn.init.normal_(parameter, std=0.3)
-        features, magnitude, condition = scene(2)
-        rows = torch.tensor([1, 0, 1])
-        asked = condition[torch.tensor([0, 1, 1])]
-        with torch.inference_mode():
-            mask = decoder(features, magnitude, asked, rows)
-            alone = decoder.presence(features, asked, rows)
-        assert mask.presence is not None
-        assert alone is not None
-        assert alone.shape == (3,)
-        torch.testing.assert_close(alone, mask.presence)
-        assert (alone[1] - alone[2]).abs() > 1e-3  # another mixture
-        assert (alone[0] - alone[2]).abs() > 1e-3  # another query
-
-    def test_it_is_a_smooth_maximum_over_the_patches(self) -> None:
-        head = PresenceHead(4)
-        one = torch.randn(1, 1, 4)
-        torch.testing.assert_close(head(one.expand(1, 9, 4)), head(one))
-        heard = torch.randn(1, 9, 4)
-        each = torch.stack([head(heard[:, place : place + 1]) for place in range(9)])
-        assert each.min() <= head(heard) <= each.max()
-
-    def test_it_leaves_the_mask_as_it_is(self) -> None:
-        with_presence = Decoder(variant(presence=True)).eval()
-        without = Decoder(TINY).eval()
-        state = with_presence.state_dict()
-        without.load_state_dict({name: state[name] for name in without.state_dict()})
-        features, magnitude, condition = scene(2)
-        with torch.inference_mode():
-            mask = without(features, magnitude, condition)
-            other = with_presence(features, magnitude, condition)
-            assert without.presence(features, condition) is None
-        assert mask.presence is None
-        assert torch.equal(mask.magnitude, other.magnitude)
 
 
 def test_stochastic_depth_grows_with_the_level() -> None:

@@ -83,7 +83,7 @@ def material(corpus_folder: Path, teacher_file: Path) -> Material:
 
 @pytest.fixture(scope="session")
 def small_config() -> ClapSepConfig:
-    """The bundled model's kind of network with windows of a second, and the presence output."""
+    """The bundled model's kind of network with windows of a second."""
     audio = dataclasses.replace(
         MINI.clap.audio, embed_dim=16, depths=(1, 1, 1), num_heads=(2, 2, 2), clip_samples=32_000
     )
@@ -95,7 +95,6 @@ def small_config() -> ClapSepConfig:
         d_attn=32,
         num_masker_layers=1,
         masker_heads=2,
-        presence=True,
     )
     return dataclasses.replace(
         MINI,

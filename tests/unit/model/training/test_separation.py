@@ -11,7 +11,7 @@ import torch
 
 from model.clap import Clap
 from model.config import ClapSepConfig
-from model.training.drawing import ABSENT, NONE, PRESENT, UNKNOWN
+from model.training.drawing import NONE
 from model.training.engine import Optimiser
 from model.training.separation import (
     SeparationStep,
@@ -21,7 +21,7 @@ from model.training.separation import (
     residual_level,
     si_sdr,
 )
-from model.training.settings import OptimiserSettings, QuerySettings, SeparatorTraining
+from model.training.settings import OptimiserSettings, SeparatorTraining
 
 FP32 = SeparatorTraining(optimiser=OptimiserSettings(precision="fp32"))
 
@@ -126,14 +126,13 @@ def test_what_is_trained_of_the_encoder(small_config: ClapSepConfig, encoder: st
     optimiser = Optimiser(step, settings.optimiser)
     optimiser.rate.fill_(1e-3)
     before = {name: value.clone() for name, value in separator.state_dict().items()}
-    query = torch.nn.functional.normalize(torch.randn(8, 32), dim=-1)
+    query = torch.nn.functional.normalize(torch.randn(4, 32), dim=-1)
     targets = noise(4, 32_000)
     made = {
         "mixture": targets.view(2, 2, -1).sum(1),
         "targets": targets,
         "positive": query,
         "negative": query.flip(0),
-        "presence": torch.full((8,), PRESENT),
     }
     for _ in range(2):  # lora_A has no gradient while lora_B is zero
         optimiser.forget()
@@ -162,40 +161,6 @@ def test_what_is_trained_of_the_encoder(small_config: ClapSepConfig, encoder: st
 def test_settings_name_what_they_do_not_know(kind: Any, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}='some': expected "):
         kind(**{name: "some"})
-
-
-def test_presence_counts_queries_whose_answer_is_known(small_config: ClapSepConfig) -> None:
-    torch.manual_seed(0)
-    separator = build_separator(small_config, Clap(small_config.clap), FP32).eval()
-    settings = SeparatorTraining(batch_size=2, queries=QuerySettings(presence_queries=1))
-    step = SeparationStep(separator, settings)
-    query = torch.nn.functional.normalize(torch.randn(6, 32), dim=-1)
-    targets = noise(4, 32_000)
-    targets[3] = 0.0
-    made = {
-        "mixture": targets.view(2, 2, -1).sum(1),
-        "targets": targets,
-        "positive": query,
-        "negative": torch.zeros_like(query),
-        "presence": torch.tensor([PRESENT, UNKNOWN, PRESENT, ABSENT, PRESENT, ABSENT]),
-    }
-    with torch.no_grad():
-        loss, figures = step(made)
-        encoded = separator.encode(made["mixture"])
-        odds = [
-            separator.presence(
-                encoded.index(torch.tensor(rows)),
-                step_condition(query[list(asked)]),
-            )
-            for rows, asked in (([0, 1, 1], (0, 2, 3)), ([0, 1], (4, 5)))
-        ]
-    truth = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0])
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(
-        torch.cat([each for each in odds if each is not None]), truth
-    )
-    torch.testing.assert_close(figures[2], expected, rtol=1e-4, atol=1e-5)
-    parts = (3 * figures[0] + figures[1]) / 4 + settings.presence_weight * figures[2]
-    torch.testing.assert_close(loss, parts)
 
 
 def step_condition(positive: torch.Tensor) -> object:

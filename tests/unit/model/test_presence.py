@@ -1,0 +1,160 @@
+"""What says whether a sound is there: the head, its file, and the network that has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from golden import pairs
+from model.checkpoints.convert import save, save_presence
+from model.checkpoints.fetch import CheckpointError
+from model.checkpoints.loading import Networks, load_clap, load_converted
+from model.checkpoints.tensorfiles import SourceFile
+from model.config import TINY, PresenceConfig
+from model.systems import Condition, PresenceDetector
+from model.systems.clapsep.network import ClapSep, PresenceHead
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+FEATURES, DIM = TINY.clap.audio.num_features, TINY.clap.embedding_dim
+
+
+def _head() -> PresenceHead:
+    torch.manual_seed(0)
+    head = PresenceHead(FEATURES, DIM, PresenceConfig(width=8)).eval()
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    head.scale.fill_(2.0)
+    head.offset.fill_(-1.5)
+    return head.requires_grad_(False)
+
+
+def _asked(count: int) -> Condition:
+    generator = torch.Generator().manual_seed(1)
+    positive, negative = torch.randn(2, count, DIM, generator=generator)
+    return Condition(positive=positive, negative=negative)
+
+
+def _written(folder: Path, networks: Networks) -> tuple[Path, str]:
+    sha256 = save(str(folder / "model.safetensors"), networks)
+    source = SourceFile(role="model", uri="model.safetensors", sha256=sha256)
+    path = folder / "with-presence.safetensors"
+    return path, save_presence(str(path), _head(), source)
+
+
+def _noise(count: int, samples: int = TINY.signal.window_samples) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return 0.1 * torch.randn(count, samples, generator=generator)
+
+
+def test_it_is_a_smooth_maximum_over_the_patches() -> None:
+    head, asked = _head(), _asked(1)
+    heard = torch.randn(1, 9, 8)
+    whole = head(heard, asked.positive, asked.negative)
+    each = [head(heard[:, place : place + 1], asked.positive, asked.negative) for place in range(9)]
+    assert min(each) <= whole <= max(each)
+    same = head(heard[:, :1].expand(1, 9, 8), asked.positive, asked.negative)
+    torch.testing.assert_close(same, each[0])
+
+
+def test_it_is_calibrated_by_a_scale_and_an_offset() -> None:
+    head, asked, heard = _head(), _asked(3), torch.randn(3, 9, 8)
+    calibrated = head(heard, asked.positive, asked.negative)
+    head.scale.fill_(1.0)
+    head.offset.fill_(0.0)
+    raw = head(heard, asked.positive, asked.negative)
+    torch.testing.assert_close(calibrated, 2.0 * raw - 1.5)
+
+
+def test_the_file_stands_for_the_model_that_it_names(tmp_path: Path, networks: Networks) -> None:
+    path, sha256 = _written(tmp_path, networks)
+    found = load_converted(str(path), sha256=sha256)
+    assert found.model_sha256 == sha256
+    assert found.clap_sha256 == networks.clap_sha256
+    assert found.separator.listener is not None
+    assert found.separator.listener.tower is found.clap.audio_branch
+    for name, value in _head().state_dict().items():
+        stored = value.half().float() if value.ndim > 1 else value
+        assert torch.equal(found.separator.listener.head.state_dict()[name], stored), name
+    assert torch.equal(pairs.answer(found), pairs.answer(networks))
+    clap = load_clap(str(path))
+    assert torch.equal(clap.audio_projection[0].weight, networks.clap.audio_projection[0].weight)
+
+
+def test_another_model_under_that_name_is_refused(tmp_path: Path, networks: Networks) -> None:
+    path, _ = _written(tmp_path, networks)
+    save(str(tmp_path / "model.safetensors"), networks, notes="another")
+    with pytest.raises(CheckpointError, match="expected SHA-256"):
+        load_converted(str(path))
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load_converted(str(path))
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "hf://a/b.safetensors"])
+def test_a_model_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    source = SourceFile(role="model", uri=name, sha256="0" * 64)
+    save_presence(str(tmp_path / "p.safetensors"), _head(), source)
+    with pytest.raises(CheckpointError, match="names no model in its own folder"):
+        load_converted(str(tmp_path / "p.safetensors"))
+
+
+def test_a_head_of_another_size_is_refused(tmp_path: Path, networks: Networks) -> None:
+    sha256 = save(str(tmp_path / "model.safetensors"), networks)
+    source = SourceFile(role="model", uri="model.safetensors", sha256=sha256)
+    head = PresenceHead(FEATURES + 1, DIM, PresenceConfig(width=8))
+    save_presence(str(tmp_path / "p.safetensors"), head, source)
+    with pytest.raises(CheckpointError, match=r"presence\."):
+        load_converted(str(tmp_path / "p.safetensors"))
+
+
+@pytest.fixture
+def listening(tmp_path: Path, networks: Networks) -> ClapSep:
+    found = load_converted(str(_written(tmp_path, networks)[0]))
+    found.clap.prepare()
+    return found.separator.prepare()
+
+
+def test_a_network_without_a_head_does_not_say(networks: Networks) -> None:
+    assert isinstance(networks.separator, PresenceDetector)
+    with torch.inference_mode():
+        encoded = networks.separator.encode(_noise(1))
+        assert networks.separator.presence(encoded, _asked(1)) is None
+
+
+def test_the_odds_are_of_each_mixture_and_query_alone_to_the_bit(listening: ClapSep) -> None:
+    mixtures, asked = _noise(3), _asked(5)
+    rows = torch.tensor([2, 0, 0, 1, 2])
+    with torch.inference_mode():
+        together = listening.presence(listening.encode(mixtures).index(rows), asked)
+        assert together is not None
+        for place, row in enumerate(rows.tolist()):
+            alone = listening.presence(
+                listening.encode(mixtures[row : row + 1]), asked.index(torch.tensor([place]))
+            )
+            assert alone is not None
+            assert torch.equal(alone, together[place : place + 1])
+    assert len(set(together.tolist())) == 5
+
+
+def test_a_short_window_is_followed_by_silence(listening: ClapSep) -> None:
+    short = _noise(1, 900)
+    padded = torch.nn.functional.pad(short, (0, TINY.signal.window_samples - 900))
+    with torch.inference_mode():
+        odds = [listening.presence(listening.encode(each), _asked(1)) for each in (short, padded)]
+    assert odds[0] is not None
+    assert odds[0].isfinite().all()
+    torch.testing.assert_close(odds[0], odds[1], rtol=0, atol=0.1)
+
+
+def test_the_network_takes_it_to_lower_precision(listening: ClapSep) -> None:
+    with torch.inference_mode():
+        exact = listening.presence(listening.encode(_noise(2)), _asked(2))
+        listening.precision = "bf16"
+        rough = listening.presence(listening.encode(_noise(2)), _asked(2))
+    assert exact is not None
+    assert rough is not None
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.2)
