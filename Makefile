@@ -98,6 +98,9 @@ model: $(ENVIRONMENT) ## train a model of clapsep-mini's size from CORPUS and TE
 	$(PYTHON) -m model.training prepare --corpus $(CORPUS) --teacher $(TEACHER) \
 	  --output $(RUNS)/plan.npz
 	$(PYTHON) -m model.training fit --corpus $(CORPUS) --plan $(RUNS)/plan.npz --output $(RUNS)/model
+	$(PYTHON) -m model.training presence --corpus $(CORPUS) --plan $(RUNS)/plan.npz \
+	  --model $$(ls $(RUNS)/model/weights/model-1-of-*.safetensors) \
+	  --output $(RUNS)/model/weights/model-presence.safetensors
 
 model-results: $(ENVIRONMENT) ## recompute the bundled model's test results from CORPUS and compare
 	$(PYTHON) -m pipelines.evaluate --corpus $(CORPUS) --output $(RUNS)/model-results --overwrite \

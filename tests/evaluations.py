@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines.evaluation.results import METRICS, PRESENCE, Results
+from pipelines.evaluation.results import METRICS, PRESENCE, SUPPRESSION, Results
 
 
 def score(number: int, dataset: str, sdri_db: float, **values: Any) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def score(number: int, dataset: str, sdri_db: float, **values: Any) -> dict[str,
         "target_uris": [f"{number}.wav"],
         "interferer_uris": ["other.wav"],
         **dict(zip(METRICS, (sdri_db, 2 * sdri_db, 3 * sdri_db), strict=True)),
-        **dict.fromkeys(PRESENCE, np.nan),
+        **dict.fromkeys((*PRESENCE, SUPPRESSION), np.nan),
         "undefined_reason": None,
         **values,
     }

@@ -43,8 +43,8 @@ _EXAMPLES = """examples:
   python -m model.training prepare --corpus corpus/ --teacher teacher.npz --output plan.npz
   python -m model.training fit --corpus corpus/ --plan plan.npz --output runs/mine
   python -m model.training presence --model runs/mine/weights/model-1-of-4.safetensors \\
-      --corpus corpus/ --plan plan.npz --output runs/mine/weights/model.safetensors
-  python -m pipelines.separate --model runs/mine/weights/model.safetensors …
+      --corpus corpus/ --plan plan.npz --output runs/mine/weights/model-presence.safetensors
+  python -m pipelines.separate --model runs/mine/weights/model-presence.safetensors …
 
 A run that was stopped goes on from its last validation when the same command is given again.
 """

@@ -272,7 +272,8 @@ class PresenceStep(nn.Module):
         known = ~wanted.isnan()
         error = self.slope * found + self.offsets[numbers] - wanted.nan_to_num()
         taught = (error.square() * known).sum() / known.sum().clamp(min=1)
-        return loss + self._settings.logit_weight * taught
+        total: Tensor = loss + self._settings.logit_weight * taught
+        return total
 
     @staticmethod
     def _repeated(heard: Tensor, rows: int) -> Tensor:

@@ -27,6 +27,8 @@ def card_tables(results: Results) -> str:
         parts.append(_sets(summaries))
     if found := results.presence():
         parts += ["### Present or absent", _presence(found)]
+    if suppressed := results.suppression():
+        parts.append(_suppression(suppressed))
     if phrases := results.by_phrase():
         parts += ["### Ways to ask for a dog", _phrases(phrases)]
     if by_class := results.by_class():
@@ -63,6 +65,18 @@ def _presence(found: Mapping[str, Mapping[str, Detection]]) -> str:
         ]
         for name in ABSENT_SETS
         for column, each in found.get(name, {}).items()
+    ]
+    return _table(head, rows)
+
+
+def _suppression(found: Mapping[str, Summary]) -> str:
+    head = ["absent classes", "suppression", "95 %", "median", "n", "silent"]
+    rows = [
+        [
+            *(f"`{name}`", _spread(each), interval(each), _fixed(each.median)),
+            *(str(each.n), str(each.n_undefined)),
+        ]
+        for name, each in found.items()
     ]
     return _table(head, rows)
 

@@ -21,6 +21,7 @@ from transforms.storage import Storage, join
 METRICS = ("sdri_db", "si_sdri_db", "snri_db")
 PRESENCE = ("presence", "stem_to_mixture_db")
 """The columns by which it can be told whether what was asked for is there."""
+SUPPRESSION = "suppression_db"
 PHRASES = "dog_phrases"
 DECIBEL_TOLERANCE = 0.05
 SHARE_TOLERANCE = 0.01
@@ -28,7 +29,7 @@ _PRESENT_SET = "text_pn"
 _MIXTURE = ("target_uris", "interferer_uris")
 _COLUMNS = (
     *("id", "dataset", "label", "group", "positive_text", "model", "model_sha256"),
-    *(*_MIXTURE, *METRICS, *PRESENCE, "undefined_reason"),
+    *(*_MIXTURE, *METRICS, *PRESENCE, SUPPRESSION, "undefined_reason"),
 )
 _DECIMALS = 4
 _SILENT = "silent_stem"
@@ -111,6 +112,15 @@ class Results:
                 found[name] = by_column
         return found
 
+    def suppression(self) -> dict[str, Summary]:
+        """Summarises how far stems of what is absent lie below the mixture, by set.
+
+        A silent stem counts as undefined. Sets without a defined value are left out.
+        """
+        sets = self.by_set()
+        found = {name: summarised(sets[name], SUPPRESSION) for name in ABSENT_SETS if name in sets}
+        return {name: summary for name, summary in found.items() if summary.n}
+
 
 def summarised(rows: pd.DataFrame, metric: str = "sdri_db") -> Summary:
     """Summarises a metric over rows; its interval draws the recordings of the targets."""
@@ -131,7 +141,7 @@ def read_scores(run: str, storage: Storage) -> pd.DataFrame:
         with storage.open(file) as stream:
             tables.append(pq.ParquetFile(stream).read(columns=list(_COLUMNS)).to_pandas())
     frame = pd.concat(tables)
-    for column in (*METRICS, *PRESENCE):
+    for column in (*METRICS, *PRESENCE, SUPPRESSION):
         frame[column] = frame[column].astype(np.float64)
     ordered: pd.DataFrame = frame.sort_values("id", ignore_index=True)
     return ordered
@@ -162,6 +172,7 @@ def record_of(results: Results) -> dict[str, Any]:
         "per_class": _plain(results.by_class()),
         "phrases": _plain(results.by_phrase()),
         "presence": _plain(results.presence()),
+        "suppression": _plain(results.suppression()),
         "zero_shot": _plain({each.phrasing: each for each in results.zero_shot}),
     }
     if results.cost is not None:

@@ -21,7 +21,7 @@ def _results() -> Results:
         score(1, "text_pn", 8.0, presence=0.8),
         score(2, "text_pn", math.nan),
         score(0, "text_p", 1.5, label="rain"),
-        score(0, "absent", -3.0, label="rain", presence=0.1),
+        score(0, "absent", -3.0, label="rain", presence=0.1, suppression_db=7.5),
         score(0, "dog_phrases", 7.0, positive_text="puppy yapping"),
         score(1, "dog_phrases", 9.0, positive_text="someone's dog"),
     ]
@@ -54,6 +54,7 @@ def test_tables() -> None:
     ) in lines
     assert not any(line.startswith("| `absent` | -3") for line in lines)
     assert "| `absent` | `presence` | 1.000 |  | 1 | 1 |" in lines
+    assert "| `absent` | 7.50 |  | 7.50 | 1 | 0 |" in lines
     assert "| puppy yapping | 7.00 | 7.00 | 1 |" in lines
     assert "| class | `text_pn` | `text_p` | n |" in lines
     assert "| bell | 8.00 | n/a | 2 |" in lines

@@ -89,6 +89,17 @@ def test_a_silent_stem_is_the_most_absent_of_all() -> None:
     assert (detection.auroc, detection.n_absent) == (1.0, 2)
 
 
+def test_suppression_is_of_what_is_absent() -> None:
+    rows = [_mixture(0, "text_pn", suppression_db=1.0)]
+    rows += [_mixture(n, "absent", suppression_db=4.0 + n) for n in range(3)]
+    rows += [_mixture(3, "absent"), _mixture(0, "absent_near")]
+    found = results_of(rows).suppression()
+    assert list(found) == ["absent"]
+    assert (found["absent"].n, found["absent"].n_undefined, found["absent"].mean) == (3, 1, 5.0)
+    record = record_of(results_of(rows))
+    assert record["suppression"]["absent"]["mean"] == 5.0
+
+
 def test_presence_is_not_told_without_a_column_or_without_what_is_there() -> None:
     rows = [_mixture(0, "text_pn"), _mixture(0, "absent")]
     assert results_of(rows).presence() == {}
