@@ -213,7 +213,7 @@ class PresenceTraining:
     names: int = 32
     """Of the tagger's classes in a step."""
     dropout: float = 0.1
-    steps: int = 1_500
+    steps: int = 900
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     weight_decay: float = 0.05
