@@ -193,13 +193,10 @@ def tar_members(stream: BinaryIO) -> Iterator[Member | Skipped]:
 
 
 @contextlib.contextmanager
-def unpacked(stream: BinaryIO, uri: str) -> Iterator[BinaryIO]:
-    """The tar itself, of which one that is compressed has to be decompressed from its start."""
-    if uri.lower().endswith(GZIP_SUFFIXES):
-        with gzip.GzipFile(fileobj=stream, mode="rb") as raw:
-            yield raw  # type: ignore[misc]
-    else:
-        yield stream
+def unpacked(stream: BinaryIO) -> Iterator[Any]:
+    """A compressed tar as the tar in it, which is decompressed from its start."""
+    with gzip.GzipFile(fileobj=stream, mode="rb") as tar:
+        yield tar
 
 
 def _tar(stream: BinaryIO, listed: Listed) -> Iterator[Found]:
@@ -207,7 +204,7 @@ def _tar(stream: BinaryIO, listed: Listed) -> Iterator[Found]:
     stream.seek(0)
     is_packed = listed.uri.lower().endswith(GZIP_SUFFIXES)
     number = 0
-    with unpacked(stream, listed.uri) as tar:
+    with unpacked(stream) if is_packed else contextlib.nullcontext(stream) as tar:
         for name, member in _named(_sampled(tar_members(tar))):
             if isinstance(member, Skipped):
                 yield member

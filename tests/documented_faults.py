@@ -109,7 +109,9 @@ FILES: dict[str, tuple[str, ...]] = {
         "http://127.0.0.1:9/a.wav",
         "zip://gone.wav::HERE/all.zip",
         "tar://gone.wav::HERE/all.tar",
+        "all.tar#gone.wav",
     ),
+    "broken_shard": ("text.tar#a.wav", "text.parquet#row=0"),
     "permission": ("denied://bucket/a.wav", "faulty://in/403.wav"),
     "not_a_file": ("folder.wav", "pipe.wav", "/dev/zero"),
     "disk_full": ("faulty://in/full.wav",),
@@ -360,7 +362,8 @@ def _write_files(folder: Path) -> None:
     (folder / "playlist.m3u8").write_text(segment)
     (folder / "list.ffconcat").write_text("ffconcat version 1.0\nfile 'plain.wav'\n")
     (folder / "empty.wav").touch()
-    (folder / "text.wav").write_text("this is not audio\n" * 100)
+    for suffix in ("wav", "tar", "parquet"):
+        (folder / f"text.{suffix}").write_text("this is not audio\n" * 100)
     (folder / "poison.wav").write_bytes(b"poison" + (folder / "plain.wav").read_bytes())
     (folder / "folder.wav").mkdir()
     os.mkfifo(folder / "pipe.wav")

@@ -7,7 +7,6 @@ import dataclasses
 import errno
 import io
 import re
-import shutil
 import tarfile
 import threading
 import zlib
@@ -191,6 +190,14 @@ def _opened(storage: Storage, uri: str, place: ShardPlace | None) -> Iterator[Bi
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Members:
+    """Where each member of a tar begins and ends, and what is wrong behind them."""
+
+    places: dict[str, tuple[int, int]]
+    damage: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Shard:
     """A tar or Parquet file of recordings."""
 
@@ -222,10 +229,11 @@ class _Shard:
     def _unpack(self, copy: IO[bytes]) -> None:
         with (
             self.storage.open_ranges(self.uri) as stream,
-            unpacked(stream, self.uri) as tar,
+            unpacked(stream) as tar,
             contextlib.suppress(EOFError),  # members before the cut are whole
         ):
-            shutil.copyfileobj(tar, copy, _COPIED_AT_ONCE)
+            while data := tar.read1(_COPIED_AT_ONCE):
+                copy.write(data)
 
     def _require_inside(self, stop: int, size: int) -> None:
         if stop > size:
@@ -242,20 +250,24 @@ class _Shard:
         found = _MEMBERS.get(key)
         if found is None:
             found = _MEMBERS.add(key, self._members(tar))
-        if name not in found:
+        if name not in found.places:
+            if found.damage is not None:
+                raise AudioError(BROKEN, f"{self.uri}: {found.damage}")
             raise AudioError("missing", f"{self.uri}: has no member {name!r}")
-        return found[name]
+        return found.places[name]
 
-    def _members(self, tar: BinaryIO | None) -> dict[str, tuple[int, int]]:
+    def _members(self, tar: BinaryIO | None) -> _Members:
+        places: dict[str, tuple[int, int]] = {}
         with contextlib.ExitStack() as stack:
             stream = tar or stack.enter_context(self.storage.open_ranges(self.uri))
             stream.seek(0)
-            found: dict[str, tuple[int, int]] = {}
-            with contextlib.suppress(tarfile.TarError, EOFError):  # damage follows, or is found
+            try:
                 for each in tar_members(stream):
                     if isinstance(each, Member):
-                        found.setdefault(each.name, (each.start, each.stop))
-            return found
+                        places.setdefault(each.name, (each.start, each.stop))
+            except (tarfile.TarError, EOFError) as err:  # what stands before is whole
+                return _Members(places=places, damage=str(err))
+        return _Members(places=places)
 
     def row(self, number: int, column: str | None) -> bytes:
         """The recording in a row of Parquet.
@@ -310,7 +322,7 @@ class _Latest(Generic[Value]):
         return value
 
 
-_MEMBERS = _Latest[dict[str, tuple[int, int]]](4)
+_MEMBERS = _Latest[_Members](4)
 _ROWS = _Latest[ParquetRows](16)
 
 

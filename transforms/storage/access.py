@@ -25,7 +25,10 @@ from transforms.audio import AudioError
 
 HIDDEN = "***"
 _USER = re.compile(r"(?<=://)[^/\s'\"<>]*@")
-_PARAMETER = re.compile(r"(?<=[?&])([^\s=&?#'\"<>]+)=[^\s&#'\"<>]+")
+_PARAMETER = re.compile(
+    r"(#[^\s&?'\"<>]*(?:&(?:column|t)=[^\s&'\"<>]*)+)"  # a fragment of ours
+    r"|(?<=[?&])([^\s=&?#'\"<>]+)=[^\s&#'\"<>]+"
+)
 _CONFIDENTIAL = re.compile(
     r"secret|token|pass|key|credential|auth|cookie|sas|sign|connection|header|cert|user", re.I
 )
@@ -40,7 +43,9 @@ def redact(text: str, secrets: Sequence[str] = ()) -> str:
     """
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
-    return _PARAMETER.sub(rf"\1={HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
+    return _PARAMETER.sub(
+        lambda found: found[1] or f"{found[2]}={HIDDEN}", _USER.sub(f"{HIDDEN}@", text)
+    )
 
 
 def redacted(value: Any) -> Any:

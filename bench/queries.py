@@ -1,0 +1,91 @@
+"""Several queries of each recording in one run, against one run a query.
+
+    python -m bench.queries                          # the published size, 10 queries, 4 clips
+    python -m bench.queries --model clapsep-mini --clips 16
+
+The published size has made-up weights, which cost the same. Runs are of this process, one after the
+other, with the model loaded before: what is compared is the time and the processor time of the
+graph, without scores. To be run on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+RATE_HZ = 32_000
+SOUNDS = (
+    *("a dog barking", "rain", "a church bell", "wind", "a woman singing", "a frog croaking"),
+    *("a car passing", "footsteps", "a door", "a crowd", "a clock", "a river", "a siren", "a cat"),
+)
+
+
+def write_clips(folder: Path, clips: int, seconds: float) -> None:
+    """Noise, a file each."""
+    rng = np.random.default_rng(0)
+    for number in range(clips):
+        samples = 0.1 * rng.standard_normal(round(seconds * RATE_HZ))
+        soundfile.write(folder / f"{number}.flac", samples, RATE_HZ, "PCM_16")
+
+
+def measured(arguments: Sequence[str], output: Path) -> tuple[float, float]:
+    """Wall and processor seconds of a run's graph and of the whole command."""
+    from pipelines import separate
+
+    started_s = time.process_time()
+    code = separate.run(
+        [*arguments, "--scorer", "none", "--progress", "none", "--output", str(output)]
+    )
+    if code:
+        raise SystemExit(f"exit code {code}")
+    used_s = time.process_time() - started_s
+    return json.loads((output / "run.json").read_text("utf-8"))["wall_s"], used_s
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", help="Default: the published size, with made-up weights.")
+    parser.add_argument("--queries", type=int, default=10)
+    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    given = parser.parse_args(argv)
+    sounds = SOUNDS[: given.queries]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "in").mkdir()
+        write_clips(folder / "in", given.clips, given.seconds)
+        model = given.model
+        if model is None:
+            from bench.pipeline import write_model
+
+            model = write_model(folder)
+        common = ["--recordings", str(folder / "in"), "--model", str(model)]
+        measured([*common, "--positive", "warm up"], folder / "warm")
+        every = [word for text in sounds for word in ("--positive", text)]
+        together = measured([*common, *every], folder / "together")
+        single = [
+            measured([*common, "--positive", text], folder / f"single{number}")
+            for number, text in enumerate(sounds)
+        ]
+        wall, used = (sum(each[at] for each in single) for at in (0, 1))
+        print(
+            f"{given.clips} clips of {given.seconds:g} s, {len(sounds)} queries, {model}\n"
+            f"one run: {together[0]:.1f} s, {together[1]:.1f} s of processor\n"
+            f"{len(sounds)} runs: {wall:.1f} s, {used:.1f} s of processor\n"
+            f"ratio: {together[0] / wall:.2f} of the time, {together[1] / used:.2f} of processor"
+        )
+
+
+if __name__ == "__main__":
+    run()
