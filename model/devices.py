@@ -90,8 +90,8 @@ def first_line(error: BaseException) -> str:
 
 
 AUTO = "auto"
-EXPECTED = "auto, cpu, cuda or cuda:N"
-_NAME = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
+EXPECTED = "auto, cpu, cuda, cuda:N, or for several processes cuda:N,M"
+_NAME = re.compile(r"auto|cpu|cuda(:\d{1,4}(,\d{1,4})*)?")
 _THREADS = threading.RLock()
 _DRIVER = re.compile(r"Kernel Module(?: for \S+)?\s+(\S+)")
 _ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)[a-z]?")
@@ -128,24 +128,61 @@ def resolved(device: str, name: str = "--device") -> str:
         name: what messages call the setting.
 
     Raises:
+        ValueError: no device is called so, this machine does not have it, or they are several.
+    """
+    found = gpus(device, name)
+    if device == AUTO:
+        return "cuda" if found else "cpu"
+    if "," in device:
+        raise ValueError(f"{name} {device}: a process computes on one GPU, and these are several")
+    return device
+
+
+def num_gpus() -> int:
+    """Returns how many GPUs torch finds for this process."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def gpus(device: str, name: str = "--device") -> list[int]:
+    """The numbers of the GPUs that a device's name stands for: ``auto`` and ``cuda`` for all.
+
+    Args:
+        device: its name.
+        name: what messages call the setting.
+
+    Raises:
         ValueError: no device is called so, or this machine does not have it.
     """
     require_name(device, name)
     if device == "cpu":
-        return device
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == AUTO:
-        return "cuda" if count else "cpu"
-    if count == 0:
+        return []
+    count = num_gpus()
+    if count == 0 and device != AUTO:
         raise ValueError(
             f"{name} {device}: {_why_none()}; take {name} auto or {name} cpu ({versions()})"
         )
-    if int(device.partition(":")[2] or 0) >= count:
+    numbers = device.partition(":")[2]
+    found = [int(each) for each in numbers.split(",")] if numbers else list(range(count))
+    if any(number >= count for number in found):
         has = "one GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
         raise ValueError(f"{name} {device}: this machine has {has}")
-    return device
+    return found
+
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""The variable that tells a process which GPUs there are; it is read once, at the first use."""
+
+
+def visible_gpus(device: str) -> list[str]:
+    """What `VISIBLE` is to be in processes that have one GPU each, of those that a name stands for.
+
+    Raises:
+        ValueError: as :func:`gpus`.
+    """
+    names = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
+    return [names[number] if names else str(number) for number in gpus(device)]
 
 
 _BF16_INSTRUCTIONS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
@@ -227,17 +264,15 @@ def required_gpu(device: str = AUTO) -> str:
     Raises:
         ValueError: torch cannot compute on it; the message has the versions that decide it.
     """
-    import torch
-
     require_name(device)
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = int(device.partition(":")[2] or 0)
+    count = num_gpus()
+    indices = [int(number) for number in (device.partition(":")[2] or "0").split(",")]
     if count == 0:
         reason: str | None = _why_none()
-    elif index >= count:
+    elif max(indices) >= count:
         reason = f"it has no {device}, only {count}"
     else:
-        reason = _without_code(index)
+        reason = next(filter(None, map(_without_code, indices)), None)
     if reason is None:
         return "cuda" if device == AUTO else device
     raise ValueError(
@@ -248,11 +283,13 @@ def required_gpu(device: str = AUTO) -> str:
 
 def chosen(device: str) -> str:
     """What a device's name stands for on this machine, with the reason, for people and records."""
-    found = resolved(device)
+    found = device if "," in device else resolved(device)
     if found != "cpu":
         import torch
 
-        return f"{found} ({torch.cuda.get_device_name(found)}; {versions()})"
+        numbers = gpus(device) if "," in device else [found]
+        names = ", ".join(map(torch.cuda.get_device_name, numbers))
+        return f"{found} ({names}; {versions()})"
     if device == found:
         return found
     import torch

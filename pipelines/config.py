@@ -35,6 +35,7 @@ from transforms.storage.access import UriAccess, redact, redacted_command, secre
 _MAX_CLIP_S = 1e6
 
 
+MAX_SILENCE_S = 900.0
 IN_PROCESS = "FnApiRunner"
 """The runner of this process and of worker processes on this machine."""
 
@@ -48,22 +49,24 @@ class Execution:
         num_workers: worker processes of a local run.
         num_threads: threads of the network in each; 0: the cores of whichever machine it runs on.
         resource_hints: of the separation step.
-        share_model: one copy of the model for all worker processes of a machine.
         isolate_decoder: audio is decoded in processes of its own.
         progress: ``auto``, ``bar``, ``log`` or ``none``.
         log_level: for the root logger.
         cluster: address of the Dask scheduler; None for every other runner.
+        device: a torch device, ``auto``, or several GPUs for the worker processes of a local run.
+        max_silence_s: a worker process without a sign of life for so long hangs; 0: never.
     """
 
     runner: str
     num_workers: int
     num_threads: int
     resource_hints: Mapping[str, str]
-    share_model: bool
     isolate_decoder: bool
     progress: str
     log_level: str
     cluster: str | None = None
+    device: str = "cpu"
+    max_silence_s: float = MAX_SILENCE_S
 
     @property
     def is_local(self) -> bool:
@@ -74,6 +77,15 @@ class Execution:
     def in_process(self) -> bool:
         """Whether everything happens in this process."""
         return self.is_local and self.num_workers == 1
+
+    @property
+    def device_of_worker(self) -> str:
+        """The device by the name that it has in the process that computes.
+
+        Each worker process of this machine has one GPU, which is its first.
+        """
+        several = self.is_local and not self.in_process
+        return "cuda" if several and self.device.startswith("cuda") else self.device
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,7 +299,6 @@ NOWHERE = Execution(
     num_workers=1,
     num_threads=1,
     resource_hints={},
-    share_model=False,
     isolate_decoder=False,
     progress="none",
     log_level="warning",

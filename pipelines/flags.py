@@ -103,7 +103,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "as the separator does), 'none', a name or a URI. Default %(default)s.",
     )
     group.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N. Default %(default)s."
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda or cuda:N. With --num_workers each worker process has one GPU, in "
+        "turn of all, or of those that are named: cuda:0,2. Default %(default)s.",
     )
     group.add_argument(
         "--precision",
@@ -339,15 +342,20 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "heeds that hint.",
     )
     group.add_argument(
-        "--share_model",
-        action="store_true",
-        help="One copy of the model for all worker processes of a machine.",
-    )
-    group.add_argument(
         "--isolate_decoder",
         action="store_true",
         help="Decode audio in processes of its own: a file that crashes the decoder becomes a "
         "dead letter instead of ending the run. For archives of unknown origin.",
+    )
+    group.add_argument(
+        "--max_silence_s",
+        type=float,
+        default=900.0,
+        metavar="S",
+        help="A worker process of --num_workers that gives no sign of life for so long, after the "
+        "first result, hangs: the run ends with exit code 3. An isolated decoder hangs after "
+        "half of that, or 60 s; its clip is a dead letter. 0: never, and 60 s. "
+        "Default %(default)s.",
     )
     group.add_argument(
         "--progress",
@@ -565,7 +573,8 @@ SEPARATE = Command(
 _SHARED = (
     *("manifest", "shard", "max_clip_in_memory_s", "allowed_uri_prefix", "storage_options"),
     *("output", "resume", "overwrite", "force_unlock", "max_failure_rate"),
-    *("progress", "log_level", "num_threads", "isolate_decoder", "dask_client_address"),
+    *("progress", "log_level", "num_threads", "isolate_decoder", "max_silence_s"),
+    "dask_client_address",
 )
 _SEGMENTS = (
     *("segment_level_db", "segment_percentile", "segment_percentile_s", "segment_rise_db"),

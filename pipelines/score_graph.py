@@ -93,7 +93,7 @@ class ScoreJob:
         config = self.config
         devices.require_name(config.device)
         if config.execution.is_local:
-            devices.resolved(config.device)
+            devices.gpus(config.device)
         if config.stems:
             num_shards(storage, config.stems)
             require_apart(config, storage, [("the stems", fixed_folder(config.stems))])
@@ -111,7 +111,7 @@ class ScoreJob:
         Returns:
             The digest of its weights; None where there is no scorer.
         """
-        device = self.config.device if self.config.execution.is_local else "cpu"
+        device = self.config.device if self.config.execution.in_process else "cpu"
         scorer = self._scorer(device)
         if scorer is None:
             return None
@@ -141,8 +141,8 @@ class ScoreJob:
                 self.places, num_shards=num_shards(folder.storage, config.stems)
             ),
             scoring=ScoringSettings(
-                scorer=self._scorer(config.device),
-                device=config.device,
+                scorer=self._scorer(config.execution.device_of_worker),
+                device=config.execution.device_of_worker,
                 model_rate_hz=config.score_rate_hz,
                 batch_size=config.batch_size,
                 num_threads=config.execution.num_threads,

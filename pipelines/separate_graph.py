@@ -122,11 +122,13 @@ class SeparateJob:
             ValueError: the model cannot be used as it is asked to be.
         """
         config = self.config
-        # The launcher needs none of the workers' devices.
-        device = config.device if config.execution.is_local else "cpu"
+        # The launcher needs none of the devices of workers.
+        device = config.device if config.execution.in_process else "cpu"
         choice = dataclasses.replace(model_choice(config), device=device, needs_gpu=False)
         if config.execution.is_local:
-            devices.require_precision(config.precision, choice.resolved_device())
+            computing = [f"cuda:{number}" for number in devices.gpus(config.device)]
+            for each in computing or ["cpu"]:
+                devices.require_precision(config.precision, each)
         loaded = model_cache.load_model(choice)
         own = config.scorer == model_cache.OWN
         scorer = model_cache.scorer_choice(choice, config.scorer)
@@ -170,7 +172,7 @@ def model_choice(config: SeparateConfig) -> model_cache.ModelChoice:
     """The model of a run."""
     return model_cache.ModelChoice(
         name=config.model,
-        device=config.device,
+        device=config.execution.device_of_worker,
         precision=config.precision,
         compile=config.compile,
         needs_gpu=config.needs_gpu,
@@ -387,11 +389,10 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
                 fixed_shapes=config.compile,
             ),
             overlap=config.overlap,
-            share_across_processes=config.execution.share_model,
         )
         scoring = ScoringSettings(
             scorer=model_cache.scorer_choice(model_choice(config), config.scorer),
-            device=config.device,
+            device=config.execution.device_of_worker,
             model_rate_hz=self.models.rate_hz,
             batch_size=config.batch_size,
             num_threads=config.execution.num_threads,

@@ -6,6 +6,8 @@ What comes out is looked for on disk: an engine that loses elements still says t
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from pipelines import runners
 from pipelines.config import Execution
+from transforms.tables import row_counts
 
 FOREVER_S = 3_600.0
 NUMBERS = tuple(range(20))
@@ -227,3 +230,50 @@ def _fail_or_work(number: int, folder: str) -> int:
     while not (Path(folder) / "1").exists():
         time.sleep(0.05)
     raise ArithmeticError("element 0 cannot be done")
+
+
+def one_hangs_while_the_other_works(folder: Path, how: str) -> Graph:
+    """Two elements on two workers; one gives a result and then hangs, the other gives its own.
+
+    ``how``: ``loops``, and answers when it is asked how far it is; or ``stopped`` by a signal.
+    """
+    return Graph(
+        lambda root: (
+            root
+            | beam.Create([0, 1])
+            | "Spread" >> beam.Reshuffle()
+            | beam.Map(_hang_or_work, str(folder), how)
+        )
+    )
+
+
+def _hang_or_work(number: int, folder: str, how: str) -> int:
+    (Path(folder) / str(number)).touch()
+    while not (Path(folder) / str(1 - number)).exists():
+        time.sleep(0.05)
+    row_counts.done("Hang", 1.0)
+    if number == 0 and how == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    while number == 0:
+        time.sleep(0.05)
+    return number
+
+
+def environments(folder: Path) -> Graph:
+    """Says which GPU each of several processes sees."""
+    return Graph(
+        lambda root: (
+            root
+            | beam.Create(NUMBERS)
+            | "Spread" >> beam.Reshuffle()
+            | beam.Map(_with_bundle, 0.2)
+            | beam.MapTuple(_gpu)
+            | beam.Map(_keep, str(folder), "seen")
+        )
+    )
+
+
+def _gpu(_: int, pid: int) -> tuple[int, str | None, bool]:
+    from model import devices
+
+    return pid, os.environ.get(devices.VISIBLE), "torch" in sys.modules

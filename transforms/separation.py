@@ -35,7 +35,7 @@ from transforms.elements import (
     WindowOdds,
     failed,
 )
-from transforms.tables import dead_letters
+from transforms.tables import dead_letters, row_counts
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +46,11 @@ class SeparationSettings:
         model: which model.
         network: batches, threads, the condition's normalisation.
         overlap: the part of a window that it shares with the next, in [0, 1).
-        share_across_processes: one model for all worker processes of a machine.
     """
 
     model: model_cache.ModelChoice
     network: NetworkSettings = dataclasses.field(default_factory=NetworkSettings)
     overlap: float = 0.25
-    share_across_processes: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +217,7 @@ def _count(forward_pass: ForwardPass) -> None:
     took = Metrics.distribution("SeparateClips", "network_msec")
     took.update(round(1_000 * forward_pass.took_s))
     Metrics.distribution("SeparateClips", "batch_windows").update(forward_pass.num_windows)
+    row_counts.add(windows=forward_pass.num_windows)  # a sign of life, within long recordings too
 
 
 def provenance_of(loaded: Any, choice: model_cache.ModelChoice) -> Provenance:
@@ -284,12 +283,11 @@ class SeparationHandler(ModelHandler[Clip, SeparatedClip, Separation]):
             min_batch_size=size,
             max_batch_size=size,
             element_size_fn=WeightedClip(window_samples=window_samples, overlap=settings.overlap),
-            large_model=settings.share_across_processes,
         )
         self._settings = settings
 
     def load_model(self) -> Separation:
-        """Loads the model, once a process or once a machine."""
+        """Loads the model, once a process."""
         return Separation(self._settings)
 
     def run_inference(

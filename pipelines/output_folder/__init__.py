@@ -130,6 +130,7 @@ def storage_of(config: CommonConfig, access: UriAccess) -> Storage:
     storage = Storage(
         options=access.guarding(config.storage_options),
         isolate_decoder=config.execution.isolate_decoder,
+        decoder_silence_s=min(60.0, config.execution.max_silence_s / 2 or 60.0),
     )
     local = storage.local_path(config.output)
     return storage if local is None else dataclasses.replace(storage, staging=join(local, STAGING))

@@ -12,6 +12,7 @@ import difflib
 import importlib
 import json
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -385,6 +386,8 @@ def execution_of(arguments: Arguments) -> Execution:
     if workers < 1:
         raise UsageError(f"--num_workers={workers}: expected at least 1")
     num_threads = getattr(own, "num_threads", 0)  # a job without a network has none
+    if not 0 <= own.max_silence_s < math.inf:
+        raise UsageError(f"--max_silence_s={own.max_silence_s}: expected seconds, or 0 for ever")
     if num_threads < 0:
         raise UsageError(f"--num_threads={num_threads}: expected at least 0")
     num_workers = int(workers) if local else 1
@@ -414,12 +417,23 @@ def execution_of(arguments: Arguments) -> Execution:
         num_workers=num_workers,
         num_threads=num_threads or threads,
         resource_hints=hints,
-        share_model=getattr(own, "share_model", False),
         isolate_decoder=own.isolate_decoder,
         progress=own.progress,
         log_level=own.log_level,
         cluster=cluster,
+        device=_device(getattr(own, "device", "cpu"), local, num_workers),
+        max_silence_s=own.max_silence_s,
     )
+
+
+def _device(device: str, local: bool, num_workers: int) -> str:
+    if "," in device and not (local and num_workers > 1):
+        several = f"add --num_workers {device.count(',') + 1}" if local else "it has its own"
+        raise UsageError(
+            f"--device {device}: several GPUs are for several worker processes of this machine, "
+            f"and a process computes on one of them; {several}"
+        )
+    return device
 
 
 def _name_of(runner: str | None) -> str | None:

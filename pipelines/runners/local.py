@@ -7,13 +7,16 @@ end after a step failed. Here the runner is fixed, its workers are watched, and 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from typing import Any
 import grpc
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.portability import python_urns
+from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
     ControlConnection,
@@ -30,8 +34,10 @@ from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
 from apache_beam.runners.portability.local_job_service import SubprocessSdkWorker
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-from pipelines.config import Execution
+from model import devices
+from pipelines.config import MAX_SILENCE_S, Execution
 from pipelines.runners import Opened, Runner
+from transforms.tables import row_counts
 
 STOP_FILE = "stop"
 STOP_WAIT_S = 10.0
@@ -42,6 +48,17 @@ CLOSING_WAIT_S = 60.0
 """How long the runner may take to end after its workers were asked to."""
 _EXIT_WAIT_S = 1.0
 """How long a worker's exit code may be behind the end of its connection."""
+LOOK_S = 10.0
+"""How often, at most, the workers are asked how far they are."""
+_PROGRESS = frozenset(
+    {
+        "beam:metric:element_count:v1",
+        "beam:metric:data_channel:read_index:v1",
+        "beam:metric:user:sum_int64:v1",
+        "beam:metric:user:distribution_int64:v1",
+    }
+)
+"""What of a worker's measurements only changes when work goes on; times do when it hangs too."""
 
 
 class WorkerError(RuntimeError):
@@ -51,17 +68,37 @@ class WorkerError(RuntimeError):
 class WorkerWatch:
     """What is known of the worker processes of one run; whoever waits for the runner asks it."""
 
-    def __init__(self, folder: Path) -> None:
-        """Workers end when there is a file ``stop`` in ``folder``, or no folder."""
+    def __init__(
+        self, folder: Path, gpus: Sequence[str] = (), max_silence_s: float = MAX_SILENCE_S
+    ) -> None:
+        """Workers end when there is a file ``stop`` in ``folder``, or no folder.
+
+        Args:
+            folder: of the run's workers, which leave their process ids there.
+            gpus: one for each worker, in turn; none: they see what this process sees.
+            max_silence_s: a worker without a sign of life for so long hangs; 0: never.
+        """
         self._folder = folder
+        self._gpus = gpus
         self._lock = threading.Lock()
         self._problem: WorkerError | None = None
         self._deadline_s = 0.0
-        self._waiting: list[threading.Thread] = []
+        self._workers: list[_WatchedWorkerHandler] = []
+        self._max_silence_s = max_silence_s
+        self._first_result_s: float | None = None
+        self._looked_s = 0.0
 
-    def started(self, waiting: threading.Thread) -> None:
-        """A worker was started, and ``waiting`` ends when it does."""
-        self._waiting.append(waiting)
+    def started(self, worker: _WatchedWorkerHandler) -> None:
+        """A worker was started."""
+        self._workers.append(worker)
+
+    def command_of_next(self, command: bytes) -> bytes:
+        """The command of the worker that is started next, with the one GPU that it is to see."""
+        if not self._gpus:
+            return command
+        gpu = self._gpus[len(self._workers) % len(self._gpus)]
+        environment = shlex.join(["env", f"{devices.VISIBLE}={gpu}"])
+        return command.replace(b"exec ", f"exec {environment} ".encode(), 1)
 
     def died(self, status: str) -> WorkerError | None:
         """A worker ended with ``status``; None where that was to be expected."""
@@ -86,8 +123,21 @@ class WorkerWatch:
     def stop_workers(self) -> None:
         """Tells all workers to end at once, and waits a while until they have."""
         (self._folder / STOP_FILE).touch()
-        for waiting in self._waiting:
-            waiting.join(timeout=STOP_WAIT_S)
+        for worker in self._workers:
+            worker.worker_thread.join(timeout=STOP_WAIT_S)
+            if worker.worker_thread.is_alive():  # it is stopped, or its lock is held for ever
+                self._kill(worker)
+                worker.worker_thread.join(timeout=STOP_WAIT_S)
+
+    def _kill(self, worker: _WatchedWorkerHandler) -> None:
+        with contextlib.suppress(OSError, ValueError):  # it has not begun, or just ended
+            os.kill(int(self._pid(worker)), signal.SIGKILL)
+
+    def _pid(self, worker: _WatchedWorkerHandler) -> str:
+        try:
+            return (self._folder / f"{worker.worker_id}.pid").read_text(encoding="ascii")
+        except FileNotFoundError:
+            return ""
 
     def check(self) -> None:
         """Polled while the runner runs.
@@ -95,28 +145,108 @@ class WorkerWatch:
         Raises:
             WorkerError: the runner is not worth waiting for any longer.
         """
+        if self._max_silence_s:
+            self._look(time.monotonic())
         with self._lock:
             if self._problem is not None and time.monotonic() > self._deadline_s:
                 raise self._problem
 
+    def _look(self, now_s: float) -> None:
+        """Asks the workers how far they are, and notes one that has been silent for too long."""
+        interval_s = min(LOOK_S, self._max_silence_s / 10)
+        since_s = now_s - self._looked_s
+        if since_s < interval_s:
+            return
+        self._looked_s = now_s
+        tally = os.environ.get(row_counts.FOLDER_VARIABLE)
+        if self._first_result_s is None:
+            counts = row_counts.snapshot(tally) if tally else {}
+            if counts.get("done", 0) + counts.get("failed", 0):
+                self._first_result_s = now_s
+            return
+        # This process was stopped itself, and so were they: the time does not count.
+        asleep_s = since_s if since_s > 5 * interval_s + LOOK_S else 0.0
+        self._first_result_s += asleep_s
+        for worker in self._workers:
+            pid = self._pid(worker)
+            connection = worker.connection
+            connection.saw(f"{tally}/{pid}.json" if tally else None, asleep_s)
+            if connection.silent_since(self._first_result_s, now_s) > self._max_silence_s:
+                self._note(
+                    f"a worker process ({pid or 'not begun'}) has given no sign of life for "
+                    f"{self._max_silence_s:g} s, as --max_silence_s allows: it hangs",
+                    0.0,
+                )
+            connection.ask()
+
 
 class _WatchedConnection(ControlConnection):
-    """Says at once that a step failed; the runner first waits for what other workers do."""
+    """Says at once that a step failed; the runner first waits for what other workers do.
+
+    It also knows when the worker last gave a sign of life while it should work: the end of a
+    bundle, elements or counts that have become more, windows that went through the network.
+    """
 
     def __init__(self, watch: WorkerWatch) -> None:
         super().__init__()
         self._watch = watch
         self._bundles: set[str] = set()
+        self._open: set[str] = set()
+        self._asked: dict[str, str] = {}
+        self._found: dict[str, bytes] = {}
+        self._sign_s = time.monotonic()
 
     def push(self, req: Any) -> Any:
         future = super().push(req)
         if future is not None and req.WhichOneof("request") == "process_bundle":
+            self._sign_s = time.monotonic()
             self._bundles.add(req.instruction_id)
+            self._open.add(req.instruction_id)
         return future
+
+    def ask(self) -> None:
+        """Asks for the progress of each bundle that is under way; the answer comes by and by."""
+        waiting = set(self._asked.values())
+        for bundle in tuple(self._open):
+            if bundle not in waiting:
+                request = beam_fn_api_pb2.ProcessBundleProgressRequest(instruction_id=bundle)
+                asked = beam_fn_api_pb2.InstructionRequest(
+                    instruction_id=f"progress_{uuid.uuid4().hex}", process_bundle_progress=request
+                )
+                self._asked[asked.instruction_id] = bundle
+                self.push(asked)
+
+    def saw(self, tally: str | None, asleep_s: float) -> None:
+        """Looks at the counts that the worker leaves on the disk."""
+        self._sign_s += asleep_s
+        with contextlib.suppress(OSError):
+            if tally is not None:
+                self._changed("tally", Path(tally).read_bytes())
+
+    def silent_since(self, first_result_s: float, now_s: float) -> float:
+        """For how many seconds no sign came; 0 where the worker has nothing to do."""
+        return now_s - max(first_result_s, self._sign_s) if self._open else 0.0
+
+    def _changed(self, name: str, found: bytes) -> None:
+        if self._found.get(name) != found:
+            self._found[name] = found
+            self._sign_s = time.monotonic()
+
+    def _heard(self, data: Any) -> None:
+        bundle = self._asked.pop(data.instruction_id, None)
+        if bundle is not None:
+            infos = data.process_bundle_progress.monitoring_infos
+            shown = [i.SerializeToString(deterministic=True) for i in infos if i.urn in _PROGRESS]
+            self._changed(bundle, b"".join(sorted(shown)))
+        elif data.instruction_id in self._open:
+            self._open.discard(data.instruction_id)
+            self._found.pop(data.instruction_id, None)
+            self._sign_s = time.monotonic()
 
     def _read(self) -> None:
         try:
             for data in self._input or ():
+                self._heard(data)
                 if data.error and data.instruction_id in self._bundles:
                     self._watch.failed(data.error)
                 self._futures_by_id.pop(data.instruction_id).set(data)
@@ -132,17 +262,18 @@ class _WatchedWorkerHandler(SubprocessSdkWorkerHandler):
 
     def __init__(self, command: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
         super().__init__(command, state, provision_info, grpc_server)
-        connection = _WatchedConnection(self.watch)
-        grpc_server.control_handler._connections_by_worker_id[self.worker_id] = connection
-        self.control_conn = connection
+        self.connection = _WatchedConnection(self.watch)
+        grpc_server.control_handler._connections_by_worker_id[self.worker_id] = self.connection
+        self.control_conn = self.connection
 
     def start_worker(self) -> None:
+        command = self.watch.command_of_next(self._worker_command_line)
         self.worker = SubprocessSdkWorker(
-            self._worker_command_line, self.control_address, self.provision_info, self.worker_id
+            command, self.control_address, self.provision_info, self.worker_id
         )
         self.worker_thread = threading.Thread(name="run_worker", target=self._run, daemon=True)
         self.worker_thread.start()
-        self.watch.started(self.worker_thread)
+        self.watch.started(self)
 
     def _run(self) -> None:
         status = "exit code 0"
@@ -177,7 +308,7 @@ class Local(Runner):
         on_submitted: Callable[[Mapping[str, Any]], None],
     ) -> Iterator[Opened]:
         """Makes the runner; its workers do not outlive the ``with`` statement."""
-        with local_runner(options, execution.num_workers) as (runner, watch):
+        with local_runner(options, execution) as (runner, watch):
             yield (
                 Opened(runner=runner) if watch is None else Opened(runner=runner, check=watch.check)
             )
@@ -185,14 +316,15 @@ class Local(Runner):
 
 @contextmanager
 def local_runner(
-    options: PipelineOptions, num_workers: int
+    options: PipelineOptions, execution: Execution
 ) -> Iterator[tuple[FnApiRunner, WorkerWatch | None]]:
     """The runner of a local job; its workers do not outlive the ``with`` statement.
 
     Args:
         options: of the pipeline; the number of workers is set in them.
-        num_workers: processes; 1 is this process.
+        execution: how many processes, where 1 is this process, on which GPUs.
     """
+    num_workers = execution.num_workers
     direct = options.view_as(DirectOptions)
     direct.direct_num_workers = num_workers
     direct.direct_running_mode = "in_memory"  # the environment below decides
@@ -200,7 +332,8 @@ def local_runner(
         yield FnApiRunner(), None
         return
     with tempfile.TemporaryDirectory(prefix="clapsep-workers-") as name:
-        watch = WorkerWatch(Path(name))
+        gpus = devices.visible_gpus(execution.device)
+        watch = WorkerWatch(Path(name), gpus, execution.max_silence_s)
         _register(watch)
         command = [sys.executable, "-m", "pipelines.runners.local_worker", name, str(os.getpid())]
         environment = SubprocessSDKEnvironment.from_command_string(f"exec {shlex.join(command)}")

@@ -21,6 +21,8 @@ def run(argv: Sequence[str]) -> None:
             this one. It is told and not asked for here: that process may have ended by now.
     """
     folder, parent = argv
+    # Where the launcher finds the process that hangs, to end it; it knows the shell's only.
+    Path(folder, f"{os.environ['WORKER_ID']}.pid").write_text(str(os.getpid()), encoding="ascii")
     # An interrupt from the terminal reaches the whole group; the launcher decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(Path(folder), int(parent)), daemon=True).start()

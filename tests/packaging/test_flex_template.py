@@ -77,7 +77,7 @@ def test_every_flag_that_takes_a_value_is_a_parameter_or_left_out_for_a_reason()
         "segment_rise_db", "segment_hysteresis_db", "segment_min_gap_s", "segment_min_length_s",
     }  # fmt: skip
     of_who_waits = {"progress", "max_failure_rate"}
-    of_other_engines = {"dask_client_address"}
+    of_other_engines = {"dask_client_address", "max_silence_s"}
     flags = {action.dest for action in SEPARATE.parser()._actions if action.nargs != 0}
     assert flags - names == instead_of_a_manifest | for_experts | of_who_waits | of_other_engines
     assert names - flags == {"sdk_container_image"}

@@ -37,7 +37,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
 def _run(graph: engine_graphs.Graph, cluster: DaskCluster | None) -> PipelineResult:
     where = Execution(
         runner=IN_PROCESS if cluster is None else DASK, num_workers=1, num_threads=1,
-        resource_hints={}, share_model=False, isolate_decoder=False,
+        resource_hints={}, isolate_decoder=False,
         progress="none", log_level="warning",
         cluster=None if cluster is None else cluster.address,
     )  # fmt: skip

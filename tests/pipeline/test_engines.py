@@ -243,7 +243,7 @@ def test_a_step_that_fails_behind_a_job_service_is_said(portable: tuple[str, str
              "--environment_type=EXTERNAL", "--environment_config", portable[1]]  # fmt: skip
     where = Execution(
         runner="PortableRunner", num_workers=1, num_threads=1, resource_hints={},
-        share_model=False, isolate_decoder=False, progress="none", log_level="warning",
+        isolate_decoder=False, progress="none", log_level="warning",
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="element 7 cannot be done"):
         engine_graphs.run(engine_graphs.failing(), where, PipelineOptions(flags))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import io
 import re
 import tarfile
@@ -124,7 +125,9 @@ def open_audio(
         AudioError: the file is empty or not audio, its header is unusable, or the part is outside.
         OSError: the file cannot be reached; an AudioError where that does not name the file.
     """
-    decode = isolation.decoded if storage.isolate_decoder else decoding.decoded
+    decode = decoding.decoded
+    if storage.isolate_decoder:
+        decode = functools.partial(isolation.decoded, silence_s=storage.decoder_silence_s)
     uri, offset_s, duration_s = within(uri, offset_s, duration_s)
     request = Request(uri=uri, offset_s=offset_s, duration_s=duration_s, known=known)
     with ExitStack() as stack:

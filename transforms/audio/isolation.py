@@ -56,11 +56,11 @@ class _Decoder:
             )
         self._connection = Connection(ours.detach())
         self._state: Literal["idle", "open", "reading"] = "idle"
-        self._uri = ""
+        self._uri, self._silence_s = "", SILENCE_S
 
-    def open(self, file: BinaryIO, request: Request) -> AudioPart:
+    def open(self, file: BinaryIO, request: Request, silence_s: float) -> AudioPart:
         """Hands a file over, and gives the part of it that will be read."""
-        self._uri = request.uri
+        self._uri, self._silence_s = request.uri, silence_s
         with self._talking():
             self._connection.send(request)
             reduction.send_handle(self._connection, file.fileno(), self._process.pid)
@@ -99,9 +99,9 @@ class _Decoder:
 
     def _answer(self) -> Any:
         while True:
-            if not self._connection.poll(SILENCE_S):
+            if not self._connection.poll(self._silence_s):
                 self._process.kill()
-                raise TimeoutError(f"no answer within {SILENCE_S:g} s")
+                raise TimeoutError(f"no answer within {self._silence_s:g} s")
             answer = self._connection.recv()
             if isinstance(answer, AudioError):
                 self._state = "idle"  # it has closed the file
@@ -152,10 +152,13 @@ _IDLE: list[_Decoder] = []
 
 
 @contextmanager
-def decoded(raw: BinaryIO, request: Request) -> Iterator[AudioReader]:
+def decoded(
+    raw: BinaryIO, request: Request, *, silence_s: float = SILENCE_S
+) -> Iterator[AudioReader]:
     """As :func:`transforms.audio.decoding.decoded`, in another process.
 
-    What has no descriptor is copied into a temporary file first.
+    What has no descriptor is copied into a temporary file first. A decoder without a sign of life
+    for ``silence_s`` is ended.
 
     Raises:
         AudioError: as there; ``decoder_crashed`` where the process died over the file.
@@ -165,7 +168,7 @@ def decoded(raw: BinaryIO, request: Request) -> Iterator[AudioReader]:
     decoder = kept or _Decoder()
     try:
         with _with_descriptor(raw) as file:
-            yield _IsolatedReader(decoder, decoder.open(file, request))
+            yield _IsolatedReader(decoder, decoder.open(file, request, silence_s))
     finally:
         if decoder.release():
             with _LOCK:

@@ -340,12 +340,14 @@ class Storage:
             each is.
         retry: how often what fails in a way that passes is tried again.
         isolate_decoder: decode audio in other processes, which a file may crash.
+        decoder_silence_s: such a process hangs when it gives no sign of life for so long.
     """
 
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     staging: str | None = None
     retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
     isolate_decoder: bool = False
+    decoder_silence_s: float = 60.0
 
     def options_for(self, uri: str) -> dict[str, Any]:
         """The options of a URI's protocol; of a chain, those of each, by protocol."""
