@@ -90,7 +90,7 @@ def first_line(error: BaseException) -> str:
 
 
 AUTO = "auto"
-EXPECTED = "auto, cpu, cuda, cuda:N, or for several processes cuda:N,M"
+EXPECTED = "auto, cpu, cuda or cuda:N"
 _NAME = re.compile(r"auto|cpu|cuda(:\d{1,4}(,\d{1,4})*)?")
 _THREADS = threading.RLock()
 _DRIVER = re.compile(r"Kernel Module(?: for \S+)?\s+(\S+)")
