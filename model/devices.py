@@ -281,15 +281,20 @@ def required_gpu(device: str = AUTO) -> str:
     )
 
 
-def chosen(device: str) -> str:
-    """What a device's name stands for on this machine, with the reason, for people and records."""
-    found = device if "," in device else resolved(device)
+def chosen(device: str, *, every: bool = False) -> str:
+    """What a device's name stands for on this machine, with the reason, for people and records.
+
+    Args:
+        device: its name.
+        every: whether all GPUs are taken that it can stand for, one by each worker process.
+    """
+    numbers = gpus(device) if every else []
+    found = f"cuda:{','.join(map(str, numbers))}" if numbers else resolved(device)
     if found != "cpu":
         import torch
 
-        numbers = gpus(device) if "," in device else [found]
-        names = ", ".join(map(torch.cuda.get_device_name, numbers))
-        return f"{found} ({names}; {versions()})"
+        cards = [torch.cuda.get_device_name(each) for each in (numbers or [found])]
+        return f"{found} ({', '.join(cards)}; {versions()})"
     if device == found:
         return found
     import torch

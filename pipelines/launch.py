@@ -394,7 +394,7 @@ def _device(config: CommonConfig) -> dict[str, str] | None:
     if asked is None:
         return None
     if config.execution.is_local:
-        taken = devices.chosen(asked)
+        taken = devices.chosen(asked, every=not config.execution.in_process)
     elif "accelerator" in config.execution.resource_hints:
         taken = "the GPU of each worker that separates; one without it fails"
     else:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_fn_api_pb2 as fn_api
 from apache_beam.portability.api import metrics_pb2
@@ -369,6 +370,7 @@ def test_each_worker_of_a_job_has_a_gpu(
     """Two GPUs that are none: the workers find none, and ``auto`` is the CPU."""
     monkeypatch.setattr(devices, "num_gpus", lambda: 2)
     monkeypatch.setattr(devices, "require_precision", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: f"card {number}")
     arguments = [*_arguments(manifest, tmp_path / "out", model), "--num_workers", "2"]
     job = threading.Thread(target=separate.run, args=(arguments,))
     job.start()
@@ -379,6 +381,8 @@ def test_each_worker_of_a_job_has_a_gpu(
                 seen.add(worker.environ().get(devices.VISIBLE, "all"))
         time.sleep(0.05)
     assert seen == {"0", "1"}
+    taken = tone_runs.record(tmp_path / "out")["device"]["taken"]
+    assert taken.startswith("cuda:0,1 (card 0, card 1; ")
     tone_runs.assert_same_results(alone, tmp_path / "out")
 
 
