@@ -293,7 +293,7 @@ def chosen(device: str, *, every: bool = False) -> str:
     if found != "cpu":
         import torch
 
-        cards = [torch.cuda.get_device_name(each) for each in (numbers or [found])]
+        cards = [torch.cuda.get_device_name(each) for each in numbers or (found,)]
         return f"{found} ({', '.join(cards)}; {versions()})"
     if device == found:
         return found
