@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manifests.columns import SEGMENTS_SCHEMA
 from manifests.files import existing_path, links_of, split_fragment
 from manifests.files.readers import iter_rows
 from manifests.row import (
@@ -193,7 +194,8 @@ def _names_in(storage: Storage, uri: str, outputs: Sequence[str]) -> set[str] | 
         if b"schema_version" not in (file.schema_arrow.metadata or {}):
             return None
         there = [name for name in (*_NAMING_COLUMNS, _INTERFERERS) if name in file.schema.names]
-        if {"stage", "start_s"} & {*file.schema_arrow.names}:  # dead letters, segments: no files
+        columns = file.schema_arrow.names
+        if "stage" in columns or columns == SEGMENTS_SCHEMA.names:  # dead letters, segments
             return set()
         return {
             path
