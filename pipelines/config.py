@@ -29,6 +29,7 @@ from pipelines.flags import (
 )
 from terminal import screen
 from transforms.audio import MAX_RATE_HZ, MIN_RATE_HZ
+from transforms.audio.files import STEM_FORMATS
 from transforms.elements import Shard
 from transforms.storage.access import UriAccess, redact, redacted_command, secrets_of
 
@@ -161,7 +162,8 @@ class SeparateConfig(CommonConfig):
         on_unsupported_query: ``dead_letter`` or ``nearest``.
         activity: when a stem counts as active.
         segment_scores: whether each segment has a CLAPScore of its own.
-        stem_format: ``flac`` or ``wav``.
+        stem_format: a name of ``STEM_FORMATS``.
+        stem_quality: of a lossy one, in [0, 1]; None: as libsndfile likes.
         residual: whether residuals are written.
         keep_stems: ``all``, ``present`` or ``none``.
         min_presence: from which on a stem is kept as present.
@@ -182,6 +184,7 @@ class SeparateConfig(CommonConfig):
     activity: ActivityOptions
     segment_scores: bool
     stem_format: str
+    stem_quality: float | None
     residual: bool
     keep_stems: str
     min_presence: float
@@ -198,7 +201,7 @@ class SeparateConfig(CommonConfig):
         names = (
             "model", "scorer", "precision", "overlap", "channels", "condition_norm",
             "on_unsupported_query", "stem_format", "residual", "segment_scores",
-            "keep_stems", "min_presence",
+            "keep_stems", "min_presence", "stem_quality",
         )  # fmt: skip
         named = {name: getattr(self, name) for name in names}
         return {**named, "activity": dataclasses.asdict(self.activity)}
@@ -272,7 +275,8 @@ class ExportConfig(CommonConfig):
         signal: ``stem`` or ``mixture``.
         margin_s: that segments gain on either side.
         layout: a name of ``transforms.exporting.LAYOUTS``.
-        clip_format: ``flac`` or ``wav``.
+        clip_format: a name of ``STEM_FORMATS``.
+        clip_quality: of a lossy one, in [0, 1]; None: as libsndfile likes.
         shard_rows: items near which a file that holds many ends.
     """
 
@@ -283,13 +287,14 @@ class ExportConfig(CommonConfig):
     margin_s: float
     layout: str
     clip_format: str
+    clip_quality: float | None
     shard_rows: int
 
     def settings(self) -> dict[str, Any]:
         """What decides the results."""
         names = (
             *("runs", "where", "cut", "signal", "margin_s"),
-            *("layout", "clip_format", "shard_rows"),
+            *("layout", "clip_format", "clip_quality", "shard_rows"),
         )
         return {name: getattr(self, name) for name in names}
 
@@ -375,6 +380,7 @@ def separate_config(arguments: Arguments, execution: Execution) -> SeparateConfi
         on_unsupported_query=given.on_unsupported_query,
         **_segments(given),
         stem_format=given.stem_format,
+        stem_quality=_quality("stem", given),
         residual=given.residual,
         keep_stems=given.keep_stems,
         min_presence=0.5 if given.min_presence is None else given.min_presence,
@@ -439,6 +445,18 @@ def synthesize_config(arguments: Arguments, execution: Execution) -> SynthesizeC
     )
 
 
+def _quality(what: str, given: argparse.Namespace) -> float | None:
+    """The value of ``--stem_quality`` or ``--clip_quality``, which goes with lossy formats only."""
+    quality: float | None = getattr(given, f"{what}_quality")
+    if quality is None:
+        return None
+    form = getattr(given, f"{what}_format")
+    if not STEM_FORMATS[form].is_lossy:
+        raise UsageError(f"--{what}_quality goes with --{what}_format opus or mp3")
+    _check_range(f"--{what}_quality", quality, 0.0, 1.0)
+    return quality
+
+
 def export_config(arguments: Arguments, execution: Execution) -> ExportConfig:
     """Builds the configuration that the flags of ``pipelines.export`` ask for.
 
@@ -463,6 +481,7 @@ def export_config(arguments: Arguments, execution: Execution) -> ExportConfig:
         margin_s=given.margin_s,
         layout=given.layout,
         clip_format=given.clip_format,
+        clip_quality=_quality("clip", given),
         shard_rows=given.shard_rows,
     )
 

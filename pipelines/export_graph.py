@@ -289,6 +289,7 @@ class ExportJob:
                 storage=folder.storage,
                 access=self.access,
                 clip_format=cast(StemFormat, config.clip_format),
+                clip_quality=config.clip_quality,
                 shard_rows=config.shard_rows,
                 max_in_memory_s=config.max_clip_in_memory_s,
             ),

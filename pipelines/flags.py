@@ -25,6 +25,8 @@ EXIT_FAILURE_RATE = 1
 EXIT_USAGE = 2
 EXIT_JOB_FAILED = 3
 EXIT_INTERRUPTED = 130
+_STEM_FORMATS = ("flac", "wav", "flac16", "wav16", "opus", "mp3")
+"""The names of ``transforms.audio.files.STEM_FORMATS``, which a wrong flag need not wait for."""
 _HELP = frozenset({"-h", "--help"})
 
 
@@ -239,10 +241,17 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--stem_format",
-        choices=("flac", "wav"),
+        choices=_STEM_FORMATS,
         default="flac",
-        help="24-bit FLAC, or WAV in 32-bit float. Default %(default)s. What FLAC cannot hold "
-        "(samples over full scale, some rates from 65,536 Hz) becomes WAV all the same.",
+        help="flac: 24 bits; wav: 32-bit float; flac16 and wav16: 16 bits; opus and mp3, for "
+        "listening. Default %(default)s. What a format cannot hold (samples over full scale, a "
+        "rate that it lacks) becomes float WAV or FLAC all the same.",
+    )
+    group.add_argument(
+        "--stem_quality",
+        type=float,
+        metavar="0..1",
+        help="Of opus and mp3: 1 is the best and largest. Default: what libsndfile chooses.",
     )
     group.add_argument(
         "--residual", action="store_true", help="Write the mixture minus the stem too."
@@ -473,9 +482,16 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--clip_format",
-        choices=("flac", "wav"),
+        choices=_STEM_FORMATS,
         default="flac",
-        help="24-bit FLAC, or WAV in 32-bit float. Default %(default)s.",
+        help="As --stem_format of pipelines.separate; opus is resampled to 48 kHz where it lacks "
+        "the rate. Default %(default)s.",
+    )
+    group.add_argument(
+        "--clip_quality",
+        type=float,
+        metavar="0..1",
+        help="Of opus and mp3: 1 is the best and largest. Default: what libsndfile chooses.",
     )
     group.add_argument(
         "--shard_rows",

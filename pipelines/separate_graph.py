@@ -403,6 +403,7 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
             uri=config.output,
             storage=self.folder.storage,
             stem_format=cast(StemFormat, config.stem_format),
+            stem_quality=config.stem_quality,
             residual=config.residual,
             keep_stems=config.keep_stems,
             min_presence=config.min_presence,

@@ -25,7 +25,7 @@ from pipelines.output_folder.names import (
     ROW_COUNTS,
 )
 from pipelines.runners import Measurements
-from transforms.audio.files import StemFormat, held_by
+from transforms.audio.files import STEM_FORMATS, StemFormat, held_by
 from transforms.audio.mixtures import ReadSettings
 from transforms.elements import MetricsRow, TableRow
 from transforms.kept import RENDERED_KEPT, GoOn
@@ -59,6 +59,11 @@ class SynthesizeJob:
         """
         config = self.config
         form = cast(StemFormat, config.stem_format)
+        if STEM_FORMATS[form].is_lossy:
+            raise UsageError(
+                f"--stem_format={form}: mixtures and references are kept as they are; take flac, "
+                "flac16, wav or wav16"
+            )
         held, why = held_by(form, config.mix_rate_hz, peak=0.0)
         if held != form:
             raise UsageError(f"--mix_rate_hz={config.mix_rate_hz}: {why}; add --stem_format {held}")

@@ -27,9 +27,11 @@ from apache_beam.transforms.combiners import Count, ToList
 import transforms.threaded  # noqa: F401 - registers the coders of our records
 from manifests.columns import EXPORT_FIELDS, EXPORTED_SCHEMA
 from manifests.row import ManifestRow, output_name
+from model.signal import resample_blocks, resampled_length
 from transforms.audio import AudioError, AudioPart
 from transforms.audio.files import (
     READ_ERRORS,
+    STEM_FORMATS,
     StemFormat,
     StemWriter,
     describe,
@@ -47,6 +49,7 @@ DATA = "data"
 """The folder of the data set, below the output folder."""
 AUDIO_URI, START_S, END_S, FIELDS = "audio_uri", "start_s", "end_s", "fields"
 """Columns of an export's rows: which part of a file is taken, and what is said of it, as JSON."""
+OPUS_RATE_HZ = 48_000
 _BLOCK_SAMPLES = 2**16
 _ROWS_PER_GROUP = 64
 
@@ -59,7 +62,8 @@ class ExportSettings:
         uri: the output folder.
         storage: how files are reached.
         access: the audio that may be read.
-        clip_format: ``flac`` (24 bits) or ``wav`` (32-bit float).
+        clip_format: one of ``STEM_FORMATS``.
+        clip_quality: of a lossy one, in [0, 1]; None: as libsndfile likes.
         shard_rows: items in a file of a layout that packs many into one.
         max_in_memory_s: of 48 kHz stereo: what packed layouts hold of one item.
     """
@@ -68,8 +72,14 @@ class ExportSettings:
     storage: Storage
     access: UriAccess
     clip_format: StemFormat
+    clip_quality: float | None = None
     shard_rows: int
     max_in_memory_s: float
+
+    @property
+    def ending(self) -> str:
+        """Of files of audio."""
+        return STEM_FORMATS[self.clip_format].ending
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +181,7 @@ class _EachItsFile(Layout):
         self, key: str, rows: Sequence[ManifestRow], settings: ExportSettings
     ) -> Iterator[Any]:
         for row in rows:
-            file = f"{DATA}/audio/{file_name(row.id)}.{settings.clip_format}"
+            file = f"{DATA}/audio/{file_name(row.id)}.{settings.ending}"
             uri = join(settings.uri, file)
             try:
                 with settings.storage.temporary(uri) as temporary:
@@ -251,7 +261,7 @@ class WebDataset(_Packed):
                     tar.write(
                         {
                             "__key__": item.key,
-                            settings.clip_format: audio,
+                            settings.ending: audio,
                             "json": as_json(item.fields).encode(),
                         }
                     )
@@ -281,7 +291,7 @@ class ParquetDataset(_Packed):
                         yield _failure(row, err, settings)
                         continue
                     fields = fields_of(row)
-                    name = f"{output_name(row.id)}.{settings.clip_format}"
+                    name = f"{output_name(row.id)}.{settings.ending}"
                     group.append({"audio": {"bytes": audio, "path": name}, **fields})
                     items.append(Item(file=file, key=row.id, fields=fields, part=part))
                     if len(group) == _ROWS_PER_GROUP:
@@ -491,6 +501,7 @@ def _encode(
         float(row.extra[name]) if row.extra[name] else None for name in (START_S, END_S)
     )
     duration_s = None if end_s is None else end_s - (start_s or 0.0)
+    kind = STEM_FORMATS[settings.clip_format]
     with open_audio(settings.storage, source, start_s, duration_s) as reader:
         part = reader.part
         if in_memory and part.num_values > settings.max_in_memory_s * 2 * 48_000:
@@ -499,18 +510,32 @@ def _encode(
                 f"{source}: {part.duration_s:.0f} s are more than --max_clip_in_memory_s allows in "
                 "one sample; take --layout audiofolder, or --cut segments",
             )
-        form, why = held_by(settings.clip_format, part.sample_rate_hz, peak=0.0)
-        if form != settings.clip_format:
-            raise AudioError("cannot_hold", f"{source}: {why}; take --clip_format {form}")
-        writer = StemWriter(path, part, settings.clip_format, uri)
+        blocks = reader.blocks(_BLOCK_SAMPLES)
+        if settings.clip_format == "opus" and part.sample_rate_hz not in (kind.rates_hz or ()):
+            blocks = resample_blocks(blocks, part.sample_rate_hz, OPUS_RATE_HZ)
+            length = resampled_length(part.num_samples, part.sample_rate_hz, OPUS_RATE_HZ)
+            part = AudioPart(
+                sample_rate_hz=OPUS_RATE_HZ,
+                num_channels=part.num_channels,
+                start=0,
+                num_samples=length,
+            )
+        _require_held(settings, part, 0.0, source)
+        writer = StemWriter(path, part, settings.clip_format, uri, settings.clip_quality)
         with contextlib.closing(writer):
-            for block in reader.blocks(_BLOCK_SAMPLES):
+            for block in blocks:
                 writer.write(block)
             writer.complete()
-    form, why = held_by(settings.clip_format, part.sample_rate_hz, writer.peak)
+    _require_held(settings, part, writer.peak, source)
+    return dataclasses.replace(part, start=0)
+
+
+def _require_held(settings: ExportSettings, part: AudioPart, peak: float, source: str) -> None:
+    """Raises AudioError where the format does not hold such audio."""
+    rate_hz, num_channels = part.sample_rate_hz, part.num_channels
+    form, why = held_by(settings.clip_format, rate_hz, peak, num_channels)
     if form != settings.clip_format:
         raise AudioError("cannot_hold", f"{source}: {why}; take --clip_format {form}")
-    return dataclasses.replace(part, start=0)
 
 
 @contextlib.contextmanager

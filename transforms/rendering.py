@@ -25,7 +25,14 @@ from manifests.row import (
     stable_seed,
 )
 from transforms.audio import AudioError
-from transforms.audio.files import READ_ERRORS, StemFormat, describe, error_code, write_audio
+from transforms.audio.files import (
+    READ_ERRORS,
+    STEM_FORMATS,
+    StemFormat,
+    describe,
+    error_code,
+    write_audio,
+)
 from transforms.audio.mixtures import MixedSources, ReadSettings, mix_row
 from transforms.elements import Failure, MetricsRow, Samples, failed
 from transforms.storage import Storage, join
@@ -67,7 +74,7 @@ class RenderSettings:
         uri: the output folder.
         storage: how files are reached.
         reading: how sources are read; the rate is that of the files.
-        stem_format: ``flac`` (24 bits) or ``wav`` (32-bit float).
+        stem_format: one of ``STEM_FORMATS`` that is not lossy.
         seed: of what is drawn.
         level_range_db: levels are drawn from it; None: they are the manifest's.
     """
@@ -238,7 +245,8 @@ def _levels_db(row: ManifestRow, settings: RenderSettings) -> tuple[float, ...]:
 
 
 def _write(row: ManifestRow, signals: MixedSources, settings: RenderSettings) -> list[str]:
-    ending = settings.stem_format
+    form = settings.stem_format
+    ending = STEM_FORMATS[form].ending
     folder = f"dataset={partition_value(row.dataset)}" if row.dataset is not None else ""
     name = output_name(row.id)
     files: list[tuple[str, Samples]] = [
@@ -247,18 +255,18 @@ def _write(row: ManifestRow, signals: MixedSources, settings: RenderSettings) ->
     ]
     for number, interferer in enumerate(signals.interferers):
         files.append((join(INTERFERERS, folder, f"{name}.{number}.{ending}"), interferer))
-    _require_room(files, ending)
+    _require_room(files, form)
     for path, samples in files:
         rate_hz, storage = settings.reading.model_rate_hz, settings.storage
-        write_audio(storage, join(settings.uri, path), samples[None], rate_hz, ending)
+        write_audio(storage, join(settings.uri, path), samples[None], rate_hz, form)
     settings.storage.settle(join(settings.uri, path) for path, _ in files)
     return [path for path, _ in files]
 
 
 def _require_room(files: Sequence[tuple[str, Samples]], form: StemFormat) -> None:
     for path, samples in files:
-        if form == "flac" and float(np.abs(samples).max(initial=0.0)) > 1.0:
+        if STEM_FORMATS[form].is_fixed and float(np.abs(samples).max(initial=0.0)) > 1.0:
             raise AudioError(
                 "over_full_scale",
-                f"{path}: a part is louder than FLAC holds; use --stem_format wav",
+                f"{path}: a part is louder than {form} holds; use --stem_format wav",
             )

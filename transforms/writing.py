@@ -16,6 +16,7 @@ from model import signal as waveforms
 from transforms.audio import AudioPart
 from transforms.audio.files import (
     READ_ERRORS,
+    STEM_FORMATS,
     StemFormat,
     StemWriter,
     WriteError,
@@ -55,7 +56,8 @@ class WriteSettings:
     Attributes:
         uri: the output folder of the run.
         storage: how it is reached.
-        stem_format: ``flac`` (24 bits) or ``wav`` (32-bit float).
+        stem_format: one of ``STEM_FORMATS``.
+        stem_quality: of a lossy format, in [0, 1]; None: as libsndfile likes.
         residual: whether to write the mixture minus the stem too.
         keep_stems: ``all``, ``none``, or ``present``: those of a presence from ``min_presence`` on,
             and those of which nobody says it.
@@ -67,6 +69,7 @@ class WriteSettings:
     uri: str
     storage: Storage
     stem_format: StemFormat = "flac"
+    stem_quality: float | None = None
     residual: bool = False
     keep_stems: str = "all"
     min_presence: float = 0.5
@@ -91,7 +94,8 @@ class WriteSettings:
             form: the format that it got; None: the one that is asked for.
         """
         folder = [f"dataset={partition_value(row.dataset)}"] if row.dataset is not None else []
-        name = f"{output_name(row.id)}{ending}.{form or self.stem_format}"
+        suffix = STEM_FORMATS[form or self.stem_format].ending
+        name = f"{output_name(row.id)}{ending}.{suffix}"
         return join(self.uri, STEMS_FOLDER, *folder, name)
 
 
@@ -383,11 +387,12 @@ class _GrowingFile:
 
     def _begin(self, peak: float) -> StemWriter:
         settings = self._settings
-        form, note = held_by(settings.stem_format, self._part.sample_rate_hz, peak)
+        part = self._part
+        form, note = held_by(settings.stem_format, part.sample_rate_hz, peak, part.num_channels)
         uri = settings.stem_uri(self._row, self._ending, form)
         with write_errors(uri):
             self.path = self._stack.enter_context(settings.storage.temporary(uri))
-        self._writer = StemWriter(self.path, self._part, form, uri)
+        self._writer = StemWriter(self.path, part, form, uri, settings.stem_quality)
         self._stack.callback(self._writer.close)
         self.written = Written(uri=uri, form=form, note=note, peak=peak)
         return self._writer

@@ -424,6 +424,7 @@ _LATER_SETTINGS = {
     "segment_scores": False,
     "keep_stems": "all",
     "min_presence": 0.5,
+    "stem_quality": None,
 }
 """Settings that the first runs of this schema version had no name for, and what held for them."""
 

@@ -295,6 +295,27 @@ def test_what_a_format_does_not_hold_is_said(
     assert not list((again / "data").rglob("*.flac"))
 
 
+@pytest.mark.parametrize(
+    ("form", "ending", "rate_hz"), [("opus", "opus", 48_000), ("mp3", "mp3", 44_100)]
+)
+def test_lossy_clips_are_as_long_as_the_segments(
+    form: str, ending: str, rate_hz: int, exported: Callable[..., Path], run_folder: Path
+) -> None:
+    """Opus has no 44.1 kHz: it is resampled."""
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 2 * 44_100)
+    for stem in (run_folder / "stems").iterdir():
+        soundfile.write(stem, noise, 44_100, "PCM_24")
+    output = exported("webdataset", "--clip_format", form, "--clip_quality", "0.7")
+    (shard,) = map(str, (output / "data").glob("*.tar"))
+    samples = list(webdataset.WebDataset([shard], shardshuffle=False))
+    assert len(samples) == 2 * len(IDS)
+    for sample in samples:
+        heard, found_hz = soundfile.read(io.BytesIO(sample[ending]))
+        assert found_hz == rate_hz
+        length_s = 0.25 if json.loads(sample["json"])["id"].endswith("1") else 0.5
+        assert len(heard) == length_s * rate_hz
+
+
 def test_overwrite_leaves_what_somebody_else_put_there(exported: Callable[..., Path]) -> None:
     output = exported("audiofolder")
     (output / "data" / "notes.txt").write_text("mine", encoding="utf-8")

@@ -137,3 +137,78 @@ def test_what_follows_finds_such_stems(tmp_path: Path) -> None:
     assert report.run([str(tmp_path / "out"), "--output", str(tmp_path / "report")]) == 0
     assert _run(tmp_path, rows, "--overwrite") == 0
     assert len(list((tmp_path / "out" / "stems").iterdir())) == len(rows)
+
+
+FORMATS = {
+    "flac16": ("flac", "PCM_16", 0.3 * 2**-15),
+    "wav16": ("wav", "PCM_16", 0.3 * 2**-15),
+    "opus": ("opus", "OPUS", 0.1),
+    "mp3": ("mp3", "MPEG_LAYER_III", 0.1),
+}
+
+
+@pytest.mark.parametrize("length", ["clip", "long"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_keeps_rate_and_length(tmp_path: Path, form: str, length: str) -> None:
+    suffix, subtype, error = FORMATS[form]
+    noise = _noise(tmp_path / "a.wav", 48_000, 0.5, seconds=12.3)
+    arguments = ["--stem_format", form, "--residual"]
+    arguments += ["--max_clip_in_memory_s", "0.01"] * (length == "long")
+    assert _run(tmp_path, [_row("a", noise)]) == 0
+    exact, _ = soundfile.read(tmp_path / "out" / "stems" / "a.flac", dtype="float32")
+    assert _run(tmp_path, [_row("a", noise)], *arguments, "--overwrite") == 0
+    (row,) = tone_runs.table(tmp_path / "out", "metrics")
+    assert (row["stem_format"], row["stem_note"]) == (form, None)
+    stem = tmp_path / "out" / "stems" / f"a.{suffix}"
+    assert row["stem_uri"] == str(stem)
+    assert (tmp_path / "out" / "stems" / f"a.residual.{suffix}").exists()
+    assert soundfile.info(stem).subtype == subtype
+    heard, rate_hz = soundfile.read(stem, dtype="float32")
+    assert rate_hz == 48_000
+    assert heard.shape == exact.shape
+    assert np.sqrt(np.mean((heard - exact) ** 2)) < error
+    assert _run(tmp_path, [_row("a", noise)], *arguments, "--resume", "--verify") == 0
+    (again,) = tone_runs.table(tmp_path / "out", "metrics")
+    assert again == row
+
+
+@pytest.mark.parametrize(
+    ("form", "rate_hz", "note"),
+    [
+        ("opus", 44_100, "Opus has no sample rate of 44100 Hz"),
+        ("mp3", 96_000, "MP3 has no sample rate of 96000 Hz"),
+    ],
+)
+def test_what_a_lossy_format_lacks_becomes_flac(
+    tmp_path: Path, form: str, rate_hz: int, note: str
+) -> None:
+    rows = [_row("a", _noise(tmp_path / "a.wav", rate_hz, 0.5))]
+    assert _run(tmp_path, rows, "--stem_format", form) == 0
+    (row,) = tone_runs.table(tmp_path / "out", "metrics")
+    assert (row["stem_format"], row["stem_note"]) == ("flac", note)
+    assert row["stem_uri"].endswith("/a.flac")
+
+
+def test_quality_decides_the_size(tmp_path: Path) -> None:
+    rows = [_row("a", _noise(tmp_path / "a.wav", 48_000, 0.5, seconds=5.0))]
+    sizes = []
+    for quality in ("0.1", "0.9"):
+        words = ("--stem_format", "opus", "--stem_quality", quality, "--overwrite")
+        assert _run(tmp_path, rows, *words) == 0
+        sizes.append((tmp_path / "out" / "stems" / "a.opus").stat().st_size)
+    assert sizes[1] > 2 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--stem_quality", "0.5"), "--stem_quality goes with --stem_format opus or mp3"),
+        (("--stem_format", "mp3", "--stem_quality", "2"), "--stem_quality=2.0"),
+    ],
+)
+def test_a_quality_that_cannot_be_is_refused(
+    tmp_path: Path, words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [_row("a", _noise(tmp_path / "a.wav", 48_000, 0.5))]
+    assert _run(tmp_path, rows, *words) == 2
+    assert said in capsys.readouterr().err

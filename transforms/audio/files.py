@@ -11,13 +11,14 @@ import re
 import tarfile
 import threading
 import zlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import IO, Any, BinaryIO, Generic, Literal, NoReturn, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import soundfile
+from numpy.typing import NDArray
 
 from manifests.audio_formats import FLAC
 from manifests.files import split_fragment
@@ -45,7 +46,55 @@ from transforms.audio import (
 from transforms.elements import Samples
 from transforms.storage import LARGE_OBJECT_BYTES, Storage, copied
 
-StemFormat = Literal["flac", "wav"]
+StemFormat = Literal["flac", "wav", "flac16", "wav16", "opus", "mp3"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StemKind:
+    """A format in which stems are written.
+
+    Attributes:
+        ending: of its files.
+        format: libsndfile's name of the container.
+        subtype: libsndfile's name of the encoding.
+        is_fixed: whether samples over full scale are cut.
+        is_lossy: whether other samples are read than were written.
+        rates_hz: the only rates that it has; None: any, or as FLAC.
+        max_channels: that it holds.
+    """
+
+    ending: str
+    format: str
+    subtype: str
+    is_fixed: bool = False
+    is_lossy: bool = False
+    rates_hz: tuple[int, ...] | None = None
+    max_channels: int = 8
+
+
+_MPEG_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
+STEM_FORMATS: Mapping[StemFormat, StemKind] = {
+    "flac": StemKind(ending="flac", format="FLAC", subtype="PCM_24", is_fixed=True),
+    "wav": StemKind(ending="wav", format="WAV", subtype="FLOAT"),
+    "flac16": StemKind(ending="flac", format="FLAC", subtype="PCM_16", is_fixed=True),
+    "wav16": StemKind(ending="wav", format="WAV", subtype="PCM_16", is_fixed=True),
+    "opus": StemKind(
+        ending="opus",
+        format="OGG",
+        subtype="OPUS",
+        is_lossy=True,
+        rates_hz=(8_000, 12_000, 16_000, 24_000, 48_000),
+    ),
+    "mp3": StemKind(
+        ending="mp3",
+        format="MP3",
+        subtype="MPEG_LAYER_III",
+        is_lossy=True,
+        rates_hz=_MPEG_RATES_HZ,
+        max_channels=2,
+    ),
+}
+_MOST_COMPRESSION = 0.99  # libsndfile's MP3 refuses 1
 _Decode = Callable[[BinaryIO, Request], AbstractContextManager[AudioReader]]
 _SFC_SET_ADD_PEAK_CHUNK = 0x1050
 _FLOAT_BYTES = 4
@@ -422,12 +471,24 @@ class Written:
     peak: float
 
 
-def held_by(form: StemFormat, rate_hz: int, peak: float) -> tuple[StemFormat, str | None]:
-    """The format that holds a stem, and why it is not ``form``: what FLAC cannot hold is WAV."""
+def held_by(
+    form: StemFormat, rate_hz: int, peak: float, num_channels: int = 1
+) -> tuple[StemFormat, str | None]:
+    """The format that holds a stem, and why it is not ``form``.
+
+    What MP3 or Opus does not hold is FLAC; what is over full scale, or what FLAC does not hold, is
+    float WAV.
+    """
+    kind = STEM_FORMATS[form]
+    name = kind.format if form != "opus" else "Opus"
+    if kind.rates_hz is not None and rate_hz not in kind.rates_hz:
+        return held_by("flac", rate_hz, peak)[0], f"{name} has no sample rate of {rate_hz} Hz"
+    if num_channels > kind.max_channels:
+        return held_by("flac", rate_hz, peak)[0], f"{name} holds no {num_channels} channels"
     in_tens = rate_hz % 10 == 0 and rate_hz <= (FLAC.max_written_rate_hz or 0)
-    if form == "flac" and not (rate_hz < 2**16 or in_tens):
+    if kind.format == "FLAC" and not (rate_hz < 2**16 or in_tens):
         return "wav", f"FLAC has no sample rate of {rate_hz} Hz"
-    if form == "flac" and peak > 1.0:
+    if kind.is_fixed and peak > 1.0:
         return "wav", "samples over full scale"
     return form, None
 
@@ -435,11 +496,17 @@ def held_by(form: StemFormat, rate_hz: int, peak: float) -> tuple[StemFormat, st
 class StemWriter:
     """Writes a stem block by block to a local file, that is published once it is whole.
 
-    24-bit FLAC, or WAV in 32-bit float (RF64 from 4 GB). The same samples give the same bytes.
+    One of :data:`STEM_FORMATS`; WAV is RF64 from 4 GB. The same samples give the same bytes, but
+    for Opus, whose streams have a number that is drawn.
     """
 
     def __init__(
-        self, path: str, part: AudioPart, form: StemFormat, uri: str | None = None
+        self,
+        path: str,
+        part: AudioPart,
+        form: StemFormat,
+        uri: str | None = None,
+        quality: float | None = None,
     ) -> None:
         """Opens ``path`` for a stem of the rate, channels and length of ``part``.
 
@@ -448,16 +515,18 @@ class StemWriter:
             part: what it is to hold.
             form: in which format.
             uri: what messages call it; None: ``path``.
+            quality: of a lossy format, in [0, 1]; None: what libsndfile thinks good.
 
         Raises:
             WriteError: it cannot be opened, or the format does not hold such a stem.
         """
-        self._path, self._part, self._form = path, part, form
+        self._path, self._part, self._kind = path, part, STEM_FORMATS[form]
         self._uri = path if uri is None else uri
-        kind = {"format": "FLAC", "subtype": "PCM_24"}
-        if form == "wav":
-            large = part.num_values * _FLOAT_BYTES > _MAX_WAV_BYTES
-            kind = {"format": "RF64" if large else "WAV", "subtype": "FLOAT"}
+        kind: dict[str, Any] = {"format": self._kind.format, "subtype": self._kind.subtype}
+        if kind["format"] == "WAV" and part.num_values * _FLOAT_BYTES > _MAX_WAV_BYTES:
+            kind["format"] = "RF64"
+        if self._kind.is_lossy and quality is not None:
+            kind["compression_level"] = min(max(1.0 - quality, 0.0), _MOST_COMPRESSION)
         with write_errors(self._uri):
             self._raw = _ErrorKeepingFile(path)
         try:
@@ -471,7 +540,7 @@ class StemWriter:
         self.peak = 0.0
 
     def write(self, block: Samples) -> None:
-        """Appends float32[C, T]; FLAC saturates at full scale, like any fixed-point format.
+        """Appends float32[C, T]; fixed-point formats saturate at full scale.
 
         Raises:
             WriteError: it cannot be written.
@@ -479,9 +548,12 @@ class StemWriter:
         if block.shape[-1] == 0:
             return
         self.peak = max(self.peak, float(np.abs(block).max()))
-        clipped = np.clip(block, -1.0, 1.0) if self._form == "flac" else block
+        clipped: NDArray[Any] = np.clip(block, -1.0, 1.0) if self._kind.is_fixed else block
+        if self._kind.subtype == "PCM_16":
+            clipped = _as_int16(clipped)
         try:
-            self._file.write(clipped.T)
+            for start in range(0, clipped.shape[1], _BLOCK_SAMPLES):
+                self._file.write(clipped[:, start : start + _BLOCK_SAMPLES].T)
         except (soundfile.LibsndfileError, AssertionError) as err:  # the latter: fewer than given
             self._fail(err)
         self._require_written()
@@ -608,6 +680,12 @@ def write_audio(
             writer.complete()
         storage.publish(uri, temporary)
     return writer.peak
+
+
+def _as_int16(block: Samples) -> NDArray[np.int16]:
+    """To the nearest step: libsndfile 1.2.2 rounds for FLAC, and truncates for WAV."""
+    steps = np.rint(block * np.float32(2**15))
+    return np.clip(steps, -(2**15), 2**15 - 1).astype(np.int16)
 
 
 @contextmanager
