@@ -683,7 +683,7 @@ def write_audio(
 
 
 def _as_int16(block: Samples) -> NDArray[np.int16]:
-    """To the nearest step: libsndfile 1.2.2 rounds for FLAC, and truncates for WAV."""
+    """To the nearest step: libsndfile 1.2.2 rounds to it for FLAC, and down for WAV."""
     steps = np.rint(block * np.float32(2**15))
     return np.clip(steps, -(2**15), 2**15 - 1).astype(np.int16)
 
