@@ -107,7 +107,7 @@ class LongRecordings:
         """
         self._load, self._stems_at_once = load, overlap.num_threads
         self._job: LongJob | None = None
-        self._changed = threading.Condition()
+        self.changed = threading.Condition()
         self._active: list[_Recording] = []
         self._requests: deque[tuple[Sequence[Samples], Future[list[Samples | None]]]] = deque()
         self._embedding = threading.Semaphore(_FILES_EMBEDDED_AT_ONCE)
@@ -122,7 +122,7 @@ class LongRecordings:
     def push(self, element: LongRecording) -> Iterator[Results]:
         """Begins a recording, and goes on with all until there is room for one more."""
         recording = _Recording(element.queries, self.job, self)
-        with self._changed:
+        with self.changed:
             self._active.append(recording)
         recording.begin()
         while self._has_too_many or any(each.is_done for each in self._active):
@@ -137,7 +137,7 @@ class LongRecordings:
 
     def reset(self) -> None:
         """Forgets what an earlier, failed bundle left behind; its threads end by themselves."""
-        with self._changed:
+        with self.changed:
             for recording in self._active:
                 recording.count(0.0)
                 recording.stop()
@@ -145,7 +145,7 @@ class LongRecordings:
                 answer.set_exception(_StoppedError())
             self._active.clear()
             self._requests.clear()
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def close(self) -> None:
         """Ends all threads."""
@@ -155,34 +155,16 @@ class LongRecordings:
 
     def put(self, recording: _Recording, passage: _Passage) -> bool:
         """Queues a window for the network as soon as there is room; False: nobody waits for it."""
-        with self._changed:
+        with self.changed:
             recording.is_reading = False
-            self._changed.notify_all()
+            self.changed.notify_all()
             while recording.is_wanted and not self._has_room(recording, passage.num_bytes):
-                self._changed.wait()
+                self.changed.wait()
             recording.is_reading = True
             if recording.is_wanted:
                 recording.add(passage)
-                self._changed.notify_all()
+                self.changed.notify_all()
             return recording.is_wanted
-
-    def end(self, recording: _Recording, error: Exception | None) -> None:
-        """Says that no more windows come, and why, where they do not end with the recording."""
-        with self._changed:
-            recording.end(error)
-            self._changed.notify_all()
-
-    def release(self, recording: _Recording, passage: _Passage) -> None:
-        """Says that one of the stems is done with a passage."""
-        with self._changed:
-            recording.release(passage)
-            self._changed.notify_all()
-
-    def give_up(self, recording: _Recording) -> None:
-        """Says that one of the stems has failed."""
-        with self._changed:
-            recording.give_up()
-            self._changed.notify_all()
 
     def embedded(self, uri: str, part: AudioPart) -> Samples | None:
         """Embeds windows spread over a long file with the scorer, and averages them.
@@ -207,20 +189,15 @@ class LongRecordings:
             windows = spread_windows(
                 self.job.writing.storage, uri, part, clip_s, scoring.model_rate_hz
             )
-            with self._changed:
+            with self.changed:
                 self._requests.append((windows, answer))
-                self._changed.notify_all()
+                self.changed.notify_all()
             heard = [vector for vector in answer.result() if vector is not None]
         if not heard:
             return None
         mean = np.mean(heard, axis=0, dtype=np.float64)
         unit: Samples = (mean / np.linalg.norm(mean)).astype(np.float32)
         return unit
-
-    def wake(self, _: object = None) -> None:
-        """Lets the caller's thread look again."""
-        with self._changed:
-            self._changed.notify_all()
 
     # ----- on the caller's thread -------------------------------------------------------------
 
@@ -231,9 +208,9 @@ class LongRecordings:
 
     def _step(self) -> Iterator[Results]:
         """Waits for something to do, and does it."""
-        with self._changed:
+        with self.changed:
             while (work := self._next()) is None:
-                self._changed.wait()
+                self.changed.wait()
         yield from work()
 
     def _next(self) -> Callable[[], Iterable[Results]] | None:
@@ -248,9 +225,9 @@ class LongRecordings:
         return functools.partial(self._separate, batch) if batch else None
 
     def _finish(self, recording: _Recording) -> Iterable[Results]:
-        with self._changed:
+        with self.changed:
             self._active.remove(recording)
-            self._changed.notify_all()  # the next one is the oldest now
+            self.changed.notify_all()  # the next one is the oldest now
         recording.count(0.0)
         return [recording.results()]
 
@@ -273,7 +250,7 @@ class LongRecordings:
         )
         for (recording, passages), estimates in zip(groups, found, strict=True):
             if isinstance(estimates, SeparationError):
-                self.end(recording, estimates)
+                recording.end(estimates)
             else:
                 recording.hand_on(passages, estimates)
         return ()
@@ -361,6 +338,7 @@ class _Recording:
     def __init__(self, queries: Sequence[RowQuery], job: LongJob, owner: LongRecordings) -> None:
         """Nothing is read yet."""
         self.job, self.owner = job, owner
+        self._changed = owner.changed
         self.ready: deque[_Passage] = deque()
         self.held_bytes = 0
         self.is_reading, self.has_ended = True, False
@@ -427,22 +405,28 @@ class _Recording:
 
     def release(self, passage: _Passage) -> None:
         """Counts a stem that is done with a passage."""
-        passage.num_waiting -= 1
-        if passage.num_waiting == 0:
-            self.held_bytes -= passage.num_bytes
+        with self._changed:
+            passage.num_waiting -= 1
+            if passage.num_waiting == 0:
+                self.held_bytes -= passage.num_bytes
+                self._changed.notify_all()
 
     def end(self, error: Exception | None) -> None:
         """No more is to come; after an error, what waits is not wanted either."""
-        self.is_reading, self.has_ended = False, True
-        if error is not None:
-            self._error = self._error or error
-            self._drop()
+        with self._changed:
+            self.is_reading, self.has_ended = False, True
+            if error is not None:
+                self._error = self._error or error
+                self._drop()
+            self._changed.notify_all()
 
     def give_up(self) -> None:
         """Counts a stem that has failed."""
-        self._num_failed += 1
-        if self._num_failed == self.num_stems:
-            self._drop()
+        with self._changed:
+            self._num_failed += 1
+            if self._num_failed == self.num_stems:
+                self._drop()
+                self._changed.notify_all()
 
     def stop(self) -> None:
         """Ends all threads."""
@@ -484,7 +468,6 @@ class _Recording:
 
     def _on_thread(self, function: Callable[[], T], future: Future[T]) -> Future[T]:
         """Runs a function on a thread that ends with the process, if not before."""
-        future.add_done_callback(self.owner.wake)
 
         def run() -> None:
             try:
@@ -493,6 +476,8 @@ class _Recording:
                 future.set_exception(err)
             else:
                 future.set_result(result)
+            with self._changed:
+                self._changed.notify_all()
 
         threading.Thread(target=run, name="long recording", daemon=True).start()
         return future
@@ -526,7 +511,7 @@ class _Recording:
         except BaseException:  # the stems would wait for more
             self.stop()
             raise
-        self.owner.end(self, error)
+        self.end(error)
         return [stem.result() for stem in self._writing]
 
     def _passages(self, mixture: LongMixture) -> Iterator[_Passage]:
@@ -605,7 +590,7 @@ class LongStem:
             index: which query of the recording it is.
             recording: the recording.
         """
-        self.arriving = _Arriving(functools.partial(recording.owner.release, recording))
+        self.arriving = _Arriving(recording.release)
         self._query, self._index, self._recording = query, index, recording
         self._power = 0.0
         self._envelope = Envelope(recording.job.scoring.model_rate_hz)
@@ -726,7 +711,7 @@ class LongStem:
 
     def _let_pass(self) -> None:
         """Takes what still comes, so that nothing is held for a stem that has failed."""
-        self._recording.owner.give_up(self._recording)
+        self._recording.give_up()
         try:
             for _ in self.arriving:
                 pass
