@@ -18,6 +18,7 @@ from terminal import flags, screen
 if TYPE_CHECKING:
     from model.checkpoints.loading import Networks
     from model.clap import Clap, QueryEncoder
+    from model.clap.audio import Precision
     from model.systems import Separator
 
 
@@ -107,8 +108,13 @@ def load(
     return loaded
 
 
-def load_scorer(name_or_uri: str, *, device: str = "cpu") -> QueryEncoder:
+def load_scorer(name_or_uri: str, *, device: str = "cpu", precision: str = "fp32") -> QueryEncoder:
     """Loads a CLAP for scoring: a scorer or the CLAP of a separator, by name, or any CLAP by URI.
+
+    Args:
+        name_or_uri: which.
+        device: a torch device.
+        precision: as of :func:`load`; of its audio tower.
 
     Raises:
         UnknownModelError: no such name.
@@ -116,19 +122,27 @@ def load_scorer(name_or_uri: str, *, device: str = "cpu") -> QueryEncoder:
     """
     from model.checkpoints.loading import load_clap
 
+    options = LoadOptions(device=device, precision=precision)
     if _is_uri(name_or_uri):
-        return _ready(load_clap(name_or_uri), device)
+        return _ready(load_clap(name_or_uri), options)
     entry = find(name_or_uri)
     if entry.kind == "scorer":
-        encoder: QueryEncoder = _loader(entry)(entry, LoadOptions(device=device))
+        encoder: QueryEncoder = _loader(entry)(entry, options)
         return encoder
     roles = {file.role for file in entry.files}
     file = entry.file("converted" if "converted" in roles else "clap")
-    return _ready(load_clap(file.location(), sha256=file.sha256), device)
+    return _ready(load_clap(file.location(), sha256=file.sha256), options)
 
 
-def load_query_encoder(name_or_uri: str, *, device: str = "cpu") -> QueryEncoder:
+def load_query_encoder(
+    name_or_uri: str, *, device: str = "cpu", precision: str = "fp32"
+) -> QueryEncoder:
     """Loads what embeds the queries of a separator, without the rest of it where it is a CLAPSep.
+
+    Args:
+        name_or_uri: which separator.
+        device: a torch device.
+        precision: as of :func:`load`, so that queries are embedded as beside the separator.
 
     Raises:
         UnknownModelError: no such name.
@@ -139,13 +153,13 @@ def load_query_encoder(name_or_uri: str, *, device: str = "cpu") -> QueryEncoder
     if not _is_uri(name_or_uri):
         entry = find(name_or_uri)
         if entry.loader not in _CLAPSEP_LOADERS:
-            return load(name_or_uri, device=device).query_encoder
+            return load(name_or_uri, device=device, precision=precision).query_encoder
         roles = {file.role for file in entry.files}
         file = entry.file("converted" if "converted" in roles else "clap")
         clap = load_clap(file.location(), sha256=file.sha256)
         clap.input_level_dbfs = entry.input_level_dbfs
-        return _ready(clap, device)
-    return load(name_or_uri, device=device).query_encoder
+        return _ready(clap, LoadOptions(device=device, precision=precision))
+    return load(name_or_uri, device=device, precision=precision).query_encoder
 
 
 _CLAPSEP_LOADERS = frozenset({"model.registry:load_published", "model.registry:load_bundled"})
@@ -179,7 +193,7 @@ def load_published_clap(entry: Entry, options: LoadOptions) -> QueryEncoder:
     from model.checkpoints.loading import load_clap
 
     file = entry.file("clap")
-    return _ready(load_clap(file.location(), sha256=file.sha256), options.device)
+    return _ready(load_clap(file.location(), sha256=file.sha256), options)
 
 
 def _load_uri(uri: str, options: LoadOptions) -> LoadedModel:
@@ -201,21 +215,20 @@ def _load_uri(uri: str, options: LoadOptions) -> LoadedModel:
 
 
 def _prepared(networks: Networks, card: Entry, options: LoadOptions) -> LoadedModel:
-    from model.systems.clapsep.network import PRECISIONS, compile_separator
+    from model.systems.clapsep.network import compile_separator
 
-    if options.precision not in PRECISIONS:
-        raise ValueError(f"precision={options.precision!r}: expected one of {PRECISIONS}")
+    precision = _precision(options)
     separator = networks.separator
     separator.name = card.name
     separator.input_level_dbfs = networks.clap.input_level_dbfs = card.input_level_dbfs
-    separator.precision = options.precision
+    separator.precision = precision
     separator.to(options.device).prepare()
     if options.compile:
         compile_separator(separator, options.device)
     return LoadedModel(
         name=card.name,
         separator=separator,
-        query_encoder=_ready(networks.clap, options.device),
+        query_encoder=_ready(networks.clap, options),
         model_sha256=networks.model_sha256,
         clap_sha256=networks.clap_sha256,
         card=card,
@@ -229,9 +242,18 @@ def _check_compiled(loaded: LoadedModel, options: LoadOptions) -> None:
         logger.warning("torch.compile is not used for %s: it is no CLAPSep", loaded.name)
 
 
-def _ready(clap: Clap, device: str) -> QueryEncoder:
+def _ready(clap: Clap, options: LoadOptions) -> QueryEncoder:
     clap.text_branch.check()
-    return clap.to(device).prepare()
+    return clap.to(options.device).prepare(_precision(options))
+
+
+def _precision(options: LoadOptions) -> Precision:
+    from model.clap.audio import PRECISIONS
+
+    for precision in PRECISIONS:
+        if precision == options.precision:
+            return precision
+    raise ValueError(f"precision={options.precision!r}: expected one of {PRECISIONS}")
 
 
 def _loader(entry: Entry) -> Callable[[Entry, LoadOptions], Any]:

@@ -152,6 +152,7 @@ class SeparateConfig(CommonConfig):
     Attributes:
         model: name or URI.
         scorer: ``own``, ``none``, a name or a URI.
+        clap_scores: ``stem`` or ``all``.
         device: a torch device or ``auto``.
         precision: ``fp32``, ``tf32`` or ``bf16``.
         compile: whether the network goes through ``torch.compile``.
@@ -173,6 +174,7 @@ class SeparateConfig(CommonConfig):
 
     model: str
     scorer: str
+    clap_scores: str
     device: str
     precision: str
     compile: bool
@@ -199,8 +201,8 @@ class SeparateConfig(CommonConfig):
     def settings(self) -> dict[str, Any]:
         """What decides the results: a run may only be resumed with the same."""
         names = (
-            "model", "scorer", "precision", "overlap", "channels", "condition_norm",
-            "on_unsupported_query", "stem_format", "residual", "segment_scores",
+            "model", "scorer", "clap_scores", "precision", "overlap", "channels",
+            "condition_norm", "on_unsupported_query", "stem_format", "residual", "segment_scores",
             "keep_stems", "min_presence", "stem_quality",
         )  # fmt: skip
         named = {name: getattr(self, name) for name in names}
@@ -217,8 +219,10 @@ class ScoreConfig(CommonConfig):
         score_rate_hz: rate at which ratios are computed.
         model: whose CLAP is ``own``.
         scorer: ``own``, ``none``, a name or a URI.
+        clap_scores: ``stem`` or ``all``.
         device: a torch device or ``auto``.
-        batch_size: stems that are embedded in one forward pass.
+        precision: of the scorer.
+        batch_size: windows that are embedded in one forward pass.
         activity: when a stem counts as active.
         segment_scores: whether each segment has a CLAPScore of its own.
         shards: files of metrics a partition; 0: by size.
@@ -229,7 +233,9 @@ class ScoreConfig(CommonConfig):
     score_rate_hz: int
     model: str
     scorer: str
+    clap_scores: str
     device: str
+    precision: str
     batch_size: int
     activity: ActivityOptions
     segment_scores: bool
@@ -237,7 +243,10 @@ class ScoreConfig(CommonConfig):
 
     def settings(self) -> dict[str, Any]:
         """What decides the results."""
-        names = ("system", "stems", "score_rate_hz", "scorer", "segment_scores")
+        names = (
+            *("system", "stems", "score_rate_hz", "scorer", "clap_scores", "precision"),
+            "segment_scores",
+        )
         named = {name: getattr(self, name) for name in names}
         return {**named, "activity": dataclasses.asdict(self.activity)}
 
@@ -370,6 +379,7 @@ def separate_config(arguments: Arguments, execution: Execution) -> SeparateConfi
         **common,
         model=_name_or_uri("--model", given.model),
         scorer=_name_or_uri("--scorer", given.scorer),
+        clap_scores=given.clap_scores,
         device=given.device,
         precision=given.precision,
         compile=given.compile,
@@ -407,7 +417,9 @@ def score_config(arguments: Arguments, execution: Execution) -> ScoreConfig:
         score_rate_hz=given.score_rate_hz,
         model=_name_or_uri("--model", given.model),
         scorer=_name_or_uri("--scorer", given.scorer),
+        clap_scores=given.clap_scores,
         device=given.device,
+        precision=given.precision,
         batch_size=given.batch_size,
         **_segments(given),
         shards=given.shards,

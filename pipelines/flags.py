@@ -105,6 +105,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "as the separator does), 'none', a name or a URI. Default %(default)s.",
     )
     group.add_argument(
+        "--clap_scores",
+        choices=("stem", "all"),
+        default="all",
+        help="Which CLAPScores there are: 'stem' leaves out those that compare the stem with its "
+        "mixture or its reference, which have to be embedded too. Default %(default)s.",
+    )
+    group.add_argument(
         "--device",
         default="auto",
         help="auto, cpu, cuda or cuda:N. With --num_workers each worker process has one GPU, in "
@@ -607,7 +614,11 @@ SCORE = Command(
       --scorer none --output scores/
 """,
     groups=(_add_stems,),
-    shared=(*_SHARED, *_SEGMENTS, "model", "scorer", "device", "batch_size", "shards"),
+    shared=(
+        *_SHARED,
+        *_SEGMENTS,
+        *("model", "scorer", "clap_scores", "device", "precision", "batch_size", "shards"),
+    ),
 )
 SYNTHESIZE = Command(
     name="pipelines.synthesize",

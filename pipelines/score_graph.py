@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import apache_beam as beam
 from apache_beam.pipeline import Pipeline
@@ -49,7 +49,7 @@ from transforms.manifest_io import (
     pieces_of,
 )
 from transforms.queries import AttachQueries, EmbedExamples
-from transforms.scoring import ScoreStems, ScoringSettings
+from transforms.scoring import ClapScores, ScoreStems, ScoringSettings
 from transforms.storage import Storage, fixed_folder
 from transforms.storage.access import UriAccess, uris_of
 from transforms.tables import row_counts
@@ -115,6 +115,8 @@ class ScoreJob:
         scorer = self._scorer(device)
         if scorer is None:
             return None
+        if self.config.execution.is_local:
+            devices.require_precision(self.config.precision, scorer.model.resolved_device())
         digest = model_cache.load_scorer(scorer).digest
         if not self.config.execution.in_process:
             model_cache.forget()
@@ -123,7 +125,10 @@ class ScoreJob:
     def _scorer(self, device: str) -> model_cache.ScorerChoice | None:
         config = self.config
         model = model_cache.ModelChoice(
-            name=config.model, device=device, storage_options=config.storage_options
+            name=config.model,
+            device=device,
+            precision=config.precision,
+            storage_options=config.storage_options,
         )
         return model_cache.scorer_choice(model, config.scorer)
 
@@ -148,6 +153,7 @@ class ScoreJob:
                 num_threads=config.execution.num_threads,
                 activity=config.activity,
                 score_segments=config.segment_scores,
+                clap_scores=cast(ClapScores, config.clap_scores),
             ),
         )
 

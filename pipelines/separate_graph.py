@@ -46,7 +46,7 @@ from transforms.manifest_io import (
 )
 from transforms.queries import AdaptQueries, AttachQueries, EmbedExamples
 from transforms.reading import ReadAudio
-from transforms.scoring import ScoreStems, ScoringSettings
+from transforms.scoring import ClapScores, ScoreStems, ScoringSettings
 from transforms.separation import SeparateClips, SeparationSettings
 from transforms.storage import Storage
 from transforms.storage.access import UriAccess, uris_of
@@ -398,6 +398,7 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
             num_threads=config.execution.num_threads,
             activity=config.activity,
             score_segments=config.segment_scores,
+            clap_scores=cast(ClapScores, config.clap_scores),
         )
         writing = WriteSettings(
             uri=config.output,

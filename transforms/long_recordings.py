@@ -28,7 +28,7 @@ from model import signal as waveforms
 from model.clap import MAX_WINDOWS
 from model.devices import loaded_once
 from model.inference import RecordingStream, SeparationError, WindowEstimates, WindowQueries
-from model.metrics import PairScorer
+from model.metrics import PairScorer, Undefined
 from model.signal import Envelope
 from model.signal.windowing import OverlapAdder
 from transforms import storage as storages
@@ -47,6 +47,7 @@ from transforms.elements import (
     failed,
 )
 from transforms.scoring import (
+    Embedded,
     Embeddings,
     Powers,
     Scoring,
@@ -109,7 +110,7 @@ class LongRecordings:
         self._job: LongJob | None = None
         self.changed = threading.Condition()
         self._active: list[_Recording] = []
-        self._requests: deque[tuple[Sequence[Samples], Future[list[Samples | None]]]] = deque()
+        self._requests: deque[tuple[Sequence[Samples], Future[list[Embedded]]]] = deque()
         self._embedding = threading.Semaphore(_FILES_EMBEDDED_AT_ONCE)
 
     @property
@@ -166,7 +167,7 @@ class LongRecordings:
                 self.changed.notify_all()
             return recording.is_wanted
 
-    def embedded(self, uri: str, part: AudioPart) -> Samples | None:
+    def embedded(self, uri: str, part: AudioPart) -> Embedded:
         """Embeds windows spread over a long file with the scorer, and averages them.
 
         Args:
@@ -174,7 +175,8 @@ class LongRecordings:
             part: what to hear of it.
 
         Returns:
-            float32[D], or None where all windows are silent or nothing is scored.
+            float32[D]; None where all windows are silent or nothing is scored; or why the scorer
+            failed.
 
         Raises:
             AudioError: the file cannot be used.
@@ -184,7 +186,7 @@ class LongRecordings:
         if scoring.encoder is None:
             return None
         clip_s = scoring.encoder.clip_samples / scoring.encoder.sample_rate_hz
-        answer: Future[list[Samples | None]] = Future()
+        answer: Future[list[Embedded]] = Future()
         with self._embedding:
             windows = spread_windows(
                 self.job.writing.storage, uri, part, clip_s, scoring.model_rate_hz
@@ -192,7 +194,10 @@ class LongRecordings:
             with self.changed:
                 self._requests.append((windows, answer))
                 self.changed.notify_all()
-            heard = [vector for vector in answer.result() if vector is not None]
+            found = [vector for vector in answer.result() if vector is not None]
+        heard = [vector for vector in found if not isinstance(vector, Undefined)]
+        if len(heard) < len(found):
+            return Undefined.SCORER_FAILED
         if not heard:
             return None
         mean = np.mean(heard, axis=0, dtype=np.float64)
@@ -232,7 +237,7 @@ class LongRecordings:
         return [recording.results()]
 
     def _embed(
-        self, windows: Sequence[Samples], answer: Future[list[Samples | None]]
+        self, windows: Sequence[Samples], answer: Future[list[Embedded]]
     ) -> Iterable[Results]:
         try:
             answer.set_result(self.job.scoring.embed(windows))
@@ -540,7 +545,7 @@ class _Recording:
             yield block
 
     @loaded_once
-    def mixture_embedding(self) -> Samples | None:
+    def mixture_embedding(self) -> Embedded:
         """The scorer's, for whichever stem asks first."""
         return self.owner.embedded(self.mixture.uri, self.mixture.part)
 
@@ -673,16 +678,19 @@ class LongStem:
         mixture, embedded = recording.mixture, recording.owner.embedded
         require_audible(recording.peak, mixture.uri)
         uri = row.reference_uri
+        scoring = recording.job.scoring
+        needed = scoring.needs(self._query, has_reference=uri is not None)
         heard = Embeddings(
-            mixture=recording.mixture_embedding,
-            stem=embedded(stem_path, self._part),
-            reference=None if uri is None else embedded(*mixture.part_of_reference(uri)),
+            mixture=recording.mixture_embedding if "mixture_embedding" in needed else None,
+            stem=embedded(stem_path, self._part) if "stem_embedding" in needed else None,
+            reference=embedded(*mixture.part_of_reference(uri))
+            if uri is not None and "reference_embedding" in needed
+            else None,
         )
         ratios = without_reference()
         if self._scorer is not None:
             (ratios,) = self._scorer.scores()
         powers = Powers(stem=self._power, mixture=recording.power)
-        scoring = recording.job.scoring
         others = scoring.others(
             self._query,
             heard,
@@ -700,7 +708,8 @@ class LongStem:
             begin, end = (round(time_s * part.sample_rate_hz) for time_s in (start_s, end_s))
             length = min(end, part.num_samples) - begin
             stretch = dataclasses.replace(part, start=begin, num_samples=length)
-            return recording.owner.embedded(stem_path, stretch)
+            found = recording.owner.embedded(stem_path, stretch)
+            return None if isinstance(found, Undefined) else found
 
         odds = recording.job.separation.window_odds(
             (start, float(of_queries[self._index])) for start, of_queries in recording.odds

@@ -117,9 +117,10 @@ def load_scorer(choice: ScorerChoice, *, alone: bool = False) -> QueryEncoder:
     def load() -> QueryEncoder:
         device = choice.model.device
         with fetch.storage_options(choice.model.storage_options):
+            options = {"device": device, "precision": choice.model.precision}
             if choice.name == OWN:
-                return registry.load_query_encoder(choice.model.name, device=device)
-            return registry.load_scorer(choice.name, device=device)
+                return registry.load_query_encoder(choice.model.name, **options)
+            return registry.load_scorer(choice.name, **options)
 
     return _once(choice, load, choice.model.device)
 

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import itertools
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final, Literal
 
 import apache_beam as beam
 import numpy as np
 import torch
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.pvalue import PCollection
+from torch import Tensor
 
 from manifests.row import ManifestRow
 from model import devices, metrics
-from model.clap import QueryEncoder
+from model.clap import MAX_WINDOWS, QueryEncoder, cover
 from model.devices import cores
-from model.inference import InPlace, Transfers, transfers_for
-from model.metrics import WAVEFORMS, Input, Outcomes, Undefined, score_pair
-from model.signal import ActivityOptions, Envelope, active_stretches, envelope_of, to_mono
+from model.inference import MODEL_ERRORS, InPlace, Transfers, transfers_for
+from model.metrics import EMBEDDINGS, METRICS, WAVEFORMS, Input, Outcomes, Undefined, score_pair
+from model.signal import (
+    ActivityOptions,
+    Envelope,
+    active_stretches,
+    envelope_of,
+    resampled_length,
+    to_mono,
+)
 from model.signal.stft import sinc_resample
 from transforms import model_cache
 from transforms.elements import (
@@ -34,14 +45,21 @@ from transforms.elements import (
     WindowOdds,
 )
 
+logger = logging.getLogger(__name__)
+ClapScores = Literal["stem", "all"]
+"""Which CLAPScores a run has: those of the stem alone, or those that compare it too."""
+
+Embedded = Samples | Undefined | None
+"""The scorer's embedding of a signal, float32[D]; None: it is silent or absent; or why else not."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Embeddings:
-    """The scorer's embeddings of one query's signals, float32[D] each; None: silent or absent."""
+    """The scorer's embeddings of one query's signals."""
 
-    stem: Samples | None
-    mixture: Samples | None
-    reference: Samples | None
+    stem: Embedded
+    mixture: Embedded
+    reference: Embedded
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,17 +93,38 @@ def query_inputs(
         has_reference: whether the row has a reference, be it silent.
     """
     no_reference = Undefined.SILENT_REFERENCE if has_reference else Undefined.NO_REFERENCE
-    found: dict[Input, tuple[Samples | None, Undefined]] = {
+    found: dict[Input, tuple[Embedded, Undefined]] = {
         "stem_embedding": (embeddings.stem, Undefined.SILENT_STEM),
         "mixture_embedding": (embeddings.mixture, Undefined.SILENT_MIXTURE),
         "reference_embedding": (embeddings.reference, no_reference),
         "positive": (query.scorer_positive, Undefined.NO_POSITIVE_QUERY),
         "negative": (query.scorer_negative, Undefined.NO_NEGATIVE_QUERY),
     }
-    return {
-        name: reason if vector is None else torch.from_numpy(vector)[None]
-        for name, (vector, reason) in found.items()
-    }
+    inputs: dict[Input, Any] = {}
+    for name, (vector, reason) in found.items():
+        known = reason if vector is None else vector
+        inputs[name] = known if isinstance(known, Undefined) else torch.from_numpy(known)[None]
+    return inputs
+
+
+def signals_needed(query: RowQuery, *, has_reference: bool) -> frozenset[Input]:
+    """The signals that some metric of a row cannot do without.
+
+    A metric that compares with a query that the row does not have is undefined anyway, so nothing
+    has to be embedded for it.
+
+    Args:
+        query: with the scorer's embeddings of its texts, or of its example clips.
+        has_reference: whether the row has a reference.
+    """
+    asked = {"positive": query.scorer_positive, "negative": query.scorer_negative}
+    absent: set[Input] = {name for name in _QUERIES if asked[name] is None}
+    if not has_reference:
+        absent.add("reference_embedding")
+    needed = [set(metric.needs) & EMBEDDINGS for metric in METRICS]
+    return frozenset(
+        itertools.chain.from_iterable(each - _QUERIES for each in needed if not each & absent)
+    )
 
 
 def waveform_inputs(signals: Signals | None) -> dict[Input, Any]:
@@ -104,10 +143,11 @@ class ScoringSettings:
         scorer: the CLAP that gives the CLAPScores; None for none.
         model_rate_hz: the rate at which stems come.
         device: where ratios are computed: by the batch on CUDA, elsewhere on the CPU, clip by clip.
-        batch_size: clips the scorer hears at once.
+        batch_size: windows that the scorer hears at once.
         num_threads: threads on a CPU; 0: as many as the machine it runs on has cores.
         activity: when a stem counts as active.
         score_segments: whether each segment has a CLAPScore of its own.
+        clap_scores: which CLAPScores there are.
     """
 
     scorer: model_cache.ScorerChoice | None
@@ -117,6 +157,7 @@ class ScoringSettings:
     num_threads: int = 1
     activity: ActivityOptions = dataclasses.field(default_factory=ActivityOptions)
     score_segments: bool = False
+    clap_scores: ClapScores = "all"
 
 
 class Scoring:
@@ -152,15 +193,10 @@ class Scoring:
             for mid, owner, stem in zip(mids, owners, stems, strict=True)
         ]
         ratios = self.ratios(signals)
-        vectors = self.embed([*mixtures, *mids, *(stem.reference for stem in stems)])
+        embedded = self._embedded([stem.query for stem in stems], signals)
         envelopes = self._mapped(self.envelope, mixtures)
         scores = []
-        for index, stem in enumerate(stems):
-            embeddings = Embeddings(
-                mixture=vectors[owners[index]],
-                stem=vectors[len(clips) + index],
-                reference=vectors[len(clips) + len(stems) + index],
-            )
+        for index, (stem, embeddings) in enumerate(zip(stems, embedded, strict=True)):
             powers = Powers(
                 stem=power_of(signals[index].stem), mixture=power_of(signals[index].mixture)
             )
@@ -221,7 +257,7 @@ class Scoring:
     def _embed_part(self, stem: Samples, start_s: float, end_s: float) -> Samples | None:
         begin, end = (round(time_s * self.model_rate_hz) for time_s in (start_s, end_s))
         (vector,) = self.embed([stem[begin:end]])
-        return vector
+        return None if isinstance(vector, Undefined) else vector
 
     def others(
         self,
@@ -246,24 +282,76 @@ class Scoring:
         inputs = query_inputs(query, embeddings, has_reference=has_reference)
         if self.encoder is None:
             inputs = dict.fromkeys(inputs, Undefined.NOT_SCORED)
+        elif self._settings.clap_scores == "stem":
+            inputs |= dict.fromkeys(_COMPARED, Undefined.NOT_SCORED)
         inputs |= {"stem_power": [powers.stem], "mixture_power": [powers.mixture]}
         inputs["presence_odds"] = _presence_input(query.row, presence_odds)
         (outcomes,) = metrics.evaluate(inputs | waveform_inputs(signals))
         return outcomes
 
-    def embed(self, signals: Sequence[Samples | None]) -> list[Samples | None]:
-        """Embeds mono signals at the model's rate with the scorer; None for silent ones."""
-        found: list[Samples | None] = [None] * len(signals)
+    def needs(self, query: RowQuery, *, has_reference: bool) -> frozenset[Input]:
+        """The signals to embed for a row: what a column of it that this run has needs."""
+        if self.encoder is None:
+            return frozenset()
+        needed = signals_needed(query, has_reference=has_reference)
+        return needed - _COMPARED if self._settings.clap_scores == "stem" else needed
+
+    def _embedded(
+        self, queries: Sequence[RowQuery], signals: Sequence[Signals]
+    ) -> list[Embeddings]:
+        """Embeds what the rows need, each distinct signal once, however many rows have it."""
+        wanted: dict[tuple[int, Input], bytes] = {}
+        distinct: dict[bytes, Samples] = {}
+        names: dict[int, bytes] = {}  # rows of a mixture share arrays
+        for index, (query, each) in enumerate(zip(queries, signals, strict=True)):
+            found: dict[Input, Samples | None] = {
+                "stem_embedding": each.stem,
+                "mixture_embedding": each.mixture,
+                "reference_embedding": each.reference,
+            }
+            for name in self.needs(query, has_reference=each.reference is not None):
+                samples = found[name]
+                if samples is None:
+                    continue
+                if id(samples) not in names:
+                    names[id(samples)] = _name_of(samples)
+                wanted[index, name] = names[id(samples)]
+                distinct.setdefault(names[id(samples)], samples)
+        vectors = dict(zip(distinct, self.embed(list(distinct.values())), strict=True))
+
+        def vector(index: int, name: Input) -> Embedded:
+            return vectors[wanted[index, name]] if (index, name) in wanted else None
+
+        return [
+            Embeddings(
+                stem=vector(index, "stem_embedding"),
+                mixture=vector(index, "mixture_embedding"),
+                reference=vector(index, "reference_embedding"),
+            )
+            for index in range(len(signals))
+        ]
+
+    def embed(self, signals: Sequence[Samples | None]) -> list[Embedded]:
+        """Embeds mono signals at the model's rate with the scorer; None for silent ones.
+
+        Batches are counted in windows of the scorer, so that long signals take no more memory at a
+        time than short ones; what memory is too small for is halved, down to one window.
+
+        Raises:
+            MachineError: the scorer fails, and fails on silence too.
+        """
+        found: list[Embedded] = [None] * len(signals)
         encoder = self.encoder
         if encoder is None:
             return found
         audible = [i for i, signal in enumerate(signals) if signal is not None and signal.any()]
+        counts = {index: self._num_windows(encoder, signals[index]) for index in audible}
         size = self._settings.batch_size
         if self._pool is not None:
-            size = min(size, -(-len(audible) // self._num_threads) or 1)
-        batches = [audible[begin : begin + size] for begin in range(0, len(audible), size)]
+            size = min(size, -(-sum(counts.values()) // self._num_threads) or 1)
+        batches = _batches(counts, size)
         results = self._mapped(
-            functools.partial(self._embed_batch, encoder),
+            functools.partial(self._embed_batch, encoder, size),
             [[signals[i] for i in batch] for batch in batches],
         )
         for batch, result in zip(batches, results, strict=True):
@@ -277,14 +365,60 @@ class Scoring:
             return self._mapped(_ratios_of, signals)
         return _ratios_by_length(signals, self._on_device, self._settings.batch_size)
 
-    def _embed_batch(self, encoder: QueryEncoder, signals: Sequence[Samples]) -> list[Samples]:
-        rate_hz = self._settings.model_rate_hz
+    def _num_windows(self, encoder: QueryEncoder, signal: Any) -> int:
+        """How many windows of the scorer :func:`model.clap.cover` makes of a signal."""
+        heard = resampled_length(len(signal), self._settings.model_rate_hz, encoder.sample_rate_hz)
+        return min(-(-heard // encoder.clip_samples), MAX_WINDOWS)
+
+    def _embed_batch(
+        self, encoder: QueryEncoder, size: int, signals: Sequence[Samples]
+    ) -> list[Embedded]:
+        """Embeds signals by their windows, at most ``size`` at a time."""
         up = torch.from_numpy if self._on_device is None else self._on_device.up
+        rate_hz = self._settings.model_rate_hz
         with torch.inference_mode():
-            clips = [
-                sinc_resample(up(signal), rate_hz, encoder.sample_rate_hz) for signal in signals
+            pieces = [
+                cover(
+                    sinc_resample(up(signal), rate_hz, encoder.sample_rate_hz),
+                    encoder.clip_samples,
+                )
+                for signal in signals
             ]
-            return list(encoder.embed_audio(clips).float().cpu().numpy())
+        windows = [window for each in pieces for window in each]
+        vectors = itertools.chain.from_iterable(
+            self._embed_windows(encoder, windows[begin : begin + size])
+            for begin in range(0, len(windows), size)
+        )
+        return [_mean_of(list(itertools.islice(vectors, len(each)))) for each in pieces]
+
+    def _embed_windows(
+        self, encoder: QueryEncoder, windows: Sequence[Tensor]
+    ) -> list[Samples | Undefined]:
+        """Embeds windows together; those that memory is too small for in halves."""
+        try:
+            return self._embed_together(encoder, windows)
+        except MODEL_ERRORS as err:
+            if not devices.is_out_of_memory(err):
+                silence = torch.zeros_like(windows[0])
+                devices.require_working(lambda: self._embed_together(encoder, [silence]), err)
+                logger.warning("the scorer cannot embed a stem: %s", devices.first_line(err))
+            elif len(windows) == 1:
+                logger.warning("memory is too small for the scorer: %s", devices.first_line(err))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(windows) == 1:
+            return [Undefined.SCORER_FAILED]
+        half = len(windows) // 2
+        return [
+            *self._embed_windows(encoder, windows[:half]),
+            *self._embed_windows(encoder, windows[half:]),
+        ]
+
+    def _embed_together(
+        self, encoder: QueryEncoder, windows: Sequence[Tensor]
+    ) -> list[Samples | Undefined]:
+        with torch.inference_mode():
+            return list(encoder.embed_audio(windows).float().cpu().numpy())
 
     def _mapped(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         return list(self._pool.map(function, items) if self._pool else map(function, items))
@@ -308,6 +442,41 @@ def _presence_input(row: ManifestRow, log_odds: float | None) -> Any:
     if log_odds is None:
         return Undefined.NO_PRESENCE_OUTPUT
     return [log_odds] if "P" in row.polarity else Undefined.NO_POSITIVE_QUERY
+
+
+_QUERIES: Final[frozenset[Input]] = frozenset(("positive", "negative"))
+_COMPARED: Final[frozenset[Input]] = frozenset(("mixture_embedding", "reference_embedding"))
+"""What a stem is compared with; ``--clap_scores stem`` leaves it out."""
+
+
+def _name_of(samples: Samples) -> bytes:
+    """Equal for equal samples."""
+    return hashlib.blake2b(np.ascontiguousarray(samples).data, digest_size=16).digest()
+
+
+def _batches(counts: Mapping[int, int], size: int) -> list[list[int]]:
+    """Signals in batches of at most ``size`` windows; what has more is a batch of its own."""
+    batches: list[list[int]] = []
+    room = 0
+    for index, count in counts.items():
+        if not batches or count > room:
+            batches.append([])
+            room = size
+        batches[-1].append(index)
+        room -= count
+    return batches
+
+
+def _mean_of(vectors: Sequence[Samples | Undefined]) -> Samples | Undefined:
+    """The embedding of a signal by those of its windows, as :meth:`model.clap.Clap.embed_audio`."""
+    known = [vector for vector in vectors if not isinstance(vector, Undefined)]
+    if len(known) < len(vectors):
+        return Undefined.SCORER_FAILED
+    if len(known) == 1:
+        return known[0]
+    mean = torch.from_numpy(np.stack(known)).mean(dim=0)
+    unit: Samples = torch.nn.functional.normalize(mean, dim=-1).numpy()
+    return unit
 
 
 def _mid(audio: Samples) -> Samples:

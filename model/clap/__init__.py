@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.checkpoints.fetch import CheckpointError, DigestMismatchError, fetch
-from model.clap.audio import Encoder, init_weights
+from model.clap.audio import Encoder, Precision, computing_in, init_weights
 from model.config import ClapConfig, TextConfig
 from model.devices import loaded_once
 
@@ -347,6 +347,7 @@ class Clap(nn.Module):
         super().__init__()
         self.config = config
         self.digest = digest
+        self.precision: Precision = "fp32"
         self.input_level_dbfs: float | None = None
         self.embedding_dim = config.embedding_dim
         self.sample_rate_hz = config.audio.sample_rate_hz
@@ -356,10 +357,11 @@ class Clap(nn.Module):
         self.text_branch: TextTower = build_text_tower(config.text)
         self.text_projection = _projection(config.text.hidden_size, config.embedding_dim)
 
-    def prepare(self) -> Clap:
-        """Freezes the model for inference."""
+    def prepare(self, precision: Precision = "fp32") -> Clap:
+        """Freezes the model for inference; its audio tower then computes in a precision."""
         self.eval().requires_grad_(False)
-        self.audio_branch.prepare()
+        self.precision = precision
+        self.audio_branch.prepare(torch.bfloat16 if precision == "bf16" else torch.float32)
         return self
 
     @property
@@ -415,8 +417,9 @@ class Clap(nn.Module):
 
     def embed_windows(self, windows: Tensor) -> Tensor:
         """float32[B, clip_samples] → float32[B, D], unit norm."""
-        latent = self.audio_branch.latent(windows)
-        return F.normalize(self.audio_projection(latent).float(), dim=-1)
+        with computing_in(self.precision, windows.device.type):
+            latent = self.audio_branch.latent(windows)
+        return F.normalize(self.audio_projection(latent.float()), dim=-1)
 
 
 def cover(clip: Tensor, length: int) -> list[Tensor]:

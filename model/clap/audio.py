@@ -18,6 +18,7 @@ compare with.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -35,6 +36,34 @@ from model.config import EncoderConfig
 from model.signal.stft import torch_hann
 
 Activation = Literal["none", "relu", "gelu"]
+Precision = Literal["fp32", "tf32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
+
+
+@contextlib.contextmanager
+def computing_in(precision: Precision, device_type: str) -> Iterator[None]:
+    """Has torch compute a network's products in a precision, and restores its setting afterwards.
+
+    Args:
+        precision: ``bf16`` is autocast; ``tf32`` rounds the factors of float32 products on a GPU to
+            ten bits of mantissa. The latter is a setting of the process: threads that compute at
+            the same time should want the same.
+        device_type: ``cpu`` or ``cuda``.
+    """
+    if precision == "bf16":
+        with torch.autocast(device_type, dtype=torch.bfloat16):
+            yield
+        return
+    if precision == "fp32":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
 
 _ATTENDING = 256
 """Queries that attend at a time: their weights over a thousand keys stay in a core's cache."""

@@ -46,6 +46,7 @@ class Undefined(enum.StrEnum):
     NO_NEGATIVE_QUERY = "no_negative_query"
     NOT_SCORED = "not_scored"
     NOT_STREAMED = "not_streamed"
+    SCORER_FAILED = "scorer_failed"
     NO_PRESENCE_OUTPUT = "no_presence_output"
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from model.clap.audio import PRECISIONS, Precision, computing_in
 from model.signal.stft import Spectrum, Transform
 from model.systems import Capabilities, Condition
-from model.systems.clapsep.network import PRECISIONS, Precision, computing_in
 
 
 class MaskingSeparator(nn.Module):

@@ -17,46 +17,17 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.clap import audio
-from model.clap.audio import Encoder, StageFeatures
+from model.clap.audio import PRECISIONS, Encoder, Precision, StageFeatures, computing_in
 from model.config import ClapSepConfig, DecoderConfig, PresenceConfig
 from model.signal.stft import inverse_stft, sinc_resample, torch_hann
 from model.systems import Capabilities, Condition
-
-Precision = Literal["fp32", "tf32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
-
-
-@contextlib.contextmanager
-def computing_in(precision: Precision, device_type: str) -> Iterator[None]:
-    """Has torch compute a network's products in a precision, and restores its setting afterwards.
-
-    Args:
-        precision: ``bf16`` is autocast; ``tf32`` rounds the factors of float32 products on a GPU to
-            ten bits of mantissa. The latter is a setting of the process: threads that compute at
-            the same time should want the same.
-        device_type: ``cpu`` or ``cuda``.
-    """
-    if precision == "bf16":
-        with torch.autocast(device_type, dtype=torch.bfloat16):
-            yield
-        return
-    if precision == "fp32":
-        yield
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class ConvolutionModule(nn.Module):

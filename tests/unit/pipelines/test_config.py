@@ -204,7 +204,7 @@ def test_settings_are_what_decides_the_results() -> None:
     changes = {
         "overlap": 0.5, "model": "m", "scorer": "none", "precision": "bf16", "residual": True,
         "channels": "mid", "condition_norm": "unnormalised", "stem_format": "wav",
-        "on_unsupported_query": "nearest", "segment_scores": True,
+        "on_unsupported_query": "nearest", "segment_scores": True, "clap_scores": "stem",
         "activity": ActivityOptions(min_gap_s=2.0), "keep_stems": "none", "min_presence": 0.1,
         "stem_quality": 0.5,
     }  # fmt: skip

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +11,13 @@ import torch
 
 import tone_clips
 import tones
+from golden import pairs
 from manifests.columns import METRIC_COLUMNS
+from model.config import TINY
+from model.devices import MachineError
 from model.inference import InPlace
 from model.metrics import METRICS, Outcomes, evaluate, sdr_db, si_sdr_db, snr_db
-from transforms import scoring
+from transforms import model_cache, scoring
 from transforms.elements import Clip, Provenance, SeparatedClip, Stem
 from transforms.model_cache import ModelChoice, ScorerChoice
 from transforms.scoring import Scoring, ScoringSettings
@@ -161,3 +166,168 @@ def test_nothing_is_loaded_where_no_scorer_is_wanted() -> None:
     assert scored.scorer_sha256 is None
     assert scored.scores[0].reasons["clap_score"] == "not_scored"
     assert scored.scores[0].values["sdr_db"] > 10
+
+
+class _Heard:
+    """Notes how many windows each call of an encoder gets, and fails where it is told to."""
+
+    def __init__(self, encoder: Any, most: int = 10**9) -> None:
+        self.batches: list[int] = []
+        self._encoder, self._most = encoder, most
+        self.error: Exception = torch.OutOfMemoryError("not enough memory")
+        self.poison: float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def embed_audio(self, clips: Sequence[torch.Tensor]) -> torch.Tensor:
+        self.batches.append(len(clips))
+        if len(clips) > self._most:
+            raise self.error
+        if self.poison is not None and any(float(clip.max()) > self.poison for clip in clips):
+            raise self.error
+        return self._encoder.embed_audio(clips)
+
+
+def _listening(most: int = 10**9, **settings: Any) -> tuple[Scoring, _Heard]:
+    made = _scoring(**settings)
+    heard = _Heard(made.encoder, most)
+    made.encoder = heard
+    return made, heard
+
+
+def _three_ways(name: str) -> SeparatedClip:
+    """P, N and P+N on one mixture, with one and the same reference."""
+    clip = tone_clips.clip(name, ("bell", "bell", "bell"))
+    positive, negative = (
+        np.eye(len(tones.LABELS), dtype=np.float32)[tones.LABELS.index(label)]
+        for label in ("bell", "rain")
+    )
+    asked = ((positive, None), (None, negative), (positive, negative))
+    queries = tuple(
+        dataclasses.replace(query, scorer_positive=one, scorer_negative=other)
+        for query, (one, other) in zip(clip.queries, asked, strict=True)
+    )
+    stems = [(0.9 + 0.01 * n) * _leaky("bell") for n in range(3)]
+    return _separated(dataclasses.replace(clip, queries=queries), stems)
+
+
+def test_each_distinct_signal_is_embedded_once() -> None:
+    scoring_, heard = _listening(batch_size=100)
+    scoring_.score([_three_ways("a")])
+    assert sum(heard.batches) == 1 + 3 + 1  # the mixture, three stems, one reference
+    scoring_.score([_three_ways("a"), _three_ways("a")])  # two recordings that are the same
+    assert sum(heard.batches) == 2 * 5
+
+
+def test_what_no_column_needs_is_not_embedded_and_no_outcome_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = _three_ways("a")
+    negative = dataclasses.replace(whole, stems=whole.stems[1:2])
+    unreferenced = dataclasses.replace(
+        whole, stems=tuple(dataclasses.replace(stem, reference=None) for stem in whole.stems)
+    )
+    clips = [whole, negative, unreferenced]
+    counts, found = [], []
+    for clip in clips:
+        scoring_, heard = _listening(batch_size=100)
+        found.append(scoring_.score([clip])[0].scores)
+        counts.append(sum(heard.batches))
+    assert counts == [5, 1, 4]
+    everything = frozenset(("stem_embedding", "mixture_embedding", "reference_embedding"))
+    monkeypatch.setattr(scoring, "signals_needed", lambda query, has_reference: everything)
+    assert found == [_scoring().score([clip])[0].scores for clip in clips]
+
+
+def test_scores_of_the_stem_alone_embed_the_stem_alone() -> None:
+    scoring_, heard = _listening(batch_size=100, clap_scores="stem")
+    (found,) = scoring_.score([_three_ways("a")])
+    assert sum(heard.batches) == 3
+    (expected,) = _scoring().score([_three_ways("a")])
+    compared = ("clap_score_mixture", "clap_score_improvement", "ref_clap_score")
+    for ours, theirs in zip(found.scores, expected.scores, strict=True):
+        kept = {name: value for name, value in theirs.values.items() if name not in compared}
+        assert ours.values == kept
+        for name in compared:
+            reason = theirs.reasons.get(name, "not_scored")
+            assert ours.reasons[name] == reason
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_batches_are_counted_in_windows_and_halved_when_memory_is_short(most: int) -> None:
+    clips = [
+        _separated(tone_clips.clip("a", ("bell",), 3.5), [_leaky("bell", 3.5)]),  # 4 windows
+        _separated(tone_clips.clip("b", ("rain",), 0.4), [_leaky("rain", 0.4)]),
+    ]
+    scoring_, heard = _listening(batch_size=3)
+    expected = scoring_.score(clips)
+    assert max(heard.batches) == 3
+    assert sum(heard.batches) == 3 * 4 + 3
+    short, heard = _listening(most, batch_size=3)
+    found = short.score(clips)
+    assert [clip.scores for clip in found] == [clip.scores for clip in expected]
+    assert max(heard.batches) == 3
+
+
+def test_a_long_signal_is_embedded_as_the_scorer_does_it() -> None:
+    clap = pairs.networks(TINY).clap
+    made = Scoring(ScoringSettings(scorer=OWN, model_rate_hz=clap.sample_rate_hz, batch_size=2))
+    made.encoder = clap
+    rng = np.random.default_rng(0)
+    length = clap.clip_samples
+    signals = [
+        0.1 * rng.standard_normal(n).astype(np.float32) for n in (5 * length // 2, 7_000, length)
+    ]
+    with torch.inference_mode():
+        expected = clap.embed_audio([torch.from_numpy(each) for each in signals]).numpy()
+    found = np.stack(made.embed(signals))
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found[1:], expected[1:], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("not enough"), RuntimeError("unheard of"), ValueError("odd")]
+)
+def test_a_scorer_that_fails_leaves_nulls_with_a_reason(error: Exception) -> None:
+    loud = tone_clips.clip("b")
+    clips = [
+        _separated(tone_clips.clip("a"), [_leaky("bell")]),
+        _separated(loud, [3 * _leaky("bell")]),
+    ]
+    scoring_, heard = _listening(batch_size=8)
+    heard.error, heard.poison = error, 0.9
+    fine, failed = scoring_.score(clips)
+    assert fine.scores == _scoring().score(clips[:1])[0].scores
+    scores = failed.scores[0]
+    assert scores.reasons["clap_score"] == "scorer_failed"
+    assert scores.values["clap_score_mixture"] == fine.scores[0].values["clap_score_mixture"]
+    assert scores.values["sdr_db"] > 10
+
+
+def test_a_machine_that_fails_on_silence_too_ends_the_run() -> None:
+    scoring_, heard = _listening(0, batch_size=8)
+    heard.error = RuntimeError("the card is gone")
+    with pytest.raises(MachineError, match="the card is gone"):
+        scoring_.score([_separated(tone_clips.clip("a"), [_leaky("bell")])])
+
+
+def test_the_precision_of_the_run_reaches_the_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "model.registry.load_scorer",
+        lambda name, device, precision: asked.append(precision) or tones.ToneClap(),
+    )
+    choice = ModelChoice(name="tones", device="cpu", precision="bf16")
+    model_cache.load_scorer(ScorerChoice(model=choice, name="another"))
+    assert asked == ["bf16"]
+
+
+def test_an_audio_tower_computes_in_bfloat16_and_gives_float32() -> None:
+    clips = [0.1 * torch.randn(7_000, generator=torch.Generator().manual_seed(0))]
+    exact, coarse = (pairs.networks(TINY).clap.prepare(each) for each in ("fp32", "bf16"))
+    assert coarse.audio_branch.layers[0].blocks[0].attn.qkv.weight.dtype == torch.bfloat16
+    with torch.inference_mode():
+        expected, found = exact.embed_audio(clips), coarse.embed_audio(clips)
+    assert found.dtype == torch.float32
+    assert 1e-6 < (found - expected).abs().max() < 0.1
