@@ -475,7 +475,7 @@ class Stretch:
     """A part of a recording in which a stem is active.
 
     Attributes:
-        start_s: where it begins.
+        start_s: where it begins, to the microsecond.
         end_s: where it ends, not after the recording.
         peak_db: the level of its loudest 100 ms, relative to a full-scale square wave.
         stem_to_mixture_db: power of the stem over that of the mixture in it; None where the mixture
@@ -518,8 +518,8 @@ def active_stretches(stem: Envelope, mixture: Envelope, options: ActivityOptions
         energy, of_mixture = float(powers[begin:end].sum()), float(whole[begin:end].sum())
         ratio_db = 10.0 * math.log10(energy / of_mixture) if of_mixture > 0.0 else None
         stretch = Stretch(
-            start_s=begin * stem.frame_s,
-            end_s=min(end * stem.frame_s, stem.duration_s),
+            start_s=round(begin * stem.frame_s, 6),
+            end_s=round(min(end * stem.frame_s, stem.duration_s), 6),
             peak_db=float(level_db[begin:end].max()),
             stem_to_mixture_db=ratio_db,
         )

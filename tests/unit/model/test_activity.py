@@ -53,7 +53,7 @@ def found(
     options: ActivityOptions = OPTIONS,
 ) -> list[tuple[float, float]]:
     stretches = active_stretches(envelope_of(stem, RATE_HZ), envelope_of(mixture, RATE_HZ), options)
-    return [(round(each.start_s, 6), round(each.end_s, 6)) for each in stretches]
+    return [(each.start_s, each.end_s) for each in stretches]
 
 
 @given(st.lists(st.integers(0, 450), min_size=1, max_size=8), st.sampled_from([1_000, 1_234]))
