@@ -277,3 +277,26 @@ def _gpu(_: int, pid: int) -> tuple[int, str | None, bool]:
     from model import devices
 
     return pid, os.environ.get(devices.VISIBLE), "torch" in sys.modules
+
+
+def grouped(folder: Path, count: int) -> Graph:
+    """Elements of several bundles, grouped by key."""
+    return Graph(
+        lambda root: (
+            root
+            | beam.Create(list(range(count)))
+            | "Cut" >> beam.Reshuffle()
+            | beam.Map(_with_seventh)
+            | beam.GroupByKey()
+            | beam.MapTuple(_total)
+            | beam.Map(_keep, str(folder), "totals")
+        )
+    )
+
+
+def _with_seventh(number: int) -> tuple[str, int]:
+    return f"key {number % 7}", number
+
+
+def _total(key: str, numbers: Any) -> tuple[str, int]:
+    return key, sum(numbers)

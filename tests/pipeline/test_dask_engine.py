@@ -7,8 +7,10 @@ import dataclasses
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -101,6 +103,35 @@ def test_a_large_shuffle_is_parted_and_loses_nothing(
     monkeypatch.setattr(runner, "MAX_PARTS", 4)
     _run(engine_features.every_feature(tmp_path), cluster)
     assert engine_graphs.kept(tmp_path) == expected.kept
+
+
+@pytest.mark.parametrize(("joined_bytes", "most"), [(2**20, 2), (0, 40)])
+def test_bundles_of_a_worker_are_split_together(
+    joined_bytes: int,
+    most: int,
+    cluster: DaskCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """40 bundles and 4 parts are 160 tasks one by one, and 8 on two workers."""
+    tasks: Counter[str] = Counter()
+    submit = cluster_module.Cluster.submit
+
+    def counted(self: Any, run_id: str, function: Any, *given: Any, **how: Any) -> Any:
+        tasks[function.__name__] += 1
+        return submit(self, run_id, function, *given, **how)
+
+    monkeypatch.setattr(cluster_module.Cluster, "submit", counted)
+    monkeypatch.setattr(runner, "PART_BYTES", 1)
+    monkeypatch.setattr(runner, "MAX_PARTS", 4)
+    monkeypatch.setattr(runner, "BUNDLE_ELEMENTS", 1)
+    monkeypatch.setattr(runner, "JOINED_BYTES", joined_bytes)
+    _run(engine_graphs.grouped(tmp_path, 40), cluster)
+    totals = {f"key {n}": sum(range(n, 40, 7)) for n in range(7)}
+    assert engine_graphs.kept(tmp_path)["totals"] == sorted(map(repr, totals.items()))
+    assert 0 < tasks["split"] <= most
+    assert tasks["part_of"] == 4 * tasks["split"]
+    assert joined_bytes or tasks["split"] == 40
 
 
 def test_hints_choose_the_worker_and_one_that_nobody_has_is_refused(

@@ -145,20 +145,21 @@ def summarise_bundle(bundle: Bundle) -> BundleSummary:
     return BundleSummary(num_bytes=sizes, metrics=bundle.metrics)
 
 
-def split(program: Program, writer: Writer, bundle: Bundle, num_parts: int) -> list[bytes]:
-    """What a bundle gives to a GroupByKey, parted by key; an equal key is in an equal part."""
+def split(program: Program, writer: Writer, num_parts: int, *data: Bundle) -> list[bytes]:
+    """What bundles give to a GroupByKey, parted by key; an equal key is in an equal part."""
     buffer: Any = _manager(program, writer).get_buffer(writer.buffer, writer.transform)
     coder, key_coder = buffer._pre_grouped_coder.get_impl(), buffer._key_coder.get_impl()
     parts = [create_OutputStream() for _ in range(num_parts)]
-    for piece in bundle.outputs[writer.buffer]:
-        for element in coder.decode_all(piece):
-            part = zlib.crc32(key_coder.encode(element.value[0])) % num_parts
-            coder.encode_to_stream(element, parts[part], True)
+    for bundle in data:
+        for piece in bundle.outputs[writer.buffer]:
+            for element in coder.decode_all(piece):
+                part = zlib.crc32(key_coder.encode(element.value[0])) % num_parts
+                coder.encode_to_stream(element, parts[part], True)
     return [part.get() for part in parts]
 
 
 def part_of(parts: Sequence[bytes], number: int) -> list[bytes]:
-    """One part of a bundle that was split."""
+    """One part of what was split."""
     return [parts[number]]
 
 

@@ -57,6 +57,11 @@ class Cluster:
         key = f"{function.__name__}-{run_id}-{self._num_tasks}"
         return self._client.submit(function, *arguments, key=key, pure=False, **how)
 
+    def places(self, futures: Sequence[Any]) -> dict[str, str]:
+        """The worker on which each result lies, by its key; empty where it was lost meanwhile."""
+        found = self._client.who_has(list(futures))
+        return {each.key: min(map(str, found.get(each.key, ())), default="") for each in futures}
+
     def results(self, futures: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         """Futures with their results, as they come.
 

@@ -181,6 +181,8 @@ BUNDLES_A_THREAD = 4
 PART_BYTES = 16 * 2**20
 MAX_PARTS = 64
 """Of a shuffle."""
+JOINED_BYTES = 64 * 2**20
+"""The most that one task of a shuffle splits, of what lies on its worker."""
 
 
 class DaskRunner(FnApiRunner):
@@ -371,9 +373,11 @@ class _Run:
                 for portion in portions
                 if portion
             ]
+        # Bundles that lie on one worker are split together: a task for each bundle and part would
+        # be half a million for a million elements.
         splits = [
-            self._submit(bundles.split, self._kept, writer, bundle, num_parts)
-            for writer, bundle, _ in filled
+            self._submit(bundles.split, self._kept, by, num_parts, *joined)
+            for by, joined in self._joined(filled)
         ]
         return [
             self._submit(
@@ -382,3 +386,22 @@ class _Run:
             )
             for number in range(num_parts)
         ]  # fmt: skip
+
+    def _joined(
+        self, filled: Sequence[tuple[bundles.Writer, Any, int]]
+    ) -> Iterator[tuple[bundles.Writer, list[Any]]]:
+        """Bundles of one writer on one worker, of no more bytes together than are held easily."""
+        places = self._cluster.places([bundle for _, bundle, _ in filled])
+        groups: dict[tuple[bundles.Writer, str], list[tuple[Any, int]]] = {}
+        for writer, bundle, size in filled:
+            groups.setdefault((writer, places[bundle.key]), []).append((bundle, size))
+        for (writer, _), group in groups.items():
+            joined: list[Any] = []
+            room = JOINED_BYTES
+            for bundle, size in group:
+                if joined and size > room:
+                    yield writer, joined
+                    joined, room = [], JOINED_BYTES
+                joined.append(bundle)
+                room -= size
+            yield writer, joined
