@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from manifests.recordings import FLAGS
 from terminal import flags, screen
 
 EXIT_OK = 0
@@ -57,6 +56,8 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         help="One recording, instead of a manifest; its stems have its name. "
         "Example: --mixture talk.wav",
     )
+    from manifests.recordings import FLAGS  # with numpy, which the list of commands does without
+
     for name, settings in FLAGS.items():
         group.add_argument(name, **settings)
     group.add_argument(
