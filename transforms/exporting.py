@@ -429,6 +429,7 @@ def sample_key(row_id: str) -> str:
 def label_name(uri: str) -> str:
     """The name of a recording's label file: its own, and a digest of where it lies."""
     name = uri.rstrip("/").rsplit("/", 1)[-1]
+    name = name.rpartition(".")[0] or name
     digest = hashlib.sha256(uri.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     return f"{output_name(name or 'recording').removesuffix('/')}-{digest}"
 

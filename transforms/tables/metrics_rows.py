@@ -110,7 +110,7 @@ def _activity(scores: Scores) -> dict[str, Any]:
     """For how long the stem is active, in how many segments."""
     if scores.segments is None:
         return {"active_s": None, "n_segments": None}
-    active_s = math.fsum(each.end_s - each.start_s for each in scores.segments)
+    active_s = round(math.fsum(each.end_s - each.start_s for each in scores.segments), 6)
     return {"active_s": active_s, "n_segments": len(scores.segments)}
 
 
