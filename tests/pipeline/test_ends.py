@@ -80,7 +80,7 @@ def test_what_an_earlier_run_finished_is_named(clips: Path, tmp_path: Path, caps
     assert named(said).keys() == {"listen", "numbers", "run"}
 
 
-BELL = ("--positive", "bell")
+BELL = ("--positive", "bell", "--device", "cpu")
 
 
 @pytest.mark.parametrize(
