@@ -24,8 +24,8 @@ from apache_beam.transforms.combiners import Count
 import tone_clips
 from manifests.row import ManifestRow
 from metric_rows import metrics
-from transforms.elements import JOURNAL, KeptFile, KeptRules, MetricsRow
-from transforms.kept import METRICS_KEPT, ReadAgain, ReadKept, ReadListing, Reconcile, name_of_row
+from transforms.elements import JOURNAL, KeptFile, KeptRules
+from transforms.kept import GoOn
 from transforms.storage import Storage
 from transforms.tables import metrics_rows
 
@@ -54,23 +54,19 @@ def _print(count: int) -> None:
 
 
 def _graph(root: Any, listing: str, options: argparse.Namespace) -> None:
-    kept, _, letters, _, _ = root | ReadListing(listing, STORAGE) | ReadKept(STORAGE)
-    manifest = (
+    rows = (
         root
         | beam.Create(range(options.files))
         | beam.FlatMap(_rows, options.rows).with_output_types(ManifestRow)
     )
-    nothing = root | "None" >> beam.Create([])
-    found = {"rows": manifest, "invalid": nothing, "kept": kept, "letters": letters} | Reconcile(
-        KeptRules(covers=True)
-    )
-    _ = (
-        found["kept"]
-        | beam.Map(name_of_row).with_output_types(tuple[str, Any])
-        | ReadAgain(STORAGE, METRICS_KEPT.name_of, metrics_rows.from_record, MetricsRow, small=True)
-        | Count.Globally()
-        | beam.Map(_print)
-    )
+    inputs = {
+        "rows": rows,
+        "invalid": root | "NoFailures" >> beam.Create([]),
+        "names": root | "NoNames" >> beam.Create([]),
+    }
+    rules = KeptRules(covers=True)
+    found = inputs | GoOn(output=str(options.folder), listing=listing, storage=STORAGE, rules=rules)
+    _ = found["recovered"] | Count.Globally() | beam.Map(_print)
 
 
 def run(argv: Sequence[str] | None = None) -> None:

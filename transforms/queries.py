@@ -376,7 +376,6 @@ class QueryBook:
 
     def __init__(self, encoder: QueryEncoder, pool: ThreadPoolExecutor | None) -> None:
         """An encoder, and the threads that it embeds captions on where it is on a CPU."""
-        self.num_embedded = 0
         self._encoder, self._pool = encoder, pool
         self._remembered = Remembered()
 
@@ -389,7 +388,6 @@ class QueryBook:
         ):
             self._remembered.put(query.key, embedded)
             found[query] = embedded
-        self.num_embedded += len(new)
         return {query: each for query, each in found.items() if each is not None}
 
     def look_up(self, query: Query, table: Examples) -> EmbeddedQuery:
@@ -457,7 +455,9 @@ class _AttachFn(beam.DoFn):
             for role, book in self._books.items()
         }
         self._waiting.append(_Waiting(mixture, found))
-        self._texts |= dict.fromkeys(query for query in asks if query.text is not None)
+        texts = [query for query in asks if query.text is not None]
+        self._captions.inc(len(texts))
+        self._texts |= dict.fromkeys(texts)
         if max(len(self._texts), len(self._waiting)) >= self._batch_size:
             yield from self._flush()
 
@@ -470,9 +470,7 @@ class _AttachFn(beam.DoFn):
         waiting, texts = self._waiting, list(self._texts)
         self._waiting, self._texts = [], {}
         started_s = time.perf_counter()
-        before = self._books["model"].num_embedded
         captions = {role: book.embed(texts) for role, book in self._books.items()}
-        self._captions.inc(self._books["model"].num_embedded - before)
         self._took.update(round(1_000 * (time.perf_counter() - started_s)))
         for each in waiting:
             found = {role: {**captions[role], **each.examples[role]} for role in self._books}

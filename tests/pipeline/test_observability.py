@@ -58,7 +58,7 @@ def test_what_is_documented_is_in_the_record(manifest: Path, tmp_path: Path) -> 
     counters, distributions = record["counters"], record["distributions"]
     assert counters["ReadManifest/in"] == 7
     assert counters["EmbedExamples/in"] == 1
-    assert counters["AttachQueries/captions"] == 12  # each positive and each negative text
+    assert counters["AttachQueries/captions"] == 14  # a positive and a negative text of each row
     assert (counters["WriteStems/out"], counters["WriteStems/audio_msec"]) == (6, 6_000)
     assert (counters["read/dead"], counters["read/missing"]) == (1, 1)
     assert distributions["ReadAudio/read_msec"]["count"] == 7

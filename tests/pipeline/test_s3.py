@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import s3_emulator
@@ -63,3 +66,44 @@ def test_everything_in_s3_is_read_and_written_and_failures_are_told_apart(
     assert record["counters"]["Storage/transient_botocore"] == 2
     served = [request.path for request in reads if request.status < 300]
     assert len(served) == len(set(served)) == 2 * (NUM_ROWS - 2)
+
+
+def test_what_another_program_wrote_into_the_bucket_meanwhile_is_resumed_from(
+    front: StorageFront, tmp_path: Path
+) -> None:
+    """The client remembers what it listed for ever: what came later it lists, and cannot open."""
+    rows = tone_runs.write_mixtures(tmp_path / "in", count=4, duration_s=0.5)
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    part = tone_runs.write_manifest(tmp_path / "part.jsonl", rows[:3])
+    files = s3fs.S3FileSystem()
+    files.mkdir("recordings")
+    output = "s3://recordings/run[1]/out"  # a name that clients take for a pattern
+    other = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+    with tone_runs.tones_as_models() as loaded:
+        assert tone_runs.run("--manifest", part, "--output", output) == 0
+        assert files.find("recordings/run[1]")  # this process now has a listing of all folders
+        for number, table in enumerate(other.find("recordings/run[1]/out/metrics")):
+            piece = f"recordings/run[1]/out/_work/journal/{number:032x}.parquet"
+            other.pipe_file(piece, other.cat_file(table))
+            other.rm_file(table)
+        other.pipe_file("recordings/run[1]/out/_work/journal/empty", b"")
+        loaded.model.separator.heard = 0
+        assert tone_runs.run("--manifest", manifest, "--output", output, "--resume") == 0
+        heard = loaded.model.separator.heard
+    listed = other.find("recordings/run[1]/out")
+    row_counts = json.loads(other.cat_file("recordings/run[1]/out/run.json"))["row_counts"]
+    assert (row_counts["finished_before"], row_counts["recovered"], row_counts["stems"]) == (
+        3,
+        3,
+        1,
+    )
+    assert heard > 0
+    assert piece not in listed
+    assert "recordings/run[1]/out/_work/journal/empty" in listed  # it is not ours
+    ids = [
+        row_id
+        for name in listed
+        if "/metrics/" in name
+        for row_id in pq.read_table(pa.BufferReader(other.cat_file(name)))["id"].to_pylist()
+    ]
+    assert sorted(ids) == [f"clip/{number}" for number in range(4)]
