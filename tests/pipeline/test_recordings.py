@@ -131,6 +131,17 @@ def test_what_is_in_the_output_is_no_recording(archive: Path) -> None:
     assert len(ids(archive / "out")) == 3
 
 
+def test_recordings_that_would_be_deleted_are_refused(
+    archive: Path, tmp_path: Path, capsys
+) -> None:
+    output = tmp_path / "out"
+    assert tone_runs.run("--recordings", archive, "--positive", "bell", "--output", output) == 0
+    again = ("--recordings", output / "stems", "--positive", "bell", "--output", output)
+    assert tone_runs.run(*again, "--overwrite") == 2
+    assert "--overwrite would delete recordings" in capsys.readouterr().err
+    assert len(list((output / "stems").rglob("*.flac"))) == 3
+
+
 def test_a_recording_that_cannot_be_read_is_a_dead_letter_that_runs_again(
     archive: Path, clips: Path, tmp_path: Path
 ) -> None:

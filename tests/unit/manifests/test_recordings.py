@@ -8,8 +8,10 @@ import socket
 from collections import Counter
 from pathlib import Path
 
+import fsspec
 import pytest
 
+import stores
 from manifests import example, recordings
 from manifests.files import ManifestError
 from manifests.files.readers import iter_rows
@@ -79,6 +81,25 @@ def test_a_folder_is_listed_with_all_below_it_and_what_is_no_audio_is_counted(
 def test_patterns(tmp_path: Path, pattern: str, paths: list[str]) -> None:
     write(tmp_path, "a.flac", "b.wav", "x/c.wav", "x/y/d.wav")
     assert found(f"{tmp_path}/{pattern}")[0] == paths
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_a_store_is_listed_as_it_is_now(tmp_path: Path, kind: str) -> None:
+    """Clients of S3 keep a listing for ever."""
+    with stores.place(kind, tmp_path) as place:
+        files, _ = fsspec.core.url_to_fs(place)
+        for name in ("x/a.wav", "x/b.txt", "x/y/c.flac", "x/.d.wav"):
+            files.pipe_file(f"{place}/{name}", b"1")
+        assert found(f"{place}/x") == (["a", "y/c"], {"hidden": 1, "not_audio": 1})
+        other = type(files)(skip_instance_cache=True)  # somebody else
+        other.pipe_file(f"{place}/x/new.wav", b"1")
+        other.pipe_file(f"{place}/x/z/e.wav", b"1")
+        assert found(f"{place}/x")[0] == ["a", "new", "y/c", "z/e"]
+        assert found(f"{place}/x/*/*")[0] == ["y/c", "z/e"]
+        (listed,) = list_root(0, f"{place}/x/z/*.wav")
+        assert isinstance(listed, Listed)
+        with fsspec.open(listed.uri, "rb") as file:
+            assert file.read() == b"1"
 
 
 def test_what_is_there_under_the_very_name_is_no_pattern(tmp_path: Path) -> None:
