@@ -15,16 +15,20 @@ from typing import Any
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import fn_runner
+from apache_beam.transforms import environments
 
 import broken_machine
 import engine_graphs
 import jobs
 import tone_runs
+import tones
 from dask_cluster import TESTS, DaskCluster, dask_cluster
 from model import devices
 from model.systems.clapsep import network
 from pipelines import console, runners, separate
 from pipelines.config import Execution
+from pipelines.runners import local
 from ports import free_port
 
 START_WAIT_S = 120.0
@@ -105,6 +109,66 @@ def test_a_dask_cluster_runs_the_smaller_jobs_and_says_how_far_they_are(
     jobs.assert_same(job, tmp_path / "alone", tmp_path / "dask")
     one, other = (tone_runs.record(tmp_path / each) for each in ("alone", "dask"))
     assert (one["counters"], one["audio_s"]) == (other["counters"], other["audio_s"])
+
+
+def test_a_dask_worker_with_several_threads(
+    manifest: Path, model: str, alone: Path, tmp_path: Path
+) -> None:
+    """Bundles of a stage beside each other in one process, with one model for all of them."""
+    with dask_cluster(tmp_path / "cluster", [("--nthreads", "4")]) as cluster:
+        where = ["--runner=dask", "--dask_client_address", cluster.address, "--batch_size", "1"]
+        output = tmp_path / "out"
+        assert separate.run([*_arguments(manifest, output, model), *where]) == 0
+    tone_runs.assert_same_results(alone, output)
+    assert tone_runs.record(output)["row_counts"] == tone_runs.record(alone)["row_counts"]
+    expected, found = (
+        {path.relative_to(each): path.read_bytes() for path in (each / "stems").rglob("*.flac")}
+        for each in (alone, output)
+    )
+    assert found == expected
+
+
+SPLIT_AT = "SeparateManifest/Separate/SeparateMixtures/ReadAudio/Read/ParDo(_ReadAudioFn)"
+
+
+def test_a_bundle_that_is_split_while_it_runs_does_every_row_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As services do where a worker is slow: the rest of its elements go to another."""
+    rows = tone_runs.write_mixtures(tmp_path / "in", count=40, duration_s=0.3)
+    rows[7]["mixture_uri"] = "gone.wav"
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    given = ("--manifest", manifest, "--max_failure_rate", "0.5", "--batch_size", "1")
+    under_way, go_on = threading.Event(), threading.Event()
+    decode = tones.ToneSeparator.decode
+    splits: list[Any] = []
+
+    def waiting(*inputs: Any) -> Any:
+        under_way.set()
+        assert go_on.wait(START_WAIT_S)
+        return decode(*inputs)
+
+    def manager(num_elements: int) -> Iterator[float | None]:
+        if not splits and num_elements > 1:
+            yield None  # the bundle begins
+            assert under_way.wait(START_WAIT_S)
+            splits.append((yield 0.5))
+            go_on.set()
+
+    @contextmanager
+    def by_grpc(*_: Any) -> Iterator[Any]:
+        environment = environments.EmbeddedPythonGrpcEnvironment.default()
+        yield fn_runner.FnApiRunner(default_environment=environment), None
+
+    with tone_runs.tones_as_models():
+        assert tone_runs.run(*given, "--output", tmp_path / "alone") == 0
+        monkeypatch.setattr(tones.ToneSeparator, "decode", waiting)
+        monkeypatch.setattr(local, "local_runner", by_grpc)
+        with fn_runner.split_manager(SPLIT_AT, manager):
+            assert tone_runs.run(*given, "--output", tmp_path / "split") == 0
+    (split,) = splits
+    assert 0 < split.channel_splits[0].first_residual_element < 40
+    _assert_same(tmp_path / "alone", tmp_path / "split")
 
 
 def test_a_dask_worker_that_is_killed_costs_nothing_but_time(
