@@ -413,7 +413,8 @@ def _paths(file: pq.ParquetFile, group: int, column: AudioColumn) -> Iterator[st
     if not names:
         yield from [None] * rows
         return
-    for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=names):
+    at_once = 1 if column.data in names else _ROWS_AT_ONCE
+    for batch in file.iter_batches(at_once, row_groups=[group], columns=names):
         values = batch.column(0)
         data = _leaf(values, column.name, column.data) if column.data in names else None
         paths = _leaf(values, column.name, column.path) if column.path is not None else None
@@ -485,15 +486,13 @@ def parquet_rows(stream: BinaryIO, wanted: str | None) -> ParquetRows:
 def write_recordings(stream: BinaryIO, group: int, leaf: str, copy: IO[bytes]) -> None:
     """Writes the recordings of a row group one behind the other, and then where each begins.
 
-    They are read in memory that grows with the largest few, not with the row group.
+    They are read row by row, in memory that grows with the largest, not with the row group.
     """
     file = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES)
     column = leaf.removesuffix(".bytes")
     places: list[tuple[int, int]] = []
     at = 0
-    for batch in file.iter_batches(
-        _ROWS_AT_ONCE // 8, row_groups=[group], columns=[leaf], use_threads=False
-    ):
+    for batch in file.iter_batches(1, row_groups=[group], columns=[leaf], use_threads=False):
         for value in _leaf(batch.column(0), column, leaf):
             data = value.as_buffer() if value.is_valid else None
             stop = -1 if data is None else at + data.size
@@ -505,18 +504,15 @@ def write_recordings(stream: BinaryIO, group: int, leaf: str, copy: IO[bytes]) -
     copy.write(_PLACE.pack(at, len(places)))
 
 
-def read_recording(copy: BinaryIO, number: int) -> bytes | None:
-    """What :func:`write_recordings` wrote for a row of the group; None where that is null."""
+def place_in_copy(copy: BinaryIO, number: int) -> tuple[int, int] | None:
+    """Where :func:`write_recordings` wrote a row of the group; None where it has no bytes."""
     copy.seek(-_PLACE.size, io.SEEK_END)
     table, count = _PLACE.unpack(copy.read(_PLACE.size))
     if number >= count:
         raise ManifestError(f"a row group of {count} rows has no row {number}")
     copy.seek(table + number * _PLACE.size)
     start, stop = _PLACE.unpack(copy.read(_PLACE.size))
-    if stop < start:
-        return None
-    copy.seek(start)
-    return copy.read(stop - start)
+    return (start, stop) if stop >= start else None
 
 
 # ----- lists ------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from manifests.shards import (
     Member,
     ParquetRows,
     parquet_rows,
-    read_recording,
+    place_in_copy,
     tar_members,
     unpacked,
     write_recordings,
@@ -233,9 +233,10 @@ def _opened(storage: Storage, uri: str, place: ShardPlace | None) -> Iterator[Bi
     shard = _Shard(storage=storage, uri=address, num_bytes=num_bytes)
     try:
         if fragment.member is None:
-            yield io.BytesIO(shard.row(fragment.row or 0, fragment.column))
-            return
-        with shard.member(fragment.member, place) as file:
+            opened = shard.row(fragment.row or 0, fragment.column)
+        else:
+            opened = shard.member(fragment.member, place)
+        with opened as file:
             yield file
     except (tarfile.TarError, zlib.error, pa.ArrowException) as err:
         raise AudioError(BROKEN, f"{uri}: the shard is broken: {err}") from err
@@ -321,7 +322,8 @@ class _Shard:
                 return _Members(places=places, damage=str(err))
         return _Members(places=places)
 
-    def row(self, number: int, column: str | None) -> bytes:
+    @contextmanager
+    def row(self, number: int, column: str | None) -> Iterator[BinaryIO]:
         """The recording in a row of Parquet.
 
         A row group is decompressed once, into a copy on this disk, for all of its rows.
@@ -341,15 +343,20 @@ class _Shard:
 
         name = f"{self.uri}#{group}&{rows.leaf}"
         with copied("row group", name, self.num_bytes, fill) as copy:
-            data = read_recording(copy, at)
-        if data is None:
-            raise AudioError("missing", f"{self.uri}: row {number} has no recording")
-        return data
+            where = place_in_copy(copy, at)
+            if where is None:
+                raise AudioError("missing", f"{self.uri}: row {number} has no recording")
+            with _part_of(copy, *where) as file:
+                yield file
 
 
 @contextmanager
 def _part_of(stream: BinaryIO, start: int, stop: int) -> Iterator[BinaryIO]:
-    """Bytes of a stream as a file of their own."""
+    """Bytes of a stream as a file of their own; in memory where they are not many."""
+    if stop - start <= LARGE_OBJECT_BYTES:
+        stream.seek(start)
+        yield io.BytesIO(stream.read(stop - start))
+        return
     part: Any = Stretch(b"", stream, start, stop - start)
     with io.BufferedReader(part, _COPIED_AT_ONCE) as file:
         yield file
