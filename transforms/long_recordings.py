@@ -212,11 +212,15 @@ class LongRecordings:
         return len(self._active) > 1 and num_stems > self._stems_at_once
 
     def _step(self) -> Iterator[Results]:
-        """Waits for something to do, and does it."""
-        with self.changed:
-            while (work := self._next()) is None:
-                self.changed.wait()
-        yield from work()
+        """Waits for something to do, and does it; where that fails, nothing goes on."""
+        try:
+            with self.changed:
+                while (work := self._next()) is None:
+                    self.changed.wait()
+            yield from work()
+        except BaseException:
+            self.reset()
+            raise
 
     def _next(self) -> Callable[[], Iterable[Results]] | None:
         """What is to be done next; None: the threads of the recordings have to go on first."""

@@ -413,7 +413,6 @@ def test_a_bundle_that_fails_leaves_nothing_running(
         broken.setattr(job.separation, "estimates", _broken)
         with pytest.raises(LookupError, match="a bug"):
             _all(recordings, asked)
-    recordings.reset()
     for thread in threading.enumerate():
         if thread.name == "long recording":
             thread.join(timeout=60)
