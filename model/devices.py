@@ -275,10 +275,8 @@ def required_gpu(device: str = AUTO) -> str:
         reason = next(filter(None, map(_without_code, indices)), None)
     if reason is None:
         return "cuda" if device == AUTO else device
-    raise ValueError(
-        f"--accelerator asked for a GPU, and this worker cannot compute on one: {reason}; "
-        f"{versions()}"
-    )
+    said = versions() if "without CUDA" in reason else f"{reason}; {versions()}"
+    raise ValueError(f"--accelerator asked for a GPU, which this machine cannot compute on: {said}")
 
 
 def chosen(device: str, *, every: bool = False) -> str:

@@ -117,7 +117,7 @@ def test_a_worker_without_the_gpu_that_was_asked_for_fails_in_setup(
     dataflow.work = play
     _run(dataflow)
     (message,) = said
-    assert "--accelerator asked for a GPU, and this worker cannot compute on one" in message
+    assert "--accelerator asked for a GPU, which this machine cannot compute on" in message
     assert f"torch {torch.__version__} is built " in message
     assert "NVIDIA driver" in message
 

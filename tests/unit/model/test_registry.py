@@ -18,7 +18,7 @@ from model.checkpoints.convert import save
 from model.checkpoints.fetch import CheckpointError
 from model.checkpoints.loading import load_published
 from model.config import TINY
-from model.registry import UnknownModelError, load, load_scorer
+from model.registry import UnknownModelError, load, load_query_encoder, load_scorer
 from model.systems import Condition
 from model.systems.clapsep import network
 
@@ -216,3 +216,13 @@ def test_without_a_compiler_the_model_runs_as_it_is(
 def test_compiled_model_computes_the_same(converted: str) -> None:
     compiled = load(converted, compile=True)
     torch.testing.assert_close(separate(compiled), separate(load(converted)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_encoder_of_queries_alone_is_the_one_of_the_model() -> None:
+    """What embeds example clips on machines that do not separate."""
+    whole, alone = load("clapsep-mini").query_encoder, load_query_encoder("clapsep-mini")
+    assert alone.input_level_dbfs == whole.input_level_dbfs
+    assert alone.digest == whole.digest
+    assert torch.equal(alone.embed_text(["a dog"]), whole.embed_text(["a dog"]))
+    clip = torch.randn(whole.sample_rate_hz, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(alone.embed_audio([clip]), whole.embed_audio([clip]))
