@@ -19,7 +19,7 @@ from manifests.benchmarks.mixtures import DURATION_S
 from manifests.files import ManifestError, absolute
 from manifests.files.writing import write_rows
 from pipelines import config as configuration
-from pipelines import flags, runners, separate
+from pipelines import flags, separate
 from terminal import screen
 from terminal.flags import path
 from transforms.storage import Storage, join
@@ -107,6 +107,9 @@ def _job_of(given: Sequence[str]) -> _Job:
     for flag, value in _DEFAULTS.items():
         if not any(word.partition("=")[0] == flag for word in own.rest):
             words += [flag, value]
+    with flags.without_collections():  # up to here without Beam and torch, which take seconds
+        from pipelines import runners
+
     parsed = runners.parse(flags.SEPARATE, words)
     return _Job(
         own=own,
@@ -127,7 +130,13 @@ def _checked(given: Sequence[str]) -> argparse.Namespace:
         UsageError: a word that belongs to no flag, or a flag that lacks a value.
         SystemExit: ``--help``, after it was printed.
     """
-    runners.parse(COMMAND, given)
+    beam = flags.recorded_beam_flags()
+    if beam is None:
+        from pipelines import runners
+
+        runners.parse(COMMAND, given)
+    else:
+        flags.parse(COMMAND, given, beam)
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--output", default="")
     _add_flags(own)

@@ -499,15 +499,34 @@ def _ratios_by_length(
     for indices in by_length.values():
         for begin in range(0, len(indices), batch_size):
             batch = indices[begin : begin + batch_size]
-            stacked = [
-                transfers.up(np.stack([getattr(signals[i], name) for i in batch]))
-                for name in ("stem", "mixture", "reference")
-            ]
-            with torch.inference_mode():
-                outcomes = score_pair(*stacked)
+            outcomes = _ratios_together([signals[i] for i in batch], transfers)
             for index, of_stem in zip(batch, outcomes, strict=True):
                 found[index] = of_stem
     return found
+
+
+def _ratios_together(signals: Sequence[Signals], transfers: Transfers) -> list[Outcomes]:
+    """The metrics of sums of stems of one length; in halves where memory is too small."""
+    try:
+        stacked = [
+            transfers.up(np.stack([getattr(each, name) for each in signals]))
+            for name in ("stem", "mixture", "reference")
+        ]
+        with torch.inference_mode():
+            return score_pair(*stacked)
+    except MODEL_ERRORS as err:
+        if not devices.is_out_of_memory(err):
+            raise
+        logger.debug("memory is too small to compare %d stems: halved", len(signals))
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if len(signals) == 1:
+        return metrics.evaluate({"sums": Undefined.OUT_OF_MEMORY})
+    half = len(signals) // 2
+    return [
+        *_ratios_together(signals[:half], transfers),
+        *_ratios_together(signals[half:], transfers),
+    ]
 
 
 def without_reference() -> Outcomes:

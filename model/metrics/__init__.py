@@ -47,6 +47,7 @@ class Undefined(enum.StrEnum):
     NOT_SCORED = "not_scored"
     NOT_STREAMED = "not_streamed"
     SCORER_FAILED = "scorer_failed"
+    OUT_OF_MEMORY = "out_of_memory"
     NO_PRESENCE_OUTPUT = "no_presence_output"
 
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines import flags
+
 POLL_S = 0.5
 
 
@@ -26,7 +28,8 @@ def run(argv: Sequence[str]) -> None:
     # An interrupt from the terminal reaches the whole group; the launcher decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(Path(folder), int(parent)), daemon=True).start()
-    from apache_beam.runners.worker import sdk_worker_main
+    with flags.without_collections():
+        from apache_beam.runners.worker import sdk_worker_main
 
     sdk_worker_main.main(sys.argv[:1])
 

@@ -133,7 +133,7 @@ def test_separating_a_clip_loads_nothing_heavy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "module", ["pipelines.separate", "pipelines.score", "pipelines.synthesize"]
 )
-@pytest.mark.parametrize("words", ["--help", "--hlep", "--manifest rows.csv"])
+@pytest.mark.parametrize("words", ["--help", "--hlep", "--output out --progress often"])
 def test_an_answer_about_flags_loads_no_framework(module: str, words: str) -> None:
     script = (
         f"import sys, {module} as job; job.run({words.split()!r}); "

@@ -305,6 +305,33 @@ def test_a_scorer_that_fails_leaves_nulls_with_a_reason(error: Exception) -> Non
     assert scores.values["sdr_db"] > 10
 
 
+def test_ratios_are_halved_when_memory_is_short_and_null_when_it_stays_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clips = [_separated(tone_clips.clip(name), [_leaky("bell")]) for name in "abc"]
+    expected = _scoring(scorer=None).score(clips)
+    sizes: list[int] = []
+    measured, most = scoring.score_pair, 1
+
+    def short(stem: torch.Tensor, *others: torch.Tensor) -> list[Outcomes]:
+        sizes.append(len(stem))
+        if len(stem) > most:
+            raise torch.OutOfMemoryError("not enough memory")
+        return measured(stem, *others)
+
+    monkeypatch.setattr(scoring.devices, "resolved", lambda device: device)
+    monkeypatch.setattr(scoring, "transfers_for", lambda _: InPlace())
+    monkeypatch.setattr(scoring, "score_pair", short)
+    found = _scoring(scorer=None, device="cuda").score(clips)
+    assert sizes == [3, 1, 2, 1, 1]
+    for one, other in zip(found, expected, strict=True):
+        assert one.scores[0].values == pytest.approx(other.scores[0].values, abs=1e-6)
+    most = 0
+    for one in _scoring(scorer=None, device="cuda").score(clips):
+        assert one.scores[0].reasons["sdri_db"] == "out_of_memory"
+        assert one.scores[0].values.keys() == {"stem_to_mixture_db"}
+
+
 def test_a_machine_that_fails_on_silence_too_ends_the_run() -> None:
     scoring_, heard = _listening(0, batch_size=8)
     heard.error = RuntimeError("the card is gone")
