@@ -22,7 +22,7 @@ import gcs_emulator
 import tone_runs
 import tones
 from dask_cluster import dask_cluster
-from pipelines import separate
+from pipelines import export, separate
 from transforms import storage
 
 BELL = ("--positive", "bell")
@@ -205,6 +205,32 @@ def test_a_column_that_is_named(clips: Path, tmp_path: Path, capsys) -> None:
     assert tone_runs.run(*given[:-1], tmp_path / "other") == 1
     (letter,) = tone_runs.table(tmp_path / "other", "dead_letters")
     assert "noisy, clean; name one with --audio_column" in letter["message"]
+
+
+def test_what_is_exported_can_be_asked_again(clips: Path, tmp_path: Path) -> None:
+    """An archive, what was heard in it as shards, and those as an archive."""
+    named = [
+        (f"{name}.wav", (clips / f"m{at}.wav").read_bytes())
+        for at, name in enumerate(("001", "NA"))
+    ]
+    archives.write_tar(tmp_path / "in" / "a.tar", named)
+    shutil.copy(clips / "m2.wav", tmp_path / "in" / "2024.01.05_rec.wav")
+    first = tmp_path / "first"
+    assert tone_runs.run("--recordings", tmp_path / "in", *BELL, "--output", first) == 0
+    assert [row["id"] for row in tone_runs.table(first, "metrics")] == [
+        *("2024.01.05_rec/bell", "a/001/bell", "a/NA/bell"),
+    ]
+    given = ("--runs", str(first), "--cut", "clips", "--signal", "mixture", "--progress", "none")
+    again: dict[str, list[bytes]] = {}
+    for layout in ("webdataset", "parquet", "nemo"):
+        folder = tmp_path / layout
+        assert export.run([*given, "--layout", layout, "--output", str(folder)]) == 0
+        root = folder / "data" / "manifest.jsonl" if layout == "nemo" else folder
+        output = tmp_path / f"{layout}_again"
+        assert tone_runs.run("--recordings", root, *BELL, "--output", output) == 0
+        again[layout] = sorted(stem.tobytes() for stem in stems_by_mixture(output).values())
+    assert again["webdataset"] == again["parquet"] == again["nemo"]
+    assert len(again["nemo"]) == 3
 
 
 def test_parts_of_an_archive_together_are_all_of_it(
