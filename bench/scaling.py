@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ from bench import scale_model
 from bench.pipeline import write_clips, write_model
 from manifests.columns import METRIC_COLUMNS, METRICS_SCHEMA
 from pipelines import separate, separate_graph
-from transforms.elements import Failure, MetricsRow, MixtureQueries
-from transforms.tables import metrics_rows
+from transforms.elements import Failure, MetricsRow, MixtureRows
+from transforms.manifest_io import pieces_of
+from transforms.tables import Pack, metrics_rows
 
 ROOT = Path(__file__).parents[1]
 SINGLE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -139,21 +140,22 @@ class _Stub(beam.PTransform[Any, Any]):
         super().__init__()
         self._folder = folder
 
-    def expand(self, queries: Any) -> tuple[Any, ...]:
+    def expand(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Stands in for the steps that touch samples."""
+        groups = inputs[0]
         done = (
-            queries
+            groups
             | "Stub" >> beam.FlatMap(_rows).with_output_types(MetricsRow)
             | "Journal"
             >> metrics_rows.WriteJournal(self._folder.place("_work/journal"), self._folder.storage)
+            | "Pack" >> Pack()
         )
         none = beam.Create([], reshuffle=False).with_output_types(Failure)
-        return (done, *(queries.pipeline | f"None{n}" >> none for n in range(4)))
+        return (done, *(groups.pipeline | f"None{n}" >> none for n in range(5)))
 
 
-def _rows(mixture: MixtureQueries) -> Iterator[MetricsRow]:
-    for query in mixture.queries:
-        row = query.row
+def _rows(group: tuple[str, Iterable[MixtureRows]]) -> Iterator[MetricsRow]:
+    for row in (row for piece in pieces_of(group) for row in piece.rows):
         values = dict.fromkeys(METRICS_SCHEMA.names)
         values.update(dict.fromkeys(METRIC_COLUMNS, float(len(row.id))), label=row.label)
         for key in ("id", "dataset", "split"):

@@ -33,7 +33,7 @@ from pipelines.runners import Measurements
 from transforms import model_cache
 from transforms.audio.files import StemFormat
 from transforms.audio.mixtures import ReadSettings
-from transforms.elements import MixtureRows
+from transforms.elements import MetricsRow, MixtureRows
 from transforms.kept import GoOn
 from transforms.long_recordings import SeparateLongRecordings
 from transforms.manifest_io import (
@@ -50,7 +50,7 @@ from transforms.scoring import ClapScores, ScoreStems, ScoringSettings
 from transforms.separation import SeparateClips, SeparationSettings
 from transforms.storage import Storage
 from transforms.storage.access import UriAccess, uris_of
-from transforms.tables import metrics_rows, row_counts
+from transforms.tables import Pack, metrics_rows, row_counts, unpack
 from transforms.tables.dead_letters import WriteDeadLetters
 from transforms.tables.metrics_rows import write_metrics
 from transforms.tables.row_counts import RowCounts
@@ -315,7 +315,9 @@ class Separate(beam.PTransform[Any, Any]):
         step = SeparateMixtures(config, self.folder, self.models, self.code_version, reading)
         hints = dict(config.execution.resource_hints)
         taken = (mixtures, *self._examples(rows, reading.max_values))
-        return taken | "SeparateMixtures" >> step.with_resource_hints(**hints)
+        packs, *failed = taken | "SeparateMixtures" >> step.with_resource_hints(**hints)
+        done = packs | "Unpack" >> beam.FlatMap(unpack).with_output_types(MetricsRow)
+        return done, *failed
 
     def _examples(self, rows: Any, max_values: int) -> tuple[Any, Any]:
         """The example clips of rows, embedded by the model and by the scorer."""
@@ -336,7 +338,7 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
 
     In: what :class:`GroupByMixture` gives, which is all that is shuffled to these machines, and the
     embedded example clips by the model and by the scorer, which are looked up by key. Out:
-    ``MetricsRow``, then failures of reading, separating, writing, streaming and embedding.
+    packs of ``MetricsRow``, then failures of reading, separating, writing, streaming and embedding.
     """
 
     config: SeparateConfig
@@ -368,11 +370,12 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
         )
         interval_s = metrics_rows.interval_s(is_local=config.execution.is_local)
         # Before they are flattened: behind a Flatten the local runner begins a new stage, which
-        # would see the first row when the last one is done.
+        # would see the first row when the last one is done, and keep all rows in memory until then.
         kept = [
             rows
             | f"Journal{name}"
             >> metrics_rows.WriteJournal(self.folder.place(JOURNAL), storage, interval_s=interval_s)
+            | f"Pack{name}" >> Pack()
             for name, rows in (("Clips", written), ("LongRecordings", streamed))
         ]
         done = kept | "Done" >> beam.Flatten()

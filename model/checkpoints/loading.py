@@ -177,38 +177,48 @@ def match(
         LayoutError: keys are missing or unexpected, shapes or types differ, or values are not
             finite; the message lists all of it.
     """
-    problems = _differences(state, expected, tuple(ignored), optional)
+    found = {key: state[key] for key in expected if key in state}
+    problems = _differences(state, found, expected, tuple(ignored), optional)
     if any(problems.values()):
         text = "; ".join(_listed(keys, name) for name, keys in problems.items() if keys)
         raise LayoutError(f"{where}: not this network's weights: {text}")
-    return {key: state[key] for key in expected if key in state}
+    return found
 
 
 def _differences(
-    state: Mapping[str, Tensor],
+    keys: Collection[str],
+    found: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
     ignored: tuple[str, ...],
     optional: Collection[str],
 ) -> dict[str, list[str]]:
-    """What is wrong with a state dict, by kind."""
+    """What is wrong with a state dict, by kind.
+
+    Args:
+        keys: all that it has.
+        found: its tensors that are expected.
+        expected: see :func:`match`.
+        ignored: see there.
+        optional: see there.
+    """
     droppable = re.compile("|".join(f"(?:{pattern})" for pattern in ignored) or r"(?!)")
     computed = re.compile("|".join(DERIVED))
-    common = [key for key in state if key in expected]
-    absent = [key for key in expected if key not in state and key not in optional]
+    common = [key for key in keys if key in found]
+    absent = [key for key in expected if key not in found and key not in optional]
     return {
         "missing": [key for key in absent if not computed.search(key)],
-        "unexpected": [key for key in state if key not in expected and not droppable.match(key)],
+        "unexpected": [key for key in keys if key not in expected and not droppable.match(key)],
         "misshapen": [
-            f"{key}: found {list(state[key].shape)}, expected {list(expected[key].shape)}"
+            f"{key}: found {list(found[key].shape)}, expected {list(expected[key].shape)}"
             for key in common
-            if state[key].shape != expected[key].shape
+            if found[key].shape != expected[key].shape
         ],
         "of another type": [
-            f"{key}: found {state[key].dtype}, expected {expected[key].dtype}"
+            f"{key}: found {found[key].dtype}, expected {expected[key].dtype}"
             for key in common
-            if state[key].is_floating_point() != expected[key].is_floating_point()
+            if found[key].is_floating_point() != expected[key].is_floating_point()
         ],
-        "with NaN or infinite values": [key for key in common if not _is_finite(state[key])],
+        "with NaN or infinite values": [key for key in common if not _is_finite(found[key])],
     }
 
 
@@ -563,7 +573,7 @@ def load_converted(
     expected = tensorfiles.joined(
         {"clap": clap.state_dict(), "encoder": stored, "decoder": separator.decoder.state_dict()}
     )
-    found = own(match(file.tensors, expected, where=uri))
+    found = match(file.tensors, expected, where=uri)
     assign(clap, _part("clap", found))
     common = clap.audio_branch.state_dict()
     if not set(header.shared) <= set(common):
@@ -639,7 +649,7 @@ def load_clap(uri: str, *, config: ClapConfig = PUBLISHED.clap, sha256: str | No
     clap.input_level_dbfs = level_dbfs
     expected = tensorfiles.joined({"clap": clap.state_dict()})
     rest = (r"encoder\.", r"decoder\.")
-    found = own(match(content.tensors, expected, where=uri, ignored=rest))
+    found = match(content.tensors, expected, where=uri, ignored=rest)
     assign(clap, _part("clap", found))
     return clap.eval()
 

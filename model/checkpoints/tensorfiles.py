@@ -9,6 +9,7 @@ tensors and containers only, plus the few numpy types that the published CLAP fi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,7 +20,8 @@ import tempfile
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +32,6 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
-from model.checkpoints import tensorfiles
 from model.checkpoints.fetch import CheckpointError, DigestMismatchError, fetch, open_filesystem
 
 Format = Literal["safetensors", "torch"]
@@ -40,6 +41,7 @@ NUMPY_SCALARS = ("bool", "int32", "int64", "float16", "float32", "float64")
 
 _HEAD_BYTES = 512
 _MAX_HEADER_BYTES = 100_000_000  # of the safetensors format
+_MAX_MAPPED_BYTES = 64 * 2**20
 # torch keeps the allow-list for the whole process, so loads that change it take turns.
 _ALLOW_LIST_LOCK = threading.Lock()
 
@@ -108,14 +110,68 @@ def sniff(path: Path, where: str) -> Format:
 
 
 def _read_safetensors(path: Path, where: str) -> TensorFile:
-    try:
+    with _damage_said(where):
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
         content = safetensors.torch.load_file(path)
+    return TensorFile(format="safetensors", content=content, metadata=metadata)
+
+
+@contextlib.contextmanager
+def _damage_said(where: str) -> Iterator[None]:
+    try:
+        yield
     except (safetensors.SafetensorError, ValueError) as err:
         message = f"{where}: a damaged safetensors file, or only a part of one: {err}"
         raise DamagedFileError(message) from err
-    return TensorFile(format="safetensors", content=content, metadata=metadata)
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each read when it is asked for, into memory of its own.
+
+    The file may change or go afterwards. A file that is mapped as a whole takes its size in memory
+    beside the copies, until it is closed: this one is closed now and then. Copies are aligned, too,
+    which makes results independent of the file's format: matrix products round differently at odd
+    addresses.
+    """
+
+    def __init__(self, path: Path, where: str) -> None:
+        """Reads what is in the file, and no tensor.
+
+        Raises:
+            DamagedFileError: not a safetensors file, or not all of it.
+        """
+        self._path, self._where = path, where
+        with _damage_said(where):
+            self._file = safetensors.safe_open(path, framework="pt")
+        self._names = dict.fromkeys(self._file.keys())
+        self._mapped_bytes = 0
+        self.metadata: dict[str, str] = dict(self._file.metadata() or {})
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Reads a tensor.
+
+        Raises:
+            KeyError: the file has none of that name.
+            DamagedFileError: its type is unknown.
+        """
+        if name not in self._names:
+            raise KeyError(name)
+        with _damage_said(self._where):
+            if self._mapped_bytes > _MAX_MAPPED_BYTES:
+                self._file = safetensors.safe_open(self._path, framework="pt")
+                self._mapped_bytes = 0
+            value: Tensor = self._file.get_tensor(name)
+        self._mapped_bytes += value.nbytes
+        return value.clone(memory_format=torch.contiguous_format)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the tensors."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._names)
 
 
 def _read_torch(path: Path, where: str) -> Any:
@@ -239,7 +295,8 @@ class Converted:
     """What a converted file, or all the files of a set, hold."""
 
     header: Header
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    """Each is read when it is asked for."""
     sha256: str
     """The file's digest; of a set, the digest of its files' digests in order."""
 
@@ -255,12 +312,15 @@ def read_converted(uri: str, *, sha256: str | None = None) -> Converted:
     total = files[0].sha256 if len(files) == 1 else _digest_of_set(file.sha256 for file in files)
     if sha256 is not None and total != sha256.lower():
         raise DigestMismatchError(f"{uri}: expected SHA-256 {sha256} of the set, found {total}")
-    tensors: dict[str, Tensor] = {}
-    headers = []
+    stored = []
     for file in files:
-        content = tensorfiles.read(file.path, file.uri)
-        headers.append(read_header(content.metadata, file.uri))
-        tensors |= content.content
+        if sniff(file.path, file.uri) != "safetensors":
+            read_header({}, file.uri)
+        stored.append(StoredTensors(file.path, file.uri))
+    headers = [
+        read_header(each.metadata, file.uri) for each, file in zip(stored, files, strict=True)
+    ]
+    tensors: Any = stored[0] if len(stored) == 1 else ChainMap(*reversed(stored))  # type: ignore[arg-type]
     if any(header != headers[0] for header in headers):
         raise CheckpointError(f"{uri}: the files of the set are not of one model")
     return Converted(header=headers[0], tensors=tensors, sha256=total)

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.coders import Coder
 from apache_beam.coders.typecoders import registry
 from apache_beam.pvalue import PCollection
 from numpy.typing import NDArray
@@ -21,7 +20,8 @@ from manifests.row import SCHEMA_VERSION
 from model.bootstrap import Summary, design_effect, summarise
 from transforms.elements import MetricsRow, TableRow
 from transforms.storage import Storage
-from transforms.tables import WriteTable
+from transforms.tables import Pack, WriteTable, unpack
+from transforms.threaded import RecordCoder
 
 MAX_KEPT = 20_000
 """Up to so many clips of a group, everything is computed from all values; beyond, mean and standard
@@ -246,30 +246,7 @@ def _order(kept: _Kept) -> bytes:
     return kept.order
 
 
-class _KeptCoder(Coder):
-    """The order, the values and the recording, one after another."""
-
-    def encode(self, kept: _Kept) -> bytes:
-        """Bytes of a clip."""
-        name = b"" if kept.recording is None else b"=" + kept.recording.encode(*_UTF_8)
-        return kept.order + kept.values.tobytes() + name
-
-    def decode(self, encoded: bytes) -> _Kept:
-        """The clip again."""
-        begin, end = _ORDER_BYTES, _ORDER_BYTES + 8 * len(METRIC_COLUMNS)
-        name = encoded[end:]
-        return _Kept(
-            order=encoded[:begin],
-            recording=name[1:].decode(*_UTF_8) if name else None,
-            values=np.frombuffer(encoded[begin:end]),
-        )
-
-    def is_deterministic(self) -> bool:
-        """Not used for keys."""
-        return False
-
-
-registry.register_coder(_Kept, _KeptCoder)
+registry.register_coder(_Kept, RecordCoder)
 
 
 def statistics(moments: _Moments) -> list[Summary]:
@@ -329,15 +306,16 @@ class SummariseMetrics(beam.PTransform[Any, Any]):
         clips = rows | "ByGroup" >> beam.Map(_keyed).with_output_types(tuple[str, _Kept])
         keys = clips | "Keys" >> beam.Keys()
         steps = keys | "Distinct" >> beam.CombineGlobally(_GatherFn(_Distinct))
+        packs = clips | "Pack" >> Pack()
         taken = (
-            keys
-            | "WithSteps" >> beam.Map(_with_steps, beam.pvalue.AsSingleton(steps))
+            packs
+            | "WithSteps" >> beam.FlatMap(_with_steps, beam.pvalue.AsSingleton(steps))
             | "Coarsen" >> beam.CombineGlobally(_GatherFn(_Coarsened))
         )
         return (
-            clips
+            packs
             | "Coarser"
-            >> beam.Map(_coarser, beam.pvalue.AsSingleton(taken)).with_output_types(
+            >> beam.FlatMap(_coarser, beam.pvalue.AsSingleton(taken)).with_output_types(
                 tuple[str, _Kept]
             )
             | "Summarise" >> beam.CombinePerKey(_GatherFn(_Moments))
@@ -354,12 +332,12 @@ class SummariseMetrics(beam.PTransform[Any, Any]):
         )
 
 
-def _with_steps(key: str, steps: list[Step]) -> tuple[str, list[Step]]:
-    return key, steps
+def _with_steps(packed: bytes, steps: list[Step]) -> Iterator[tuple[str, list[Step]]]:
+    return ((key, steps) for key in {key for key, _ in unpack(packed)})
 
 
-def _coarser(clip: tuple[str, _Kept], steps: list[Step]) -> tuple[str, _Kept]:
-    return coarser(clip[0], steps), clip[1]
+def _coarser(packed: bytes, steps: list[Step]) -> Iterator[tuple[str, _Kept]]:
+    return ((coarser(key, steps), clip) for key, clip in unpack(packed))
 
 
 def _said(steps: list[Step]) -> Iterator[tuple[str, str]]:

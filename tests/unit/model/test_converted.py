@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +13,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from model.checkpoints import tensorfiles
+from model.checkpoints import convert, tensorfiles
 from model.checkpoints.fetch import CheckpointError, DigestMismatchError
+from model.checkpoints.loading import Networks, build
 from model.checkpoints.tensorfiles import Header, SourceFile
+from model.clap import Clap
+from model.config import PUBLISHED
+from model.systems.clapsep.network import ClapSep
+
+ROOT = Path(__file__).parents[3]
 
 HEADER = Header(
     kind="clapsep",
@@ -47,6 +55,66 @@ def test_written_file_reads_back(tmp_path: Path) -> None:
     assert found.tensors.keys() == TENSORS.keys()
     assert all(torch.equal(found.tensors[key], value) for key, value in TENSORS.items())
     assert [each.name for each in path.parent.iterdir()] == ["x.safetensors"]
+
+
+def test_tensors_are_read_when_they_are_asked_for_and_stay_when_the_file_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorfiles, "_MAX_MAPPED_BYTES", 500)  # of 400 each
+    path = tmp_path / "x.safetensors"
+    tensorfiles.write_converted(str(path), TENSORS, HEADER)
+    found = tensorfiles.read_converted(str(path)).tensors
+    read = {key: found[key] for key in TENSORS}
+    path.write_bytes(bytes(path.stat().st_size))
+    assert all(torch.equal(read[key], value) for key, value in TENSORS.items())
+    assert len(found) == len(TENSORS)
+    assert "decoder.other" not in found
+    with pytest.raises(KeyError, match=r"decoder\.other"):
+        found["decoder.other"]
+
+
+LOAD = """
+import re, sys
+from pathlib import Path
+import torch
+from model.checkpoints import {module}
+def peak_kib():  # that of getrusage is at least that of the process that started this one
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before_kib = peak_kib()
+kept = {load}
+print(peak_kib() - before_kib)
+"""
+
+
+def _growth_mib(module: str, load: str, path: Path) -> float:
+    """By how much loading a file raises the peak of a process's memory."""
+    code = LOAD.format(module=module, load=load)
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return int(process.stdout) / 1024
+
+
+def test_a_file_is_not_in_memory_beside_its_tensors(tmp_path: Path) -> None:
+    tensors = {f"decoder.w{number}": torch.ones(4 << 20) for number in range(16)}
+    path = tmp_path / "x.safetensors"
+    tensorfiles.write_converted(str(path), tensors, HEADER)
+    load = "dict(tensorfiles.read_converted(sys.argv[1]).tensors)"
+    assert 250 < _growth_mib("tensorfiles", load, path) < 400
+
+
+@pytest.mark.slow
+def test_the_full_size_model_loads_in_twice_its_size(tmp_path: Path) -> None:
+    """Published shapes, nothing shared between the encoders: 1.2 GB."""
+    clap = build(lambda: Clap(PUBLISHED.clap)).eval()
+    separator = build(lambda: ClapSep(PUBLISHED)).eval()
+    for parameter in [*clap.parameters(), *separator.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.02)
+    path = tmp_path / "full.safetensors"
+    convert.save(str(path), Networks(config=PUBLISHED, clap=clap, separator=separator))
+    assert path.stat().st_size > 1.2e9
+    assert _growth_mib("loading", "loading.load_converted(sys.argv[1])", path) < 1_600
 
 
 def test_same_content_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -116,12 +116,41 @@ def test_files_number_at_most_the_shards_of_each_partition(shards: int, tmp_path
 @pytest.mark.parametrize(("rows", "files"), [(1, 1), (550_000, 1), (550_001, 2), (10_000_000, 19)])
 def test_without_shards_the_number_of_files_follows_from_the_rows(rows: int, files: int) -> None:
     found = {
-        tables._sharded(TableRow(partition="p", key=str(key), record={}, extra={}), {"p": rows}, 0)[
-            0
-        ]
+        tables._file_of(TableRow(partition="p", key=str(key), record={}, extra={}), {"p": rows}, 0)
         for key in range(2_000)
     }
     assert found == {f"p|{shard:05d}-of-{files:05d}" for shard in range(files)}
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 11])
+def test_packs_hold_what_came_in_a_bundle(monkeypatch, count: int) -> None:
+    monkeypatch.setattr(tables, "_PACK_SIZE", 5)
+    fn = tables._PackFn()
+    for _ in range(2):
+        fn.start_bundle()
+        packs = [data for element in range(count) for data in fn.process(element)]
+        packs += [windowed.value for windowed in fn.finish_bundle()]
+        assert [list(tables.unpack(data)) for data in packs] == [
+            list(range(count))[begin : begin + 5] for begin in range(0, count, 5)
+        ]
+
+
+def test_rows_are_small_in_a_pack() -> None:
+    rows = [metrics_rows.table_row(row) for row in metric_rows.realistic(4_000)]
+    assert len(tables.pack(rows)) < 300 * len(rows)
+    assert tables.unpack(tables.pack(rows)) == rows
+
+
+@pytest.mark.parametrize("size", [1, 5, 1_000])
+def test_files_do_not_depend_on_how_rows_were_packed(
+    tmp_path: Path, monkeypatch, size: int
+) -> None:
+    monkeypatch.setattr(tables, "_PACK_SIZE", size)
+    monkeypatch.setattr(tables, "ROWS_PER_FILE", 7)
+    rows = [_row(i) for i in range(40)]
+    found = _written(tmp_path / "a", rows)
+    monkeypatch.setattr(tables, "_PACK_SIZE", 4_096)
+    assert found == _written(tmp_path / "b", rows[::-1])
 
 
 def test_files_of_metrics_are_near_128_mb() -> None:
