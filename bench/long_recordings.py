@@ -113,12 +113,13 @@ def compare(folder: Path, given: argparse.Namespace) -> None:
             "clips": write_rows(place / "short", clips),
         }
         audio_s = 60 * given.minutes * given.recordings
-        job(manifests["one clip"], folder / "out", "--model", given.model)  # loads everything
+        model = ("--model", given.model, "--device", given.device)
+        job(manifests["one clip"], folder / "out", *model)  # loads everything
         for name, flags in JOBS.items():
             found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in manifests}
             for _ in range(given.repeats):
                 for kind, manifest in manifests.items():
-                    took = job(manifest, folder / "out", "--model", given.model, *flags)
+                    took = job(manifest, folder / "out", *model, *flags)
                     found[kind].append(took)
             print(f"{rate_hz} Hz, {num_channels} channels, {name}:")
             for index, clock in enumerate(("by the clock", "by the processor")):
@@ -133,7 +134,7 @@ def compare(folder: Path, given: argparse.Namespace) -> None:
 
 def alone(folder: Path, given: argparse.Namespace) -> None:
     """What there is beside a network, with a stub for it."""
-    flags = ("--model", STUB, "--scorer", "none")
+    flags = ("--model", STUB, "--scorer", "none", "--device", "cpu")
     for name, rate_hz, num_channels, more in STUBBED:
         place = folder / name.replace(" ", "_").replace(",", "")
         place.mkdir()
@@ -157,6 +158,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="clapsep-mini")
+    parser.add_argument("--device", default="cpu", help="of the model")
     parser.add_argument("--recordings", type=int, default=4)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--repeats", type=int, default=2)
