@@ -231,7 +231,8 @@ def _add_segments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=usual.min_length_s,
         metavar="S",
-        help="Shorter ones, after that, are none. Default %(default)g.",
+        help="After that, the moments of a stretch at which the stem is that high last at least so "
+        "long together. Default %(default)g.",
     )
     group.add_argument(
         "--segment_scores",

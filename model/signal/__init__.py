@@ -443,16 +443,16 @@ class ActivityOptions:
             percentile; below 0 where a high percentile is taken.
         hysteresis_db: the stretch goes on while neither is missed by more than this.
         min_gap_s: two stretches that are nearer to each other are one.
-        min_length_s: a stretch that is shorter, after that, is none.
+        min_length_s: such moments of a stretch last at least so long together, after that.
     """
 
-    level_db: float = -6.0
+    level_db: float = -5.0
     percentile: float = 95.0
     percentile_s: float = 60.0
     rise_db: float = -12.0
-    hysteresis_db: float = 8.0
+    hysteresis_db: float = 10.0
     min_gap_s: float = 1.0
-    min_length_s: float = 0.3
+    min_length_s: float = 0.5
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -545,7 +545,7 @@ def _running_percentile(
 def _runs(
     margin_db: npt.NDArray[np.float64], frame_s: float, options: ActivityOptions
 ) -> list[tuple[int, int]]:
-    """Runs of values of which one is at least 0 and none under the hysteresis, gaps closed."""
+    """Runs of values of which enough are at least 0 and none under the hysteresis, gaps closed."""
     inside = np.concatenate([[False], margin_db >= -options.hysteresis_db, [False]])
     edges = np.flatnonzero(inside[1:] != inside[:-1])
     closed: list[tuple[int, int]] = []
@@ -555,7 +555,12 @@ def _runs(
         if closed and _shorter(begin - closed[-1][1], frame_s, options.min_gap_s):
             begin = closed.pop()[0]
         closed.append((begin, end))
-    return [run for run in closed if not _shorter(run[1] - run[0], frame_s, options.min_length_s)]
+    lengths = [np.count_nonzero(margin_db[begin:end] >= 0.0) for begin, end in closed]
+    return [
+        run
+        for run, length in zip(closed, lengths, strict=True)
+        if not _shorter(length, frame_s, options.min_length_s)
+    ]
 
 
 def _shorter(num_frames: int, frame_s: float, limit_s: float) -> bool:

@@ -149,7 +149,7 @@ def test_options_say_what_a_segment_is_and_a_clap_score_comes_on_request(
     assert run(tmp_path, rows[:1], "--segment_min_gap_s", "2", "--segment_scores") == 0
     (segment,) = tone_runs.table(tmp_path / "out", "segments")
     assert (segment["start_s"], segment["end_s"]) == (pytest.approx(1.0), pytest.approx(5.0))
-    assert segment["clap_score"] == pytest.approx(1.0, abs=1e-3)
+    assert 0.9 < segment["clap_score"] < 1.0  # the gap has none of the bell
     settings = tone_runs.record(tmp_path / "out")["settings"]
     assert settings["activity"]["min_gap_s"] == 2.0
     assert run(tmp_path, rows[:1], "--overwrite", "--segment_min_length_s", "1.2") == 0

@@ -125,6 +125,16 @@ def test_near_stretches_are_one_and_short_ones_none() -> None:
     assert found(stem, mixture) == [(2.2, 2.5), (3.5, 4.3), (4.8, 5.1)]
 
 
+def test_moments_that_are_high_last_long_enough_together() -> None:
+    mixture = at_levels((4.0, -20.0))
+    low, within, high = -60.0, -34.0, -22.0
+    stem = at_levels(
+        *((0.5, low), (0.1, high), (0.8, within), (0.2, high), (1.0, low)),
+        *((0.2, high), (1.0, within), (0.2, low)),
+    )
+    assert found(stem, mixture) == [(0.5, 1.6)]
+
+
 def test_silence_is_never_active() -> None:
     nothing = at_levels((2.0, -300.0))
     assert found(nothing, nothing) == []
