@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
 
@@ -114,7 +115,8 @@ def _reference(
     query: RowQuery, audio: MixtureAudio, storage: Storage, settings: ReadSettings
 ) -> Samples | None:
     if query.row.mixture_uri is None:
-        return audio.reference
+        whole = audio.reference
+        return np.zeros_like(whole) if query.row.target_absent and whole is not None else whole
     return read_reference(query.row, audio.model_audio.shape[1], storage, settings)
 
 

@@ -71,7 +71,8 @@ def read_mixture(row: ManifestRow, storage: Storage, settings: ReadSettings) -> 
         OSError: a file cannot be reached.
     """
     if row.mixture_uri is None:
-        mixed = mix_row(row, storage, settings)
+        # Other rows may have the same mixture, and what it holds of the targets as their reference.
+        mixed = mix_row(dataclasses.replace(row, target_absent=None), storage, settings)
         samples = mixed.mixture[None]
         return MixtureAudio(
             audio=Audio(samples=samples, sample_rate_hz=settings.model_rate_hz),

@@ -97,3 +97,27 @@ def test_every_query_comes_out_once_whatever_is_still_being_read(
         assert_that(ids(long, "L"), equal_to([f"{i}" for i in range(2, 12, 3)]), "long")
         rows = failed | beam.Map(lambda failure: failure.row.id)
         assert_that(rows, equal_to([f"{i}" for i in range(1, 12, 3)]), "failed")
+
+
+@pytest.mark.parametrize("absent_first", [True, False])
+def test_an_absent_target_is_absent_for_its_own_row_alone(
+    tmp_path: Path, absent_first: bool
+) -> None:
+    for label in ("bell", "rain"):
+        soundfile.write(tmp_path / f"{label}.wav", tones.tone(label, 1.0), tones.RATE_HZ)
+    sources = {
+        "mixture_uri": None,
+        "target_uri": str(tmp_path / "bell.wav"),
+        "interferer_uris": (str(tmp_path / "rain.wav"),),
+    }
+    queries = [
+        tone_clips.query("absent", "frog", **sources, target_absent=True),
+        tone_clips.query("present", "bell", **sources),
+    ]
+    if not absent_first:
+        queries.reverse()
+    (clip,) = read(MixtureQueries(queries=tuple(queries)), Storage(), SETTINGS)
+    found = dict(zip((query.row.id for query in clip.queries), clip.references, strict=True))
+    assert not found["absent"].any()
+    assert found["present"].any()
+    assert len(found["absent"]) == len(found["present"])
