@@ -1,10 +1,14 @@
-"""A machine that breaks in the middle of a job: from then on the network fails on everything."""
+"""Breaks machines in the middle of a job: the network fails on everything, or a process dies."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import os
+import signal
 import sys
+from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,8 @@ FOLDER_VARIABLE = "CLAPSEP_TEST_BREAKS_IN"
 PASSES = 3
 NETWORK = "model.systems.clapsep.network"
 MESSAGE = "CUDA error: unspecified launch failure"
+DEATH_VARIABLE = "CLAPSEP_TEST_DIES_IN"
+"""Names a folder, a module and a function of it; the first process that calls it dies."""
 
 
 def break_later(module: Any, folder: Path) -> None:
@@ -38,11 +44,28 @@ def _is_first(folder: Path) -> bool:
     return True
 
 
+def die_once(module: Any, name: str, folder: Path) -> None:
+    """Has the first process that calls a function die, without a word and at once."""
+    called = getattr(module, name)
+
+    def dying(*given: Any, **named: Any) -> Any:
+        with contextlib.suppress(FileExistsError), (folder / "died").open("x") as file:
+            file.write(str(os.getpid()))
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return called(*given, **named)
+
+    setattr(module, name, dying)
+
+
 class _Finder(MetaPathFinder):
-    """Changes the network's module when it is first imported."""
+    """Changes a module when it is first imported."""
+
+    def __init__(self, name: str, change: Callable[[Any], None]) -> None:
+        self._name, self._change = name, change
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name != NETWORK:
+        if name != self._name:
             return None
         sys.meta_path.remove(self)
         spec: Any = importlib.util.find_spec(name)
@@ -50,13 +73,18 @@ class _Finder(MetaPathFinder):
 
         def exec_module(module: Any) -> None:
             run(module)
-            break_later(module, Path(os.environ[FOLDER_VARIABLE]))
+            self._change(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
 def install() -> None:
-    """Prepares a process of a worker to break, where the variable says so."""
+    """Prepares a process of a worker to break or to die, where a variable says so."""
     if FOLDER_VARIABLE in os.environ:
-        sys.meta_path.insert(0, _Finder())
+        folder = Path(os.environ[FOLDER_VARIABLE])
+        sys.meta_path.insert(0, _Finder(NETWORK, lambda module: break_later(module, folder)))
+    if DEATH_VARIABLE in os.environ:
+        place, name, function = os.environ[DEATH_VARIABLE].split(":")
+        dying = functools.partial(die_once, name=function, folder=Path(place))
+        sys.meta_path.insert(0, _Finder(name, dying))

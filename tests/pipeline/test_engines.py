@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -202,6 +203,41 @@ def test_a_dask_worker_whose_machine_breaks_ends_and_the_others_complete_the_run
         broken = int((tmp_path / "broken").read_text())
         (worker,) = (each for each in cluster.workers if each.pid == broken)
         assert worker.wait(START_WAIT_S) == devices.EXIT_BROKEN
+    tone_runs.assert_same_results(alone, output)
+    assert tone_runs.record(output)["row_counts"] == tone_runs.record(alone)["row_counts"]
+
+
+STAGES = {
+    "reading the manifest": "transforms.manifest_io:iter_split",
+    "admitting rows": "transforms.manifest_io:first_of",
+    "attaching queries": "transforms.queries:attach",
+    "reading audio": "transforms.reading:read",
+    "keeping rows": "transforms.tables.metrics_rows:write_piece",
+    "writing tables": "transforms.tables:sorted_table",
+    "summarising": "transforms.tables.summary:summarise",
+    "counting rows": "transforms.tables.row_counts:_write",
+}
+"""Of the main job, each with a function that runs in it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_dask_worker_that_dies_in_any_stage_costs_no_row(
+    stage: str,
+    manifest: Path,
+    model: str,
+    alone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(broken_machine.DEATH_VARIABLE, f"{tmp_path}:{STAGES[stage]}")
+    with dask_cluster(tmp_path / "cluster", [(), ()]) as cluster:
+        where = ["--runner=dask", "--dask_client_address", cluster.address]
+        output = tmp_path / "out"
+        assert separate.run([*_arguments(manifest, output, model), *where]) == 0
+        dead = int((tmp_path / "died").read_text())
+        (worker,) = (each for each in cluster.workers if each.pid == dead)
+        assert worker.wait(START_WAIT_S) == -signal.SIGKILL
     tone_runs.assert_same_results(alone, output)
     assert tone_runs.record(output)["row_counts"] == tone_runs.record(alone)["row_counts"]
 
