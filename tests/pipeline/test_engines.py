@@ -197,7 +197,7 @@ def test_a_dask_worker_whose_machine_breaks_ends_and_the_others_complete_the_run
 ) -> None:
     monkeypatch.setenv(broken_machine.FOLDER_VARIABLE, str(tmp_path))
     with dask_cluster(tmp_path / "cluster", [(), ()]) as cluster:
-        where = ["--runner=dask", "--dask_client_address", cluster.address]
+        where = ["--runner=dask", "--dask_client_address", cluster.address, "--batch_size", "1"]
         output = tmp_path / "out"
         assert separate.run([*_arguments(manifest, output, model), *where]) == 0
         broken = int((tmp_path / "broken").read_text())
@@ -328,7 +328,7 @@ def test_a_machine_that_breaks_behind_a_job_service_ends_the_run_and_resuming_co
             broken_machine.break_later(network, tmp_path)
         with _portable_engine(tmp_path) as (service, pool):
             where = ["--runner=PortableRunner", "--job_endpoint", service,
-                     f"--environment_type={environment}"]  # fmt: skip
+                     f"--environment_type={environment}", "--batch_size", "1"]  # fmt: skip
             where += ["--environment_config", pool] if environment == "EXTERNAL" else []
             assert separate.run([*_arguments(manifest, output, model), *where]) == 3
     assert tone_runs.record(output)["status"] == "failed"
