@@ -159,9 +159,11 @@ def test_a_report_reads_no_more_than_its_run_was_allowed_to(clips: Path) -> None
     limits = ("--allowed_uri_prefix", clips / "allowed")
     assert tone_runs.run("--manifest", manifest, "--output", clips / "out", *limits) == 0
     write(clips, {"good": rows_of(clips)["bad mixture"]})  # exchanged after the run
-    assert report.run([str(clips / "out"), "--output", str(clips / "page")]) == 0
+    words = [str(clips / "out"), "--output", str(clips / "page"), "--metric", "clap_score"]
+    assert report.run(words) == 0
     page = (clips / "page" / "report.html").read_text(encoding="utf-8")
-    assert "Spectrogram of the mixture" not in page
+    assert "Spectrogram of the stem, best clip" in page
+    assert "Spectrogram of the mixture, best clip" not in page  # what metrics name was allowed
 
 
 def rows_to(sites: Sites) -> dict[str, dict[str, Any]]:

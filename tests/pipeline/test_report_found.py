@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -68,6 +69,23 @@ def test_recordings_are_ranked_and_the_best_is_shown(tmp_path: Path) -> None:
     assert section.count('class="marked"') == 4
     assert "left:10.0%;width:10.0%" in section  # 1.5 s in a view of 10 s from 0.5 s
     assert "<img src=x>" not in page
+
+
+def test_what_a_run_was_not_allowed_to_read_is_not_shown(tmp_path: Path) -> None:
+    run = write_archive(tmp_path / "run", 4)
+    outside = tmp_path / "outside.flac"
+    outside.write_bytes((run / "stems" / "all.flac").read_bytes())
+    file = run / "metrics" / "dataset=x" / "a.parquet"
+    table = pq.read_table(file, partitioning=None)
+    place = table.schema.get_field_index("mixture_uri")
+    pq.write_table(table.set_column(place, "mixture_uri", [[str(outside)] * 4]), file)
+    words = [str(run), "--output", str(tmp_path / "out")]
+    limited = ["--allowed_uri_prefix", str(tmp_path / "elsewhere")]
+    assert report.run([*words, *limited]) == 0
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "Spectrogram of the stem" in page
+    assert "Spectrogram of the mixture" not in page
+    assert "outside of what --allowed_uri_prefix allows" in page
 
 
 def test_without_presences_recordings_are_ranked_by_what_was_found(tmp_path: Path) -> None:
