@@ -19,7 +19,7 @@ class WeightsFile:
     """One file of a model."""
 
     role: str
-    """``clap``, ``clapsep``, ``converted``, or what else a loader looks for."""
+    """``clap``, ``clapsep``, ``converted``, ``presence``, or what else a loader looks for."""
     uri: str
     sha256: str | None = None
     """None where nobody has published it."""
@@ -113,6 +113,11 @@ ENTRIES: tuple[Entry, ...] = (
                 role="converted",
                 uri=f"{BUNDLED}clapsep-mini-1-of-3.safetensors",
                 sha256="9bd7dde73c3f5338dd67867e4a0673538aad00be99a5dfe4e7a8b9400246de9d",
+            ),
+            WeightsFile(
+                role="presence",
+                uri=f"{BUNDLED}clapsep-mini-presence.safetensors",
+                sha256="5212387e584e8e6147bf55353aa0c179cd513134854a2a7f19c193f9aedb5858",
             ),
         ),
         input_level_dbfs=-24.0,

@@ -603,7 +603,7 @@ def _with_presence(file: tensorfiles.Converted, uri: str, adapters: Adapters) ->
     head = build(lambda: PresenceHead(features, clap.embedding_dim, config))
     expected = tensorfiles.joined({"presence": head.state_dict()})
     assign(head, _part("presence", own(match(file.tensors, expected, where=uri))))
-    networks.separator.listener = Listener(clap.audio_branch, head).eval()
+    networks.separator.listener = Listener(clap.audio_branch, clap.audio_projection, head).eval()
     return dataclasses.replace(networks, model_sha256=file.sha256)
 
 

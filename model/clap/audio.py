@@ -713,7 +713,11 @@ class Encoder(SwinNetwork):
         Returns:
             float[B, num_features].
         """
-        latent: Tensor = self.norm(self.patches(waveform, augment)).mean(dim=1)
+        return self.pooled(self.patches(waveform, augment))
+
+    def pooled(self, patches: Tensor) -> Tensor:
+        """The latent of a clip from its :meth:`patches`."""
+        latent: Tensor = self.norm(patches).mean(dim=1)
         return latent
 
     def patches(self, waveform: Tensor, augment: ImageHook | None = None) -> Tensor:

@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +68,8 @@ class HeardWindows:
 
     latents: Tensor
     """float16[W, N, C], on the CPU."""
+    whole: Tensor
+    """float32[W, D], CLAP's embeddings, on the CPU."""
     clips: npt.NDArray[np.int64]
     """int64[W, S]; :data:`NONE` beyond the last source."""
     levels_db: npt.NDArray[np.float32]
@@ -96,13 +99,15 @@ def hear_windows(
                 names += [name] * (name not in names)
             clips[row, :count] = [chooser.clip(name, rng) for name in names]
         mixture, levels_db = _mixed(clips, drawer, renderer, settings, rng)
+        latents, whole = _latents(clap, mixture)
         parts.append(
             HeardWindows(
-                latents=_latents(clap, mixture), clips=clips, levels_db=levels_db.astype(np.float32)
+                latents=latents, whole=whole, clips=clips, levels_db=levels_db.astype(np.float32)
             )
         )
     return HeardWindows(
         latents=torch.cat([part.latents for part in parts]),
+        whole=torch.cat([part.whole for part in parts]),
         clips=np.concatenate([part.clips for part in parts]),
         levels_db=np.concatenate([part.levels_db for part in parts]),
     )
@@ -134,10 +139,15 @@ def _mixed(
     return mixture * (wanted / level)[:, None], 10 * np.log10(np.maximum(power / total, 1e-12))
 
 
-def _latents(clap: Clap, windows: Tensor) -> Tensor:
-    """float32[B, clip_samples] → float16[B, N, C], on the CPU."""
-    parts = [clap.audio_branch.patches(part).half().cpu() for part in windows.split(_AT_ONCE)]
-    return torch.cat(parts)
+def _latents(clap: Clap, windows: Tensor) -> tuple[Tensor, Tensor]:
+    """float32[B, clip_samples] → float16[B, N, C] and float32[B, D], on the CPU."""
+    latents, whole = [], []
+    for part in windows.split(_AT_ONCE):
+        patches = clap.audio_branch.patches(part)
+        embedded = clap.audio_projection(clap.audio_branch.pooled(patches)).float()
+        latents.append(patches.half().cpu())
+        whole.append(F.normalize(embedded, dim=-1).cpu())
+    return torch.cat(latents), torch.cat(whole)
 
 
 class PresencePlanner:
@@ -246,6 +256,7 @@ class PresenceStep(nn.Module):
     def forward(
         self,
         latents: Tensor,
+        whole: Tensor,
         asked: tuple[Tensor, Tensor],
         present: Tensor,
         names: tuple[Tensor, Tensor, Tensor],
@@ -254,30 +265,29 @@ class PresenceStep(nn.Module):
 
         Args:
             latents: float32[B, N, C].
+            whole: float32[B, D], CLAP's embeddings of the windows.
             asked: positive and negative queries, float32[B·Q, D] each, those of a window together.
             present: float32[B·Q], 1 for what is there.
             names: numbers of the tagger's classes int64[K], the places of their names
                 float32[K, D], and the logits wanted, float32[B, K], NaN where none is known.
         """
-        heard = self.head.hear(latents, self._settings.dropout)
-        odds = self.head(self._repeated(heard, len(present)), *asked)
+        heard = self.head.hear(latents, whole, self._settings.dropout)
+        windows = torch.arange(len(latents), device=latents.device)
+        rows = windows.repeat_interleave(len(present) // len(latents))
+        odds = self.head(heard.index(rows), *asked)
         share = present.mean().clamp(0.01, 0.99)
         weight = torch.where(present > 0, (1.0 - share) / share, 1.0)
         loss = F.binary_cross_entropy_with_logits(odds, present, weight)
         numbers, places, wanted = names
-        positive = places.repeat(len(heard), 1)
-        found = self.head(
-            self._repeated(heard, len(positive)), positive, torch.zeros_like(positive)
-        ).view(len(heard), -1)
+        positive = places.repeat(len(latents), 1)
+        rows = windows.repeat_interleave(len(places))
+        found = self.head(heard.index(rows), positive, torch.zeros_like(positive))
+        found = found.view(len(latents), -1)
         known = ~wanted.isnan()
         error = self.slope * found + self.offsets[numbers] - wanted.nan_to_num()
         taught = (error.square() * known).sum() / known.sum().clamp(min=1)
         total: Tensor = loss + self._settings.logit_weight * taught
         return total
-
-    @staticmethod
-    def _repeated(heard: Tensor, rows: int) -> Tensor:
-        return heard.repeat_interleave(rows // len(heard), dim=0)
 
 
 def train_presence(
@@ -337,7 +347,7 @@ def train_presence(
         if (step + 1) % max(1, settings.steps // _REPORTS) == 0:
             _log(step + 1, loss.item(), validation.figures(average.module))
     trained = copy.deepcopy(average.module)
-    validation.calibrate(trained)
+    validation.calibrate(trained, heard.whole.mean(dim=0))
     return trained.cpu().eval(), validation.figures(trained)
 
 
@@ -353,7 +363,7 @@ def _inputs(
     logits: npt.NDArray[np.float32],
     settings: PresenceTraining,
     device: torch.device,
-) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, tuple[Tensor, Tensor, Tensor]]:
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor, tuple[Tensor, Tensor, Tensor]]:
     """What :class:`PresenceStep` takes, on the device."""
     windows = drawn["windows"]
     batch = as_tensors({name: drawn[name] for name in drawn if name != "windows"}, device)
@@ -370,6 +380,7 @@ def _inputs(
     places = words(batch["name_texts"], alone, torch.ones(len(alone), device=device))
     return (
         heard.latents[torch.from_numpy(windows)].to(device).float(),
+        heard.whole[torch.from_numpy(windows)].to(device),
         (positive, negative),
         batch["present"].float(),
         (batch["names"], places, wanted),
@@ -398,7 +409,7 @@ class PresenceValidation:
         for clip in material.clips_of("val").tolist():
             if not material.is_open[material.class_of[clip]]:
                 self._of_label.setdefault(int(material.class_of[clip]), []).append(clip)
-        self._latents: list[Tensor] = []
+        self._latents: list[tuple[Tensor, Tensor]] = []
         self._asked: list[list[_Asked]] = []
         for clip in sorted(itertools.chain.from_iterable(self._of_label.values())):
             other = self._stranger(clip, rng)
@@ -412,16 +423,27 @@ class PresenceValidation:
         Args:
             head: in evaluation mode.
         """
-        odds, kinds = self._odds(head)
+        by_window, _, _, kinds = self._scores(head)
+        odds = by_window.max(axis=1)
         there = odds[kinds == "present"]
         return {name: _auroc(there, odds[kinds == name]) for name in ("absent", "near")}
 
-    def calibrate(self, head: PresenceHead) -> None:
-        """Fits the head's logistic function; what is there and what is not weigh the same."""
-        odds, kinds = self._odds(head)
-        scale, offset = fit_logistic(odds, kinds == "present")
-        head.offset.copy_(scale * head.offset + offset)
-        head.scale.copy_(scale * head.scale)
+    def calibrate(self, head: PresenceHead, typical: Tensor) -> None:
+        """Fits the head's logistic function; what is there and what is not weigh the same.
+
+        Args:
+            head: in evaluation mode.
+            typical: float32[D], the mean embedding of mixtures.
+        """
+        head.typical.copy_(typical)
+        odds, similar, typicality, kinds = self._scores(head)
+        weights, offset = fit_logistic(
+            np.stack([odds, similar, np.broadcast_to(-typicality[:, None], odds.shape)]),
+            kinds == "present",
+        )
+        numbers = (head.scale, head.similarity, head.typicality, head.offset)
+        for number, value in zip(numbers, (*weights.tolist(), offset), strict=True):
+            number.fill_(value)
 
     def _stranger(self, clip: int, rng: np.random.Generator) -> int:
         own = self._material.class_of[clip]
@@ -471,21 +493,29 @@ class PresenceValidation:
         return self._words.shots[example]
 
     @torch.no_grad()
-    def _odds(self, head: PresenceHead) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.str_]]:
-        """The highest log odds of a recording's windows, for every query, and the kinds."""
-        odds, kinds = [], []
+    def _scores(self, head: PresenceHead) -> tuple[npt.NDArray[Any], ...]:
+        """The head's answers, similarities, typicality, and kinds of the n queries.
+
+        Returns:
+            float64[n, W], float64[n, W], float64[n] and str[n], for W windows a recording.
+        """
+        odds, similar, typicality, kinds = [], [], [], []
         device = self._words.texts.device
-        for latents, asked in zip(self._latents, self._asked, strict=True):
-            heard = head.hear(latents.to(device))
-            count = len(asked)
+        for (latents, whole), asked in zip(self._latents, self._asked, strict=True):
+            heard = head.hear(latents.to(device), whole.to(device))
+            count, windows = len(asked), len(latents)
+            positive = torch.stack([each.positive for each in asked])
             found = head(
-                heard.repeat_interleave(count, dim=0),
-                torch.stack([each.positive for each in asked]).repeat(len(heard), 1),
-                torch.stack([each.negative for each in asked]).repeat(len(heard), 1),
+                heard.index(torch.arange(windows, device=device).repeat_interleave(count)),
+                positive.repeat(windows, 1),
+                torch.stack([each.negative for each in asked]).repeat(windows, 1),
             )
-            odds.append(found.view(len(heard), count).amax(dim=0).double().cpu().numpy())
+            odds.append(found.view(windows, count).T)
+            similar.append(positive @ heard.whole.T)
+            typicality.append(positive @ head.typical)
             kinds += [each.kind for each in asked]
-        return np.concatenate(odds), np.array(kinds)
+        arrays = [torch.cat(part).double().cpu().numpy() for part in (odds, similar, typicality)]
+        return *arrays, np.array(kinds)
 
 
 def _auroc(there: npt.NDArray[np.float64], absent: npt.NDArray[np.float64]) -> float:
@@ -497,25 +527,34 @@ def _auroc(there: npt.NDArray[np.float64], absent: npt.NDArray[np.float64]) -> f
 
 
 def fit_logistic(
-    odds: npt.NDArray[np.float64], present: npt.NDArray[np.bool_]
-) -> tuple[float, float]:
-    """Scale and offset that make scores log odds, of as much that is there as is not.
+    scores: npt.NDArray[np.float64], present: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Weights and an offset that make scores log odds, of as much that is there as is not.
 
     Args:
-        odds: float64[n], some score.
+        scores: float64[F, n, W], some scores of n queries in each of W windows, of which the
+            likeliest counts.
         present: bool[n].
+
+    Returns:
+        float64[F] and the offset.
 
     Source:
         Platt 1999, without its smoothing of the targets; the two classes weigh the same.
     """
-    weight = np.where(present, 0.5 / present.sum(), 0.5 / (~present).sum())
+    share = np.where(present, 0.5 / present.sum(), 0.5 / (~present).sum())
     sign = np.where(present, 1.0, -1.0)
 
     def cost(numbers: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        margin = sign * (numbers[0] * odds + numbers[1])
-        slope = -weight * sign * scipy.special.expit(-margin)
-        value = float((weight * np.logaddexp(0.0, -margin)).sum())
-        return value, np.array([(slope * odds).sum(), slope.sum()])
+        odds = np.tensordot(numbers[:-1], scores, axes=1)
+        window = odds.argmax(axis=1)
+        counted = np.take_along_axis(scores, window[None, :, None], axis=2)[:, :, 0]
+        margin = sign * (odds.max(axis=1) + numbers[-1])
+        slope = -share * sign * scipy.special.expit(-margin)
+        value = float((share * np.logaddexp(0.0, -margin)).sum())
+        return value, np.append(counted @ slope, slope.sum())
 
-    found = scipy.optimize.minimize(cost, np.array([1.0, 0.0]), jac=True, method="BFGS")
-    return float(found.x[0]), float(found.x[1])
+    start = np.zeros(len(scores) + 1)
+    start[0] = 1.0
+    found = scipy.optimize.minimize(cost, start, jac=True, method="BFGS", options={"gtol": 1e-7})
+    return found.x[:-1], float(found.x[-1])

@@ -242,17 +242,39 @@ class InversePatchEmbed(nn.Module):
         return image.squeeze(1)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Heard:
+    """What a :class:`Listener` heard in M mixtures."""
+
+    patches: Tensor
+    """float32[M, N, W], where each patch lies."""
+    whole: Tensor
+    """float32[M, D], CLAP's embedding of the mixture, of unit norm."""
+
+    def index(self, rows: Tensor | None) -> Heard:
+        """Repeats or reorders mixtures; None: as they are."""
+        if rows is None:
+            return self
+        patches, whole = self.patches.index_select(0, rows), self.whole.index_select(0, rows)
+        return Heard(patches=patches, whole=whole)
+
+
 class PresenceHead(nn.Module):
     """Compares CLAP's latents of a mixture with a query: is what it asks for there?
 
-    Every patch of the mixture, seen beside their mean, is placed in the space of the queries. The
-    answer is a smooth maximum over the patches: a sound need not fill the window to be there
-    (multiple-instance learning; Ilse et al. 2018 for such pooling). It is calibrated afterwards,
-    by a logistic function whose two numbers are kept with the weights.
+    Every patch of the mixture, seen beside their mean, is placed in a space of its own, and so is
+    the query. The answer is a smooth maximum over the patches: a sound need not fill the window to
+    be there (multiple-instance learning; Ilse et al. 2018 for such pooling). It is calibrated
+    afterwards, by a logistic function of it, of the similarity of mixture and query in CLAP's own
+    space, and of how similar the query is to mixtures as such. Its four numbers are kept with the
+    weights.
     """
 
     scale: Tensor
+    similarity: Tensor
+    typicality: Tensor
     offset: Tensor
+    typical: Tensor
 
     def __init__(self, features: int, embedding_dim: int, config: PresenceConfig) -> None:
         """For latents of ``features`` channels and queries of ``embedding_dim``."""
@@ -270,21 +292,29 @@ class PresenceHead(nn.Module):
         self.prior = nn.Linear(embedding_dim, 1)
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("offset", torch.zeros(()))
+        for name in ("similarity", "typicality", "offset"):
+            self.register_buffer(name, torch.zeros(()))
+        self.register_buffer("typical", torch.zeros(embedding_dim))
 
-    def hear(self, latents: Tensor, dropout: float = 0.0) -> Tensor:
-        """Places the patches of mixtures, float[M, N, features] → float32[M, N, width]."""
+    def hear(self, latents: Tensor, whole: Tensor, dropout: float = 0.0) -> Heard:
+        """Places mixtures.
+
+        Args:
+            latents: float[M, N, features], CLAP's patches.
+            whole: float32[M, D], CLAP's embeddings of unit norm.
+            dropout: in training.
+        """
         patches = self.norm(latents.float())
         hidden = audio.linear(self.patch, patches)
         hidden = hidden + audio.linear(self.around, patches.mean(dim=1, keepdim=True))
         hidden = F.dropout(F.gelu(hidden), dropout, training=self.training)
-        return audio.linear(self.key, hidden).float()
+        return Heard(patches=audio.linear(self.key, hidden).float(), whole=whole)
 
-    def forward(self, heard: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def forward(self, heard: Heard, positive: Tensor, negative: Tensor) -> Tensor:
         """Says how likely it is that queries are answered by mixtures.
 
         Args:
-            heard: float32[B, N, width], of :meth:`hear`.
+            heard: of :meth:`hear`, a mixture for each query.
             positive: float32[B, D], what is asked for.
             negative: float32[B, D], what is to be suppressed: known to be there, most of the time;
                 zeros where nothing is.
@@ -295,13 +325,15 @@ class PresenceHead(nn.Module):
         wanted = audio.feed_forward(self.positive, self.wanted, positive, "gelu")
         joint = torch.cat((positive, negative), dim=-1)
         wanted = wanted + audio.feed_forward(self.both, self.suppressed, joint, "gelu")
-        # Not a matrix product: its rounding would depend on how many rows there are.
-        close = (heard * wanted[:, None]).sum(dim=-1) * (
-            self.log_scale.exp() / math.sqrt(heard.shape[-1])
-        )
-        odds = torch.logsumexp(close, dim=1) - math.log(heard.shape[1])
+        # No matrix products: their rounding would depend on how many rows there are.
+        patches = heard.patches
+        factor = self.log_scale.exp() / math.sqrt(patches.shape[-1])
+        close = (patches * wanted[:, None]).sum(dim=-1) * factor
+        odds = torch.logsumexp(close, dim=1) - math.log(patches.shape[1])
         odds = odds + audio.linear(self.prior, positive).squeeze(-1)
-        return self.scale * odds + self.offset
+        similar = self.similarity * (heard.whole * positive).sum(dim=-1)
+        similar = similar - self.typicality * (self.typical * positive).sum(dim=-1)
+        return self.scale * odds + similar + self.offset
 
 
 class Listener(nn.Module):
@@ -311,16 +343,18 @@ class Listener(nn.Module):
     learnt to separate: from its features presence is told much worse.
     """
 
-    def __init__(self, tower: Encoder, head: PresenceHead) -> None:
-        """Shares the tower with the CLAP that embeds queries."""
+    def __init__(self, tower: Encoder, projection: nn.Sequential, head: PresenceHead) -> None:
+        """Shares tower and projection with the CLAP that embeds queries."""
         super().__init__()
-        self.tower, self.head = tower, head
+        self.tower, self.projection, self.head = tower, projection, head
 
-    def hear(self, waveform: Tensor) -> Tensor:
+    def hear(self, waveform: Tensor) -> Heard:
         """Hears mixtures float32[B, T] at the tower's rate, at most its clip's length."""
         missing = self.tower.config.clip_samples - waveform.shape[-1]
         patches = self.tower.patches(F.pad(waveform, (0, missing)))
-        return self.head.hear(patches)
+        first, _, second = self.projection
+        whole = audio.feed_forward(first, second, self.tower.pooled(patches), "relu")
+        return self.head.hear(patches, F.normalize(whole.float(), dim=-1))
 
 
 class Decoder(audio.SwinNetwork):
@@ -429,8 +463,8 @@ class Encoded:
     spectrum: Tensor
     """complex64[M, K, F]."""
     num_samples: int
-    heard: Tensor | None = None
-    """float32[M, N, W] of the :class:`Listener`; None where there is none."""
+    heard: Heard | None = None
+    """Of the :class:`Listener`; None where there is none."""
     rows: Tensor | None = None
     """int64[B]; None: each mixture once, in order."""
 
@@ -545,7 +579,7 @@ class ClapSep(nn.Module):
         )
         with self._autocast(mixture):
             features = self.encoder.stage_features(encoder_mixture)
-            heard: Tensor | None = None
+            heard: Heard | None = None
             if self.listener is not None:
                 heard = self.listener.hear(encoder_mixture)
         return Encoded(features=features, spectrum=spectrum, num_samples=num_samples, heard=heard)
@@ -575,7 +609,7 @@ class ClapSep(nn.Module):
         if self.listener is None or encoded.heard is None:
             return None
         device = encoded.spectrum.device
-        heard = _repeat(encoded.heard, encoded.rows)
+        heard = encoded.heard.index(encoded.rows)
         positive, negative = condition.positive.to(device), condition.negative.to(device)
         odds: Tensor = self.listener.head(heard, positive, negative)
         return odds

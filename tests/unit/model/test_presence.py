@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import Tensor
 
 from golden import pairs
+from model import registry
+from model.catalogue import BUNDLED
 from model.checkpoints.convert import save, save_presence
 from model.checkpoints.fetch import CheckpointError
 from model.checkpoints.loading import Networks, load_clap, load_converted
-from model.checkpoints.tensorfiles import SourceFile
+from model.checkpoints.tensorfiles import SourceFile, read_converted
 from model.config import TINY, PresenceConfig
 from model.systems import Condition, PresenceDetector
-from model.systems.clapsep.network import ClapSep, PresenceHead
+from model.systems.clapsep.network import ClapSep, Heard, PresenceHead
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+AUDIO = Path(str(resources.files("manifests") / "examples" / "audio"))
 FEATURES, DIM = TINY.clap.audio.num_features, TINY.clap.embedding_dim
 
 
@@ -27,7 +34,10 @@ def _head() -> PresenceHead:
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     head.scale.fill_(2.0)
+    head.similarity.fill_(5.0)
+    head.typicality.fill_(3.0)
     head.offset.fill_(-1.5)
+    torch.nn.init.normal_(head.typical, std=0.5)
     return head.requires_grad_(False)
 
 
@@ -49,23 +59,34 @@ def _noise(count: int, samples: int = TINY.signal.window_samples) -> Tensor:
     return 0.1 * torch.randn(count, samples, generator=generator)
 
 
+def _patch(heard: Heard, places: slice | list[int]) -> Heard:
+    return dataclasses.replace(heard, patches=heard.patches[:, places])
+
+
 def test_it_is_a_smooth_maximum_over_the_patches() -> None:
     head, asked = _head(), _asked(1)
-    heard = torch.randn(1, 9, 8)
+    heard = Heard(patches=torch.randn(1, 9, 8), whole=torch.randn(1, DIM))
     whole = head(heard, asked.positive, asked.negative)
-    each = [head(heard[:, place : place + 1], asked.positive, asked.negative) for place in range(9)]
+    each = [
+        head(_patch(heard, slice(place, place + 1)), asked.positive, asked.negative)
+        for place in range(9)
+    ]
     assert min(each) <= whole <= max(each)
-    same = head(heard[:, :1].expand(1, 9, 8), asked.positive, asked.negative)
+    same = head(_patch(heard, [0] * 9), asked.positive, asked.negative)
     torch.testing.assert_close(same, each[0])
 
 
-def test_it_is_calibrated_by_a_scale_and_an_offset() -> None:
-    head, asked, heard = _head(), _asked(3), torch.randn(3, 9, 8)
+def test_it_is_calibrated_by_four_numbers() -> None:
+    head, asked = _head(), _asked(3)
+    heard = Heard(patches=torch.randn(3, 9, 8), whole=torch.randn(3, DIM))
     calibrated = head(heard, asked.positive, asked.negative)
     head.scale.fill_(1.0)
-    head.offset.fill_(0.0)
+    for number in (head.similarity, head.typicality, head.offset):
+        number.fill_(0.0)
     raw = head(heard, asked.positive, asked.negative)
-    torch.testing.assert_close(calibrated, 2.0 * raw - 1.5)
+    similar = (heard.whole * asked.positive).sum(-1)
+    typical = asked.positive @ head.typical
+    torch.testing.assert_close(calibrated, 2.0 * raw + 5.0 * similar - 3.0 * typical - 1.5)
 
 
 def test_the_file_stands_for_the_model_that_it_names(tmp_path: Path, networks: Networks) -> None:
@@ -158,3 +179,28 @@ def test_the_network_takes_it_to_lower_precision(listening: ClapSep) -> None:
     assert rough is not None
     assert rough.dtype == torch.float32
     torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.2)
+
+
+def test_the_bundled_model_says_whether_a_sound_is_there() -> None:
+    entry = registry.find("clapsep-mini")
+    file = entry.file("presence")
+    model = registry.load("clapsep-mini")
+    assert isinstance(model.separator, ClapSep)
+    assert model.separator.listener is not None
+    assert model.model_sha256 == file.sha256
+    header = read_converted(file.location(), sha256=file.sha256).header
+    base = entry.file("converted")
+    assert [(each.uri, each.sha256) for each in header.sources] == [
+        (Path(base.uri).name.removeprefix(BUNDLED), base.sha256)
+    ]
+    bark, river = (
+        soundfile.read(AUDIO / name, dtype="float32", frames=160_000)[0]
+        for name in ("dog_barking.flac", "river.flac")
+    )
+    length = min(len(bark), len(river), 160_000)
+    windows = torch.from_numpy(np.stack([bark[:length], river[:length]]))
+    positive = model.query_encoder.embed_text(["a dog barking"]).expand(2, -1)
+    condition = Condition(positive=positive, negative=torch.zeros_like(positive))
+    with torch.inference_mode():
+        there, absent = model.separator.presence(model.separator.encode(windows), condition)
+    assert there > absent

@@ -37,7 +37,12 @@ def _heard(material: Material, settings: PresenceTraining) -> HeardWindows:
     clips = np.array([[first, NONE], [last, NONE], [first, last], [last, first]])
     quiet = settings.audible_db - 1.0
     levels_db = np.array([[0, -120], [0, -120], [0, -3], [0, quiet]], dtype=np.float32)
-    return HeardWindows(latents=torch.zeros(4, 1, 1).half(), clips=clips, levels_db=levels_db)
+    return HeardWindows(
+        latents=torch.zeros(4, 1, 1).half(),
+        whole=torch.zeros(4, 8),
+        clips=clips,
+        levels_db=levels_db,
+    )
 
 
 def test_what_is_asked_for_is_there_or_not(material: Material) -> None:
@@ -69,13 +74,13 @@ def test_what_is_asked_for_is_there_or_not(material: Material) -> None:
 
 def test_scores_become_log_odds_of_as_much_there_as_not() -> None:
     rng = np.random.default_rng(0)
-    odds = rng.normal(scale=2.0, size=40_000)
-    present = rng.random(40_000) < scipy.special.expit(odds)
-    scale, offset = fit_logistic((odds - 0.7) / 3.0, present)
-    assert scale == pytest.approx(3.0, rel=0.05)
-    assert offset == pytest.approx(0.7, abs=0.05)
-    rare = ~present | (rng.random(40_000) < 0.1)
-    assert fit_logistic(odds[rare], present[rare]) == pytest.approx((1.0, 0.0), abs=0.1)
+    truth = rng.normal(scale=2.0, size=(40_000, 2))
+    present = rng.random(40_000) < scipy.special.expit(truth.max(axis=1))
+    other = rng.normal(size=truth.shape)
+    weights, offset = fit_logistic(np.stack([(truth - other - 0.7) / 3.0, other]), present)
+    balance = np.log(present.mean() / (1 - present.mean()))
+    assert weights == pytest.approx([3.0, 1.0], rel=0.06)
+    assert offset == pytest.approx(0.7 - balance, abs=0.08)
 
 
 @pytest.fixture
