@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Final
 
 from fsspec.implementations.local import LocalFileSystem
 
+from manifests import QUERY_FLAGS
 from manifests.audio_formats import AUDIO_SUFFIXES
 from manifests.files import (
     PARQUET_SUFFIXES,
@@ -633,56 +634,6 @@ _COLUMNS: Final = (
 )
 
 
-FLAGS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "--recordings": {
-        "nargs": "+",
-        "action": "extend",
-        "metavar": "URI",
-        "help": "Recordings without a manifest: files, folders with all below them, patterns, tar "
-        "and Parquet shards, lists of NeMo (.jsonl) and Kaldi (.scp). Each is asked every query. "
-        "Example: --recordings 'gs://bucket/**/*.flac' folder/",
-    },
-    "--positive": {
-        "action": "append",
-        "metavar": "TEXT",
-        "help": "What to extract. Given several times, each is extracted into a stem of its own. "
-        'Example: --positive "a dog barking" --positive speech',
-    },
-    "--negative": {
-        "metavar": "TEXT",
-        "help": "What to suppress, with every query that says nothing of it. The word 'others' "
-        "stands for the texts of the other queries of the command; to suppress the text 'others' "
-        'itself, write a manifest. Example: "rain"',
-    },
-    "--positive_audio": {
-        "nargs": "+",
-        "metavar": "URI",
-        "help": "Example clips of what to extract; rec.wav#t=6.3,7.0 is a stretch of a file.",
-    },
-    "--negative_audio": {
-        "nargs": "+",
-        "metavar": "URI",
-        "help": "Example clips of what to suppress.",
-    },
-    "--text_weight": {
-        "type": float,
-        "metavar": "0..1",
-        "help": "0 = example clips only, 1 = text only. Default 0.5 where a query has both.",
-    },
-    "--queries": {
-        "metavar": "URI",
-        "help": "A table of queries, each with a name: CSV, JSONL or Parquet. "
-        "python -m manifests.example --queries prints one to start from.",
-    },
-    "--audio_column": {
-        "metavar": "NAME",
-        "help": "With Parquet files in --recordings: the column of the recordings. Default: the "
-        "one that is of Hugging Face's type Audio, or has bytes and path.",
-    },
-}
-"""The flags that say which recordings are asked what, as ``add_argument`` takes them."""
-
-
 def asked_queries(
     given: argparse.Namespace, storage_options: StorageOptions = None
 ) -> tuple[NamedQuery, ...]:
@@ -732,7 +683,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         epilog='Example: python -m manifests.recordings --recordings birds/ --positive "a wren" '
         "> wrens.csv",
     )
-    for name, settings in FLAGS.items():
+    for name, settings in QUERY_FLAGS.items():
         parser.add_argument(name, **settings)
     parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="default csv")
     given = parser.parse_args(argv)

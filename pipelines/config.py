@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from manifests import QUERY_FLAGS
 from manifests.files import ManifestError, absolute, is_url, split_fragment
-from manifests.recordings import FLAGS, NamedQuery, Recordings, asked_queries, stem_of
+from manifests.recordings import NamedQuery, Recordings, asked_queries, stem_of
 from manifests.row import ManifestRow, RowError, parse_record
 from model.signal import ActivityOptions
 from pipelines.flags import (
@@ -568,7 +569,7 @@ def _rows(
     if given.recordings is None and given.audio_column is not None:
         raise UsageError("--audio_column goes with --recordings")
     if given.manifest:
-        for flag in (*FLAGS, "--reference"):
+        for flag in (*QUERY_FLAGS, "--reference"):
             if getattr(given, flag.removeprefix("--")) is not None:
                 raise UsageError(f"{flag} goes with --mixture; a manifest's rows say their own")
         return (), None

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from manifests import QUERY_FLAGS
 from terminal import flags, screen
 
 EXIT_OK = 0
@@ -56,9 +57,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         help="One recording, instead of a manifest; its stems have its name. "
         "Example: --mixture talk.wav",
     )
-    from manifests.recordings import FLAGS  # with numpy, which the list of commands does without
-
-    for name, settings in FLAGS.items():
+    for name, settings in QUERY_FLAGS.items():
         group.add_argument(name, **settings)
     group.add_argument(
         "--reference",

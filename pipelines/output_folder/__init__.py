@@ -425,6 +425,7 @@ _LATER_SETTINGS = {
     "keep_stems": "all",
     "min_presence": 0.5,
     "stem_quality": None,
+    "clap_scores": "all",
 }
 """Settings that the first runs of this schema version had no name for, and what held for them."""
 
