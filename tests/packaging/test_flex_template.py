@@ -73,7 +73,8 @@ def test_every_flag_that_takes_a_value_is_a_parameter_or_left_out_for_a_reason()
     }  # fmt: skip
     for_experts = {
         "max_clip_in_memory_s", "storage_options", "allowed_uri_prefix", "device", "num_threads",
-        "condition_norm", "shard", "segment_level_db", "segment_percentile", "segment_percentile_s",
+        "condition_norm", "clap_scores", "shard",
+        "segment_level_db", "segment_percentile", "segment_percentile_s",
         "segment_rise_db", "segment_hysteresis_db", "segment_min_gap_s", "segment_min_length_s",
     }  # fmt: skip
     of_who_waits = {"progress", "max_failure_rate"}
