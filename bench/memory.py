@@ -2,6 +2,7 @@
 
     python -m bench.memory                        # the bundled model
     python -m bench.memory --model mixture        # the pipeline alone
+    python -m bench.memory --load                 # a model of full size, while it is loaded
 
 A recording: half an hour and two hours of stereo at 44.1 kHz. Clips: 250 and 1,000 of 5 s. Every
 run is a process of its own, whose peak resident size the system says.
@@ -21,6 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
+
+from model.checkpoints import convert
+from model.checkpoints.loading import Networks, build
+from model.clap import Clap
+from model.config import PUBLISHED
+from model.systems.clapsep.network import ClapSep
 
 RATE_HZ = 44_100
 
@@ -66,6 +74,34 @@ def peak_mib(arguments: Sequence[str], output: Path) -> tuple[float, float]:
     return usage.ru_maxrss / 1024, time.monotonic() - start_s
 
 
+LOAD = """
+import re, sys
+from pathlib import Path
+from model.checkpoints import loading
+def peak_mib():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+before_mib = peak_mib()
+networks = loading.load_converted(sys.argv[1])
+print(f"{before_mib:.0f} MiB before it is loaded, {peak_mib():.0f} MiB at most while it is")
+"""
+
+
+def measure_loading() -> None:
+    """Prints the peak of a process that loads the published shapes with random weights."""
+    networks = Networks(
+        config=PUBLISHED,
+        clap=build(lambda: Clap(PUBLISHED.clap)).eval(),
+        separator=build(lambda: ClapSep(PUBLISHED)).eval(),
+    )
+    for parameter in [*networks.clap.parameters(), *networks.separator.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.02)
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "full.safetensors"
+        convert.save(str(path), networks)
+        print(f"a converted file of {path.stat().st_size / 2**20:.0f} MiB:", flush=True)
+        subprocess.run([sys.executable, "-c", LOAD, str(path)], check=True)
+
+
 def run(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -73,7 +109,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scorer", default="own")
     parser.add_argument("--recording_s", type=int, default=1_800)
     parser.add_argument("--clips", type=int, default=250)
+    parser.add_argument("--load", action="store_true", help="measure loading, and nothing else")
     given = parser.parse_args(argv)
+    if given.load:
+        measure_loading()
+        return
     model = ["--model", given.model, "--scorer", given.scorer]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
