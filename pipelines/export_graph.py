@@ -33,7 +33,7 @@ from pipelines.output_folder.names import (
 )
 from pipelines.runners import Measurements
 from transforms.audio.files import StemFormat
-from transforms.elements import Failure, failed
+from transforms.elements import Failure, Shard, failed
 from transforms.exporting import (
     AUDIO_URI,
     END_S,
@@ -245,6 +245,16 @@ class ExportJob:
             found = found.beside(uri)
         return found
 
+    def _access(self, selection: Selection) -> UriAccess:
+        """The same; where the flags say nothing, what the runs themselves were allowed."""
+        allowed = [each.allowed for each in selection.runs]
+        if self.config.allowed_uri_prefix or not all(allowed):
+            return self.access
+        found = UriAccess(prefixes=tuple(prefix for prefixes in allowed for prefix in prefixes))
+        for uri in self.config.runs:
+            found = found.beside(uri)
+        return found
+
     def check(self, storage: Storage) -> None:
         """Checks the condition on the runs, and that these lie outside of what is deleted.
 
@@ -259,7 +269,11 @@ class ExportJob:
     def _selection(self, storage: Storage) -> Selection:
         config = self.config
         return Selection(
-            runs=tuple(_run_folder(uri, name, storage) for uri, name in _named(config.runs)),
+            runs=tuple(
+                _run_folder(part, name, storage)
+                for uri, name in _named(config.runs)
+                for part in _parts(uri, storage)
+            ),
             where=config.where,
             cut=config.cut,
             signal=config.signal,
@@ -281,13 +295,14 @@ class ExportJob:
     def graph(self, folder: OutputFolder, loaded: None) -> ExportRuns:
         """The graph of the run."""
         config = self.config
+        selection = self._selection(folder.storage)
         return ExportRuns(
-            selection=self._selection(folder.storage),
+            selection=selection,
             layout=config.layout,
             settings=ExportSettings(
                 uri=folder.uri,
                 storage=folder.storage,
-                access=self.access,
+                access=self._access(selection),
                 clip_format=cast(StemFormat, config.clip_format),
                 clip_quality=config.clip_quality,
                 shard_rows=config.shard_rows,
@@ -314,6 +329,13 @@ def _named(uris: Sequence[str]) -> list[tuple[str, str]]:
         base = uri.rstrip("/").rsplit("/", 1)[-1] or "run"
         names.append(base if base not in names else f"{base}_{len(names) + 1}")
     return list(zip(uris, names, strict=True))
+
+
+def _parts(uri: str, storage: Storage) -> list[str]:
+    """The folders of a run that was done in parts (``shard=…``), or the one of any other."""
+    folders = storage.list_folders(uri)
+    parts = [join(uri, name) for name in sorted(folders) if Shard.in_folder(name) is not None]
+    return parts or [uri]
 
 
 def _run_folder(uri: str, name: str, storage: Storage) -> RunFolder:

@@ -334,6 +334,31 @@ def test_two_runs_have_their_names_before_ids(run_folder: Path, tmp_path: Path) 
     assert ids == {"out/001", "second/001"}
 
 
+def test_the_parts_of_a_run_are_exported_as_one(run_folder: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    for number in range(2):
+        (whole / f"shard={number}-of-2").symlink_to(run_folder)
+    output = tmp_path / "parts"
+    words = ["--runs", str(whole), "--output", str(output), "--max_failure_rate", "0.5"]
+    assert export.run([*words, "--cut", "clips", "--where", "id = '001'"]) == 0
+    assert len(pq.read_table(output / "exported")) == 1
+    (letter,) = pq.read_table(output / "dead_letters").to_pylist()  # here each part has every row
+    assert letter["error_type"] == "duplicate_id"
+
+
+def test_what_a_run_was_not_allowed_to_read_is_not_exported(
+    exported: Callable[..., Path], run_folder: Path
+) -> None:
+    record = json.loads((run_folder / "run.json").read_text("utf-8"))
+    record["config"]["allowed_uri_prefix"] = ["gs://other/"]
+    (run_folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    output = exported("nemo", "--signal", "mixture", code=1)
+    letters = pq.read_table(output / "dead_letters").to_pylist()
+    assert {row["error_type"] for row in letters} == {"uri_not_allowed"}
+    assert exported("parquet")  # its own stems
+
+
 def test_runs_without_segments_say_what_to_do(
     run_folder: Path, exported: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
