@@ -723,9 +723,20 @@ RELIABILITY: dict[str, Case] = {
         _written("/run.json", "full", after=2),
     ),
     "memory too small for a batch": _lost("out_of_memory", "out_of_memory.wav"),
+    "a machine that breaks: from then on the network fails on everything, as after a fault of a "
+    "GPU": Elsewhere(
+        (
+            "pipeline/test_workers.py::"
+            "test_a_machine_that_breaks_ends_the_run_and_resuming_completes_it",
+            "pipeline/test_engines.py::"
+            "test_a_dask_worker_whose_machine_breaks_ends_and_the_others_complete_the_run",
+            "pipeline/test_engines.py::"
+            "test_a_machine_that_breaks_behind_a_job_service_ends_the_run_and_resuming_completes_it",
+        )
+    ),
     "the decoder raises an error, of whatever type, on one clip": _lost("not_audio", "raises.wav"),
     "the decoder *crashes the process* on one clip (a segmentation fault in libsndfile or FFmpeg), "
-    "or hangs for 60 s": [
+    "or hangs: gives no sign of life for 60 s, or half of `--max_silence_s` where that is less": [
         Fault(columns=_mixture("poison.wav"), job="isolated", code="decoder_crashed"),
         Fault(columns=PLAIN, job="isolated", code=GOOD),
     ],
@@ -815,11 +826,17 @@ RELIABILITY: dict[str, Case] = {
     ),
     "rows stand twice in the metrics": _resumed("rows_that_the_tables_have_twice_are_there_once"),
     "a stem was deleted or cut": _resumed("stems_are_looked_at_before_they_are_trusted"),
+    "the output folder is another command's": Elsewhere(
+        ("pipeline/test_resume_jobs.py::test_what_another_command_wrote_is_left_alone",)
+    ),
     "only some rows have one of the user's own columns": _resumed(
         "columns_of_ones_own_are_everywhere"
     ),
     "a worker process of `--num_workers` is killed": Elsewhere(
         ("pipeline/test_workers.py::test_a_killed_worker_ends_the_run_and_resuming_completes_it",)
+    ),
+    "a worker process of `--num_workers` hangs: in an endless loop, or stopped by a signal": (
+        Elsewhere(("pipeline/test_workers.py::test_a_worker_that_hangs_ends_the_run",))
     ),
     "a step raises in one worker process while another is busy": Elsewhere(
         (
@@ -827,11 +844,15 @@ RELIABILITY: dict[str, Case] = {
             "test_a_step_that_fails_ends_the_run_though_another_worker_is_busy",
         )
     ),
-    "a worker of a Dask cluster is killed": Elsewhere(
+    "a worker of a Dask cluster is killed, in whichever stage of the job": Elsewhere(
         (
             "pipeline/test_engines.py::test_a_dask_worker_that_is_killed_costs_nothing_but_time",
             "pipeline/test_dask_engine.py::test_the_run_goes_on_when_a_worker_is_killed",
+            "pipeline/test_engines.py::test_a_dask_worker_that_dies_in_any_stage_costs_no_row",
         )
+    ),
+    "a service splits a bundle while it runs, and gives the rest to another worker": Elsewhere(
+        ("pipeline/test_engines.py::test_a_bundle_that_is_split_while_it_runs_does_every_row_once",)
     ),
     "a step raises on a Dask cluster, or behind a job service": Elsewhere(
         (
