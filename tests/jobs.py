@@ -41,6 +41,7 @@ class Job:
         manifest = inputs / f"{self.command.name}.jsonl"
         words = ["--manifest", str(manifest), "--output", str(output), "--max_failure_rate", "0.5"]
         words += [each.format(inputs=inputs) for each in self.more]
+        words += ["--device", "cpu"] if self.uses_model else []  # "auto" would be said
         words += ["--model", model] if model is not None and self.uses_model else []
         return [*words, *more]
 

@@ -77,7 +77,7 @@ def test_what_an_earlier_run_finished_is_named(clips: Path, tmp_path: Path, caps
     assert tone_runs.run(*given) == 0
     assert tone_runs.run(*given, "--resume") == 0
     said = capsys.readouterr().out
-    assert named(said).keys() == {"listen", "numbers", "run"}
+    assert named(said).keys() == {"listen", "numbers", "segments", "run"}
 
 
 BELL = ("--positive", "bell", "--device", "cpu")

@@ -164,7 +164,7 @@ def test_storage_that_ends_in_the_middle_ends_the_run_and_resuming_completes_it(
 def test_a_stem_that_does_not_fit_onto_the_disk_leaves_nothing_behind(
     made: Path, tmp_path: Path, form: str
 ) -> None:
-    with no_file_above(20_000):
+    with no_file_above(26_000):
         code = _run(made / "in", tmp_path / "out", "--stem_format", form)
     assert code == flags.EXIT_FAILURE_RATE
     letters = tone_runs.table(tmp_path / "out", "dead_letters")

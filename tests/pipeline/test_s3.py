@@ -76,22 +76,22 @@ def test_what_another_program_wrote_into_the_bucket_meanwhile_is_resumed_from(
     manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
     part = tone_runs.write_manifest(tmp_path / "part.jsonl", rows[:3])
     files = s3fs.S3FileSystem()
-    files.mkdir("recordings")
-    output = "s3://recordings/run[1]/out"  # a name that clients take for a pattern
+    files.mkdir("meanwhile")
+    output = "s3://meanwhile/run[1]/out"  # a name that clients take for a pattern
     other = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
     with tone_runs.tones_as_models() as loaded:
         assert tone_runs.run("--manifest", part, "--output", output) == 0
-        assert files.find("recordings/run[1]")  # this process now has a listing of all folders
-        for number, table in enumerate(other.find("recordings/run[1]/out/metrics")):
-            piece = f"recordings/run[1]/out/_work/journal/{number:032x}.parquet"
+        assert files.find("meanwhile/run[1]")  # this process now has a listing of all folders
+        for number, table in enumerate(other.find("meanwhile/run[1]/out/metrics")):
+            piece = f"meanwhile/run[1]/out/_work/journal/{number:032x}.parquet"
             other.pipe_file(piece, other.cat_file(table))
             other.rm_file(table)
-        other.pipe_file("recordings/run[1]/out/_work/journal/empty", b"")
+        other.pipe_file("meanwhile/run[1]/out/_work/journal/empty", b"")
         loaded.model.separator.heard = 0
         assert tone_runs.run("--manifest", manifest, "--output", output, "--resume") == 0
         heard = loaded.model.separator.heard
-    listed = other.find("recordings/run[1]/out")
-    row_counts = json.loads(other.cat_file("recordings/run[1]/out/run.json"))["row_counts"]
+    listed = other.find("meanwhile/run[1]/out")
+    row_counts = json.loads(other.cat_file("meanwhile/run[1]/out/run.json"))["row_counts"]
     assert (row_counts["finished_before"], row_counts["recovered"], row_counts["stems"]) == (
         3,
         3,
@@ -99,7 +99,7 @@ def test_what_another_program_wrote_into_the_bucket_meanwhile_is_resumed_from(
     )
     assert heard > 0
     assert piece not in listed
-    assert "recordings/run[1]/out/_work/journal/empty" in listed  # it is not ours
+    assert "meanwhile/run[1]/out/_work/journal/empty" in listed  # it is not ours
     ids = [
         row_id
         for name in listed

@@ -40,7 +40,7 @@ def test_every_row_has_a_stem_a_row_of_metrics_and_its_place(
     for row in metrics:
         assert row["sdri_db"] > 30
         assert row["clap_score"] == pytest.approx(1.0)
-        assert row["undefined_reason"] is None
+        assert row["undefined_reason"] == "presence=no_presence_output"
         assert row["extra_colour"] == "red"
         assert (row["model"], row["model_sha256"]) == ("tones", "m" * 64)
         assert (row["sample_rate_hz"], row["n_channels"], row["duration_s"]) == (8_000, 1, 1.0)
@@ -81,6 +81,9 @@ def test_the_record_says_what_was_run_and_what_came_of_it(plain: Path) -> None:
         "metrics_written": 6,
         "dead_letters_written": 0,
         "by_reason": {},
+        "skipped": {},
+        "segments": 6,
+        "segments_written": 6,
     }
     assert record["manifests"][0]["rows"] == 6
     assert len(record["manifests"][0]["sha256"]) == 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -102,7 +103,7 @@ def test_a_report_reads_all_parts_as_one_run(made: Path, tmp_path: Path) -> None
     assert report.run([str(made / "parts"), "--output", str(tmp_path / "report")]) == 0
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "3 of 3 parts finished" in page
-    assert "shard%3D0-of-3/stems" in page  # links to stems
+    assert re.search(r"shard%3D\d-of-3/stems", page)  # links to stems; which parts have rows varies
 
 
 def test_scoring_finds_the_stems_in_all_parts(made: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def test_every_field_of_the_row_is_a_column_of_each_manifest_schema():
     names = [
         field.name
         for field in dataclasses.fields(ManifestRow)
-        if field.name not in {"extra", "manifest_uri", "manifest_row", "manifest_sha256"}
+        if field.name not in {"extra", "manifest_uri", "manifest_row", "manifest_sha256", "place"}
     ]
     assert columns.MANIFEST_SCHEMA.names == names
     assert list(json_schema()["properties"]) == names
