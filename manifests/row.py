@@ -32,8 +32,11 @@ _MAX_READABLE_CHARS = 80
 _HASH_CHARS = 20
 _MAX_PARTITION_CHARS = 120
 STEMS_FOLDER = "stems"
+EXPORT_FOLDER = "data"
 MIXTURES, REFERENCES, INTERFERERS = "mixtures", "references", "interferers"
 """Folders of what is written for rows."""
+EXPORT_LISTS = ("metadata.jsonl", "manifest.jsonl")
+"""In the folder of a data set, for Hugging Face and for NeMo."""
 INTERFERER_COLUMN = "interferer_files"
 EVENTS_COLUMN = "sound_events"
 """Of a rendered mixture: where each source sounds in it, as JSON."""

@@ -17,13 +17,12 @@ from apache_beam.pipeline import Pipeline
 from apache_beam.pvalue import PCollection
 
 from manifests.columns import EXPORT_FIELDS, EXPORTED_SCHEMA, METRICS_SCHEMA, SEGMENTS_SCHEMA
-from manifests.row import ManifestRow
+from manifests.row import EXPORT_FOLDER, ManifestRow
 from pipelines import console, flags
 from pipelines.config import ExportConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder import OutputFolder, clearing
 from pipelines.output_folder.names import (
-    DATA,
     DEAD_LETTERS,
     EXPORTED,
     METRICS,
@@ -48,7 +47,7 @@ from transforms.manifest_io import AdmitRows
 from transforms.storage import Storage, join
 from transforms.storage.access import UriAccess
 from transforms.tables import WriteTable, dead_letters, row_counts
-from transforms.tables.dead_letters import WriteDeadLetters
+from transforms.tables.dead_letters import WriteDeadLetters, write_and_count
 from transforms.tables.row_counts import RowCounts
 
 _FIELD_NAMES = tuple(column.name for column in EXPORT_FIELDS)
@@ -316,7 +315,7 @@ class ExportJob:
     ) -> list[str]:  # fmt: skip
         """What is said at the end."""
         text = console.done_lines(folder, row_counts)
-        named = {"data set": DATA, "list": EXPORTED}
+        named = {"data set": EXPORT_FOLDER, "list": EXPORTED}
         return text + console.last_lines(folder, row_counts, measured, named)
 
 
@@ -378,19 +377,17 @@ class ExportRuns(beam.PTransform[Any, Any]):
         rows, unusable = selected["rows"], selected[dead_letters.FAILED]
         admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
         items, unwritten = admitted | "WriteItems" >> WriteItems(self.settings, self.layout)
-        all_failed = (unusable, duplicates, unwritten) | "AllFailed" >> beam.Flatten()
         table = items | "WriteTable" >> WriteTable(
             uri=join(uri, EXPORTED), schema=EXPORTED_SCHEMA, storage=storage, prefix="part-000"
         )
-        return {
-            row_counts.ROWS: (rows, unusable) | "AllRows" >> beam.Flatten(),
-            row_counts.STEMS: items,
-            row_counts.DEAD: all_failed,
-            row_counts.METRICS_FILES: table,
-            row_counts.DEAD_LETTER_FILES: all_failed
-            | "WriteDeadLetters" >> WriteDeadLetters(join(uri, DEAD_LETTERS), storage),
-        } | "WriteRowCounts" >> row_counts.WriteRowCounts(
-            uri=join(uri, ROW_COUNTS), storage=storage
+        return write_and_count(
+            {row_counts.METRICS_FILES: table},
+            rows=rows,
+            invalid=unusable,
+            done=items,
+            failed=(unusable, duplicates, unwritten),
+            letters=WriteDeadLetters(join(uri, DEAD_LETTERS), storage),
+            counts_uri=join(uri, ROW_COUNTS),
         )
 
 

@@ -52,8 +52,7 @@ from transforms.queries import AttachQueries, EmbedExamples
 from transforms.scoring import ClapScores, ScoreStems, ScoringSettings
 from transforms.storage import Storage, fixed_folder
 from transforms.storage.access import UriAccess, uris_of
-from transforms.tables import row_counts
-from transforms.tables.dead_letters import WriteDeadLetters
+from transforms.tables.dead_letters import WriteDeadLetters, write_and_count
 from transforms.tables.metrics_rows import WriteJournal, interval_s, write_metrics
 from transforms.tables.row_counts import RowCounts
 
@@ -204,7 +203,6 @@ class ScoreManifest(beam.PTransform[Any, Any]):
             admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
             names = names | "DistinctColumns" >> beam.Distinct()
         done, failed = self._scored(admitted)
-        all_failed = (invalid, duplicates, *failed) | "AllFailed" >> beam.Flatten()
         metrics = write_metrics(
             done,
             left,
@@ -216,23 +214,20 @@ class ScoreManifest(beam.PTransform[Any, Any]):
             prefix=folder.prefix,
             shards=self.config.shards,
         )
-        return {
-            **metrics,
-            **left.get("counted", {}),
-            row_counts.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
-            row_counts.STEMS: done,
-            row_counts.DEAD: all_failed,
-            row_counts.DEAD_LETTER_FILES: all_failed
-            | "WriteDeadLetters"
-            >> WriteDeadLetters(
+        return write_and_count(
+            {**metrics, **left.get("counted", {})},
+            rows=rows,
+            invalid=invalid,
+            done=done,
+            failed=(invalid, duplicates, *failed),
+            letters=WriteDeadLetters(
                 folder.place(DEAD_LETTERS),
                 folder.storage,
                 folder.prefix,
                 names,
                 left.get("letters"),
             ),
-        } | "WriteRowCounts" >> row_counts.WriteRowCounts(
-            uri=folder.place(ROW_COUNTS), storage=folder.storage
+            counts_uri=folder.place(ROW_COUNTS),
         )
 
     def _scored(self, rows: Any) -> tuple[PCollection[MetricsRow], list[PCollection[Any]]]:

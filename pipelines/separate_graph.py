@@ -51,7 +51,7 @@ from transforms.separation import SeparateClips, SeparationSettings
 from transforms.storage import Storage
 from transforms.storage.access import UriAccess, uris_of
 from transforms.tables import Pack, metrics_rows, row_counts, unpack
-from transforms.tables.dead_letters import WriteDeadLetters
+from transforms.tables.dead_letters import WriteDeadLetters, write_and_count
 from transforms.tables.metrics_rows import write_metrics
 from transforms.tables.row_counts import RowCounts
 from transforms.threaded import Overlap
@@ -236,8 +236,6 @@ class SeparateManifest(beam.PTransform[Any, Any]):
         done, *failed = (mixtures, asked) | "Separate" >> Separate(
             config, folder, self.models, self.code_version
         )
-        not_done = (invalid, duplicates, unsupported, *failed)
-        all_failed = not_done | "AllFailed" >> beam.Flatten()
         metrics = write_metrics(
             done,
             left,
@@ -249,24 +247,20 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             prefix=folder.prefix,
             shards=config.shards,
         )
-        return {
-            **metrics,
-            **left.get("counted", {}),
-            **skipped,
-            row_counts.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
-            row_counts.STEMS: done,
-            row_counts.DEAD: all_failed,
-            row_counts.DEAD_LETTER_FILES: all_failed
-            | "WriteDeadLetters"
-            >> WriteDeadLetters(
+        return write_and_count(
+            {**metrics, **left.get("counted", {}), **skipped},
+            rows=rows,
+            invalid=invalid,
+            done=done,
+            failed=(invalid, duplicates, unsupported, *failed),
+            letters=WriteDeadLetters(
                 folder.place(DEAD_LETTERS),
                 folder.storage,
                 folder.prefix,
                 names,
                 left.get("letters"),
             ),
-        } | "WriteRowCounts" >> row_counts.WriteRowCounts(
-            uri=folder.place(ROW_COUNTS), storage=folder.storage
+            counts_uri=folder.place(ROW_COUNTS),
         )
 
     def _read(self, root: Pipeline) -> tuple[Any, Any, dict[str, Any]]:

@@ -34,7 +34,7 @@ from transforms.rendering import Event, RenderMixtures, RenderSettings, WriteEve
 from transforms.storage import Storage
 from transforms.storage.access import UriAccess, uris_of
 from transforms.tables import WriteTable, metrics_rows, row_counts
-from transforms.tables.dead_letters import WriteDeadLetters
+from transforms.tables.dead_letters import WriteDeadLetters, write_and_count
 from transforms.tables.metrics_rows import WriteJournal, interval_s
 from transforms.tables.row_counts import RowCounts
 
@@ -150,24 +150,20 @@ class SynthesizeManifest(beam.PTransform[Any, Any]):
         else:
             admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
         done, failed = self._rendered(admitted)
-        all_failed = (invalid, duplicates, failed) | "AllFailed" >> beam.Flatten()
-        return {
-            **self._write_manifest(done, left),
-            **left.get("counted", {}),
-            row_counts.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
-            row_counts.STEMS: done,
-            row_counts.DEAD: all_failed,
-            row_counts.DEAD_LETTER_FILES: all_failed
-            | "WriteDeadLetters"
-            >> WriteDeadLetters(
+        return write_and_count(
+            {**self._write_manifest(done, left), **left.get("counted", {})},
+            rows=rows,
+            invalid=invalid,
+            done=done,
+            failed=(invalid, duplicates, failed),
+            letters=WriteDeadLetters(
                 folder.place(DEAD_LETTERS),
                 folder.storage,
                 folder.prefix,
                 left.get("letter_names"),
                 left.get("letters"),
             ),
-        } | "WriteRowCounts" >> row_counts.WriteRowCounts(
-            uri=folder.place(ROW_COUNTS), storage=folder.storage
+            counts_uri=folder.place(ROW_COUNTS),
         )
 
     def _rendered(self, rows: Any) -> tuple[PCollection[MetricsRow], PCollection[Any]]:

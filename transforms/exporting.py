@@ -26,7 +26,7 @@ from apache_beam.transforms.combiners import Count, ToList
 
 import transforms.threaded  # noqa: F401 - registers the coders of our records
 from manifests.columns import EXPORT_FIELDS, EXPORTED_SCHEMA
-from manifests.row import ManifestRow, output_name
+from manifests.row import EXPORT_FOLDER, EXPORT_LISTS, ManifestRow, output_name
 from model.signal import resample_blocks, resampled_length
 from transforms.audio import AudioError, AudioPart
 from transforms.audio.files import (
@@ -45,8 +45,6 @@ from transforms.storage import Storage, join
 from transforms.storage.access import UriAccess
 from transforms.tables import dead_letters, row_counts
 
-DATA = "data"
-"""The folder of the data set, below the output folder."""
 AUDIO_URI, START_S, END_S, FIELDS = "audio_uri", "start_s", "end_s", "fields"
 """Columns of an export's rows: which part of a file is taken, and what is said of it, as JSON."""
 OPUS_RATE_HZ = 48_000
@@ -181,7 +179,7 @@ class _EachItsFile(Layout):
         self, key: str, rows: Sequence[ManifestRow], settings: ExportSettings
     ) -> Iterator[Any]:
         for row in rows:
-            file = f"{DATA}/audio/{file_name(row.id)}.{settings.ending}"
+            file = f"{EXPORT_FOLDER}/audio/{file_name(row.id)}.{settings.ending}"
             uri = join(settings.uri, file)
             try:
                 with settings.storage.temporary(uri) as temporary:
@@ -198,22 +196,22 @@ class _EachItsFile(Layout):
 class AudioFolder(_EachItsFile):
     """Hugging Face's AudioFolder; its list is JSON, since CSV cannot keep ``001`` or ``NA``."""
 
-    list_name = f"{DATA}/metadata.jsonl"
+    list_name = f"{EXPORT_FOLDER}/{EXPORT_LISTS[0]}"
 
     def line(self, item: Item) -> str:
         """A line of ``metadata.jsonl``."""
-        return as_json({"file_name": item.file.removeprefix(f"{DATA}/"), **item.fields})
+        return as_json({"file_name": item.file.removeprefix(f"{EXPORT_FOLDER}/"), **item.fields})
 
 
 class Nemo(_EachItsFile):
     """NVIDIA NeMo's manifest."""
 
-    list_name = f"{DATA}/manifest.jsonl"
+    list_name = f"{EXPORT_FOLDER}/{EXPORT_LISTS[1]}"
 
     def line(self, item: Item) -> str:
         """A line of NeMo's manifest; its ``text`` is what was asked for."""
         duration_s = 0.0 if item.part is None else item.part.duration_s
-        path = item.file.removeprefix(f"{DATA}/")
+        path = item.file.removeprefix(f"{EXPORT_FOLDER}/")
         told = {"audio_filepath": path, "duration": duration_s, "offset": 0.0}
         return as_json({**told, "text": item.fields["positive_text"] or "", **item.fields})
 
@@ -243,7 +241,7 @@ class WebDataset(_Packed):
         self, key: str, rows: Sequence[ManifestRow], settings: ExportSettings
     ) -> Iterator[Any]:
         """Writes a tar."""
-        file = f"{DATA}/shard-{key}.tar"
+        file = f"{EXPORT_FOLDER}/shard-{key}.tar"
         uri = join(settings.uri, file)
         items: list[Item] = []
         with _scratch(settings, uri) as (path, scratch):
@@ -278,7 +276,7 @@ class ParquetDataset(_Packed):
         self, key: str, rows: Sequence[ManifestRow], settings: ExportSettings
     ) -> Iterator[Any]:
         """Writes a Parquet file."""
-        file = f"{DATA}/part-{key}.parquet"
+        file = f"{EXPORT_FOLDER}/part-{key}.parquet"
         uri = join(settings.uri, file)
         items: list[Item] = []
         group: list[dict[str, Any]] = []
@@ -315,7 +313,7 @@ class _Labels(Layout):
     def write(
         self, key: str, rows: Sequence[ManifestRow], settings: ExportSettings
     ) -> Iterator[Any]:
-        file = f"{DATA}/{label_name(key)}{self.ending}"
+        file = f"{EXPORT_FOLDER}/{label_name(key)}{self.ending}"
         uri = join(settings.uri, file)
         ordered = sorted(rows, key=lambda row: (float(row.extra[START_S]), row.id))
         text = "".join(self.lines([fields_of(row) for row in ordered]))

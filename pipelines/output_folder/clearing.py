@@ -18,6 +18,8 @@ from manifests.columns import SEGMENTS_SCHEMA
 from manifests.files import existing_path, links_of, split_fragment
 from manifests.files.readers import iter_rows
 from manifests.row import (
+    EXPORT_FOLDER,
+    EXPORT_LISTS,
     EXTRA_PREFIX,
     INTERFERER_COLUMN,
     INTERFERERS,
@@ -29,11 +31,9 @@ from manifests.row import (
 from pipelines.config import CommonConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder.names import (
-    DATA,
     DEAD_LETTERS,
     ERROR_FILE,
     EVENTS,
-    EXPORT_LISTS,
     EXPORTED,
     JOURNAL,
     LISTING,
@@ -65,7 +65,7 @@ _AUDIO: Mapping[str, tuple[str, ...]] = {
     SEPARATE: (STEMS_FOLDER,),
     SCORE: (),  # its stems are somebody else's
     SYNTHESIZE: (MIXTURES, REFERENCES, INTERFERERS),
-    EXPORT: (DATA,),
+    EXPORT: (EXPORT_FOLDER,),
 }
 _ALIASES = {"local": "file", "gcs": "gs", "s3a": "s3"}
 
@@ -208,7 +208,7 @@ def _names_in(storage: Storage, uri: str, outputs: Sequence[str]) -> set[str] | 
 def _paths_of(row: Mapping[str, Any], outputs: Sequence[str]) -> Iterator[str]:
     if "file" in row:  # an exported item
         yield row["file"]
-        yield from EXPORT_LISTS
+        yield from (f"{EXPORT_FOLDER}/{name}" for name in EXPORT_LISTS)
     elif (
         "stem_uri" not in row
     ):  # a row of a rendered manifest, whose files are named from its folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -107,6 +107,40 @@ class WriteDeadLetters(beam.PTransform[Any, Any]):
             prefix=self.prefix,
             names=self.names,
         )
+
+
+def write_and_count(
+    counted: Mapping[str, Any],
+    *,
+    rows: Any,
+    invalid: Any,
+    done: Any,
+    failed: Sequence[Any],
+    letters: WriteDeadLetters,
+    counts_uri: str,
+) -> PCollection[str]:
+    """Ends a job: writes its dead letters, and counts what became of every row.
+
+    Args:
+        counted: what else is counted, by the names of :mod:`transforms.tables.row_counts`.
+        rows: that can be done.
+        invalid: failures of those that cannot.
+        done: the results, one a row.
+        failed: every PCollection of failures, the invalid ones too.
+        letters: where dead letters go.
+        counts_uri: where the counts go.
+
+    Returns:
+        The URI of the counts.
+    """
+    all_failed = tuple(failed) | "AllFailed" >> beam.Flatten()
+    return {
+        **counted,
+        row_counts.ROWS: (rows, invalid) | "AllRows" >> beam.Flatten(),
+        row_counts.STEMS: done,
+        row_counts.DEAD: all_failed,
+        row_counts.DEAD_LETTER_FILES: all_failed | "WriteDeadLetters" >> letters,
+    } | "WriteRowCounts" >> row_counts.WriteRowCounts(uri=counts_uri, storage=letters.storage)
 
 
 def _dead_letter(failure: Failure, secrets: Sequence[str]) -> TableRow:
