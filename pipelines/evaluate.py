@@ -243,15 +243,15 @@ def _evaluate(job: _Job) -> int:
 
 def _results(job: _Job, draw: corpus_sets.Draw) -> Results:
     """What the run gave, and what is measured beside it."""
-    from pipelines.evaluation import cost, results, zero_shot
+    from pipelines.evaluation import model_figures, results
     from pipelines.separate_graph import model_choice
     from transforms import model_cache
 
     choice = model_choice(job.config)
     loaded = model_cache.load_model(choice)
-    classes: tuple[zero_shot.ZeroShot, ...] = ()
+    classes: tuple[model_figures.ZeroShot, ...] = ()
     if job.zero_shot:
-        classes = zero_shot.classify(
+        classes = model_figures.classify(
             loaded.query_encoder,
             draw,
             audio_root=job.corpus,
@@ -264,7 +264,7 @@ def _results(job: _Job, draw: corpus_sets.Draw) -> Results:
         limit=job.own.limit,
         scores=results.read_scores(join(job.output, RUN), job.storage) if job.sets else None,
         zero_shot=classes,
-        cost=cost.measure_cost(loaded, choice.resolved_device()),
+        cost=model_figures.measure_cost(loaded, choice.resolved_device()),
     )
 
 

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from manifests.benchmarks.corpus_sets import ABSENT_SETS, SETS
 from model.bootstrap import Detection, Summary
-from pipelines.evaluation.cost import Cost
+from pipelines.evaluation.model_figures import Cost, ZeroShot
 from pipelines.evaluation.results import METRICS, Results
-from pipelines.evaluation.zero_shot import ZeroShot
 from pipelines.reporting.measured import interval, mean_std
 from terminal import screen
 

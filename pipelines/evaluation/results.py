@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 
 from manifests.benchmarks.corpus_sets import ABSENT_SETS, QUERY_SETS, SETS
 from model.bootstrap import Detection, Summary, detection, summarise
-from pipelines.evaluation.cost import Cost
-from pipelines.evaluation.zero_shot import ZeroShot
+from pipelines.evaluation.model_figures import Cost, ZeroShot
 from transforms.storage import Storage, join
 
 METRICS = ("sdri_db", "si_sdri_db", "snri_db")

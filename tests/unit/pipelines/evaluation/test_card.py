@@ -9,9 +9,8 @@ import report_runs
 from evaluations import results_of, score
 from model.bootstrap import summarise
 from pipelines.evaluation import card
-from pipelines.evaluation.cost import Cost
+from pipelines.evaluation.model_figures import Cost, ZeroShot
 from pipelines.evaluation.results import Results
-from pipelines.evaluation.zero_shot import ZeroShot
 from terminal.screen import markdown
 
 
