@@ -83,14 +83,14 @@ class Submission:
         return beam_runner_api_pb2.Pipeline.FromString(data)
 
 
-def source_tree(folder: Path) -> Path:
-    """A copy of what the source distribution is made from, without weights and recordings."""
+def source_tree(folder: Path, *without: str) -> Path:
+    """A copy of what the source distribution is made from, ``without`` some of the files."""
     folder.mkdir()
     names = ("setup.py", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "NOTICE")
     for name in (*names, "constraints.txt"):
         shutil.copy(ROOT / name, folder / name)
     for name in ("terminal", "model", "manifests", "transforms", "pipelines"):
-        skip = shutil.ignore_patterns("__pycache__", "*.safetensors", "*.flac", "*.png")
+        skip = shutil.ignore_patterns("__pycache__", *without)
         shutil.copytree(ROOT / name, folder / name, ignore=skip)
     return folder / "setup.py"
 
@@ -107,7 +107,8 @@ def submit(folder: Path) -> Submission:
             *cloud.counter("WriteStems", "audio_msec", 5_000),
             *cloud.distribution("SeparateClips", "network_msec", 2, 90, 40, 50),
         ]
-        given = FULL | {"setup_file": str(source_tree(folder / "source"))}
+        setup_file = source_tree(folder / "source", "*.safetensors", "*.flac", "*.png")
+        given = FULL | {"setup_file": str(setup_file)}
         command = [sys.executable, "-m", "pipelines.separate", *flags(given, server.url)]
         result = subprocess.run(
             command,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import installations
+from installations import Installation
 from pipelines.preflight import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,26 +42,6 @@ def package_files(root: Path) -> set[str]:
     }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Installation:
-    """An environment with nothing of the project but what its source distribution brought."""
-
-    python: Path
-    site_packages: Path
-    elsewhere: Path
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs this environment's Python in a folder that has nothing to do with the project."""
-        hidden = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
-        return subprocess.run(
-            [self.python, *arguments],
-            cwd=self.elsewhere,
-            env={key: value for key, value in os.environ.items() if key not in hidden},
-            capture_output=True,
-            text=True,
-        )
-
-
 @pytest.fixture(scope="module")
 def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tree: a build leaves files in it, and reads those that an older one left."""
@@ -91,22 +70,7 @@ def sdist(source_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def installation(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
     """The source distribution in a new environment; the dependencies are the running one's."""
-    home = tmp_path_factory.mktemp("installed")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home / "venv"], check=True)
-    prefix = {"base": str(home / "venv"), "platbase": str(home / "venv")}
-    site_packages = Path(sysconfig.get_path("purelib", vars=prefix))
-    running = dict.fromkeys(map(sysconfig.get_path, ("purelib", "platlib")))
-    (site_packages / "running_environment.pth").write_text("\n".join(running) + "\n")
-    (home / "elsewhere").mkdir()
-    made = Installation(
-        python=home / "venv" / "bin" / "python",
-        site_packages=site_packages,
-        elsewhere=home / "elsewhere",
-    )
-    offline = ("--no-index", "--no-deps", "--no-build-isolation", "--ignore-installed")
-    result = made.run("-m", "pip", "install", "--quiet", *offline, str(sdist))
-    assert result.returncode == 0, result.stderr
-    return made
+    return installations.install(sdist, tmp_path_factory.mktemp("installed"))
 
 
 def test_the_sdist_holds_the_packages_and_the_documents_and_no_more(

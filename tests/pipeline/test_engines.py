@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -30,7 +29,7 @@ from model.systems.clapsep import network
 from pipelines import console, runners, separate
 from pipelines.config import Execution
 from pipelines.runners import local
-from ports import free_port
+from ports import free_port, wait_for_port
 
 START_WAIT_S = 120.0
 
@@ -267,25 +266,12 @@ def _portable_engine(folder: Path) -> Iterator[tuple[str, str]]:
         )  # fmt: skip
         start("worker.worker_pool_main", "--service_port", str(pool))
         for port in (service, pool):
-            _wait_for_port(port)
+            wait_for_port(port, START_WAIT_S)
         yield f"localhost:{service}", f"localhost:{pool}"
     finally:
         for process in started:
             process.kill()
             process.wait()
-
-
-def _wait_for_port(port: int) -> None:
-    deadline_s = time.monotonic() + START_WAIT_S
-    while True:
-        try:
-            socket.create_connection(("localhost", port), timeout=1).close()
-        except OSError:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(0.1)
-        else:
-            return
 
 
 @pytest.fixture(scope="module")
