@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from model.devices import cores, first_line, is_out_of_memory, require_working
-from model.signal import InputGain
+from model.signal import InputGain, applied
 from model.signal.windowing import OverlapAdder, WindowPlan, iter_windows
 from model.systems import NORMALISATIONS, Condition, Normalisation, PresenceDetector, Separator
 
@@ -177,7 +177,8 @@ class WindowQueries:
     """A window float32[C, n] and what is asked of it: positive and negative float32[Q, D].
 
     ``references`` are the targets themselves, float32[Q, n], for oracles only. ``gain`` is what the
-    network hears the window multiplied by; its estimates are divided by it again.
+    network hears the window multiplied by, after ``offset``, float32[C], was subtracted; its
+    estimates are divided by the gain again, and have no offset.
     """
 
     samples: Samples
@@ -185,6 +186,7 @@ class WindowQueries:
     negative: Samples
     references: Samples | None = None
     gain: float = 1.0
+    offset: Samples | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -400,7 +402,9 @@ class Network:
         mixture = np.zeros((size, first.shape[1]), dtype=np.float32)
         for place, row in enumerate(rows):
             window = windows[row.window]
-            mixture[place] = window.samples[row.channel] * np.float32(window.gain)
+            own = slice(row.channel, row.channel + 1)
+            offset = None if window.offset is None else window.offset[own]
+            mixture[place] = applied(window.samples[own], window.gain, offset)[0]
         found: list[Arriving] = []
         presence: list[Arriving] = []
         with torch.inference_mode():
@@ -520,6 +524,7 @@ class RecordingStream:
                     positive=self._positive,
                     negative=self._negative,
                     gain=gain.at(window.start, window.samples.shape[1]),
+                    offset=gain.offset,
                 ),
             )
 

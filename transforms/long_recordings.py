@@ -352,7 +352,7 @@ class _Recording:
         self.held_bytes = 0
         self.is_reading, self.has_ended = True, False
         self.peak = self.power = 0.0
-        self.envelope = Envelope(job.scoring.model_rate_hz)
+        self.envelope = Envelope(job.scoring.model_rate_hz, centred=True)
         self.odds: list[tuple[int, Samples]] = []
         self.stream = RecordingStream(
             job.separation.network,
@@ -694,7 +694,8 @@ class LongStem:
         ratios = without_reference()
         if self._scorer is not None:
             (ratios,) = self._scorer.scores()
-        powers = Powers(stem=self._power, mixture=recording.power)
+        of_mixture = recording.envelope.centred_energy(recording.power)
+        powers = Powers(stem=self._power, mixture=of_mixture)
         others = scoring.others(
             self._query,
             heard,

@@ -76,7 +76,7 @@ class Signals:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Powers:
-    """The sums of squares of the mono samples of a stem and of its mixture."""
+    """The sums of squares of the mono samples of a stem, and of its mixture without its offset."""
 
     stem: float
     mixture: float
@@ -194,11 +194,14 @@ class Scoring:
         ]
         ratios = self.ratios(signals)
         embedded = self._embedded([stem.query for stem in stems], signals)
-        envelopes = self._mapped(self.envelope, mixtures)
+        centred = functools.partial(self.envelope, centred=True)
+        envelopes = self._mapped(centred, mixtures)
         scores = []
         for index, (stem, embeddings) in enumerate(zip(stems, embedded, strict=True)):
+            of_mixture = envelopes[owners[index]]
             powers = Powers(
-                stem=power_of(signals[index].stem), mixture=power_of(signals[index].mixture)
+                stem=power_of(signals[index].stem),
+                mixture=of_mixture.centred_energy(power_of(signals[index].mixture)),
             )
             others = self.others(
                 stem.query,
@@ -211,16 +214,16 @@ class Scoring:
             segments = self.segments(
                 stem.query,
                 self.envelope(mids[index]),
-                envelopes[owners[index]],
+                of_mixture,
                 stem.window_odds,
                 functools.partial(self._embed_part, mids[index]),
             )
             scores.append(scores_of(ratios[index] | others, segments))
         return self._by_clip(clips, scores)
 
-    def envelope(self, samples: Samples) -> Envelope:
+    def envelope(self, samples: Samples, *, centred: bool = False) -> Envelope:
         """The envelope of a recording in memory, float32[T] mono at the model's rate."""
-        return envelope_of(samples, self.model_rate_hz)
+        return envelope_of(samples, self.model_rate_hz, centred=centred)
 
     def segments(
         self,

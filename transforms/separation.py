@@ -150,6 +150,7 @@ class Separation:
                 clip.queries,
                 self._targets(clip, start),
                 gain=gain.at(start, samples.shape[1]),
+                offset=gain.offset,
             )
             for start, samples in cut
         ]
@@ -237,6 +238,7 @@ def window_queries(
     references: Samples | None = None,
     *,
     gain: float = 1.0,
+    offset: Samples | None = None,
 ) -> WindowQueries:
     """A window float32[C, n] with its gain and the conditions of all that is asked of it."""
     return WindowQueries(
@@ -245,6 +247,7 @@ def window_queries(
         negative=np.stack([query.negative for query in queries]),
         references=references,
         gain=gain,
+        offset=offset,
     )
 
 

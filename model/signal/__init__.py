@@ -17,6 +17,11 @@ heard nearly as well as if it stood alone, and no two windows differ by a step. 
 measured before the first window is heard: the gains are the same whether a recording is held in
 memory or streamed.
 
+A constant offset, as cheap converters add it, is no sound: the level is measured without it, and
+the network does not hear it. The offset of a channel is the mean of its samples. One that would
+reach the network more than :data:`OFFSET_DB` below the level is left as it is: it changes nothing
+that can be heard.
+
 Silence is not blown up. A block counts as at most :data:`FLOOR_DB` quieter than the loudest: no
 stretch of a recording is raised by more than that above another. A level below
 :data:`QUIETEST_DBFS` counts as this.
@@ -244,6 +249,8 @@ ONE_GAIN_S = 30.0
 TIME_CONSTANT_S = 30.0
 FLOOR_DB = 40.0
 """How far below the loudest block the level of a stretch counts at least."""
+OFFSET_DB = 20.0
+"""How far below the level of a recording its constant offset may lie to be left there."""
 QUIETEST_DBFS = -90.0
 """A level below this counts as this: the noise of 16 bits is not made a sound."""
 
@@ -255,10 +262,12 @@ class InputGain:
     Attributes:
         block_samples: samples a value of ``gains_db`` stands for.
         gains_db: float64[N], by block; a single one for the whole recording.
+        offset: float32[C], which is subtracted before; None: nothing is.
     """
 
     block_samples: int
     gains_db: npt.NDArray[np.float64]
+    offset: FloatArray | None = None
 
     def at_db(self, start: int, num_samples: int) -> float:
         """The gain of a window, in dB: that at its middle, between blocks interpolated."""
@@ -269,13 +278,25 @@ class InputGain:
         """The gain of a window, as a factor."""
         return math.pow(10.0, self.at_db(start, num_samples) / 20.0)
 
+    def heard(self, window: FloatArray, start: int) -> FloatArray:
+        """What the network hears of float32[C, n], which begins at the sample ``start``."""
+        return applied(window, self.at(start, window.shape[1]), self.offset)
+
+
+def applied(window: FloatArray, gain: float, offset: FloatArray | None) -> FloatArray:
+    """The window float32[C, n] without its offset float32[C], if it has one, times the gain."""
+    if offset is not None:
+        window = window - offset[:, None]
+    scaled: FloatArray = window * np.float32(gain)
+    return scaled
+
 
 AS_IT_IS = InputGain(block_samples=1, gains_db=np.zeros(1))
 """Changes nothing."""
 
 
-class _Energies:
-    """Sums squares that arrive in pieces by blocks of equal length.
+class _BlockSums:
+    """Sums numbers, such as squares, that arrive in pieces by blocks of equal length.
 
     A block is summed when it is whole: how a recording was cut into pieces changes no bit.
     """
@@ -288,14 +309,14 @@ class _Energies:
         self._open: list[npt.NDArray[np.float64]] = []
         self._num_open = 0
 
-    def add(self, squares: npt.NDArray[np.float64]) -> None:
+    def add(self, numbers: npt.NDArray[np.float64]) -> None:
         """Adds the next piece, float64[n]."""
-        self.num_samples += len(squares)
-        while len(squares):
-            part = squares[: self._block_samples - self._num_open]
+        self.num_samples += len(numbers)
+        while len(numbers):
+            part = numbers[: self._block_samples - self._num_open]
             self._open.append(part)
             self._num_open += len(part)
-            squares = squares[len(part) :]
+            numbers = numbers[len(part) :]
             if self._num_open == self._block_samples:
                 self._whole.append(self._open_sum())
                 self._open, self._num_open = [], 0
@@ -310,17 +331,22 @@ class _Energies:
 
 
 class LevelMeter:
-    """Measures a recording that arrives in pieces: a number for every 5 s is kept."""
+    """Measures a recording that arrives in pieces: a few numbers for every 5 s are kept."""
 
     def __init__(self, sample_rate_hz: int) -> None:
         """Starts a recording of that rate."""
         self._block_samples = round(BLOCK_S * sample_rate_hz)
         self._one_gain_samples = round(ONE_GAIN_S * sample_rate_hz)
-        self._energies = _Energies(self._block_samples, "d")
+        self._energies = _BlockSums(self._block_samples, "d")
+        self._channels: list[_BlockSums] = []
 
     def add(self, piece: FloatArray) -> None:
         """Adds the next piece, float32[C, n], to the measurement."""
         self._energies.add(np.square(piece, dtype=np.float64).mean(axis=0))
+        if not self._channels:
+            self._channels = [_BlockSums(self._block_samples, "d") for _ in piece]
+        for sums, channel in zip(self._channels, piece, strict=True):
+            sums.add(channel.astype(np.float64))
 
     def gain(self, level_dbfs: float | None) -> InputGain:
         """Computes the gain to a level; None for the level, or pure silence, gives no change.
@@ -329,16 +355,60 @@ class LevelMeter:
             level_dbfs: the root mean square of a block, in dB of full scale, that the loudest block
                 around a window is brought to.
         """
-        energies, num_samples = self._energies.sums(), self._energies.num_samples
+        energies = self._energies.sums()
         if level_dbfs is None or not energies.any():
             return AS_IT_IS
+        sums = np.stack([channel.sums() for channel in self._channels])
+        offset = sums.sum(axis=1) / self._energies.num_samples
+        centred = _without_offset(energies, sums, self._block_samples, self._energies.num_samples)
+        levels = self._levels(centred)
+        if _decibels(np.square(offset).max()) > levels.min() - OFFSET_DB:
+            used: FloatArray | None = offset.astype(np.float32)
+        else:
+            levels, used = self._levels(energies), None
+        return InputGain(
+            block_samples=self._block_samples, gains_db=level_dbfs - levels, offset=used
+        )
+
+    def _levels(self, energies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The levels in dB that the gains are for, of the energies of blocks."""
+        num_samples = self._energies.num_samples
         levels = _decibels(energies / min(self._block_samples, num_samples))
         if num_samples <= self._one_gain_samples:
             levels = levels.max(keepdims=True)
         else:
             levels = _envelope(np.maximum(levels, levels.max() - FLOOR_DB))
-        gains_db = level_dbfs - np.maximum(levels, QUIETEST_DBFS)
-        return InputGain(block_samples=self._block_samples, gains_db=gains_db)
+        return np.maximum(levels, QUIETEST_DBFS)
+
+
+def _without_offset(
+    energies: npt.NDArray[np.float64],
+    sums: npt.NDArray[np.float64],
+    block_samples: int,
+    num_samples: int,
+) -> npt.NDArray[np.float64]:
+    """The energies of blocks, float64[N], that are left when each channel loses its mean.
+
+    Args:
+        energies: float64[N], the sums of squares, the mean over the channels.
+        sums: float64[C, N], the sums of the samples.
+        block_samples: samples of a block.
+        num_samples: of the recording: the last block may be short.
+    """
+    lengths = _lengths(sums.shape[1], block_samples, num_samples)
+    offset = sums.sum(axis=1, keepdims=True) / num_samples
+    centred = energies - (2.0 * offset * sums - np.square(offset) * lengths).mean(axis=0)
+    # Rounding could leave less than nothing, and what was silent is not made a sound.
+    kept: npt.NDArray[np.float64] = np.clip(centred, 0.0, energies)
+    return kept
+
+
+def _lengths(count: int, block_samples: int, num_samples: int) -> npt.NDArray[np.int64]:
+    """The samples of each of so many blocks, int64[N]; the last may be short."""
+    lengths = np.full(count, block_samples)
+    if count:
+        lengths[-1] -= count * block_samples - num_samples
+    return lengths
 
 
 def input_gain(
@@ -368,11 +438,14 @@ def at_level(clip: FloatArray, sample_rate_hz: int, level_dbfs: float | None) ->
         level_dbfs: of its loudest 5 s; None: as it is.
     """
     gain = input_gain([clip[None]], sample_rate_hz, level_dbfs)
-    return clip if gain is AS_IT_IS else clip * np.float32(10.0 ** (gain.gains_db.min() / 20.0))
+    if gain is AS_IT_IS:
+        return clip
+    scaled = applied(clip[None], 10.0 ** (gain.gains_db.min() / 20.0), gain.offset)
+    return scaled.reshape(-1)
 
 
-def _decibels(power: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    decibels: npt.NDArray[np.float64] = 10.0 * np.log10(np.maximum(power, 1e-300))
+def _decibels(power: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    decibels: npt.NDArray[np.float64] = 10.0 * np.log10(np.maximum(np.asarray(power), 1e-300))
     return decibels
 
 
@@ -389,21 +462,36 @@ def _envelope(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 ENVELOPE_S = 0.1
+_ROUNDING = 1e-12
+"""What is left of an energy, relative to it, when all of it is taken away."""
 
 
 class Envelope:
-    """Measures the power of a mono recording that arrives in pieces: 4 bytes for every 100 ms."""
+    """Measures the power of a mono recording that arrives in pieces: 4 bytes for every 100 ms.
 
-    def __init__(self, sample_rate_hz: int) -> None:
-        """Starts a recording of that rate, which is at least 10 Hz."""
+    Attributes:
+        frame_s: what a value stands for: 100 ms, to the nearest sample.
+    """
+
+    def __init__(self, sample_rate_hz: int, *, centred: bool = False) -> None:
+        """Starts a recording.
+
+        Args:
+            sample_rate_hz: its rate, at least 10 Hz.
+            centred: whether a constant offset that is more than :data:`OFFSET_DB` below the loudest
+                moment, less :data:`FLOOR_DB`, does not count: for recordings, which may have one;
+                stems have none. Takes 16 bytes for every 100 ms.
+        """
         self._block_samples = round(ENVELOPE_S * sample_rate_hz)
-        self._energies = _Energies(self._block_samples, "f")
+        self._energies = _BlockSums(self._block_samples, "d" if centred else "f")
+        self._sums = _BlockSums(self._block_samples, "d") if centred else None
         self.frame_s = self._block_samples / sample_rate_hz
-        """What a value stands for: 100 ms, to the nearest sample."""
 
     def add(self, piece: FloatArray) -> None:
         """Adds the next piece, float32[n]. How a recording was cut changes no bit."""
         self._energies.add(np.square(piece, dtype=np.float64))
+        if self._sums is not None:
+            self._sums.add(piece.astype(np.float64))
 
     @property
     def duration_s(self) -> float:
@@ -412,17 +500,32 @@ class Envelope:
 
     def powers(self) -> npt.NDArray[np.float64]:
         """The mean square of each 100 ms, float64[N]; the last is that of what is there of it."""
-        sums = self._energies.sums()
-        lengths = np.full(len(sums), self._block_samples)
-        if len(sums):
-            lengths[-1] -= len(sums) * self._block_samples - self._energies.num_samples
-        powers: npt.NDArray[np.float64] = sums / lengths
+        powers, _ = self._centred()
         return powers
 
+    def centred_energy(self, energy: float) -> float:
+        """The sum of squares of the recording, without the offset where that does not count."""
+        left = energy - self._centred()[1]
+        return left if left > _ROUNDING * energy else 0.0
 
-def envelope_of(samples: FloatArray, sample_rate_hz: int) -> Envelope:
-    """The envelope of a recording in memory, float32[T]."""
-    envelope = Envelope(sample_rate_hz)
+    def _centred(self) -> tuple[npt.NDArray[np.float64], float]:
+        """The mean square of each 100 ms, and the energy of the offset that does not count."""
+        energies, num_samples = self._energies.sums(), self._energies.num_samples
+        lengths = _lengths(len(energies), self._block_samples, num_samples)
+        if self._sums is not None and num_samples:
+            sums = self._sums.sums()
+            offset = float(sums.sum()) / num_samples
+            centred = _without_offset(energies, sums[None], self._block_samples, num_samples)
+            powers = centred / lengths
+            lowest = max(float(_decibels(powers.max())) - FLOOR_DB, QUIETEST_DBFS)
+            if float(_decibels(offset * offset)) > lowest - OFFSET_DB:
+                return powers, offset * offset * num_samples
+        return energies.astype(np.float32) / lengths, 0.0
+
+
+def envelope_of(samples: FloatArray, sample_rate_hz: int, *, centred: bool = False) -> Envelope:
+    """The envelope of a recording in memory, float32[T]; see :class:`Envelope`."""
+    envelope = Envelope(sample_rate_hz, centred=centred)
     envelope.add(samples)
     return envelope
 

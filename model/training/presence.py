@@ -459,7 +459,7 @@ class PresenceValidation:
         gain = input_gain([mixture[None]], self._rate_hz, clap.input_level_dbfs)
         length = renderer.num_samples
         cut = [
-            mixture[start : start + length] * np.float32(gain.at(start, length))
+            gain.heard(mixture[None, start : start + length], start)[0]
             for start in WindowPlan(window_samples=length, overlap=_OVERLAP).starts(total)
         ]
         return torch.from_numpy(np.stack(cut)).to(clap.device)

@@ -94,3 +94,36 @@ def test_an_example_clip_asks_for_the_same_at_any_level(tmp_path: Path) -> None:
     assert tone_runs.run("--manifest", manifest, "--output", output, *arguments) == 0
     loud, quiet = (soundfile.read(path)[0] for path in sorted(output.rglob("*.wav"), reverse=True))
     np.testing.assert_allclose(quiet, loud, atol=1e-4 * np.abs(loud).max())
+
+
+@pytest.mark.parametrize("in_memory_s", ["60", "1"])
+def test_a_constant_offset_does_not_count(tmp_path: Path, in_memory_s: str) -> None:
+    rate_hz = 32_000
+    samples, _ = soundfile.read(EXAMPLES / "audio" / "mixture_dog_river.flac", dtype="float32")
+    quiet = samples * np.float32(0.001)
+    recordings = {
+        "without": np.stack([quiet, quiet]),
+        "with": np.stack([quiet + np.float32(0.05), quiet]),
+        "nothing but": np.full((2, len(quiet)), 0.05, np.float32),
+    }
+    rows = []
+    for name, recording in recordings.items():
+        path = tmp_path / f"{name}.wav"
+        soundfile.write(path, recording.T, rate_hz, "FLOAT")
+        asked = {"positive_text": "a dog barking", "negative_text": "a stream of running water"}
+        rows.append({"id": name, "mixture_uri": str(path), **asked})
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    output = tmp_path / "out"
+    arguments = ("--scorer", "none", "--stem_format", "wav", "--max_clip_in_memory_s", in_memory_s)
+    assert tone_runs.run("--manifest", manifest, "--output", output, *arguments) == 0
+    table = {row["id"]: row for row in tone_runs.table(output, "metrics")}
+    stems = {
+        name: soundfile.read(row["stem_uri"], dtype="float32")[0] for name, row in table.items()
+    }
+    one, other = table["without"], table["with"]
+    loudest = np.abs(stems["without"]).max()
+    np.testing.assert_allclose(stems["with"], stems["without"], atol=1e-3 * loudest)
+    for column in ("input_gain_db", "stem_to_mixture_db", "active_s", "n_segments"):
+        assert other[column] == pytest.approx(one[column], abs=1e-2), column
+    assert np.abs(stems["nothing but"]).max() < 1e-6
+    assert table["nothing but"]["n_segments"] == 0

@@ -180,3 +180,21 @@ def test_envelopes_that_do_not_match_are_refused() -> None:
 def test_options_out_of_range_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name}=-1000.0: expected"):
         ActivityOptions(**{name: -1_000.0})
+
+
+def test_a_constant_offset_of_the_recording_does_not_count() -> None:
+    samples = at_levels((3.0, -60.0), (2.05, -80.0))
+    samples[::2] *= -1.0  # so that it has none itself
+    there = samples + np.float32(0.02)
+    expected = envelope_of(samples, RATE_HZ)
+    assert envelope_of(samples, RATE_HZ, centred=True).powers().tobytes() == (
+        expected.powers().tobytes()
+    )
+    centred = envelope_of(there, RATE_HZ, centred=True)
+    np.testing.assert_allclose(centred.powers(), expected.powers(), rtol=0.05)
+    energy, without = (float(np.square(each, dtype=np.float64).sum()) for each in (there, samples))
+    assert centred.centred_energy(energy) == pytest.approx(without, rel=0.01)
+    assert expected.centred_energy(without) == without
+    direct = envelope_of(np.full(RATE_HZ, 0.05, np.float32), RATE_HZ, centred=True)
+    assert direct.centred_energy(RATE_HZ * float(np.float32(0.05)) ** 2) == 0.0
+    assert len(Envelope(RATE_HZ, centred=True).powers()) == 0

@@ -149,3 +149,52 @@ def test_the_catalogue_and_the_bundled_file_say_the_same_level() -> None:
     assert bundled.config == MINI
     assert entry.input_level_dbfs == MINI.signal.input_level_dbfs == LEVEL_DBFS
     assert {other.input_level_dbfs for other in by_name.values()} == {None}
+
+
+@pytest.mark.parametrize("seconds", [5.0, 120.0])
+@pytest.mark.parametrize("offset", [0.5, -0.003])
+def test_a_constant_offset_is_not_heard(seconds: float, offset: float) -> None:
+    recording = noise(*np.linspace(-60.0, -68.0, 6), seconds=seconds / 6)
+    stereo = np.concatenate([recording, 0.5 * recording]).astype(np.float32)
+    there = stereo + np.float32([[offset], [0.0]])
+    one, other = gain_of(stereo), gain_of(there)
+    assert one.offset is None
+    assert other.offset is not None
+    np.testing.assert_allclose(other.gains_db, one.gains_db, atol=0.01)
+    heard, expected = other.heard(there[:, :WINDOW], 0), one.heard(stereo[:, :WINDOW], 0)
+    np.testing.assert_allclose(heard, expected, atol=1e-2 * np.abs(expected).max())
+
+
+def test_an_offset_that_changes_nothing_is_left() -> None:
+    clip = noise(-50.0)
+    low, high = clip - clip.mean() + 1e-4, clip - clip.mean() + 1e-3
+    assert gain_of(low).offset is None
+    assert gain_of(high).offset == pytest.approx([1e-3], rel=1e-3)
+
+
+def test_an_offset_over_a_quiet_part_counts_beside_a_loud_one() -> None:
+    recording = noise(*[-10.0] * 12, *[-50.0] * 36)
+    there = gain_of(recording + np.float32(0.003))
+    assert there.offset == pytest.approx([0.003], rel=0.1)
+    assert there.at_db(47 * WINDOW, WINDOW) == pytest.approx(26.0, abs=0.5)
+
+
+@given(st.lists(st.integers(1, 9_000), min_size=1, max_size=12))
+def test_an_offset_does_not_depend_on_how_a_recording_arrives(lengths: list[int]) -> None:
+    whole = noise(-60.0, seconds=sum(lengths) / RATE_HZ) + np.float32(0.1)
+    ends = np.cumsum(lengths)
+    pieces = [whole[:, e - n : e] for e, n in zip(ends, lengths, strict=True)]
+    one, other = gain_of(whole), input_gain(pieces, RATE_HZ, LEVEL_DBFS)
+    assert one.offset is not None
+    assert other.offset is not None
+    assert one.offset.tobytes() == other.offset.tobytes()
+    assert one.gains_db.tobytes() == other.gains_db.tobytes()
+
+
+def test_nothing_but_an_offset_is_silence() -> None:
+    clip = np.full((1, WINDOW), 0.05, np.float32)
+    gain = gain_of(clip)
+    assert gain.at_db(0, WINDOW) == LEVEL_DBFS - QUIETEST_DBFS
+    np.testing.assert_allclose(gain.heard(clip, 0), 0.0, atol=1e-4)
+    example = at_level(clip[0], RATE_HZ, LEVEL_DBFS)
+    np.testing.assert_allclose(example, 0.0, atol=1e-4)
