@@ -14,8 +14,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -218,24 +218,48 @@ class _Row:
     channel: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Launched:
-    """A forward pass that may still be under way: for pairs of a row and a query, the estimates."""
+@dataclasses.dataclass(slots=True, kw_only=True, eq=False)
+class _Pass:
+    """One forward pass: rows that are encoded together, and what is asked of each of them.
+
+    ``pairs`` are indices of a row and of a query of its window; ``spent_s`` is the time that
+    encoding and decoding took, on however many threads.
+    """
 
     rows: list[_Row]
     pairs: list[tuple[int, int]]
-    estimates: list[Arriving]
-    presence: list[Arriving]
+    spent_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Encoded:
+    """What the separator made of the rows of a pass."""
+
+    of: _Pass
+    values: Any
+    started_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Decoding:
+    """The estimates for some pairs of a pass, which may still be under way."""
+
+    of: _Pass
+    pairs: list[tuple[int, int]]
+    estimates: Arriving
+    presence: Arriving | None
     started_s: float
 
     def wait(self) -> list[tuple[Samples, float]]:
         """The estimates, float32[n], and the log odds of presence, in the order of ``pairs``."""
         try:
-            found = [samples for arriving in self.estimates for samples in arriving()]
-            odds = [float(value) for arriving in self.presence for value in arriving()]
+            found = list(self.estimates())
+            odds = [math.nan] * len(found)
+            if self.presence is not None:
+                odds = [float(value) for value in self.presence()]
         except MODEL_ERRORS as err:  # a GPU reports late what went wrong in it
             raise SeparationError("model_error", first_line(err)) from err
-        return list(zip(found, odds or [math.nan] * len(found), strict=True))
+        return list(zip(found, odds, strict=True))
 
 
 class Network:
@@ -294,37 +318,32 @@ class Network:
             references=silence if needs_reference else None,
         )
         rows = self._rows_at_once if self._settings.fixed_shapes else 1
-        self._launch([window], [_Row(window=0, channel=0)], rows, rows).wait()
+        encoded = self._encode([window], [_Row(window=0, channel=0)], rows)
+        self._decode([window], encoded, encoded.of.pairs, rows, encoded.started_s).wait()
 
     def _separate(self, windows: Sequence[WindowQueries]) -> list[WindowEstimates]:
         outputs = [np.empty((len(w.positive), *w.samples.shape), dtype=np.float32) for w in windows]
         presence = [np.empty((len(w.positive), len(w.samples)), np.float32) for w in windows]
-        seconds = [np.zeros(len(w.positive)) for w in windows]
-        passes: list[ForwardPass] = []
 
-        def run(batches: Iterable[list[_Row]]) -> None:
-            finished_s = 0.0
-            for launched in self._launched_ahead(windows, batches):
-                estimates = launched.wait()
-                began_s = max(launched.started_s, finished_s)
-                finished_s = time.perf_counter()
-                took_s = finished_s - began_s
-                passes.append(ForwardPass(num_windows=len(launched.rows), took_s=took_s))
-                for (index, query), (samples, odds) in zip(launched.pairs, estimates, strict=True):
-                    row = launched.rows[index]
-                    gain = np.float32(windows[row.window].gain)
-                    outputs[row.window][query, row.channel] = samples / gain
-                    presence[row.window][query, row.channel] = odds
-                    seconds[row.window][query] += took_s / len(estimates)
+        def take(decoding: _Decoding) -> None:
+            for (index, query), (samples, odds) in zip(
+                decoding.pairs, decoding.wait(), strict=True
+            ):
+                row = decoding.of.rows[index]
+                gain = np.float32(windows[row.window].gain)
+                outputs[row.window][query, row.channel] = samples / gain
+                presence[row.window][query, row.channel] = odds
 
-        batches = list(self._batches(windows))
         if self._pool is None:
-            run(batches)
+            passes = self._one_after_another(windows, take)
         else:
-            list(self._pool.map(run, [[batch] for batch in batches]))
-        if self._passed is not None:
-            for each in passes:
-                self._passed(each)
+            passes = self._on_threads(windows, self._pool, take)
+        seconds = [np.zeros(len(w.positive)) for w in windows]
+        for each in passes:
+            for index, query in each.pairs:
+                seconds[each.rows[index].window][query] += each.spent_s / len(each.pairs)
+            if self._passed is not None:
+                self._passed(ForwardPass(num_windows=len(each.rows), took_s=each.spent_s))
         return [
             WindowEstimates(
                 samples=output, inference_s=tuple(float(s) for s in cost), presence=odds
@@ -332,10 +351,103 @@ class Network:
             for output, cost, odds in zip(outputs, seconds, presence, strict=True)
         ]
 
+    def _one_after_another(
+        self, windows: Sequence[WindowQueries], take: Callable[[_Decoding], None]
+    ) -> list[_Pass]:
+        """Runs the passes on this thread; decoding is launched before earlier estimates arrive."""
+        passes: list[_Pass] = []
+        finished_s = 0.0
+        for decoding in self._launched_ahead(windows):
+            take(decoding)
+            began_s = max(decoding.started_s, finished_s)
+            finished_s = time.perf_counter()
+            decoding.of.spent_s += finished_s - began_s
+            if not passes or passes[-1] is not decoding.of:
+                passes.append(decoding.of)
+        return passes
+
+    def _launched_ahead(self, windows: Sequence[WindowQueries]) -> Iterator[_Decoding]:
+        """The decoding of all passes in order, each after as many more as may be under way."""
+        under_way: deque[_Decoding] = deque()
+        total = _num_pairs(windows)
+        for rows in self._batches(windows):
+            for encoded in self._encoded(windows, rows, self._rows_at_once):
+                started_s = encoded.started_s
+                for pairs in self._parts(encoded, total):
+                    for decoding in self._decoded(
+                        windows, encoded, pairs, self._rows_at_once, started_s
+                    ):
+                        under_way.append(decoding)
+                        if len(under_way) > self._transfers.ahead:
+                            yield under_way.popleft()
+                        started_s = time.perf_counter()
+        yield from under_way
+
+    def _on_threads(
+        self,
+        windows: Sequence[WindowQueries],
+        pool: ThreadPoolExecutor,
+        take: Callable[[_Decoding], None],
+    ) -> list[_Pass]:
+        """Encodes and decodes on several threads: the queries of one row keep all of them busy."""
+        total = _num_pairs(windows)
+
+        def encode(rows: list[_Row]) -> list[_Encoded]:
+            found = []
+            for encoded in self._encoded(windows, rows, self._rows_at_once):
+                encoded.of.spent_s = time.perf_counter() - encoded.started_s
+                found.append(encoded)
+            return found
+
+        def decode(encoded: _Encoded, pairs: list[tuple[int, int]]) -> float:
+            started_s = time.perf_counter()
+            for decoding in self._decoded(windows, encoded, pairs, self._rows_at_once, started_s):
+                take(decoding)
+            return time.perf_counter() - started_s
+
+        batches = self._batches(windows)
+        encoding = deque(
+            pool.submit(encode, rows) for rows in itertools.islice(batches, self._num_threads)
+        )
+        decoding: list[tuple[_Pass, Future[float]]] = []
+        passes: list[_Pass] = []
+        try:
+            while encoding:
+                for encoded in encoding.popleft().result():
+                    passes.append(encoded.of)
+                    decoding += [
+                        (encoded.of, pool.submit(decode, encoded, pairs))
+                        for pairs in self._parts(encoded, total)
+                    ]
+                # One batch more for each that was encoded: what is encoded waits in memory.
+                encoding.extend(pool.submit(encode, rows) for rows in itertools.islice(batches, 1))
+            for each, future in decoding:
+                each.spent_s += future.result()
+        finally:
+            left: list[Future[Any]] = [*encoding, *(future for _, future in decoding)]
+            for future in left:
+                future.cancel()
+        return passes
+
     @property
     def _rows_at_once(self) -> int:
         """Rows of a full pass: the batch, shared among the threads."""
         return -(-self._settings.batch_size // self._num_threads)
+
+    def _parts(self, encoded: _Encoded, total: int) -> list[list[tuple[int, int]]]:
+        """Cuts the pairs of a pass: as many parts for each thread, none larger than a full pass.
+
+        Args:
+            encoded: the pass.
+            total: pairs of all passes.
+        """
+        pairs, most = encoded.of.pairs, self._rows_at_once
+        count = -(-len(pairs) // most)
+        if not self._settings.fixed_shapes:
+            parts = self._num_threads * -(-total // (self._num_threads * most))
+            count = min(len(pairs), -(-parts * len(pairs) // total))
+        cuts = [len(pairs) * index // count for index in range(count + 1)]
+        return [pairs[begin:end] for begin, end in itertools.pairwise(cuts)]
 
     def _batches(self, windows: Sequence[WindowQueries]) -> Iterator[list[_Row]]:
         """Rows of equal length: padding a window would change what it gives near its end."""
@@ -350,52 +462,47 @@ class Network:
             for begin in range(0, len(rows), size):
                 yield rows[begin : begin + size]
 
-    def _launched_ahead(
-        self, windows: Sequence[WindowQueries], batches: Iterable[list[_Row]]
-    ) -> Iterator[_Launched]:
-        """The passes of all batches in order, each after as many more as may be under way."""
-        under_way: deque[_Launched] = deque()
-        for rows in batches:
-            for launched in self._halving(windows, rows, self._rows_at_once):
-                under_way.append(launched)
-                if len(under_way) > self._transfers.ahead:
-                    yield under_way.popleft()
-        yield from under_way
-
-    def _halving(
+    def _encoded(
         self, windows: Sequence[WindowQueries], rows: list[_Row], size: int
-    ) -> Iterator[_Launched]:
-        """Runs a batch; one that does not fit into memory is cut in two and tried again."""
-        fixed = self._settings.fixed_shapes
-        size = size if fixed else len(rows)
-        queries_at_once = size if fixed else self._settings.batch_size
-        while True:
-            try:
-                yield self._launch(windows, rows, size, queries_at_once)
-                return
-            except MODEL_ERRORS as err:
-                if not is_out_of_memory(err):
-                    raise SeparationError("model_error", first_line(err)) from err
-                failure = err
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            if size > 1:
-                logger.debug("out of memory at %d windows: halved", size)
-                half = -(-size // 2)
-                for begin in range(0, len(rows), half):
-                    yield from self._halving(windows, rows[begin : begin + half], half)
-                return
-            if queries_at_once == 1:
-                raise SeparationError(
-                    "out_of_memory",
-                    f"one window at a time is too much: {first_line(failure)}",
-                ) from failure
-            queries_at_once //= 2
+    ) -> Iterator[_Encoded]:
+        """Encodes rows together; what does not fit into memory is cut in two and tried again."""
+        size = size if self._settings.fixed_shapes else len(rows)
+        try:
+            encoded = self._encode(windows, rows, size)
+        except MODEL_ERRORS as err:
+            _require_halves(err, size)
+        else:
+            yield encoded
+            return
+        half = _half(size)
+        for begin in range(0, len(rows), half):
+            yield from self._encoded(windows, rows[begin : begin + half], half)
 
-    def _launch(
-        self, windows: Sequence[WindowQueries], rows: list[_Row], size: int, queries_at_once: int
-    ) -> _Launched:
-        """Starts a pass over ``rows``, filled up with silence to ``size`` rows."""
+    def _decoded(
+        self,
+        windows: Sequence[WindowQueries],
+        encoded: _Encoded,
+        pairs: list[tuple[int, int]],
+        at_once: int,
+        started_s: float,
+    ) -> Iterator[_Decoding]:
+        """Launches the decoding of pairs; what does not fit into memory, as :meth:`_encoded`."""
+        at_once = at_once if self._settings.fixed_shapes else len(pairs)
+        try:
+            decoding = self._decode(windows, encoded, pairs, at_once, started_s)
+        except MODEL_ERRORS as err:
+            _require_halves(err, at_once)
+        else:
+            yield decoding
+            return
+        half = _half(at_once)
+        for begin in range(0, len(pairs), half):
+            part = pairs[begin : begin + half]
+            yield from self._decoded(windows, encoded, part, half, started_s)
+            started_s = time.perf_counter()
+
+    def _encode(self, windows: Sequence[WindowQueries], rows: list[_Row], size: int) -> _Encoded:
+        """Encodes ``rows``, filled up with silence to ``size`` rows."""
         started_s = time.perf_counter()
         pairs = [(i, q) for i, r in enumerate(rows) for q in range(len(windows[r.window].positive))]
         first = windows[rows[0].window].samples
@@ -405,24 +512,32 @@ class Network:
             own = slice(row.channel, row.channel + 1)
             offset = None if window.offset is None else window.offset[own]
             mixture[place] = applied(window.samples[own], window.gain, offset)[0]
-        found: list[Arriving] = []
-        presence: list[Arriving] = []
         with torch.inference_mode():
-            encoded = self.separator.encode(self._transfers.up(mixture))
-            for begin in range(0, len(pairs), queries_at_once):
-                part = pairs[begin : begin + queries_at_once]
-                missing = queries_at_once - len(part) if self._settings.fixed_shapes else 0
-                asked = part + part[-1:] * missing
-                index = self._transfers.up(np.array([row for row, _ in asked], dtype=np.int64))
-                chosen, condition = encoded.index(index), self._condition(windows, rows, asked)
-                estimate = self.separator.decode(chosen, condition)
-                found.append(self._transfers.down(estimate[: len(part)]))
-                if isinstance(self.separator, PresenceDetector):
-                    odds = self.separator.presence(chosen, condition)
-                    if odds is not None:
-                        presence.append(self._transfers.down(odds[: len(part)]))
-        return _Launched(
-            rows=rows, pairs=pairs, estimates=found, presence=presence, started_s=started_s
+            values = self.separator.encode(self._transfers.up(mixture))
+        return _Encoded(of=_Pass(rows=rows, pairs=pairs), values=values, started_s=started_s)
+
+    def _decode(
+        self,
+        windows: Sequence[WindowQueries],
+        encoded: _Encoded,
+        pairs: list[tuple[int, int]],
+        at_once: int,
+        started_s: float,
+    ) -> _Decoding:
+        """Starts to decode ``pairs``, filled up with the last one to ``at_once``."""
+        asked = pairs + pairs[-1:] * (at_once - len(pairs))
+        presence: Arriving | None = None
+        with torch.inference_mode():
+            index = self._transfers.up(np.array([row for row, _ in asked], dtype=np.int64))
+            chosen = encoded.values.index(index)
+            condition = self._condition(windows, encoded.of.rows, asked)
+            estimates = self._transfers.down(self.separator.decode(chosen, condition)[: len(pairs)])
+            if isinstance(self.separator, PresenceDetector):
+                odds = self.separator.presence(chosen, condition)
+                if odds is not None:
+                    presence = self._transfers.down(odds[: len(pairs)])
+        return _Decoding(
+            of=encoded.of, pairs=pairs, estimates=estimates, presence=presence, started_s=started_s
         )
 
     def _condition(
@@ -439,6 +554,32 @@ class Network:
             normalisation=self._settings.normalisation,
             reference=gather("references") if needs_reference else None,
         )
+
+
+def _num_pairs(windows: Sequence[WindowQueries]) -> int:
+    """Estimates that are asked for: one for each channel and query."""
+    return sum(len(window.positive) * len(window.samples) for window in windows)
+
+
+def _require_halves(err: Exception, size: int) -> None:
+    """Sees that an error is about memory, and that there is something to cut in two.
+
+    Raises:
+        SeparationError: it is not, or there is not.
+    """
+    if not is_out_of_memory(err):
+        raise SeparationError("model_error", first_line(err)) from err
+    if size == 1:
+        message = f"one window at a time is too much: {first_line(err)}"
+        raise SeparationError("out_of_memory", message) from err
+
+
+def _half(size: int) -> int:
+    """Half of a size for which memory was too small, with what could be freed of it."""
+    logger.debug("out of memory at %d windows: halved", size)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return -(-size // 2)
 
 
 class RecordingStream:

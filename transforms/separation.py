@@ -53,18 +53,26 @@ class SeparationSettings:
     overlap: float = 0.25
 
 
+QUERIES_A_WINDOW = 4
+"""Stems that a batch may hold for each of its windows: a bound of memory."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedClip:
-    """How many rows a clip gives the network; what batches are made by."""
+    """How many windows of a batch a clip counts for.
+
+    A window is encoded once, however many queries it has. So that a batch has windows enough for
+    all threads where each has many queries, :data:`QUERIES_A_WINDOW` of them count as one.
+    """
 
     window_samples: int
     overlap: float
 
     def __call__(self, clip: Clip) -> int:
-        """Windows × channels × queries."""
+        """Windows × channels, and more than that where they have many queries."""
         plan = WindowPlan(window_samples=self.window_samples, overlap=self.overlap)
-        windows = len(plan.starts(clip.model_audio.shape[1]))
-        return windows * len(clip.model_audio) * len(clip.queries)
+        windows = len(plan.starts(clip.model_audio.shape[1])) * len(clip.model_audio)
+        return max(windows, -(-windows * len(clip.queries) // QUERIES_A_WINDOW))
 
 
 class Separation:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from model import inference
 from model.devices import MachineError
 from model.inference import (
     Arriving,
+    ForwardPass,
     InPlace,
     Network,
     NetworkSettings,
@@ -55,7 +57,9 @@ def _answers(separator: object, **settings: int | bool) -> list[np.ndarray]:
         {"batch_size": 1},
         {"batch_size": 3},
         {"batch_size": 64},
+        {"batch_size": 1, "num_threads": 3},
         {"batch_size": 3, "num_threads": 4},
+        {"batch_size": 8, "num_threads": 2},
         {"batch_size": 4, "fixed_shapes": True},
         {"batch_size": 64, "fixed_shapes": True},
         {"batch_size": 5, "num_threads": 2, "fixed_shapes": True},
@@ -79,6 +83,36 @@ def test_each_channel_of_a_window_is_encoded_once_for_all_queries() -> None:
     separator = tones.ToneSeparator()
     _answers(separator, batch_size=3)
     assert separator.heard == 2 + 1 + 3 + 2
+
+
+def test_the_queries_of_one_window_keep_all_threads_busy() -> None:
+    class Meeting(tones.ToneSeparator):
+        """Decodes on two threads at a time, or not at all."""
+
+        def decode(self, encoded: tones.ToneEncoded, condition: tones.Condition) -> torch.Tensor:
+            both.wait(timeout=60)
+            return super().decode(encoded, condition)
+
+    both = threading.Barrier(2)
+    window = _window(4_000, 1, tones.LABELS, 0)
+    separator = Meeting()
+    network = Network(separator, "cpu", NetworkSettings(batch_size=4, num_threads=2))
+    (answer,) = network.separate([window])
+    assert separator.heard == 1
+    (expected,) = Network(tones.ToneSeparator(), "cpu", NetworkSettings()).separate([window])
+    np.testing.assert_array_equal(answer.samples, expected.samples)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_every_row_is_in_one_pass_and_the_time_of_passes_is_that_of_the_queries(
+    num_threads: int,
+) -> None:
+    passes: list[ForwardPass] = []
+    settings = NetworkSettings(batch_size=3, num_threads=num_threads)
+    answers = Network(tones.ToneSeparator(), "cpu", settings, passes.append).separate(_windows())
+    assert sum(each.num_windows for each in passes) == 2 + 1 + 3 + 2
+    spent_s = sum(sum(answer.inference_s) for answer in answers)
+    assert spent_s == pytest.approx(sum(each.took_s for each in passes))
 
 
 def test_a_window_is_heard_with_its_gain_and_answered_without_it() -> None:

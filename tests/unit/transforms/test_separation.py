@@ -91,10 +91,12 @@ def test_one_bad_query_of_a_clip_fails_alone() -> None:
     assert (failure.row.id, failure.error_type) == ("a-frog", "not_finite")
 
 
-def test_a_clip_weighs_its_windows_channels_and_queries() -> None:
+def test_a_clip_weighs_its_windows_and_channels_and_every_four_queries_as_one_more() -> None:
     weight = WeightedClip(window_samples=4_000, overlap=0.25)
     assert weight(tone_clips.clip("a", ("bell",), 0.5)) == 1
-    assert weight(tone_clips.clip("a", ("bell", "rain"), 1.0)) == 3 * 2
+    assert weight(tone_clips.clip("a", ("bell", "rain"), 1.0)) == 3
+    assert weight(tone_clips.clip("a", ("bell", "rain") * 4, 1.0)) == 3 * 2
+    assert weight(tone_clips.clip("a", ("bell", "rain") * 5, 0.5)) == 3
     clip = tone_clips.clip("a", ("bell",), 0.5)
     stereo = dataclasses.replace(clip, model_audio=np.repeat(clip.model_audio, 2, axis=0))
     assert weight(stereo) == 2
