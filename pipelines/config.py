@@ -12,13 +12,22 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from manifests import QUERY_FLAGS
 from manifests.files import ManifestError, absolute, is_url, split_fragment
 from manifests.recordings import NamedQuery, Recordings, asked_queries, stem_of
-from manifests.row import ManifestRow, RowError, parse_record
+from manifests.row import (
+    EXPORT_FOLDER,
+    INTERFERERS,
+    MIXTURES,
+    REFERENCES,
+    STEMS_FOLDER,
+    ManifestRow,
+    RowError,
+    parse_record,
+)
 from model.signal import ActivityOptions
 from pipelines.flags import (
     EXIT_USAGE,
@@ -111,6 +120,9 @@ class CommonConfig:
         shard: the part of the rows that is done, into a folder of its own; None: all.
     """
 
+    audio_folders: ClassVar[tuple[str, ...]] = ()
+    """Into which the job writes audio, below its output folder."""
+
     manifests: tuple[str, ...]
     rows: tuple[ManifestRow, ...]
     recordings: Recordings | None
@@ -125,6 +137,12 @@ class CommonConfig:
     execution: Execution
     command: tuple[str, ...] = ()
     shard: Shard | None = None
+
+    @property
+    def access(self) -> UriAccess:
+        """What rows may name."""
+        written = tuple(f"{self.output.rstrip('/')}/{name}" for name in self.audio_folders)
+        return UriAccess(prefixes=self.allowed_uri_prefix, written=written)
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -173,6 +191,7 @@ class SeparateConfig(CommonConfig):
         shards: files of metrics a partition; 0: by size.
     """
 
+    audio_folders: ClassVar[tuple[str, ...]] = (STEMS_FOLDER,)
     model: str
     scorer: str
     clap_scores: str
@@ -263,6 +282,7 @@ class SynthesizeConfig(CommonConfig):
         stem_format: ``flac`` or ``wav``.
     """
 
+    audio_folders: ClassVar[tuple[str, ...]] = (MIXTURES, REFERENCES, INTERFERERS)
     mix_rate_hz: int
     mix_level_range_db: tuple[float, float] | None
     mix_seed: int
@@ -290,6 +310,7 @@ class ExportConfig(CommonConfig):
         shard_rows: items near which a file that holds many ends.
     """
 
+    audio_folders: ClassVar[tuple[str, ...]] = (EXPORT_FOLDER,)
     runs: tuple[str, ...]
     where: str
     cut: str

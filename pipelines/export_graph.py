@@ -239,7 +239,7 @@ class ExportJob:
     @property
     def access(self) -> UriAccess:
         """The audio that may be read: what the flags name, and the runs themselves."""
-        found = UriAccess(prefixes=self.config.allowed_uri_prefix)
+        found = self.config.access
         for uri in self.config.runs:
             found = found.beside(uri)
         return found
@@ -249,7 +249,8 @@ class ExportJob:
         allowed = [each.allowed for each in selection.runs]
         if self.config.allowed_uri_prefix or not all(allowed):
             return self.access
-        found = UriAccess(prefixes=tuple(prefix for prefixes in allowed for prefix in prefixes))
+        prefixes = tuple(prefix for each in allowed for prefix in each)
+        found = dataclasses.replace(self.config.access, prefixes=prefixes)
         for uri in self.config.runs:
             found = found.beside(uri)
         return found

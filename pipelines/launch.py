@@ -213,6 +213,7 @@ def run(job: Job, options: PipelineOptions) -> int:
     require_ended = functools.partial(runners.require_ended, options=options)
     try:
         job.check(storage)
+        clearing.require_unwritten(config)
         with output_folder.usable(config.output, "read"):
             output_folder.require_same_division(config, storage)
             output_folder.require_free(config, storage, require_ended)

@@ -67,8 +67,7 @@ class ScoreJob:
     @property
     def places(self) -> StemPlaces:
         """Where stems are."""
-        access = UriAccess(prefixes=self.config.allowed_uri_prefix)
-        return StemPlaces(where=self.config.stems, access=access)
+        return StemPlaces(where=self.config.stems, access=self.config.access)
 
     @property
     def access(self) -> UriAccess:

@@ -90,7 +90,7 @@ class SeparateJob:
     @property
     def access(self) -> UriAccess:
         """What rows may name."""
-        return UriAccess(prefixes=self.config.allowed_uri_prefix)
+        return self.config.access
 
     def check(self, storage: Storage) -> None:
         """Checks the device, and that there is something where recordings are to be.
@@ -266,7 +266,7 @@ class SeparateManifest(beam.PTransform[Any, Any]):
     def _read(self, root: Pipeline) -> tuple[Any, Any, dict[str, Any]]:
         """The rows, what can be none, and what was passed over on the way to them."""
         config, storage = self.config, self.folder.storage
-        access = UriAccess(prefixes=config.allowed_uri_prefix)
+        access = config.access
         if config.recordings is not None:
             rows, invalid, skipped = root | "AskRecordings" >> AskRecordings(
                 config.recordings, storage, access, config.shard

@@ -49,7 +49,7 @@ class SynthesizeJob:
     @property
     def access(self) -> UriAccess:
         """What rows may name."""
-        return UriAccess(prefixes=self.config.allowed_uri_prefix)
+        return self.config.access
 
     def check(self, storage: Storage) -> None:
         """Checks that the format holds the rate, and the range of levels.

@@ -169,6 +169,18 @@ ERRORS: dict[tuple[str, str], list[Fault]] = {
         Fault(columns={**PLAIN, "negative_audio_uris": ["out.wav"]}, said="negative_audio_uris: "),
         Fault(columns=_mixture("simplecache::memory://bucket/a"), said="may stand before ::"),
     ],
+    ("own_output", "manifest"): [
+        Fault(columns=_mixture("faulty://separate/stems/a.flac"), said="another --output"),
+        Fault(
+            columns={**PLAIN, "positive_audio_uris": ["faulty://separate/stems/a.tar#b.wav"]},
+            said="positive_audio_uris: ",
+        ),
+        Fault(
+            columns={**MIXED, "target_uri": "faulty://synthesize/references/a.flac"},
+            job="synthesize",
+            said="target_uri: ",
+        ),
+    ],
     ("permission", "write"): [Fault(columns={**PLAIN, "dataset": "forbidden"}, said="forbidden")],
     ("disk_full", "write"): [Fault(columns={**PLAIN, "dataset": "full"}, said="no space left")],
     ("io_error", "write"): [
@@ -493,7 +505,8 @@ class World:
         command, more = JOBS[job]
         FaultyFileSystem.faults[:] = _storage_faults()
         places = (self.files, "/dev", "faulty://in", "denied://bucket", "memory://bucket",
-                  "nonsense://b", "http://127.0.0.1:9", self.uri("WEB/allowed"))  # fmt: skip
+                  "nonsense://b", "http://127.0.0.1:9", self.uri("WEB/allowed"),
+                  "faulty://separate", "faulty://synthesize")  # fmt: skip
         arguments = ["--manifest", str(manifest), "--output", output, *tone_runs.QUIET, *more]
         arguments += ["--max_failure_rate", "1", "--max_clip_in_memory_s", "1"]
         arguments += [f"--allowed_uri_prefix={place}" for place in places]

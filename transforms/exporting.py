@@ -496,6 +496,7 @@ def _encode(
     """
     source = row.extra[AUDIO_URI]
     settings.access.require(source)
+    settings.access.require_unwritten("audio", source)
     start_s, end_s = (
         float(row.extra[name]) if row.extra[name] else None for name in (START_S, END_S)
     )

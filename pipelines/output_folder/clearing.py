@@ -45,6 +45,7 @@ from pipelines.output_folder.names import (
     WORK,
 )
 from pipelines.output_folder.record import ManifestFacts
+from transforms.audio import AudioError
 from transforms.storage import Storage, join
 from transforms.storage.access import redact, uris_of
 
@@ -253,6 +254,29 @@ def require_apart(config: CommonConfig, storage: Storage, reads: Iterable[tuple[
                 f"--overwrite would delete {what}: {uri} lies in --output; move it, or take "
                 "another --output"
             )
+
+
+def require_unwritten(config: CommonConfig) -> None:
+    """Checks that nothing which the command line names is what the run itself writes.
+
+    Rows of manifests are looked at when they are read.
+
+    Raises:
+        UsageError: something is, by whatever spelling or link.
+    """
+    access, recordings = config.access, config.recordings
+    named = [("--recordings", uri) for uri in (() if recordings is None else recordings.roots)]
+    for query in () if recordings is None else recordings.queries:
+        for name in ("positive_audio", "negative_audio"):
+            uris = query.fields.get(f"{name}_uris") or ()
+            named += [(f"--{name}", uri) for uri in uris]
+    for row in config.rows:
+        named += [(f"--{name.split('_ur')[0]}", uri) for name, uri in uris_of(row)]
+    try:
+        for name, uri in named:
+            access.require_unwritten(name, uri)
+    except AudioError as err:
+        raise UsageError(str(err)) from err
 
 
 def reads_of(

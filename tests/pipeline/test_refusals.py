@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 import tone_runs
+import tones
 from model import devices
 from pipelines import report, score, synthesize
 
@@ -177,3 +179,78 @@ def test_flags_and_manifests_that_cannot_be_used(
     given += ["--overwrite", *more, *(["--scorer", "none"] if job == "score" else [])]
     assert said in refused(job, given, capsys)
     assert tree(folder) == before
+
+
+def write_tone(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, tones.tone("bell", 0.5), tones.RATE_HZ)
+
+
+@pytest.fixture
+def stem(tmp_path: Path) -> Path:
+    """A stem of a finished run, and other ways to it."""
+    write_tone(tmp_path / "a.wav")
+    assert tone_runs.run(
+        "--mixture", tmp_path / "a.wav", "--positive", "bell", "--output", tmp_path / "out"
+    ) == 0  # fmt: skip
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    (tmp_path / "a link.flac").symlink_to(tmp_path / "out" / "stems" / "a.flac")
+    return tmp_path / "out" / "stems" / "a.flac"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--mixture", "{stem}"],
+        ["--mixture", "{folder}/out/../out/stems/a.flac"],
+        ["--mixture", "file://{stem}"],
+        ["--mixture", "{folder}/link/stems/a.flac"],
+        ["--mixture", "{folder}/a link.flac"],
+        ["--mixture", "{stem}#t=0,1"],
+        ["--mixture", "{folder}/a.wav", "--reference", "{stem}"],
+        ["--mixture", "{folder}/a.wav", "--positive_audio", "{stem}"],
+        ["--recordings", "{folder}/a.wav", "{folder}/link/stems"],
+        ["--recordings", "{folder}/a.wav", "--negative_audio", "{stem}"],
+    ],
+)
+def test_what_a_run_writes_is_not_what_it_reads(
+    given: list[str], stem: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, flag = tree(tmp_path), given[-2] if len(given) > 2 else given[0]
+    capsys.readouterr()
+    given = [word.format(stem=stem, folder=tmp_path) for word in given]
+    flag = "--recordings" if "link/stems" in given[-1] and len(given) == 3 else flag
+    output = ["--output", str(tmp_path / "out"), "--resume"]
+    error = refused("separate", [*given, "--positive", "bell", *output], capsys)
+    assert error.startswith(f"error: {flag}: ")
+    assert "take another --output" in error
+    assert tree(tmp_path) == before
+
+
+def test_a_row_that_reads_what_the_run_writes_is_a_dead_letter(stem: Path, tmp_path: Path) -> None:
+    before = stem.read_bytes()
+    rows = [
+        {"id": "a", "mixture_uri": "link/stems/a.flac", "positive_text": "bell"},
+        {"id": "b", "mixture_uri": "a.wav", "positive_text": "bell"},
+        {"id": "c", "mixture_uri": "a.wav", "positive_audio_uris": [str(stem)]},
+    ]
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    output = tmp_path / "out"
+    arguments = ("--manifest", manifest, "--output", output, "--max_failure_rate", "1")
+    assert tone_runs.run(*arguments, "--resume") == 0
+    letters = {row["id"]: row["error_type"] for row in tone_runs.table(output, "dead_letters")}
+    assert letters == {"a": "own_output", "c": "own_output"}
+    assert stem.read_bytes() == before
+
+
+def test_stems_that_lie_among_recordings_do_not_replace_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tone(tmp_path / "recordings" / "a.flac")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "stems").symlink_to(tmp_path / "recordings")
+    before = tree(tmp_path)
+    given = ["--mixture", str(tmp_path / "recordings" / "a.flac"), "--positive", "bell"]
+    error = refused("separate", [*given, "--output", str(tmp_path / "out")], capsys)
+    assert "where this run writes" in error
+    assert tree(tmp_path) == before

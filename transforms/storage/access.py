@@ -109,6 +109,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 NOT_ALLOWED = "uri_not_allowed"
+OWN_OUTPUT = "own_output"
 ARCHIVES = frozenset({"zip", "tar"})
 LEADING_ON = frozenset(
     {
@@ -135,9 +136,12 @@ class UriAccess:
     Attributes:
         prefixes: folders, buckets or hosts; what lies in one of them is allowed. Empty: anything
             that this process can reach.
+        written: folders into which the run writes audio: a row that read there could read what
+            another one, or itself, is about to replace.
     """
 
     prefixes: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks that every prefix is a place that says which host, bucket or folder."""
@@ -174,6 +178,32 @@ class UriAccess:
             reason = self.refusal(uri)
             if reason is not None:
                 raise AudioError(NOT_ALLOWED, f"{name}: {uri}: {reason}")
+            self.require_unwritten(name, uri)
+
+    def require_unwritten(self, name: str, uri: str) -> None:
+        """Raises AudioError where a run would read, by whatever spelling or link, what it writes.
+
+        Args:
+            name: what is read.
+            uri: where it is.
+        """
+        if not self.written:
+            return
+        try:
+            address = _address(uri)
+            schemes = {_scheme_of(folder) for folder in self.written}
+            if _scheme_of(address) not in schemes:
+                return
+            place = place_of(address)
+        except ValueError:  # refused elsewhere, or no place of ours
+            return
+        for folder in self.written:
+            if _lies_in(place, place_of(folder)):
+                raise AudioError(
+                    OWN_OUTPUT,
+                    f"{name}: {uri} lies in {folder}, where this run writes; move it, or take "
+                    "another --output",
+                )
 
     def beside(self, folder: str) -> UriAccess:
         """The same, and what lies in a folder that the operator named."""
@@ -240,6 +270,13 @@ def place_of(uri: str) -> Place:
         return _web_place(scheme, rest)
     _require_no_dots(rest)
     return (scheme, *rest.rstrip("/").split("/"))
+
+
+def _scheme_of(uri: str) -> str:
+    if local_path(uri) is not None:
+        return "file"
+    scheme = uri.partition("://")[0]
+    return _ALIASES.get(scheme, scheme)
 
 
 def _web_place(scheme: str, rest: str) -> Place:
