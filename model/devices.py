@@ -11,7 +11,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+_Result = TypeVar("_Result")
 
 
 class loaded_once(functools.cached_property[Any]):
@@ -94,6 +99,7 @@ EXPECTED = "auto, cpu, cuda or cuda:N"
 _NAME = re.compile(r"auto|cpu|cuda(:\d{1,4}(,\d{1,4})*)?")
 _THREADS = threading.RLock()
 _DRIVER = re.compile(r"Kernel Module(?: for \S+)?\s+(\S+)")
+_CAPTURING = threading.Lock()
 _ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)[a-z]?")
 _MEANT = re.compile(r"(gpu|cuda|nvidia)?[:_ -]?(\d{1,4})?", re.IGNORECASE)
 
@@ -389,3 +395,49 @@ def one_thread_an_operation() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def on_stream(stream: torch.cuda.Stream, function: Callable[[], _Result]) -> _Result:
+    """Launches a function's operations on a stream, after all before and before all later ones.
+
+    Libraries set themselves up at their first call in a thread or on a stream, which a capture does
+    not allow: what is to be captured has to have run in this way, on the thread that captures.
+    """
+    import torch
+
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        result = function()
+    current.wait_stream(stream)
+    return result
+
+
+def captured(
+    function: Callable[[], _Result], stream: torch.cuda.Stream, pool: Any = None
+) -> tuple[torch.cuda.CUDAGraph, _Result]:
+    """Makes a function's operations one CUDA graph, which is launched as a whole.
+
+    Args:
+        function: does the same to the same tensors at every call, and waits for none of them.
+        stream: that :func:`on_stream` ran the function on before.
+        pool: memory to share with other graphs that run one after the other.
+
+    Returns:
+        The graph, and the tensors that hold the function's results once it was replayed.
+
+    Raises:
+        RuntimeError: something in it cannot be captured, or memory is too small.
+    """
+    import torch
+
+    before = torch.cuda.current_stream(stream.device)
+    graph = torch.cuda.CUDAGraph()
+    with _CAPTURING, torch.cuda.device(stream.device):  # torch captures one at a time in a process
+        try:
+            # Other threads may go on; torch's default would have their allocations end the capture.
+            with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                result = function()
+        finally:
+            torch.cuda.set_stream(before)  # a capture that fails would stay on its own stream
+    return graph, result

@@ -2,27 +2,38 @@
 
 A :class:`Network` takes windows of many recordings at once; a :class:`RecordingStream` takes one
 recording through it, block by block. Arrays go to the device and back without making the processor
-wait for either.
+wait for either. On CUDA what is done again and again with tensors of the same shapes becomes a CUDA
+graph (:class:`Graphs`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
 import math
+import os
+import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.devices import cores, first_line, is_out_of_memory, require_working
+from model.devices import (
+    captured,
+    cores,
+    first_line,
+    is_out_of_memory,
+    on_stream,
+    require_working,
+)
 from model.signal import InputGain, applied
 from model.signal.windowing import OverlapAdder, WindowPlan, iter_windows
 from model.systems import NORMALISATIONS, Condition, Normalisation, PresenceDetector, Separator
@@ -30,6 +41,12 @@ from model.systems import NORMALISATIONS, Condition, Normalisation, PresenceDete
 Samples = npt.NDArray[np.float32]
 Arriving = Callable[[], Samples]
 """Gives the array; waits until it is there."""
+EAGER_CALLS = 2
+"""How often a shape is run operation by operation before it is recorded."""
+MOST_GRAPHS = 16
+"""Of a network. Each keeps its results, and its list of operations, in the device's memory."""
+_SHAPES_COUNTED = 1_024
+_Result = TypeVar("_Result")
 
 
 class Transfers(Protocol):
@@ -129,6 +146,210 @@ def transfers_for(device: str) -> Transfers:
     return Pinned(chosen) if chosen.type == "cuda" else Blocking(chosen)
 
 
+class Eager:
+    """Runs a separator operation by operation."""
+
+    def __init__(self, separator: Separator) -> None:
+        """Runs ``separator``."""
+        self._separator = separator
+
+    def undisturbed(self, launching: Iterable[_Result]) -> Iterable[_Result]:
+        """Launches an encoding and all that is asked of it, with no other encoding in between."""
+        return launching
+
+    def encode(self, mixture: Tensor) -> Any:
+        """The separator's encoding of float32[M, T]."""
+        return self._separator.encode(mixture)
+
+    def answer(
+        self, encoded: Any, rows: Tensor, condition: Condition
+    ) -> tuple[Tensor, Tensor | None]:
+        """Answers queries, each about a row of an encoding.
+
+        Args:
+            encoded: of :meth:`encode`.
+            rows: int64[Q].
+            condition: Q queries.
+
+        Returns:
+            The estimates, float32[Q, T], and the log odds of presence, float32[Q], from a separator
+            that says them.
+        """
+        chosen = encoded.index(rows)
+        estimates = self._separator.decode(chosen, condition)
+        if not isinstance(self._separator, PresenceDetector):
+            return estimates, None
+        return estimates, self._separator.presence(chosen, condition)
+
+    def give_up(self, reason: BaseException) -> bool:
+        """Changes over to what needs less; returns whether there was anything to change."""
+        return False
+
+
+class Recorder(Protocol):
+    """Makes graphs."""
+
+    def record(self, function: Callable[[], _Result]) -> tuple[Callable[[], object], _Result]:
+        """Gives what runs a function's operations again, and the tensors of its results.
+
+        The tensors have values once the operations were run.
+        """
+
+    def wait(self) -> None:
+        """Waits until no graph is running."""
+
+
+class CudaRecorder:
+    """Makes CUDA graphs, which share their memory: they run one after the other."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Makes graphs for ``device``."""
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, function: Callable[[], _Result]) -> tuple[Callable[[], object], _Result]:
+        """Runs the function once and captures it."""
+        on_stream(self._stream, function)
+        graph, results = captured(function, self._stream, self._pool)
+        return graph.replay, results
+
+    def wait(self) -> None:
+        """Waits for the device."""
+        torch.cuda.synchronize(self._stream.device)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Graph:
+    """A recorded function: the tensors that it reads, and those that it writes."""
+
+    inputs: tuple[Tensor, ...]
+    results: Any
+    replay: Callable[[], object]
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Any:
+        """The function's results, which the next call overwrites."""
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            mine.copy_(given)
+        self.replay()
+        return self.results
+
+
+class Graphs(Eager):
+    """Replays as one graph what a separator does with tensors of shapes that it has met before.
+
+    A network is 500 to 600 operations, which take a processor about as long to launch as a GPU to
+    compute, where batches are small. A shape is run operation by operation at first, recorded when
+    it comes a third time, and replayed from then on. Shapes that stay rare, such as the last batch
+    of many, are not recorded: nothing is filled up with silence, and a graph costs memory. All
+    copies into a graph's tensors and out of them are on the stream that replays it.
+
+    Whatever cannot be recorded, or fails once there are graphs, ends their use for good, with one
+    warning; the same operations are then launched one by one, and the results are the same.
+    """
+
+    def __init__(self, separator: Separator, recorder: Recorder) -> None:
+        """Records what ``separator`` does."""
+        super().__init__(separator)
+        self._recorder = recorder
+        self._stopped = False
+        self._lock = threading.RLock()
+        self._met: Counter[tuple[int, ...]] = Counter()
+        self._graphs: dict[tuple[int, ...], _Graph] = {}
+
+    def undisturbed(self, launching: Iterable[_Result]) -> Iterable[_Result]:
+        """Keeps other threads out until everything was launched: a graph has one set of tensors."""
+        with self._lock:
+            return list(launching)
+
+    def encode(self, mixture: Tensor) -> Any:
+        """As :class:`Eager`; the next call may overwrite the encoding."""
+        return self._run(tuple(mixture.shape), super().encode, (mixture,))
+
+    def answer(
+        self, encoded: Any, rows: Tensor, condition: Condition
+    ) -> tuple[Tensor, Tensor | None]:
+        """As :class:`Eager`; only what is asked of a replayed encoding can be replayed."""
+        known = (shape for shape, graph in self._graphs.items() if graph.results is encoded)
+        shape = next(known, None)
+        if shape is None:
+            return super().answer(encoded, rows, condition)
+
+        def answer(
+            rows: Tensor, positive: Tensor, negative: Tensor, reference: Tensor | None = None
+        ) -> tuple[Tensor, Tensor | None]:
+            asked = dataclasses.replace(
+                condition, positive=positive, negative=negative, reference=reference
+            )
+            return Eager.answer(self, encoded, rows, asked)
+
+        parts = (rows, condition.positive, condition.negative, condition.reference)
+        inputs = tuple(part for part in parts if part is not None)
+        estimates, odds = self._run((*shape, len(rows)), answer, inputs)
+        return estimates.clone(), None if odds is None else odds.clone()
+
+    def give_up(self, reason: BaseException) -> bool:
+        """Runs operation by operation from here on, if there are graphs; says so once."""
+        with self._lock:
+            if not self._graphs:
+                return False
+            self._stop(reason)
+            return True
+
+    def _run(
+        self, shape: tuple[int, ...], function: Callable[..., Any], inputs: tuple[Tensor, ...]
+    ) -> Any:
+        graph = self._graphs.get(shape)
+        if graph is None and self._worth_recording(shape):
+            graph = self._record(shape, function, inputs)
+        return function(*inputs) if graph is None else graph(inputs)
+
+    def _worth_recording(self, shape: tuple[int, ...]) -> bool:
+        if self._stopped or len(self._graphs) >= MOST_GRAPHS:
+            return False
+        if len(self._met) >= _SHAPES_COUNTED:
+            self._met.clear()
+        self._met[shape] += 1
+        return self._met[shape] > EAGER_CALLS
+
+    def _record(
+        self, shape: tuple[int, ...], function: Callable[..., Any], inputs: tuple[Tensor, ...]
+    ) -> _Graph | None:
+        try:
+            mine = tuple(given.clone() for given in inputs)
+            replay, results = self._recorder.record(lambda: function(*mine))
+        except MODEL_ERRORS as err:
+            self._stop(err)
+            return None
+        graph = _Graph(inputs=mine, results=results, replay=replay)
+        self._graphs[shape] = graph
+        return graph
+
+    def _stop(self, reason: BaseException) -> None:
+        logger.warning(
+            "CUDA graphs are not used from here on: %s; operations are launched one by one, with "
+            "the same results",
+            first_line(reason),
+        )
+        with contextlib.suppress(RuntimeError):  # what is broken fails again where it is asked for
+            self._recorder.wait()
+        self._stopped = True
+        self._graphs.clear()
+        self._met.clear()
+
+
+def forward_for(separator: Separator, device: str, *, graphs: bool) -> Eager:
+    """How a separator is run on a torch device.
+
+    CUDA's own variable for finding the operation that failed, ``CUDA_LAUNCH_BLOCKING=1``, keeps
+    operations apart. ROCm's graphs are not used: they were never tried here.
+    """
+    chosen = torch.device(device)
+    together = os.environ.get("CUDA_LAUNCH_BLOCKING", "0") == "0" and torch.version.hip is None
+    if graphs and together and chosen.type == "cuda":
+        return Graphs(separator, CudaRecorder(chosen))
+    return Eager(separator)
+
+
 logger = logging.getLogger(__name__)
 MODEL_ERRORS = (RuntimeError, ValueError, ArithmeticError, MemoryError)
 
@@ -155,12 +376,15 @@ class NetworkSettings:
         normalisation: of the condition.
         fixed_shapes: whether a batch that is not full is filled up with silence, so that a compiled
             network meets the same shapes again.
+        graphs: whether shapes that come again are replayed as CUDA graphs, on CUDA; without, for
+            comparisons.
     """
 
     batch_size: int = 8
     num_threads: int = 1
     normalisation: Normalisation = "normalised"
     fixed_shapes: bool = False
+    graphs: bool = True
 
     def __post_init__(self) -> None:
         """Checks the counts."""
@@ -285,6 +509,7 @@ class Network:
         self.batch_size = settings.batch_size
         self._settings = settings
         self._transfers = transfers_for(device)
+        self._forward = forward_for(separator, device, graphs=settings.graphs)
         threads = (settings.num_threads or cores()) if device == "cpu" else 1
         self._pool = ThreadPoolExecutor(threads, "network") if threads > 1 else None
         self._num_threads = threads
@@ -302,9 +527,12 @@ class Network:
         try:
             return self._separate(windows)
         except SeparationError as err:
-            if err.code == "model_error":
+            if err.code != "model_error":
+                raise
+            if not self._forward.give_up(err):
                 require_working(self._probe, err)
-            raise
+                raise
+        return self.separate(windows)
 
     def _probe(self) -> None:
         """Separates a window of silence."""
@@ -371,17 +599,21 @@ class Network:
         under_way: deque[_Decoding] = deque()
         total = _num_pairs(windows)
         for rows in self._batches(windows):
-            for encoded in self._encoded(windows, rows, self._rows_at_once):
-                started_s = encoded.started_s
-                for pairs in self._parts(encoded, total):
-                    for decoding in self._decoded(
-                        windows, encoded, pairs, self._rows_at_once, started_s
-                    ):
-                        under_way.append(decoding)
-                        if len(under_way) > self._transfers.ahead:
-                            yield under_way.popleft()
-                        started_s = time.perf_counter()
+            for decoding in self._forward.undisturbed(self._launched(windows, rows, total)):
+                under_way.append(decoding)
+                if len(under_way) > self._transfers.ahead:
+                    yield under_way.popleft()
         yield from under_way
+
+    def _launched(
+        self, windows: Sequence[WindowQueries], rows: list[_Row], total: int
+    ) -> Iterator[_Decoding]:
+        """Encodes rows, and launches the decoding of all that is asked of them."""
+        for encoded in self._encoded(windows, rows, self._rows_at_once):
+            started_s = encoded.started_s
+            for pairs in self._parts(encoded, total):
+                yield from self._decoded(windows, encoded, pairs, self._rows_at_once, started_s)
+                started_s = time.perf_counter()
 
     def _on_threads(
         self,
@@ -470,13 +702,13 @@ class Network:
         try:
             encoded = self._encode(windows, rows, size)
         except MODEL_ERRORS as err:
-            _require_halves(err, size)
+            fits = self._less_than(size, err)
         else:
             yield encoded
             return
-        half = _half(size)
-        for begin in range(0, len(rows), half):
-            yield from self._encoded(windows, rows[begin : begin + half], half)
+        _free_memory()
+        for begin in range(0, len(rows), fits):
+            yield from self._encoded(windows, rows[begin : begin + fits], fits)
 
     def _decoded(
         self,
@@ -491,15 +723,31 @@ class Network:
         try:
             decoding = self._decode(windows, encoded, pairs, at_once, started_s)
         except MODEL_ERRORS as err:
-            _require_halves(err, at_once)
+            fits = self._less_than(at_once, err)
         else:
             yield decoding
             return
-        half = _half(at_once)
-        for begin in range(0, len(pairs), half):
-            part = pairs[begin : begin + half]
-            yield from self._decoded(windows, encoded, part, half, started_s)
+        _free_memory()
+        for begin in range(0, len(pairs), fits):
+            part = pairs[begin : begin + fits]
+            yield from self._decoded(windows, encoded, part, fits, started_s)
             started_s = time.perf_counter()
+
+    def _less_than(self, size: int, err: Exception) -> int:
+        """Half of a size for which memory was too small; the same without graphs, if there are.
+
+        Raises:
+            SeparationError: the error is not about memory, or there is nothing to cut in two.
+        """
+        if not is_out_of_memory(err):
+            raise SeparationError("model_error", first_line(err)) from err
+        if self._forward.give_up(err):
+            return size
+        if size == 1:
+            message = f"one window at a time is too much: {first_line(err)}"
+            raise SeparationError("out_of_memory", message) from err
+        logger.debug("out of memory at %d windows: halved", size)
+        return -(-size // 2)
 
     def _encode(self, windows: Sequence[WindowQueries], rows: list[_Row], size: int) -> _Encoded:
         """Encodes ``rows``, filled up with silence to ``size`` rows."""
@@ -513,7 +761,7 @@ class Network:
             offset = None if window.offset is None else window.offset[own]
             mixture[place] = applied(window.samples[own], window.gain, offset)[0]
         with torch.inference_mode():
-            values = self.separator.encode(self._transfers.up(mixture))
+            values = self._forward.encode(self._transfers.up(mixture))
         return _Encoded(of=_Pass(rows=rows, pairs=pairs), values=values, started_s=started_s)
 
     def _decode(
@@ -526,16 +774,12 @@ class Network:
     ) -> _Decoding:
         """Starts to decode ``pairs``, filled up with the last one to ``at_once``."""
         asked = pairs + pairs[-1:] * (at_once - len(pairs))
-        presence: Arriving | None = None
         with torch.inference_mode():
             index = self._transfers.up(np.array([row for row, _ in asked], dtype=np.int64))
-            chosen = encoded.values.index(index)
             condition = self._condition(windows, encoded.of.rows, asked)
-            estimates = self._transfers.down(self.separator.decode(chosen, condition)[: len(pairs)])
-            if isinstance(self.separator, PresenceDetector):
-                odds = self.separator.presence(chosen, condition)
-                if odds is not None:
-                    presence = self._transfers.down(odds[: len(pairs)])
+            answers, odds = self._forward.answer(encoded.values, index, condition)
+            estimates = self._transfers.down(answers[: len(pairs)])
+            presence = None if odds is None else self._transfers.down(odds[: len(pairs)])
         return _Decoding(
             of=encoded.of, pairs=pairs, estimates=estimates, presence=presence, started_s=started_s
         )
@@ -561,25 +805,10 @@ def _num_pairs(windows: Sequence[WindowQueries]) -> int:
     return sum(len(window.positive) * len(window.samples) for window in windows)
 
 
-def _require_halves(err: Exception, size: int) -> None:
-    """Sees that an error is about memory, and that there is something to cut in two.
-
-    Raises:
-        SeparationError: it is not, or there is not.
-    """
-    if not is_out_of_memory(err):
-        raise SeparationError("model_error", first_line(err)) from err
-    if size == 1:
-        message = f"one window at a time is too much: {first_line(err)}"
-        raise SeparationError("out_of_memory", message) from err
-
-
-def _half(size: int) -> int:
-    """Half of a size for which memory was too small, with what could be freed of it."""
-    logger.debug("out of memory at %d windows: halved", size)
+def _free_memory() -> None:
+    """Gives back what torch keeps of a device's memory."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return -(-size // 2)
 
 
 class RecordingStream:

@@ -25,6 +25,13 @@ def torch_hann(n_fft: int) -> Tensor:
     return torch.hann_window(n_fft, periodic=True, dtype=torch.float64).float()
 
 
+@functools.lru_cache(maxsize=32)
+def hann_on(n_fft: int, device: torch.device) -> Tensor:
+    """:func:`torch_hann` on a device, kept: copying it there would wait for the device."""
+    with torch.inference_mode(False):  # a window first needed in inference must serve training too
+        return torch_hann(n_fft).to(device)
+
+
 def inverse_stft(spectrum: Tensor, window: Tensor, hop_samples: int, length: int) -> Tensor:
     """``torch.istft`` with ``center=True``; on a CPU it is that.
 
@@ -129,14 +136,8 @@ class Transform:
 
     def inverse(self, values: Tensor, num_samples: int) -> Tensor:
         """complex64[B, K, F] → float32[B, T]."""
-        waveform = torch.istft(
-            values,
-            self.n_fft,
-            self.hop_samples,
-            window=self.window(values.device),
-            center=True,
-            length=self.padded(num_samples),
-        )
+        length = self.padded(num_samples)
+        waveform = inverse_stft(values, self.window(values.device), self.hop_samples, length)
         return waveform[:, :num_samples]
 
     def padded(self, num_samples: int) -> int:
@@ -146,7 +147,7 @@ class Transform:
 
     def window(self, device: torch.device) -> Tensor:
         """Float32[n_fft]."""
-        return torch_hann(self.n_fft).to(device)
+        return hann_on(self.n_fft, device)
 
 
 def sinc_resample(waveform: Tensor, source_hz: int, target_hz: int) -> Tensor:

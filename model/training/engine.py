@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from model.devices import captured, on_stream
 from model.training.drawing import Layout
 from model.training.settings import OptimiserSettings
 
@@ -241,6 +242,7 @@ class Learner:
         self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
         self._slots: list[tuple[Tensor, Tensor, torch.cuda.Event]] = []
         if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)
             self._slots = [
                 (
                     torch.empty_like(self._inputs[0], device="cpu", pin_memory=True),
@@ -297,12 +299,8 @@ class Learner:
 
     def _warm_up(self) -> None:
         """A step on a stream of its own, as a capture will be: libraries set themselves up."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._make()
-            self._learn()
-        torch.cuda.current_stream().wait_stream(stream)
+        for part in (self._make, self._learn):
+            on_stream(self._stream, part)
 
     def capture(self, part: str) -> None:
         """Makes a part, of :data:`PARTS`, a CUDA graph; call it after the warm-up.
@@ -312,15 +310,10 @@ class Learner:
         """
         function = {"make": self._make, "learn": self._learn}[part]
         self.optimiser.forget()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                function()
-            torch.cuda.synchronize()
+            self._graphs[part], _ = captured(function, self._stream)
         except Exception as err:
             raise CaptureError(part, err) from err
-        self._graphs[part] = graph
         logger.info("captured %s as a CUDA graph", part)
 
     @torch.no_grad()
