@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import io
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -415,6 +416,83 @@ def _found_after(raw: BinaryIO, position: int, sought: bytes, size: int) -> int:
             return position + found
         position += max(1, len(piece) - len(sought) + 1)
     return size
+
+
+_STREAMINFO_BYTES = 34
+_FLAC_HEAD_BYTES = 8 + _STREAMINFO_BYTES
+_LOOKED_THROUGH_BYTES = 64 * 2**20
+_FLAC_FRAME_BYTES = 2**21
+"""More than the largest frame has that is written."""
+
+
+def flac_links(raw: BinaryIO, start: int) -> tuple[int, ...]:
+    """Where each FLAC of a file begins, in bytes: one, or several that were joined as files.
+
+    A file of up to 64 MiB is looked through; a larger one if it has more bytes than the frames can
+    have that its header announces.
+    """
+    size = file_size(raw)
+    if size - start > _LOOKED_THROUGH_BYTES and size - start <= _flac_bytes(raw, start):
+        return (start,)
+    links, position = [start], start
+    while (position := _found_after(raw, position, b"fLaC", size)) < size:
+        if _streaminfo(raw, position) is not None:
+            links.append(position)
+    return tuple(links)
+
+
+def _streaminfo(raw: BinaryIO, position: int) -> bytes | None:
+    """What a FLAC that begins there says of its stream; None: none does."""
+    head = read_at(raw, position, _FLAC_HEAD_BYTES)
+    is_one = len(head) == _FLAC_HEAD_BYTES and head[4] & 0x7F == 0
+    return head[8:] if is_one and head[5:8] == b"\0\0\x22" else None
+
+
+def _flac_bytes(raw: BinaryIO, start: int) -> float:
+    """The most bytes that the frames of a FLAC can have, with a frame's room for its tags."""
+    told = _streaminfo(raw, start)
+    if told is None:
+        return math.inf
+    block, largest = int.from_bytes(told[:2], "big"), int.from_bytes(told[7:10], "big")
+    num_samples = int.from_bytes(told[13:18], "big") & 0xF_FFFF_FFFF
+    if not block or not largest or not num_samples:
+        return math.inf
+    return _FLAC_FRAME_BYTES + -(-num_samples // block) * largest
+
+
+def is_joined(raw: BinaryIO, data: WavData | None = None) -> bool:
+    """Whether another file of the same kind follows the first, which readers would leave out.
+
+    Args:
+        raw: a file whose header says where it ends, and no FLAC.
+        data: of a WAV.
+    """
+    head = read_at(raw, 0, 24)
+    if data is not None:
+        end, magic = data.start + data.num_bytes, head[:4]
+    elif head[:4] == b"FORM":
+        end, magic = 8 + int.from_bytes(head[4:8], "big"), head[:4]
+    elif head[:4] == b".snd":
+        end, magic = int.from_bytes(head[4:8], "big") + int.from_bytes(head[8:12], "big"), head[:4]
+    elif head[:4] == b"caff":
+        end, magic = _caf_end(raw), head[:8]
+    elif head[:4] == b"riff":
+        end, magic = int.from_bytes(head[16:24], "little"), head[:16]
+    else:
+        return sum(name == b"moov" for name, _ in _boxes(raw)) > 1
+    return any(read_at(raw, place, len(magic)) == magic for place in (end, end + end % 2))
+
+
+def _caf_end(raw: BinaryIO) -> int:
+    """Where the chunks of a CAF end, or the samples, where nobody knew how many would follow."""
+    position = 8
+    for _ in range(_MAX_CHUNKS):
+        head = read_at(raw, position, 12)
+        size = int.from_bytes(head[4:], "big", signed=True)
+        if len(head) < 12 or head[:4] == b"caff" or size < 0:
+            break
+        position += 12 + size
+    return position
 
 
 def mp3_says_its_length(raw: BinaryIO, start: int) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import soundfile
 
-from manifests.audio_formats import MP3, OGG, WAV, AudioFormat
+from manifests.audio_formats import FLAC, MP3, OGG, WAV, AudioFormat
 from transforms import audio
 from transforms.audio import AudioError, AudioPart, AudioReader, Request, ffmpeg
 
@@ -118,6 +118,12 @@ def _looked_at(raw: BinaryIO, form: AudioFormat, audio_start: int, uri: str) -> 
         if not ffmpeg.begins_at_zero(raw):
             raise RefusedError("it does not begin at the place 0, where libsndfile seeks wrongly")
         return _Found(source=_descriptor(raw), tail=pages.last_page)
+    if form is FLAC:
+        links = audio.flac_links(raw, audio_start)
+        if len(links) > 1:
+            raise RefusedError("it is several files in a row", links[1:])
+    elif form is not OTHER:
+        _require_one(raw, uri)
     return _Found(source=_descriptor(raw))
 
 
@@ -132,8 +138,19 @@ def _wav(raw: BinaryIO, uri: str) -> _Found:
         raise AudioError(
             "truncated", f"{uri}: has {there} bytes of samples; its header says {data.announced}"
         )
+    _require_one(raw, uri, data)
     whole = data.as_it_is
     return _Found(source=_descriptor(raw) if whole else audio.rewritten_wav(raw, data))
+
+
+def _require_one(raw: BinaryIO, uri: str, data: audio.WavData | None = None) -> None:
+    """Raises AudioError where a file was appended to another, and would be left out."""
+    if audio.is_joined(raw, data):
+        raise AudioError(
+            "not_audio",
+            f"{uri}: is several files in a row, of which only the first would be read, as cat "
+            "joins them; give them one by one, or join them with sox or FFmpeg",
+        )
 
 
 def _part(file: soundfile.SoundFile, request: Request) -> AudioPart:
@@ -305,6 +322,8 @@ def _by_ffmpeg(
     refusal: str,
     links: tuple[int, ...],
 ) -> Iterator[AudioReader]:
+    if form is MP4:
+        _require_one(raw, request.uri)
     with contextlib.ExitStack() as stack:
         try:
             reader = stack.enter_context(ffmpeg.opened(raw, request, working, links))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from transforms import audio
 from transforms.audio import AudioError, AudioPart, files
 from transforms.audio.files import StemWriter, open_audio
 from transforms.storage import Storage
@@ -127,3 +128,58 @@ def test_a_float_stem_beyond_four_gigabytes_becomes_rf64(tmp_path: Path, monkeyp
 def test_errors_have_codes(error: Exception, code: str) -> None:
     assert files.error_code(error) == code
     assert "gs://b/x" in files.describe(error, "gs://b/x")
+
+
+def joined(folder: Path, ending: str, *lengths: int) -> tuple[Path, np.ndarray]:
+    """Files of so many samples, put together as ``cat`` does."""
+    rng = np.random.default_rng(0)
+    path = folder / f"joined.{ending}"
+    parts = [0.1 * rng.standard_normal((2, length)) for length in lengths]
+    with open(path, "wb") as whole:
+        for number, part in enumerate(parts):
+            one = folder / f"{number}.{ending}"
+            soundfile.write(one, part.T, 16_000)
+            whole.write(one.read_bytes())
+    read = [soundfile.read(folder / f"{n}.{ending}", dtype="float32")[0] for n in range(len(parts))]
+    return path, np.concatenate(read).T
+
+
+@pytest.mark.parametrize("lengths", [(5_000, 7_000), (6_000, 6_000, 6_000)])
+@pytest.mark.parametrize("looked_through", [2**26, 0])
+def test_flac_files_that_were_joined_are_all_read(
+    lengths: tuple[int, ...], looked_through: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audio, "_LOOKED_THROUGH_BYTES", looked_through)
+    monkeypatch.setattr(audio, "_FLAC_FRAME_BYTES", 100)
+    path, whole = joined(tmp_path, "flac", *lengths)
+    with open_audio(Storage(), str(path)) as reader:
+        np.testing.assert_array_equal(reader.read(), whole)
+    with open_audio(Storage(), str(path), 0.25, 0.25) as reader:
+        np.testing.assert_array_equal(reader.read(), whole[:, 4_000:8_000])
+
+
+def test_a_flac_with_what_looks_like_another_in_it_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.zeros((4_000, 1)), 16_000)
+    path.write_bytes(path.read_bytes() + b"fLaC and more" + bytes(40) + b"fLaC")
+    with open_audio(Storage(), str(path)) as reader:
+        assert reader.part.num_samples == 4_000
+
+
+@pytest.mark.parametrize("ending", ["wav", "aiff", "caf", "w64", "au"])
+def test_other_files_that_were_joined_are_refused(ending: str, tmp_path: Path) -> None:
+    path, _ = joined(tmp_path, ending, 5_001, 7_000)
+    with (
+        pytest.raises(AudioError, match="several files in a row") as raised,
+        open_audio(Storage(), str(path)),
+    ):
+        pass
+    assert raised.value.code == "not_audio"
+
+
+def test_a_wav_with_further_chunks_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros((4_000, 1)), 16_000)
+    path.write_bytes(path.read_bytes() + b"LIST\x04\0\0\0RIFF")
+    with open_audio(Storage(), str(path)) as reader:
+        assert reader.part.num_samples == 4_000
