@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import sys
@@ -87,9 +88,12 @@ class _Words:
         actions = [*parser._actions, *parser.others]
         self._by_flag = {flag: each for each in actions for flag in each.option_strings}
         self._own = [flag for each in parser._actions for flag in each.option_strings]
-        self._plain = {_plain(flag): flag for flag in reversed(self._by_flag)}
         self._place = next((each for each in parser._actions if not each.option_strings), None)
         self._parser, self._words = parser, self._own_words(words)
+
+    @functools.cached_property
+    def _plain(self) -> dict[str, str]:
+        return {_plain(flag): flag for flag in reversed(self._by_flag)}
 
     def _own_words(self, words: list[str]) -> list[str]:
         """The words that are this parser's; not those of a subcommand, nor those after ``--``."""

@@ -98,11 +98,16 @@ def versions() -> dict[str, str]:
     """Returns the versions of Python, the platform, this project and its main packages."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in (DISTRIBUTION, *_PACKAGES):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
+        found[name] = _version(name)
     return found
+
+
+@functools.cache
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def read_record(storage: Storage, uri: str) -> dict[str, Any] | None:

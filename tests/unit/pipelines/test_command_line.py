@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
+from apache_beam.transforms import core, userstate
 
+from pipelines import runners
 from pipelines.config import NOWHERE, answered, separate_config
 from pipelines.flags import (
     BEAM_FLAGS,
@@ -215,6 +220,35 @@ def test_views_of_options_are_made_once_and_share_their_values() -> None:
     twin.view_as(WorkerOptions).num_workers = 5
     assert (view.num_workers, options.view_as(WorkerOptions).num_workers) == (4, 4)
     assert pickle.loads(pickle.dumps(twin)).view_as(WorkerOptions).num_workers == 5  # noqa: S301
+
+
+class _Counting(beam.DoFn):
+    def process(self, element: int, window: Any = beam.DoFn.WindowParam, by: int = 2) -> None: ...
+
+    def finish_bundle(self) -> None: ...
+
+
+def test_beam_looks_at_the_arguments_of_each_method_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    doing = [
+        _Counting(),
+        *(beam.Map(each).fn for each in (str, lambda a, b=1: a, lambda a, c=2: c)),
+    ]
+    methods = [
+        (each, name)
+        for each in doing
+        for name in dir(each)
+        if inspect.ismethod(getattr(each, name))
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(core, "get_function_args_defaults", runners._look_at_arguments)
+        expected = [core.get_function_arguments(*each) for each in methods]
+    for names, defaults in [core.get_function_arguments(*each) for each in methods]:
+        names.append("changed")
+        defaults.append("changed")
+    assert [core.get_function_arguments(*each) for each in methods] == expected
+    assert (["element", "window", "by"], [beam.DoFn.WindowParam, 2]) in expected
+    monkeypatch.setattr(core, "get_signature", lambda method: pytest.fail(f"{method} again"))
+    assert userstate.get_dofn_specs(_Counting()) == (set(), set())
 
 
 def test_what_was_imported_is_not_searched_for_garbage_again() -> None:
