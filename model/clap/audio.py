@@ -71,6 +71,11 @@ _VECTOR = 64
 """A multiple of the values in a vector register, whatever their type."""
 _HIDDEN = 2**22
 """Values of a hidden layer that exist at a time, in inference on a CPU."""
+_ALIGNMENT = 8
+"""Values: fused attention on a GPU copies a bias at each call, unless its rows begin at multiples.
+
+Source: ``preprocess_mask`` in PyTorch's ``aten/src/ATen/native/transformers/attention.cpp``.
+"""
 
 
 def linear(layer: nn.Module, x: Tensor, activation: Activation = "none") -> Tensor:
@@ -165,22 +170,46 @@ def attend(
         key: float[B, H, N, D].
         value: float[B, H, N, D].
         scale: of the products.
-        bias: float[W, H, N, N] where W divides B: item b has the bias of index b modulo W.
+        bias: float[W, H, N, N' ≥ N] where W divides B: item b has the bias of index b modulo W.
+            What is beyond N is not read: see :func:`aligned`.
 
     Returns:
         float[B, N, H·D].
     """
     if bias is None and _onednn_takes(query.dtype, query, key, value):
         return _attend_by_head(query, key, value, scale)
-    batch = query.shape[0]
-    mask = None
-    if bias is not None:
-        mask = bias.to(query.dtype)
-        mask = mask.expand(batch, -1, -1, -1) if len(mask) == 1 else _repeat(mask, batch)
+    mask = None if bias is None else mask_of(bias, query)
     if mask is not None and query.dtype == torch.bfloat16 and _onednn_takes(query.dtype, query):
         return _attend_batched(query, key, value, scale, mask)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     return mixed.transpose(1, 2).flatten(2)
+
+
+def by_head(joint: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, float[B, H, N, D] each, of one projection float[B, N, 3·H·D].
+
+    They are parted before anything is permuted: going back, their gradients are put together in
+    one copy.
+    """
+    query, key, value = joint.unflatten(-1, (3, heads, -1)).unbind(2)
+    return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+
+def aligned(bias: Tensor) -> Tensor:
+    """A bias in memory of its own, its last dimension filled up to a multiple of 8."""
+    missing = -bias.shape[-1] % _ALIGNMENT
+    return F.pad(bias, (0, missing)) if missing else bias.contiguous()
+
+
+def mask_of(bias: Tensor, query: Tensor) -> Tensor:
+    """The bias of each item, float[B, H, N, N], for attention that takes it as a mask.
+
+    In the type of the query, as kernels expect it without asking. One bias for all is not copied.
+    """
+    batch, _, length, _ = query.shape
+    mask = bias.to(query.dtype)
+    mask = mask.expand(batch, -1, -1, -1) if len(mask) == 1 else _repeat(mask, batch)
+    return mask[..., :length]
 
 
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
@@ -292,7 +321,8 @@ class SwinNetwork(nn.Module):
             cast_weights(self, dtype)
         with torch.inference_mode(False), torch.no_grad():
             for block in self._blocks():
-                block.register_buffer(_PREPARED, block.attention_bias().to(dtype), persistent=False)
+                bias = aligned(block.attention_bias()).to(dtype)
+                block.register_buffer(_PREPARED, bias, persistent=False)
 
     def forget(self) -> None:
         """Takes back what :meth:`prepare` computed."""
@@ -361,10 +391,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, windows: Tensor, bias: Tensor) -> Tensor:
         """float[B·W, N, C] and the bias of :meth:`SwinBlock.attention_bias` → float[B·W, N, C]."""
-        total, size, channels = windows.shape
-        heads = self.num_heads
-        qkv = linear(self.qkv, windows).view(total, size, 3, heads, channels // heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = by_head(linear(self.qkv, windows), self.num_heads)
         return linear(self.proj, attend(query, key, value, self.scale, bias))
 
 
@@ -454,11 +481,12 @@ class SwinBlock(nn.Module):
         bias = self.attn.relative_bias()
         if self.attn_mask is not None:
             bias = bias + self.attn_mask.unsqueeze(1)
-        return bias.contiguous()
+        return bias
 
     def forward(self, x: Tensor) -> Tensor:
         """float[B, N, C] → float[B, N, C], patches in row-major order of the grid."""
-        x = x + self.drop_path(self._attend_in_windows(self.norm1(x)))
+        attending = self.norm1(x).to(_compute_dtype(self.norm1.weight))  # before it is moved about
+        x = x + self.drop_path(self._attend_in_windows(attending))
         out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
         return out
 
@@ -473,7 +501,7 @@ class SwinBlock(nn.Module):
         windows = grid.view(batch, height // side, side, width // side, side, channels)
         bias = getattr(self, _PREPARED, None)
         if bias is None:
-            bias = self.attention_bias()
+            bias = aligned(self.attention_bias())
         windows = self.attn(windows.transpose(2, 3).reshape(-1, side * side, channels), bias)
         grid = windows.view(batch, height // side, width // side, side, side, channels)
         grid = grid.transpose(2, 3).reshape(batch, height, width, channels)

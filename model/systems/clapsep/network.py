@@ -85,7 +85,7 @@ class TransformerMasker(nn.Module):
 
     def _attend(self, attention: Any, x: Tensor) -> Tensor:
         qkv = audio.project(x, attention.in_proj_weight, attention.in_proj_bias)
-        query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = audio.by_head(qkv, self.heads)
         mixed = audio.attend(query, key, value, query.shape[-1] ** -0.5)
         return audio.linear(attention.out_proj, mixed)
 

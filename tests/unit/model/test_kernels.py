@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from float_noise import rounding
+from model.checkpoints.loading import build
 from model.clap import audio
-from model.clap.audio import Activation
+from model.clap.audio import Activation, Encoder
+from model.config import MINI, PUBLISHED, ClapSepConfig
 
 ACTIVATIONS: dict[Activation, object] = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 
@@ -139,15 +144,19 @@ def test_weights_cast_beforehand_give_what_autocast_gives() -> None:
     assert set(types.values()) == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("windows", [None, 1, 2, 6])
 @pytest.mark.parametrize(("length", "heads"), [(16, 3), (1, 2), (300, 2)])
-def test_attention(form: str, windows: int | None, length: int, heads: int) -> None:
+def test_attention(form: str, windows: int | None, length: int, heads: int, padded: bool) -> None:
     generator = torch.Generator().manual_seed(length)
     query, key, value = torch.randn(3, 6, heads, length, 8, generator=generator)
     bias = None
     if windows is not None:
         bias = torch.randn(windows, heads, length, length, generator=generator)
     expected = naive(query, key, value, 0.3, bias)
+    if bias is not None and padded:
+        bias = F.pad(audio.aligned(bias), (0, 8), value=torch.nan)
+        bias[..., length:] = torch.nan  # not to be read
     with torch.inference_mode():
         found = audio.attend(query, key, value, 0.3, bias)
         low = audio.attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), 0.3, bias)
@@ -169,6 +178,70 @@ def test_attention_of_views_of_one_projection(form: str) -> None:
         rtol=0,
         atol=rounding(value, 4 + 9),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", [PUBLISHED, MINI], ids=["published", "mini"])
+def test_fused_attention_on_a_gpu_takes_what_it_is_given(
+    config: ClapSepConfig, dtype: torch.dtype
+) -> None:
+    """By PyTorch's conditions, since there is no GPU to ask; see ``sdp_utils.cpp`` beside its CUDA.
+
+    The memory-efficient kernel, the only fused one that takes a bias in float32, wants rows of
+    queries, keys, values and bias to begin at multiples of 8 values; it copies a bias that is
+    otherwise, and computes unfused where it cannot copy. cuDNN, first choice on some cards for
+    bfloat16, does not look at the bias' type: it has to be the query's.
+    """
+    encoder = build(lambda: Encoder(config.clap.audio)).eval().requires_grad_(False)
+    encoder.prepare(dtype)
+    blocks = [module for module in encoder.modules() if isinstance(module, audio.SwinBlock)]
+    assert {block.shift > 0 for block in blocks} == {False, True}
+    for block in blocks:
+        length, heads = block.window**2, block.attn.num_heads
+        joint = torch.empty(
+            2 * (block.grid // block.window) ** 2, length, block.attn.qkv.out_features, dtype=dtype
+        )
+        query, key, value = audio.by_head(joint, heads)
+        mask = audio.mask_of(block.get_buffer("prepared_bias"), query)
+        assert mask.shape == (len(joint), heads, length, length)
+        assert mask.dtype == dtype
+        for tensor in (query, key, value, mask):
+            *rows, last = tensor.stride()
+            assert last == 1
+            assert all(step % 8 == 0 for step in rows)
+            assert tensor.storage_offset() % 8 == 0
+        if not block.shift:
+            assert mask.data_ptr() == block.get_buffer("prepared_bias").data_ptr()
+
+
+def test_gradients_of_a_joint_projection_are_put_together_in_one_copy() -> None:
+    joint = torch.randn(3, 9, 3 * 2 * 4, generator=torch.Generator().manual_seed(0))
+    joint.requires_grad_()
+    weights = torch.randn(3, 3, 2, 9, 4, generator=torch.Generator().manual_seed(1))
+    parts = audio.by_head(joint, 2)
+    for part, expected in zip(parts, joint.chunk(3, dim=-1), strict=True):
+        assert torch.equal(part.transpose(1, 2).flatten(2), expected)
+    loss = sum((part * weight).sum() for part, weight in zip(parts, weights, strict=True))
+    with Copies() as copies:
+        loss.backward()
+    assert copies.names == ["aten.stack.default"]
+    assert joint.grad is not None
+    assert torch.equal(joint.grad, torch.cat(list(weights.transpose(2, 3).flatten(3)), dim=-1))
+
+
+class Copies(TorchDispatchMode):
+    """Names the operations that copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if any(word in str(function) for word in ("copy", "clone", "stack", "cat", "contiguous")):
+            self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("hidden_values", [2**22, 24 * 5])
