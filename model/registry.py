@@ -98,7 +98,7 @@ def load(
         CheckpointError: the weights cannot be had or are not what they should be.
     """
     options = LoadOptions(device=device, precision=precision, compile=compile)
-    if _is_uri(name_or_uri):
+    if is_uri(name_or_uri):
         return _load_uri(name_or_uri, options)
     entry = find(name_or_uri)
     if entry.kind == "scorer":
@@ -123,7 +123,7 @@ def load_scorer(name_or_uri: str, *, device: str = "cpu", precision: str = "fp32
     from model.checkpoints.loading import load_clap
 
     options = LoadOptions(device=device, precision=precision)
-    if _is_uri(name_or_uri):
+    if is_uri(name_or_uri):
         return _ready(load_clap(name_or_uri), options)
     entry = find(name_or_uri)
     if entry.kind == "scorer":
@@ -150,7 +150,7 @@ def load_query_encoder(
     """
     from model.checkpoints.loading import load_clap
 
-    if not _is_uri(name_or_uri):
+    if not is_uri(name_or_uri):
         entry = find(name_or_uri)
         if entry.loader not in _CLAPSEP_LOADERS:
             return load(name_or_uri, device=device, precision=precision).query_encoder
@@ -262,8 +262,12 @@ def _loader(entry: Entry) -> Callable[[Entry, LoadOptions], Any]:
     return loader
 
 
-def _is_uri(name_or_uri: str) -> bool:
-    return "/" in name_or_uri or "\\" in name_or_uri or Path(name_or_uri).suffix != ""
+def is_uri(name_or_uri: str) -> bool:
+    """Whether a model is given by a URI, or as a folder here, instead of by name."""
+    if name_or_uri in entries():
+        return False
+    path = Path(name_or_uri)
+    return "/" in name_or_uri or "\\" in name_or_uri or path.suffix != "" or path.is_dir()
 
 
 def run(argv: Sequence[str] | None = None) -> int:

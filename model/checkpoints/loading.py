@@ -12,6 +12,7 @@ CLAP's biases; a training checkpoint nests the same, and the whole network, unde
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -22,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from model.catalogue import WeightsFile
 from model.checkpoints import tensorfiles
-from model.checkpoints.fetch import CheckpointError, LocalFile, fetch
+from model.checkpoints.fetch import CheckpointError, FetchError, LocalFile, fetch, open_filesystem
 from model.checkpoints.tensorfiles import SourceFile
 from model.clap import Clap
 from model.config import (
@@ -545,10 +546,36 @@ def clap_from(
     return clap.eval()
 
 
+BUNDLE_MODEL, BUNDLE_PRESENCE = "model.safetensors", "presence.safetensors"
+"""The files of a folder that stands for a model: ``python -m model.training finetune``."""
+
+
+def in_bundle(uri: str) -> str:
+    """The file that a URI stands for: of a folder the model in it, with presence if it has it.
+
+    Raises:
+        CheckpointError: the folder holds no model.
+    """
+    last = re.split(r"[/\\]", uri)[-1]
+    if "." in last and not os.path.isdir(uri):
+        return uri
+    filesystem, path = open_filesystem(uri)
+    try:
+        for name in (BUNDLE_PRESENCE, BUNDLE_MODEL):
+            if filesystem.isfile(f"{path.rstrip('/')}/{name}"):
+                return f"{uri.rstrip('/')}/{name}"
+        is_folder = filesystem.isdir(path)
+    except OSError as err:
+        raise FetchError(f"{uri}: {err}") from err
+    if is_folder:
+        raise CheckpointError(f"{uri}: a folder without {BUNDLE_MODEL}")
+    return uri
+
+
 def load_converted(
     uri: str, *, sha256: str | None = None, adapters: Adapters = "merge"
 ) -> Networks:
-    """Loads the single file that :func:`model.checkpoints.convert.save` wrote.
+    """Loads the single file that :func:`model.checkpoints.convert.save` wrote, or a folder with it.
 
     The file of a presence head, by :func:`model.checkpoints.convert.save_presence`, stands for the
     model that it names, which lies beside it, with the head in it.
@@ -556,6 +583,7 @@ def load_converted(
     Raises:
         CheckpointError: the file cannot be had or read, or is not a whole separator.
     """
+    uri = in_bundle(uri)
     file = tensorfiles.read_converted(uri, sha256=sha256)
     header = file.header
     if header.kind == "presence":
@@ -631,6 +659,7 @@ def load_clap(uri: str, *, config: ClapConfig = PUBLISHED.clap, sha256: str | No
     Raises:
         CheckpointError: the file cannot be had or read, or holds no such CLAP.
     """
+    uri = in_bundle(uri)
     file = fetch(uri, sha256=None if tensorfiles.is_set(uri) else sha256)
     if not tensorfiles.is_converted(tensorfiles.read(file.path, uri).metadata):
         return _clap_from(file, config)

@@ -19,12 +19,12 @@ import torch
 from model import config as configs
 from model import devices, registry
 from model.checkpoints import convert
-from model.checkpoints.loading import Networks, load_converted
+from model.checkpoints.loading import Networks, in_bundle, load_converted
 from model.checkpoints.tensorfiles import SourceFile
 from model.clap import Clap, build_text_tower
 from model.systems.clapsep import lora
-from model.training import contrastive, engine, presence, separation, sound
-from model.training.drawing import Batches, ClapPlanner, Layout, MixturePlanner, Planner
+from model.training import contrastive, engine, finetune, presence, separation, sound
+from model.training.drawing import ClapPlanner, MixturePlanner, Planner
 from model.training.material import BUNDLED_CAPTIONS, Material, PreparationSettings, prepare
 from model.training.settings import OptimiserSettings, TrainingSettings
 from terminal import flags, screen
@@ -36,8 +36,6 @@ MAX_FILE_BYTES = 19_000_000
 WEIGHTS = "weights"
 _RESUMED = "resume.pt"
 _TEXTS_AT_A_TIME = 256
-_WARM_UP_SHARE = 0.01
-"""Of the learning rate, in the steps before a capture."""
 
 _EXAMPLES = """examples:
   python -m model.training prepare --corpus corpus/ --teacher teacher.npz --output plan.npz
@@ -46,7 +44,10 @@ _EXAMPLES = """examples:
       --corpus corpus/ --plan plan.npz --output runs/mine/weights/model-presence.safetensors
   python -m pipelines.separate --model runs/mine/weights/model-presence.safetensors …
 
-A run that was stopped goes on from its last validation when the same command is given again.
+  python -m model.training finetune --from clapsep-mini --corpus mine/ --output runs/tuned
+  python -m pipelines.separate --model runs/tuned …
+
+A 'fit' that was stopped goes on from its last validation when the same command is given again.
 """
 
 
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _prepare(arguments)
         elif arguments.stage == "presence":
             _add_presence(arguments)
+        elif arguments.stage == "finetune":
+            _finetune(arguments)
         else:
             TrainingRun(arguments).run()
     except (ValueError, OSError, engine.CaptureError) as err:
@@ -103,7 +106,7 @@ def _add_presence(arguments: argparse.Namespace) -> None:
         ValueError: the output would be in another folder than the model, or over its file.
     """
     entry = registry.entries().get(arguments.model)
-    path = Path(arguments.model if entry is None else entry.file("converted").location())
+    path = Path(in_bundle(arguments.model) if entry is None else entry.file("converted").location())
     output: Path = arguments.output
     if output.resolve().parent != path.resolve().parent or output.resolve() == path.resolve():
         raise ValueError(
@@ -125,6 +128,23 @@ def _add_presence(arguments: argparse.Namespace) -> None:
     notes = ", ".join(f"validation AUROC {name} {value:.3f}" for name, value in figures.items())
     digest = convert.save_presence(str(output), head, source, notes=notes)
     logger.info("%s: %s; SHA-256 %s", output, notes, digest)
+
+
+def _finetune(arguments: argparse.Namespace) -> None:
+    settings = _settings(arguments.settings)
+    finetune.run(
+        arguments.base,
+        arguments.corpus,
+        arguments.run,
+        arguments.output,
+        settings.finetuning,
+        train=arguments.train,
+        seed=settings.seed if arguments.seed is None else arguments.seed,
+        device=devices.resolved(arguments.device),
+        workers=arguments.workers,
+        capture=not arguments.no_capture,
+        say=logger.info,
+    )
 
 
 def _store_of(material: Material, corpora: Sequence[Path], rate_hz: int) -> sound.ClipStore:
@@ -246,25 +266,22 @@ class TrainingRun:
 
     def _train(
         self,
-        task: Any,
+        task: engine.Task,
         planner: Planner,
         stage: int,
         settings: OptimiserSettings,
         validate: Any,
     ) -> None:
-        seed = (self._settings.seed, stage)
-        layout = Layout.of(planner.draw(np.random.default_rng(seed)))
-        batches = Batches(planner, layout, seed)
-        learner = engine.Learner(task, layout, settings)
-        if "learner" in self._left:
-            learner.restore(self._left["learner"])
-        if self._device.type == "cuda" and self._capture:
-            while learner.warm < engine.WARM_UP_STEPS and learner.steps < settings.steps:
-                learner.run(batches[learner.steps], settings.learning_rate * _WARM_UP_SHARE)
-            for part in engine.PARTS:
-                learner.capture(part)
-        ahead = batches.ahead(learner.steps, self._workers)
-        engine.train(learner, ahead, settings, lambda: validate(learner))
+        engine.run_stage(
+            task,
+            planner,
+            (self._settings.seed, stage),
+            settings,
+            validate,
+            workers=self._workers,
+            capture=self._capture,
+            state=self._left.get("learner"),
+        )
 
     def _follow(self, stage: str, learner: engine.Learner, found: dict[str, float]) -> None:
         figures = learner.figures() | found
@@ -335,6 +352,9 @@ def _parser() -> argparse.ArgumentParser:
     telling = stages.add_parser(
         "presence", help="train what says whether a sound is there, for a model that is trained"
     )
+    tuning = stages.add_parser(
+        "finetune", help="go on from a model's weights with a few recordings of your own"
+    )
     for each in (preparing, fitting, telling):
         each.add_argument(
             "--corpus", type=flags.path, nargs="+", required=True,
@@ -357,6 +377,7 @@ def _parser() -> argparse.ArgumentParser:
     preparing.add_argument("--output", type=flags.path, required=True, help="PLAN.npz")
     for each in (fitting, telling):
         each.add_argument("--plan", type=flags.path, required=True, help="of 'prepare'")
+    for each in (fitting, telling, tuning):
         each.add_argument(
             "--settings", type=flags.path, help="JSON of what differs from the default settings"
         )
@@ -368,11 +389,32 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=flags.path, required=True,
         help="file to write, in the folder of the model: the model with presence",
     )  # fmt: skip
-    fitting.add_argument(
-        "--workers", type=int, default=2, help="processes that draw batches ahead; 0: none"
-    )
-    fitting.add_argument(
-        "--no_capture", action="store_true", help="on a GPU, run the steps without CUDA graphs"
+    for each in (fitting, tuning):
+        each.add_argument(
+            "--workers", type=int, default=2 if each is fitting else 0,
+            help="processes that draw batches ahead; 0: none",
+        )  # fmt: skip
+        each.add_argument(
+            "--no_capture", action="store_true", help="on a GPU, run the steps without CUDA graphs"
+        )
+    tuning.add_argument(
+        "--from", dest="base", default="clapsep-mini",
+        help="a CLAPSep: a name of the registry, or a URI (default: clapsep-mini)",
+    )  # fmt: skip
+    tuning.add_argument(
+        "--corpus", type=flags.path, nargs="+", required=True,
+        help="a folder with a folder of recordings for each label; or the reviews.csv of a report, "
+        "with --run",
+    )  # fmt: skip
+    tuning.add_argument("--run", nargs="+", default=[], help="the run folders that were reviewed")
+    tuning.add_argument(
+        "--train", choices=finetune.TRAINED, default="all",
+        help="decoder: the encoder stays as it is (default: all; of a model with LoRA adapters, "
+        "these and the decoder)",
+    )  # fmt: skip
+    tuning.add_argument("--seed", type=int, help="of all that is drawn (default: 0)")
+    tuning.add_argument(
+        "--output", type=flags.path, required=True, help="new folder: the model, for --model"
     )
     fitting.add_argument(
         "--output", type=flags.path, required=True, help="folder for the weights and the curve"

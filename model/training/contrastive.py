@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.clap import Clap
+from model.signal.stft import sinc_resample
 from model.training.drawing import Drawn, WindowDrawer, as_tensors
 from model.training.engine import MovingAverage, Tensors
 from model.training.material import Floats, Ints, Material
@@ -134,7 +135,7 @@ class ClapStep(nn.Module):
 class ClapTask:
     """Makes the batches of the contrastive stage; validates zero-shot."""
 
-    figures = ("contrast", "logits", "embedding")
+    figures: tuple[str, ...] = ("contrast", "logits", "embedding")
 
     def __init__(
         self, clap: Clap, material: Material, renderer: Renderer, settings: ClapSettings
@@ -202,7 +203,9 @@ def embed_clips(
         drawn: Drawn = drawer.draw(clips[start : start + _BATCH], rng)
         if clap.input_level_dbfs is not None:
             drawn["rms"] = np.full_like(drawn["rms"], 10 ** (clap.input_level_dbfs / 20))
-        sound = renderer(as_tensors(drawn, clap.device))
+        sound = sinc_resample(
+            renderer(as_tensors(drawn, clap.device)), renderer.sample_rate_hz, clap.sample_rate_hz
+        )
         with torch.autocast(sound.device.type, torch.bfloat16, enabled=sound.is_cuda):
             latent = clap.audio_branch.latent(sound)
         found.append(F.normalize(clap.audio_projection(latent.float()).float(), dim=-1))

@@ -11,6 +11,7 @@ import bisect
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -291,6 +292,8 @@ class MixturePlanner:
         num_samples: of a window.
         settings: see there.
         near: int64[C, n], the labels that lie nearest to each class in the text space.
+        mistaken: classes that nobody knows more of than which label they were taken for and are
+            not: that label, by class. They are sources, and never asked for by words.
     """
 
     def __init__(
@@ -300,16 +303,18 @@ class MixturePlanner:
         num_samples: int,
         settings: SeparatorTraining,
         near: npt.NDArray[np.int64],
+        mistaken: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         self._material, self._settings, self._queries = material, settings, settings.queries
-        self._near = near
+        self._near, self._mistaken = near, mistaken
         queries = settings.queries
         self._chooser = Chooser(material, queries.open_share, queries.plain_text_share)
         self._windows = WindowDrawer(lengths, num_samples, settings.windows)
         sources = len(queries.source_shares)
-        if len(self._chooser.classes) <= sources:
+        named = len(set(self._chooser.classes) - set(mistaken))
+        if named <= sources:
             raise ValueError(
-                f"{len(self._chooser.classes)} classes have training clips: mixtures of up to "
+                f"{named} classes have training clips: mixtures of up to "
                 f"{sources} sources need one more, to ask for what is absent; give fewer "
                 "separation.queries.source_shares in --settings, or more classes"
             )
@@ -401,21 +406,44 @@ class MixturePlanner:
         """Positive and negative query of a side of a mixture, and what presence has to say."""
         queries = self._queries
         other = 1 - side
+        mistaken = [name for name in mixture.classes[side] if name in self._mistaken]
+        if mistaken:
+            return self._not_that(mixture, side, self._mistaken[mistaken[0]], rng)
         absent = not mixture.classes[side] or (side == 1 and rng.random() < queries.absent_share)
         if absent:
             near = rng.random() < queries.near_share
             positive = self._absent(mixture, rng, near=near)
-            negative = self._named(mixture, 0, rng)
+            negative = self._named(mixture, 0, rng) if self._has_name(mixture, 0) else None
         else:
             positive = self._named(mixture, side, rng)
             has_other = bool(mixture.classes[other])
             negative = self._named(mixture, other, rng) if has_other else self._absent(mixture, rng)
+            if has_other and not self._has_name(mixture, other):
+                return positive, None, PRESENT
         kind = rng.random()
         if kind < queries.negative_only_share and not absent:
             return None, negative, UNKNOWN
         alone = queries.negative_only_share <= kind
         alone = alone and kind < queries.negative_only_share + queries.positive_only_share
         return positive, None if alone else negative, ABSENT if absent else PRESENT
+
+    def _has_name(self, mixture: _Mixture, side: int) -> bool:
+        classes = mixture.classes[side]
+        return bool(classes) and not any(name in self._mistaken for name in classes)
+
+    def _not_that(
+        self, mixture: _Mixture, side: int, label: int, rng: np.random.Generator
+    ) -> tuple[Asked | None, Asked | None, int]:
+        """A side that was taken for a label: as what is left without the other, or as that label.
+
+        Asked for the label, the answer is that it is absent.
+        """
+        other = 1 - side
+        negative = self._named(mixture, other, rng) if self._has_name(mixture, other) else None
+        if negative is not None and (label in mixture.all_classes or rng.random() < 0.5):
+            return None, negative, UNKNOWN
+        positive = self._chooser.text(label, rng), [self._chooser.clip(label, rng)]
+        return positive, negative, ABSENT
 
     def _named(self, mixture: _Mixture, side: int, rng: np.random.Generator) -> Asked:
         """A query for what is on a side of a mixture."""
@@ -442,9 +470,13 @@ class MixturePlanner:
             name = int(around[int(rng.random() * len(around))])
             if name not in there:
                 return self._chooser.text(name, rng), [self._chooser.clip(name, rng)]
+        taken_for = [self._mistaken[name] for name in there if name in self._mistaken]
+        if taken_for and taken_for[0] not in there:
+            name = taken_for[0]
+            return self._chooser.text(name, rng), [self._chooser.clip(name, rng)]
         while True:
             name = self._chooser.name(rng)
-            if name not in there:
+            if name not in there and name not in self._mistaken:
                 return self._chooser.text(name, rng), [self._chooser.clip(name, rng)]
 
     def _tagger_text(self, name: int, rng: np.random.Generator) -> int:

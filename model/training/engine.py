@@ -14,12 +14,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from model.devices import captured, on_stream
-from model.training.drawing import Layout
+from model.training.drawing import Batches, Layout, Planner
 from model.training.settings import OptimiserSettings
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 PARTS = ("make", "learn")
 WARM_UP_STEPS = 3
 """Steps on a stream of their own before anything is captured."""
+_WARM_UP_SHARE = 0.01
+"""Of the learning rate, in the steps before a capture."""
 _SLOTS = 3
 """Batches on their way to the device: how far the host runs ahead of it."""
 
@@ -361,6 +364,45 @@ def rate_at(settings: OptimiserSettings, step: int) -> float:
     used = step / settings.steps
     warm = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
     return settings.learning_rate * warm * min(1.0, (1.0 - used) / (1.0 - settings.held_share))
+
+
+def run_stage(
+    task: Task,
+    planner: Planner,
+    seed: tuple[int, ...],
+    settings: OptimiserSettings,
+    validate: Callable[[Learner], None],
+    *,
+    workers: int,
+    capture: bool,
+    state: Mapping[str, Any] | None = None,
+) -> None:
+    """Trains a task from its beginning, or from where it was, to its last step.
+
+    Args:
+        task: what is trained.
+        planner: draws its batches.
+        seed: of the draws.
+        settings: of the optimiser.
+        validate: called every ``validate_every`` steps and at the end.
+        workers: processes that draw ahead.
+        capture: capture the step as CUDA graphs, on a GPU.
+        state: of :meth:`Learner.state`, to go on from.
+
+    Raises:
+        CaptureError: the step cannot be captured.
+    """
+    layout = Layout.of(planner.draw(np.random.default_rng(seed)))
+    batches = Batches(planner, layout, seed)
+    learner = Learner(task, layout, settings)
+    if state is not None:
+        learner.restore(state)
+    if learner.optimiser.rate.is_cuda and capture:
+        while learner.warm < WARM_UP_STEPS and learner.steps < settings.steps:
+            learner.run(batches[learner.steps], settings.learning_rate * _WARM_UP_SHARE)
+        for part in PARTS:
+            learner.capture(part)
+    train(learner, batches.ahead(learner.steps, workers), settings, lambda: validate(learner))
 
 
 def train(

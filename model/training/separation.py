@@ -24,7 +24,7 @@ from model.training.drawing import (
     as_tensors,
 )
 from model.training.engine import MovingAverage, Tensors
-from model.training.material import Material
+from model.training.material import Ints, Material
 from model.training.settings import PLAIN_WINDOWS, QUERY_WINDOWS, SeparatorTraining
 from model.training.sound import Renderer, at_rms
 
@@ -35,7 +35,7 @@ _BATCH = 64
 _VALIDATION_SEED = 7
 _AUDIBLE = 1e-4
 """A target with less than this share of the mixture's energy counts as silent: -40 dB."""
-_MODES = {
+MODES = {
     "text_pn": (1.0, True, True),
     "text_p": (1.0, True, False),
     "text_n": (1.0, False, True),
@@ -48,13 +48,21 @@ def build_separator(config: ClapSepConfig, clap: Clap, settings: SeparatorTraini
     precision = settings.optimiser.precision
     separator = ClapSep(config, precision="bf16" if precision == "bf16" else "fp32")
     separator.encoder.load_state_dict(clap.audio_branch.state_dict())
+    choose_trained(separator, settings.encoder)
+    return separator.to(clap.device)
+
+
+def choose_trained(separator: ClapSep, encoder: str) -> None:
+    """Lets the decoder be trained, and of the encoder what :attr:`SeparatorTraining.encoder` says.
+
+    ``lora`` adds adapters, which do nothing yet.
+    """
     separator.requires_grad_(True)
-    if settings.encoder == "lora":
-        lora.add_adapters(separator.encoder, config.lora or LoraConfig())
-    elif settings.encoder == "frozen":
+    if encoder == "lora":
+        lora.add_adapters(separator.encoder, separator.config.lora or LoraConfig())
+    elif encoder == "frozen":
         separator.encoder.requires_grad_(False)
     separator.encoder.norm.requires_grad_(False)  # of CLAP's latent alone
-    return separator.to(clap.device)
 
 
 class Words(nn.Module):
@@ -155,6 +163,10 @@ class SeparationStep(nn.Module):
         super().train(mode)
         if self._settings.encoder != "whole":
             self.separator.encoder.eval()
+        if self._settings.fixed_statistics:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         return self
 
     def forward(self, made: Tensors) -> tuple[Tensor, Tensor]:
@@ -180,7 +192,7 @@ class SeparationStep(nn.Module):
 class SeparationTask:
     """Makes the batches of the separation stage; validates by SI-SDR improvement."""
 
-    figures = ("present", "absent")
+    figures: tuple[str, ...] = ("present", "absent")
 
     def __init__(
         self,
@@ -189,6 +201,7 @@ class SeparationTask:
         material: Material,
         renderer: Renderer,
         settings: SeparatorTraining,
+        pairs: Ints | None = None,
     ) -> None:
         """For networks on a device; the CLAP stays as it is."""
         self.step_module: nn.Module = SeparationStep(separator, settings).to(clap.device)
@@ -204,8 +217,11 @@ class SeparationTask:
         ]
         self._words = Words(texts, torch.cat(variants))
         plain = embed_clips(clap, renderer, everything, PLAIN_WINDOWS)
-        self._validation = _Validation(
-            material, renderer, Words(texts, plain), self._level_db, settings
+        rng = np.random.default_rng(_VALIDATION_SEED)
+        if pairs is None:
+            pairs = _held_out_pairs(material, settings.validation_mixtures, rng)
+        self.validation = Validation(
+            material, renderer, Words(texts, plain), self._level_db, pairs, rng
         )
 
     def make(self, inputs: Tensors) -> Tensors:
@@ -236,11 +252,31 @@ class SeparationTask:
 
     def validate(self) -> dict[str, float]:
         """Mean SI-SDR improvement in dB of two-source mixtures at 0 dB."""
-        return self._validation.improvements(self.average.module)
+        return self.validation.improvements(self.average.module)
 
 
-class _Validation:
-    """Pairs of held-out clips at 0 dB, the same at every validation."""
+def _held_out_by_label(material: Material) -> dict[int, list[int]]:
+    by_label: dict[int, list[int]] = {}
+    for clip in material.clips_of("val").tolist():
+        name = int(material.class_of[clip])
+        if not material.is_open[name]:
+            by_label.setdefault(name, []).append(clip)
+    return by_label
+
+
+def _held_out_pairs(material: Material, count: int, rng: np.random.Generator) -> Ints:
+    """Held-out clips of two labels each, int64[count, 2]."""
+    by_label = _held_out_by_label(material)
+    labels = sorted(by_label)
+    pairs = []
+    for _ in range(count):
+        chosen = rng.choice(labels, 2, replace=False)
+        pairs.append([int(rng.choice(by_label[name])) for name in chosen])
+    return np.array(pairs)
+
+
+class Validation:
+    """Pairs of clips at 0 dB, the same at every validation."""
 
     def __init__(
         self,
@@ -248,72 +284,72 @@ class _Validation:
         renderer: Renderer,
         words: Words,
         level_db: float,
-        settings: SeparatorTraining,
+        pairs: Ints,
+        rng: np.random.Generator,
     ) -> None:
-        rng = np.random.default_rng(_VALIDATION_SEED)
-        held_out = [
-            clip
-            for clip in material.clips_of("val").tolist()
-            if not material.is_open[material.class_of[clip]]
-        ]
-        self._material, self._words = material, words
-        by_label: dict[int, list[int]] = {}
-        for clip in held_out:
-            by_label.setdefault(int(material.class_of[clip]), []).append(clip)
-        labels = sorted(by_label)
-        pairs = []
-        for _ in range(settings.validation_mixtures):
-            chosen = rng.choice(labels, 2, replace=False)
-            pairs.append([int(rng.choice(by_label[name])) for name in chosen])
-        self._pairs = np.array(pairs)
+        """Mixes pairs of clips, int64[P, 2], at ``level_db``; ``rng`` places windows in them."""
+        self._words = words
+        by_label = _held_out_by_label(material)
         others = [
             [
-                next((o for o in by_label[int(material.class_of[clip])] if o != clip), clip)
+                next((o for o in by_label.get(int(material.class_of[clip]), []) if o != clip), clip)
                 for clip in pair
             ]
-            for pair in pairs
+            for pair in pairs.tolist()
         ]
         device = words.texts.device
-        self._captions = torch.from_numpy(material.caption_of[self._pairs]).to(device)
+        self._captions = torch.from_numpy(material.caption_of[pairs]).to(device)
         self._others = torch.tensor(others, device=device)
         drawer = WindowDrawer(
             renderer.store.lengths.cpu().numpy(), renderer.num_samples, PLAIN_WINDOWS
         )
         with torch.no_grad():
-            drawn = drawer.draw(self._pairs.T.ravel(), rng)
+            drawn = drawer.draw(pairs.T.ravel(), rng)
             sound = renderer(as_tensors(drawn, device)).view(2, len(pairs), -1)
             mixture = sound.sum(0)
             gain = at_rms(mixture, torch.full_like(mixture[:, 0], 10 ** (level_db / 20)))
             scale = torch.linalg.vector_norm(gain, dim=-1) / torch.linalg.vector_norm(
                 mixture, dim=-1
             )
-            self._sources = sound * scale[:, None]
-            self._mixtures = gain
+            self.sources = sound * scale[:, None]
+            """float32[2, P, T]."""
+            self.mixtures = gain
+            """float32[P, T]."""
 
-    @torch.no_grad()
     def improvements(self, separator: ClapSep) -> dict[str, float]:
         """By the kind of query; ``score`` is their mean."""
         found: dict[str, float] = {}
-        for mode, (weight, positive, negative) in _MODES.items():
+        for mode in MODES:
             gains = []
             for wanted in (0, 1):
-                condition = Condition(
-                    positive=self._query(wanted, weight, positive),
-                    negative=self._query(1 - wanted, weight, negative),
-                )
-                target = self._sources[wanted]
-                estimate = torch.cat(
-                    [
-                        separator.separate(
-                            self._mixtures[start : start + _BATCH],
-                            condition.index(torch.arange(start, end, device=target.device)),
-                        )
-                        for start, end in self._chunks()
-                    ]
-                )
-                gains.append(si_sdr(estimate, target) - si_sdr(self._mixtures, target))
+                estimate, target = self.estimates(separator, mode, wanted), self.sources[wanted]
+                gains.append(si_sdr(estimate, target) - si_sdr(self.mixtures, target))
             found[mode] = torch.cat(gains).mean().item()
         return {"score": float(np.mean(list(found.values()))), **found}
+
+    @torch.no_grad()
+    def estimates(self, separator: ClapSep, mode: str, wanted: int) -> Tensor:
+        """What a separator finds of the first (0) or second (1) of each pair, float32[P, T].
+
+        Args:
+            separator: in evaluation mode.
+            mode: how it is asked, of :data:`MODES`.
+            wanted: 0 or 1.
+        """
+        weight, positive, negative = MODES[mode]
+        condition = Condition(
+            positive=self._query(wanted, weight, positive),
+            negative=self._query(1 - wanted, weight, negative),
+        )
+        return torch.cat(
+            [
+                separator.separate(
+                    self.mixtures[start : start + _BATCH],
+                    condition.index(torch.arange(start, end, device=self.mixtures.device)),
+                )
+                for start, end in self._chunks()
+            ]
+        )
 
     def _query(self, wanted: int, weight: float, used: bool) -> Tensor:
         text = self._captions[:, wanted]
@@ -324,7 +360,7 @@ class _Validation:
         return embedded
 
     def _chunks(self) -> list[tuple[int, int]]:
-        total = len(self._mixtures)
+        total = len(self.mixtures)
         return [(start, min(start + _BATCH, total)) for start in range(0, total, _BATCH)]
 
 

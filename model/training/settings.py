@@ -162,6 +162,8 @@ class SeparatorTraining:
     snr_ceiling_db: float | None = 30.0
     """Softly bounds the loss of easy examples; None is the paper's plain SNR."""
     validation_mixtures: int = 192
+    fixed_statistics: bool = False
+    """Batch norms keep the statistics that they have: those of a few mixtures are no better."""
 
     def __post_init__(self) -> None:
         """Checks the name."""
@@ -222,6 +224,41 @@ class PresenceTraining:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneSettings:
+    """Fine-tuning with a few recordings: docs/training.md says how these values were found."""
+
+    steps: int = 100
+    batch_size: int = 8
+    matrices: str = "adamw"
+    learning_rate: float = 2e-4
+    warmup_steps: int = 10
+    held_share: float = 0.25
+    weight_decay: float = 0.0
+    clip_norm: float = 5.0
+    ema_decay: float = 0.98
+    moved_share: float = 1.0
+    """Of the way from the weights before to those after, that is kept (Wortsman et al. 2022)."""
+    held_out_share: float = 0.3
+    """Of the recordings of each label: for the figures before and after."""
+    background_share: float = 0.4
+    """Of sources that are bundled sounds, of other kinds than the user's."""
+    source_shares: tuple[float, ...] = (0.1, 0.9)
+    """Of 1, 2 … sources."""
+    absent_share: float = 0.12
+    text_only_share: float = 0.6
+    clips_only_share: float = 0.15
+    query_variants: int = 4
+    report_every: int = 25
+    """Steps between lines of the terms of the loss."""
+
+    def __post_init__(self) -> None:
+        """Checks the shares."""
+        for name in ("moved_share", "held_out_share"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected more than 0, at most 1")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
     """All stages, and what ties them together."""
 
@@ -229,4 +266,5 @@ class TrainingSettings:
     words: WordingSettings = WordingSettings()
     separation: SeparatorTraining = SeparatorTraining()
     presence: PresenceTraining = PresenceTraining()
+    finetuning: FinetuneSettings = FinetuneSettings()
     seed: int = 0

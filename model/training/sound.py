@@ -17,6 +17,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,8 @@ NUM_BANDS = 28
 _QUIETEST = 1e-4
 
 Int16Array = npt.NDArray[np.int16]
+Span = tuple[float, float | None]
+"""From and to, in seconds; None: to the end."""
 
 
 def band_frequencies() -> npt.NDArray[np.float64]:
@@ -43,11 +46,24 @@ def band_frequencies() -> npt.NDArray[np.float64]:
     return np.geomspace(_LOWEST_HZ, _HIGHEST_HZ, NUM_BANDS)
 
 
-def decode(path: str, sample_rate_hz: int) -> Int16Array:
-    """Reads a clip, mono, at a rate."""
+def decode(path: str | BinaryIO, sample_rate_hz: int, span_s: Span = (0.0, None)) -> Int16Array:
+    """Reads a clip, or a stretch of a recording, mono, at a rate.
+
+    Raises:
+        ValueError: the stretch is empty.
+        soundfile.LibsndfileError: libsndfile does not read the file.
+    """
     import soundfile
 
-    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    start_s, end_s = span_s
+    with soundfile.SoundFile(path) as file:
+        rate = file.samplerate
+        end = file.frames if end_s is None else min(round(end_s * rate), file.frames)
+        start = round(start_s * rate)
+        if start >= end:
+            raise ValueError(f"no sound from {start_s:g} s on")
+        file.seek(start)
+        audio = file.read(end - start, dtype="float32", always_2d=True)
     mono = resample(audio.mean(axis=1), rate, sample_rate_hz)
     scaled: Int16Array = np.rint(np.clip(mono, -1.0, 1.0) * _SCALE).astype(np.int16)
     return scaled
@@ -99,7 +115,7 @@ class Renderer(nn.Module):
         """Makes windows of ``num_samples``."""
         super().__init__()
         self.store = store
-        self.num_samples = num_samples
+        self.num_samples, self.sample_rate_hz = num_samples, sample_rate_hz
         self._tail_samples = sample_rate_hz
         self.size = _fast_size(num_samples + self._tail_samples)
         count = -(-num_samples // BLOCK)
