@@ -8,6 +8,7 @@ the recordings is never trained on: the figures before and after are of mixtures
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import hashlib
@@ -539,7 +540,7 @@ def finetune(
     """Trains a separator on a corpus, from the weights that it has.
 
     Args:
-        base: the networks, on the CPU; left as they are but for their place.
+        base: the networks, on the CPU.
         corpus: see :func:`gather`.
         settings: how.
         train: ``all`` or ``decoder``; with a configuration that has LoRA adapters, ``all`` trains
@@ -552,8 +553,8 @@ def finetune(
     torch.manual_seed(seed)
     config, listener = base.config, base.separator.listener
     clap = base.clap.to(device).requires_grad_(False).eval()
-    separator = base.separator
-    separator.listener = None
+    base.separator.listener = None
+    separator = copy.deepcopy(base.separator)  # which shares tensors with the CLAP
     encoder = "frozen" if train == "decoder" else "whole" if config.lora is None else "lora"
     choose_trained(separator, encoder)
     separator.to(device)
@@ -585,9 +586,7 @@ def finetune(
         lora.merge_adapters(tuned.encoder)
     tuned.listener = listener
     return Finetuned(
-        networks=dataclasses.replace(
-            base, clap=clap.cpu(), separator=tuned, model_sha256="", sources=base.sources
-        ),
+        networks=dataclasses.replace(base, clap=clap.cpu(), separator=tuned, model_sha256=""),
         figures=_changes(corpus, before, after),
     )
 
