@@ -203,12 +203,16 @@ def _segments_of(run: str) -> dict[tuple[str, float], dict[str, Any]]:
 
 
 def _table(run: str, name: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of a table of a run, which may have been done in parts (``shard=…``)."""
     import pyarrow as pa
     import pyarrow.dataset
 
-    filesystem, path = open_filesystem(f"{run.rstrip('/')}/{name}")
+    filesystem, path = open_filesystem(run.rstrip("/"))
     try:
-        files = sorted(filesystem.glob(f"{path}/*.parquet"))
+        inside = filesystem.ls(path, detail=False) if filesystem.isdir(path) else []
+        parts = [each for each in inside if "shard=" in each.rpartition("/")[2]] or [path]
+        found = [file for part in parts for file in filesystem.find(f"{part}/{name}")]
+        files = sorted(file for file in found if file.endswith(".parquet"))
         if not files:
             raise CorpusError(
                 f"--run {run}: has no {name}/; expected what pipelines.separate wrote"
@@ -230,7 +234,7 @@ def _judged(segment: Mapping[str, Any], *, present: bool) -> Clip:
         uri=uri,
         span_s=(begin + segment["start_s"], begin + segment["end_s"]),
         recording=uri,
-        label=segment["label"] or segment["positive_text"] or "",
+        label=segment["positive_text"] or segment["label"] or "",
         present=present,
     )
 

@@ -165,7 +165,7 @@ class SeparationStep(nn.Module):
             self.separator.encoder.eval()
         if self._settings.fixed_statistics:
             for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                     module.eval()
         return self
 
