@@ -326,6 +326,11 @@ EXPORT_FIELDS: Final = (
     *(_of_row(name) for name in ("positive_text", "negative_text", "mixture_uri")),
     _real("start_s", "Where the item begins in the recording that it was separated from."),
     _real("end_s", "Where it ends there."),
+    _text(
+        "recorded_at",
+        "When the item begins by the clock of the recorder, such as `2024-05-04T06:30:01.250000`: "
+        "of Broadcast Wave recordings; null where nothing says it.",
+    ),
     _real("peak_db", "Of the segment, as in `segments/`."),
     _real("stem_to_mixture_db", "Power of the stem over that of the mixture."),
     _real("presence", "Of the segment or the clip."),

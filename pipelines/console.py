@@ -51,9 +51,9 @@ class ProgressDisplay:
 
         Args:
             style: ``auto``, ``bar``, ``log`` or ``none``.
-            total: rows, where it is known.
-            snapshot: gives ``done``, ``failed``, ``audio_s``, and in ``under_way`` what parts of
-                long recordings add up to.
+            total: rows, where it is known before they are read.
+            snapshot: gives ``done``, ``failed``, ``audio_s``, in ``under_way`` what parts of long
+                recordings add up to, and in ``rows`` how many were read.
             interval_s: between lines.
         """
         if style == "auto":
@@ -101,15 +101,17 @@ class ProgressDisplay:
             TextColumn("{task.fields[failed]:.0f} failed"),
             TimeRemainingColumn(),
         )
-        of = "?" if self._total is None else str(self._total)
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("", total=self._total, of=of, ended=0, failed=0, rate=0.0)
+            task = bar.add_task("", total=self._total, of="?", ended=0, failed=0, rate=0.0)
             while True:
                 stopped = self._stop.wait(_BAR_INTERVAL_S)
                 counts = self._snapshot()
                 ended = int(counts.get("done", 0) + counts.get("failed", 0))
+                total = total_of(counts, self._total)
                 bar.update(
                     task,
+                    total=total,
+                    of="?" if total is None else str(total),
                     completed=ended + counts.get("under_way", 0.0),
                     ended=ended,
                     failed=counts.get("failed", 0),
@@ -135,8 +137,21 @@ class _RateColumn(ProgressColumn):
         return Text(f"{task.fields['rate']:.1f} s of audio a second")
 
 
+def total_of(counts: Mapping[str, float], total: int | None) -> int | None:
+    """How many rows there are; None as long as nobody knows.
+
+    Where they were not counted beforehand, they are those that were read, once the first has ended
+    or is under way: rows are told apart by their ids, for which all have to be read.
+    """
+    ended = counts.get("done", 0) + counts.get("failed", 0)
+    if total is None and counts.get("rows") and ended + counts.get("under_way", 0.0) > 0:
+        return max(int(counts["rows"]), int(ended))
+    return total
+
+
 def line(counts: Mapping[str, float], total: int | None, elapsed_s: float) -> str:
     """The state in words."""
+    total = total_of(counts, total)
     failed = int(counts.get("failed", 0))
     ended, part = int(counts.get("done", 0)) + failed, counts.get("under_way", 0.0)
     of = f" of {total}" if total is not None else ""

@@ -402,6 +402,7 @@ class _SelectFn(beam.DoFn):
     def process(self, selection: Selection) -> Iterator[Any]:
         for row in selection.rows(self._settings.storage):
             self._rows.inc()
+            row_counts.add(rows=1)
             failure = self._failure(row, selection)
             yield row if failure is None else dead_letters.dead(failure)
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.row import ManifestRow
+from transforms.audio import NO_TAGS, Tags
 
 Samples = NDArray[np.float32]
 Stage = Literal["manifest", "embed_queries", "read", "separate", "score", "write"]
@@ -227,6 +228,7 @@ class Clip:
         audio: float32[C, T], as in the file.
         sample_rate_hz: of ``audio``.
         model_audio: float32[C', T'] at the model's rate; C' is 1 where channels are mixed down.
+        tags: what its file says of it.
     """
 
     queries: tuple[RowQuery, ...]
@@ -234,6 +236,7 @@ class Clip:
     audio: Samples
     sample_rate_hz: int
     model_audio: Samples
+    tags: Tags = NO_TAGS
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

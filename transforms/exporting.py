@@ -12,8 +12,10 @@ import hashlib
 import json
 import math
 import re
+import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ import transforms.threaded  # noqa: F401 - registers the coders of our records
 from manifests.columns import EXPORT_FIELDS, EXPORTED_SCHEMA
 from manifests.row import EXPORT_FOLDER, EXPORT_LISTS, ManifestRow, output_name
 from model.signal import resample_blocks, resampled_length
-from transforms.audio import AudioError, AudioPart
+from transforms.audio import AudioError, AudioPart, later
 from transforms.audio.files import (
     READ_ERRORS,
     STEM_FORMATS,
@@ -38,6 +40,7 @@ from transforms.audio.files import (
     error_code,
     held_by,
     open_audio,
+    recorded_at,
     write_errors,
 )
 from transforms.elements import Failure, Stage, TableRow, failed
@@ -183,14 +186,14 @@ class _EachItsFile(Layout):
             uri = join(settings.uri, file)
             try:
                 with settings.storage.temporary(uri) as temporary:
-                    part = _encode(row, temporary, settings, uri)
+                    part, fields = _encode(row, temporary, settings, uri)
                     with write_errors(uri):
                         settings.storage.publish(uri, temporary)
                         settings.storage.settle([uri])
             except READ_ERRORS as err:
                 yield _failure(row, err, settings)
                 continue
-            yield Item(file=file, key=row.id, fields=fields_of(row), part=part)
+            yield Item(file=file, key=row.id, fields=fields, part=part)
 
 
 class AudioFolder(_EachItsFile):
@@ -225,16 +228,18 @@ class _Packed(Layout):
 
     def _encoded(
         self, row: ManifestRow, settings: ExportSettings, scratch: str
-    ) -> tuple[bytes, AudioPart]:
-        part = _encode(row, scratch, settings, row.extra[AUDIO_URI], in_memory=True)
-        return Path(scratch).read_bytes(), part
+    ) -> tuple[bytes, AudioPart, dict[str, Any]]:
+        uri = row.extra[AUDIO_URI]
+        part, fields = _encode(row, scratch, settings, uri, in_memory=True)
+        return Path(scratch).read_bytes(), part, fields
 
 
 class WebDataset(_Packed):
     """Tar files of neighbouring members; every sample has the same fields.
 
     A key has no dot, at which readers would end it. Samples of which everything is known come
-    first: readers take the types of all from the first few.
+    first: readers take the types of all from the first few. Whether a time of recording is known
+    turns out when a sample is made: those without are gathered in a tar of their own meanwhile.
     """
 
     def write(
@@ -244,29 +249,40 @@ class WebDataset(_Packed):
         file = f"{EXPORT_FOLDER}/shard-{key}.tar"
         uri = join(settings.uri, file)
         items: list[Item] = []
-        with _scratch(settings, uri) as (path, scratch):
-            with (
-                open(path, "wb") as raw,
-                contextlib.closing(webdataset.TarWriter(raw, encoder=False, mtime=0)) as tar,
-            ):
-                for row in sorted(rows, key=_unknowns_last):
-                    try:
-                        audio, part = self._encoded(row, settings, scratch)
-                    except READ_ERRORS as err:
-                        yield _failure(row, err, settings)
-                        continue
-                    item = Item(file=file, key=sample_key(row.id), fields=fields_of(row), part=part)
-                    tar.write(
-                        {
-                            "__key__": item.key,
-                            settings.ending: audio,
-                            "json": as_json(item.fields).encode(),
-                        }
-                    )
-                    items.append(item)
+        with (
+            _scratch(settings, uri) as (path, scratch),
+            settings.storage.temporary(uri) as undated_path,
+        ):
+            with _tar(path) as dated:
+                with _tar(undated_path) as undated:
+                    for row in sorted(rows, key=_unknowns_last):
+                        try:
+                            audio, part, fields = self._encoded(row, settings, scratch)
+                        except READ_ERRORS as err:
+                            yield _failure(row, err, settings)
+                            continue
+                        item = Item(file=file, key=sample_key(row.id), fields=fields, part=part)
+                        sample = {settings.ending: audio, "json": as_json(fields).encode()}
+                        tar = undated if fields["recorded_at"] is None else dated
+                        tar.write({"__key__": item.key, **sample})
+                        items.append(item)
+                has_dated = any(item.fields["recorded_at"] is not None for item in items)
+                if has_dated:
+                    with tarfile.open(undated_path) as rest:
+                        for member in rest:
+                            dated.tarstream.addfile(member, rest.extractfile(member))
             if items:
-                _publish(settings.storage, uri, path)
+                _publish(settings.storage, uri, path if has_dated else undated_path)
         yield from items
+
+
+@contextlib.contextmanager
+def _tar(path: str) -> Iterator[webdataset.TarWriter]:
+    with (
+        open(path, "wb") as raw,
+        contextlib.closing(webdataset.TarWriter(raw, encoder=False, mtime=0)) as tar,
+    ):
+        yield tar
 
 
 class ParquetDataset(_Packed):
@@ -284,11 +300,10 @@ class ParquetDataset(_Packed):
             with pq.ParquetWriter(path, PARQUET_SCHEMA) as table:
                 for row in rows:
                     try:
-                        audio, part = self._encoded(row, settings, scratch)
+                        audio, part, fields = self._encoded(row, settings, scratch)
                     except READ_ERRORS as err:
                         yield _failure(row, err, settings)
                         continue
-                    fields = fields_of(row)
                     name = f"{output_name(row.id)}.{settings.ending}"
                     group.append({"audio": {"bytes": audio, "path": name}, **fields})
                     items.append(Item(file=file, key=row.id, fields=fields, part=part))
@@ -303,7 +318,7 @@ class ParquetDataset(_Packed):
 
 
 class _Labels(Layout):
-    """One table of times for each recording; no audio is read."""
+    """One table of times for each recording, of which no more than the header is read."""
 
     ending = ""
 
@@ -316,15 +331,20 @@ class _Labels(Layout):
         file = f"{EXPORT_FOLDER}/{label_name(key)}{self.ending}"
         uri = join(settings.uri, file)
         ordered = sorted(rows, key=lambda row: (float(row.extra[START_S]), row.id))
-        text = "".join(self.lines([fields_of(row) for row in ordered]))
+        is_allowed = settings.access.refusal(key) is None
+        origin = recorded_at(settings.storage, key) if is_allowed else None
+        fields = [
+            _dated(fields_of(row), later(origin, float(row.extra[START_S]))) for row in ordered
+        ]
+        text = "".join(self.lines(fields))
         try:
             settings.storage.write_bytes(uri, text.encode("utf-8", "replace"))
         except OSError as err:
             for row in rows:
                 yield failed(row, "write", error_code(err), describe(err, uri))
             return
-        for row in ordered:
-            yield Item(file=file, key=row.id, fields=fields_of(row))
+        for row, each in zip(ordered, fields, strict=True):
+            yield Item(file=file, key=row.id, fields=each)
 
     def lines(self, items: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         """The lines of a table, each with its end."""
@@ -485,10 +505,20 @@ def _failure(row: ManifestRow, error: BaseException, settings: ExportSettings) -
     return failed(row, stage, error_code(error), describe(error, where))
 
 
+def _dated(fields: dict[str, Any], moment: datetime | None) -> dict[str, Any]:
+    """The fields with the time of recording, always to the microsecond.
+
+    Readers of JSON (pyarrow, and so Hugging Face) make a date of a text with whole seconds, and
+    leave one with a fraction as it is: the type would depend on the data.
+    """
+    text = None if moment is None else moment.isoformat(timespec="microseconds")
+    return {**fields, "recorded_at": text}
+
+
 def _encode(
     row: ManifestRow, path: str, settings: ExportSettings, uri: str, *, in_memory: bool = False
-) -> AudioPart:
-    """Writes the part of a row's audio as a local file; gives what was written.
+) -> tuple[AudioPart, dict[str, Any]]:
+    """Writes the part of a row's audio as a local file; gives what was written and its fields.
 
     Raises:
         AudioError: it cannot be read, or the format does not hold it.
@@ -503,7 +533,7 @@ def _encode(
     duration_s = None if end_s is None else end_s - (start_s or 0.0)
     kind = STEM_FORMATS[settings.clip_format]
     with open_audio(settings.storage, source, start_s, duration_s) as reader:
-        part = reader.part
+        part, tags = reader.part, reader.tags
         if in_memory and part.num_values > settings.max_in_memory_s * 2 * 48_000:
             raise AudioError(
                 "too_long",
@@ -521,13 +551,13 @@ def _encode(
                 num_samples=length,
             )
         _require_held(settings, part, 0.0, source)
-        writer = StemWriter(path, part, settings.clip_format, uri, settings.clip_quality)
+        writer = StemWriter(path, part, settings.clip_format, uri, settings.clip_quality, tags)
         with contextlib.closing(writer):
             for block in blocks:
                 writer.write(block)
             writer.complete()
     _require_held(settings, part, writer.peak, source)
-    return dataclasses.replace(part, start=0)
+    return dataclasses.replace(part, start=0), _dated(fields_of(row), tags.recorded_at)
 
 
 def _require_held(settings: ExportSettings, part: AudioPart, peak: float, source: str) -> None:

@@ -616,7 +616,8 @@ class LongStem:
         """Writes and scores the stem as it comes, and puts it in its place when it is whole."""
         row, job = self._query.row, self._recording.job
         try:
-            with StemFiles(row, self._part, job.writing) as files:
+            tags = self._recording.mixture.tags
+            with StemFiles(row, self._part, job.writing, tags=tags) as files:
                 for mixture, stem in self._at_the_files_rate():
                     files.take(mixture, stem)
                 files.complete()
@@ -762,7 +763,7 @@ class LongMixture:
         self.uri = self._where[0]
         self._mix_down = mix_down
         with open_audio(storage, *self._where, place=row.place) as file:
-            self.part = file.part
+            self.part, self.tags = file.part, file.tags
         self.num_channels = 1 if mix_down else self.part.num_channels
 
     def blocks(self) -> Iterator[Samples]:

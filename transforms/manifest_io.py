@@ -28,7 +28,7 @@ from transforms.audio import AudioError
 from transforms.elements import Failure, MixtureRows, Shard, failed
 from transforms.storage import Storage
 from transforms.storage.access import UriAccess
-from transforms.tables import dead_letters
+from transforms.tables import dead_letters, row_counts
 
 
 @dataclasses.dataclass(eq=False)
@@ -113,6 +113,7 @@ class _CountFn(beam.DoFn):
 
     def process(self, element: Any) -> Iterator[Any]:
         self._rows.inc()
+        row_counts.add(rows=1)
         checked = element if isinstance(element, Failure) else self._checked(element)
         yield dead_letters.dead(checked) if isinstance(checked, Failure) else checked
 

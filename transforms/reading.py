@@ -127,4 +127,5 @@ def _clip(audio: MixtureAudio, ready: list[tuple[RowQuery, Samples | None]]) -> 
         audio=audio.audio.samples,
         sample_rate_hz=audio.audio.sample_rate_hz,
         model_audio=audio.model_audio,
+        tags=audio.tags,
     )

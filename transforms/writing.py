@@ -13,7 +13,7 @@ from apache_beam.pvalue import PCollection
 
 from manifests.row import STEMS_FOLDER, ManifestRow, output_name, partition_value
 from model import signal as waveforms
-from transforms.audio import AudioPart
+from transforms.audio import NO_TAGS, AudioPart, Tags
 from transforms.audio.files import (
     READ_ERRORS,
     STEM_FORMATS,
@@ -212,7 +212,7 @@ def write_stem(
     mixture = clip.audio
     if len(mixture) != len(samples):
         mixture = waveforms.to_mono(mixture)[None]
-    with StemFiles(stem.query.row, part, settings, left_out) as files:
+    with StemFiles(stem.query.row, part, settings, left_out, clip.tags) as files:
         files.take(mixture, samples)
         files.complete()
         files.publish()
@@ -239,6 +239,7 @@ class StemFiles:
         part: AudioPart,
         settings: WriteSettings,
         left_out: str | None = None,
+        tags: Tags = NO_TAGS,
     ) -> None:
         """Nothing is written yet.
 
@@ -248,14 +249,15 @@ class StemFiles:
             settings: where it goes, and as what.
             left_out: why nothing is to be written, where that is known; None: the stem is, and can
                 still be left out before it is published.
+            tags: what the recording says of itself, and its stems too.
         """
         self._part, self._settings = part, settings
         self._left_out, self._peak = left_out, 0.0
         self._stack = contextlib.ExitStack()
-        self._stem = _GrowingFile(row, "", part, settings, self._stack)
+        self._stem = _GrowingFile(row, "", part, settings, self._stack, tags)
         self._residual: _GrowingFile | None = None
         if settings.residual:
-            self._residual = _GrowingFile(row, ".residual", part, settings, self._stack)
+            self._residual = _GrowingFile(row, ".residual", part, settings, self._stack, tags)
 
     def __enter__(self) -> StemFiles:
         """Begins."""
@@ -363,8 +365,9 @@ class _GrowingFile:
         part: AudioPart,
         settings: WriteSettings,
         stack: contextlib.ExitStack,
+        tags: Tags,
     ) -> None:
-        self._row, self._ending, self._part = row, ending, part
+        self._row, self._ending, self._part, self._tags = row, ending, part, tags
         self._settings, self._stack = settings, stack
         self._writer: StemWriter | None = None
 
@@ -392,7 +395,7 @@ class _GrowingFile:
         uri = settings.stem_uri(self._row, self._ending, form)
         with write_errors(uri):
             self.path = self._stack.enter_context(settings.storage.temporary(uri))
-        self._writer = StemWriter(self.path, part, form, uri, settings.stem_quality)
+        self._writer = StemWriter(self.path, part, form, uri, settings.stem_quality, self._tags)
         self._stack.callback(self._writer.close)
         self.written = Written(uri=uri, form=form, note=note, peak=peak)
         return self._writer

@@ -99,9 +99,11 @@ class Measurements:
         return dataclasses.replace(self, counters=added)
 
     def progress(self) -> dict[str, float]:
-        """Rows done and failed so far, and their audio."""
+        """Rows done and failed so far, their audio, and rows that were read."""
         failed = sum(v for name, v in self.counters.items() if name.endswith("/dead"))
-        return {"done": sum(self._of_done(OUT)), "failed": failed, "audio_s": self.audio_s}
+        rows = self.counters.get("ReadManifest/in", 0)
+        done = sum(self._of_done(OUT))
+        return {"done": done, "failed": failed, "audio_s": self.audio_s, "rows": rows}
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in ``run.json``."""

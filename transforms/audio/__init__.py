@@ -5,16 +5,19 @@ from __future__ import annotations
 import abc
 import dataclasses
 import io
+import json
 import math
 import os
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from manifests.audio_formats import HEAD_BYTES
 
 if TYPE_CHECKING:
-    from transforms.elements import Samples
+    from model.signal import FloatArray
 
 MIN_RATE_HZ = 1_000
 """A lower rate is a damaged header: ten megabytes at 1 Hz would be two months of sound."""
@@ -122,20 +125,170 @@ class Request:
             )
 
 
+TAG_NAMES = (
+    "title", "artist", "album", "date", "comment", "genre", "tracknumber", "copyright", "license",
+)  # fmt: skip
+"""What is carried over of what a file says of itself, by libsndfile's names."""
+_MAX_TAG = 60_000
+_DAY_S = 86_400.0
+_BEXT = struct.Struct("<256s32s32s10s8sQ")
+"""The fields of Broadcast Wave that are carried over: description, originator and its reference,
+date and time, and the samples since midnight (EBU Tech 3285)."""
+_DATE, _TIME = re.compile(rb"(\d{4})\D(\d\d)\D(\d\d)"), re.compile(rb"(\d\d)\D(\d\d)\D(\d\d)")
+_DATE_AND_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d.*")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Tags:
+    """What a recording says of itself, or of a part of itself.
+
+    Attributes:
+        texts: by the names of ``TAG_NAMES``; none of them is empty.
+        recorded_at: when the part begins, by the recorder's clock; None where nothing says it.
+        bext: the first fields of a Broadcast Wave chunk; empty where there is none.
+    """
+
+    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    recorded_at: datetime | None = None
+    bext: bytes = b""
+
+    @classmethod
+    def read(cls, texts: Mapping[str, str], bext: bytes = b"", rate_hz: int = 0) -> Tags:
+        """Takes what a file holds for what it is worth: what is damaged says nothing.
+
+        Args:
+            texts: whatever the file says, by any names.
+            bext: the content of its chunk of that name.
+            rate_hz: in which the chunk counts samples.
+        """
+        said = {name: _clean(texts.get(name, "")) for name in TAG_NAMES}
+        bext = bext[: _BEXT.size] if len(bext) >= _BEXT.size else b""
+        if bext and not said["comment"]:
+            said["comment"] = _clean(_decoded(_BEXT.unpack(bext)[0]))
+        moment = _origin(bext, rate_hz) if bext else None
+        return cls(
+            texts={name: text for name, text in said.items() if text},
+            recorded_at=moment or _moment(said["date"]),
+            bext=bext,
+        )
+
+    def of_part(self, start: int, rate_hz: int) -> Tags:
+        """What holds for a part that begins ``start`` samples later; its time is its ``date``."""
+        moment, bext = later(self.recorded_at, start / rate_hz), self.bext
+        if bext:
+            *fields, since_midnight = _BEXT.unpack(bext)
+            bext = _BEXT.pack(*fields, (since_midnight + start) % 2**64)
+        texts = dict(self.texts)
+        if moment is not None:
+            texts["date"] = moment.isoformat(timespec="microseconds")
+        return Tags(texts=texts, recorded_at=moment, bext=bext)
+
+    def broadcast(self, rate_hz: int) -> tuple[Any, ...]:
+        """The fields of a Broadcast Wave chunk for audio of that rate; none where nothing is known.
+
+        They are description, originator and its reference, date, time, and samples since midnight.
+        """
+        moment = self.recorded_at
+        if not self.bext and moment is None:
+            return ()
+        fields = list(_BEXT.unpack(self.bext or bytes(_BEXT.size)))
+        if moment is not None:
+            if not self.bext:
+                midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+                fields[5] = round((moment - midnight).total_seconds() * rate_hz)
+                fields[0] = self.texts.get("comment", "").encode()[:256]
+            fields[3] = moment.strftime("%Y-%m-%d").rjust(10, "0").encode()
+            fields[4] = moment.strftime("%H:%M:%S").encode()
+        return tuple(fields)
+
+    def to_json(self) -> str:
+        """All of it as a text."""
+        moment = None if self.recorded_at is None else self.recorded_at.isoformat()
+        return json.dumps([dict(self.texts), moment, self.bext.hex()])
+
+    @classmethod
+    def of_json(cls, text: str) -> Tags:
+        """The same again."""
+        texts, moment, bext = json.loads(text)
+        recorded_at = None if moment is None else datetime.fromisoformat(moment)
+        return cls(texts=texts, recorded_at=recorded_at, bext=bytes.fromhex(bext))
+
+
+NO_TAGS = Tags()
+
+
+def later(moment: datetime | None, seconds: float) -> datetime | None:
+    """So many seconds after a moment; None where that is none, or behind the year 9999."""
+    try:
+        return None if moment is None else moment + timedelta(seconds=seconds)
+    except OverflowError:
+        return None
+
+
+def _clean(text: str) -> str:
+    """A text as every format can hold it: UTF-8 to the first zero."""
+    return text.partition("\0")[0].encode("utf-8", "replace").decode().strip()[:_MAX_TAG]
+
+
+def _decoded(data: bytes) -> str:
+    """A text of a chunk: UTF-8, or else what Windows wrote before."""
+    data = data.partition(b"\0")[0]
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _origin(bext: bytes, rate_hz: int) -> datetime | None:
+    """When a Broadcast Wave file begins, to the sample where both of its clocks agree."""
+    *_, date, time, since_midnight = _BEXT.unpack(bext)
+    found, clock = _DATE.match(date), _TIME.match(time)
+    if found is None:
+        return None
+    after_s = since_midnight / rate_hz if rate_hz else 0.0
+    try:
+        year, month, day = (int(each) for each in found.groups())
+        midnight = datetime(year, month, day)
+        by_samples = midnight + timedelta(seconds=after_s)
+        if clock is None:
+            return by_samples if 0.0 < after_s < _DAY_S else None
+        hour, minute, second = (int(each) for each in clock.groups())
+        said = midnight.replace(hour=hour, minute=minute, second=second)
+    except (ValueError, OverflowError):
+        return None
+    return by_samples if abs(by_samples - said) < timedelta(seconds=1) else said
+
+
+def _moment(text: str) -> datetime | None:
+    """The moment that a date names, where it names the time too."""
+    if not _DATE_AND_TIME.fullmatch(text):
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
 class AudioReader(abc.ABC):
-    """An open audio file and the part of it that a row uses."""
+    """An open audio file and the part of it that a row uses.
+
+    Attributes:
+        part: which it is.
+        tags: what the file says of it.
+    """
 
     part: AudioPart
+    tags: Tags = NO_TAGS
 
     @abc.abstractmethod
-    def blocks(self, block_samples: int) -> Iterator[Samples]:
+    def blocks(self, block_samples: int) -> Iterator[FloatArray]:
         """The part in order, float32[C, T ≤ block_samples] each. To be asked for once.
 
         Raises:
             AudioError: the file ends early, cannot be decoded, or has values that are not finite.
         """
 
-    def read(self) -> Samples:
+    def read(self) -> FloatArray:
         """All of the part, float32[C, T].
 
         Raises:
@@ -194,6 +347,8 @@ class WavData:
         num_bytes: their bytes, as far as they can be told.
         num_missing: bytes that are known to be missing.
         as_it_is: whether libsndfile finds the same.
+        texts: its INFO list, as far as it stands before the samples, by libsndfile's names.
+        bext: the content of its Broadcast Wave chunk, if it stands there.
     """
 
     order: str
@@ -204,17 +359,24 @@ class WavData:
     num_bytes: int
     num_missing: int
     as_it_is: bool
+    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    bext: bytes = b""
+
+    @property
+    def rate_hz(self) -> int:
+        """Samples a second, as its header says."""
+        rate_hz: int = struct.unpack(self.order + "I", self.form[4:8])[0]
+        return rate_hz
 
     @property
     def is_mpeg(self) -> bool:
         """Whether it holds MP2 or MP3, whose lengths libsndfile guesses."""
         return self.encoding in _MPEG_IN_WAV
 
-
-def is_plain_wav(raw: BinaryIO) -> bool:
-    """Whether a WAV file says that it holds samples as they are, or does not say what it holds."""
-    data = wav_data(raw)
-    return data is None or data.encoding in _PCM_IN_WAV
+    @property
+    def is_plain(self) -> bool:
+        """Whether it says that it holds samples as they are."""
+        return self.encoding in _PCM_IN_WAV
 
 
 def wav_data(raw: BinaryIO) -> WavData | None:
@@ -229,11 +391,17 @@ def wav_data(raw: BinaryIO) -> WavData | None:
     kind = read_at(raw, 0, 4)
     order = ">" if kind == b"RIFX" else "<"
     form, announced_64 = b"", None
+    texts: dict[str, str] = {}
+    bext = b""
     for name, start, announced in _chunks(raw, _RIFF_BYTES, order):
         if name == b"ds64":
             announced_64 = int.from_bytes(read_at(raw, start + 8, 8), "little")
         elif name == b"fmt ":
             form = read_at(raw, start, min(announced, HEAD_BYTES))
+        elif name == b"bext":
+            bext = read_at(raw, start, min(announced, HEAD_BYTES))
+        elif name == b"LIST":
+            texts.update(_info(read_at(raw, start, min(announced, _MAX_LIST)), order))
         elif name == b"data":
             break
     else:
@@ -257,7 +425,24 @@ def wav_data(raw: BinaryIO) -> WavData | None:
         num_bytes=min(found, there),
         num_missing=max(0, found - there),
         as_it_is=found == announced and kind != b"BW64",
+        texts=texts,
+        bext=bext,
     )
+
+
+_MAX_LIST = 2**20
+_INFO = {
+    b"INAM": "title", b"IART": "artist", b"IPRD": "album", b"ICRD": "date", b"ICMT": "comment",
+    b"IGNR": "genre", b"ITRK": "tracknumber", b"ICOP": "copyright",
+}  # fmt: skip
+
+
+def _info(data: bytes, order: str) -> Iterator[tuple[str, str]]:
+    """What an INFO list says: libsndfile reads no text of 2,046 bytes, nor what follows it."""
+    if data[:4] == b"INFO":
+        for name, start, size in _chunks(io.BytesIO(data), 4, order):
+            if name in _INFO:
+                yield _INFO[name], _decoded(data[start : start + size])
 
 
 def _believed(

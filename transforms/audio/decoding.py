@@ -17,7 +17,15 @@ import soundfile
 
 from manifests.audio_formats import FLAC, MP3, OGG, WAV, AudioFormat
 from transforms import audio
-from transforms.audio import AudioError, AudioPart, AudioReader, Request, ffmpeg
+from transforms.audio import (
+    AudioError,
+    AudioPart,
+    AudioReader,
+    Request,
+    Tags,
+    WavData,
+    ffmpeg,
+)
 
 if TYPE_CHECKING:
     from transforms.elements import Samples
@@ -99,7 +107,9 @@ def opened(
         if form is OGG and file.channels > 2:
             raise RefusedError("it orders surround channels in another way than WAV and FLAC")
         _require_whole(file, request.uri)
-        yield _Reader(file, _part(file, request), found, form, request.uri)
+        reader = _Reader(file, _part(file, request), found, form, request.uri)
+        reader.tags = Tags(texts={name: getattr(file, name) for name in audio.TAG_NAMES})
+        yield reader
 
 
 def _looked_at(raw: BinaryIO, form: AudioFormat, audio_start: int, uri: str) -> _Found:
@@ -294,7 +304,8 @@ def decoded(
     audio_start, head = audio.audio_start(raw)
     form = recognised(head)
     # Before libsndfile reads: it moves the place of the descriptor under ``raw``.
-    is_plain_wav = form is WAV and audio.is_plain_wav(raw)
+    wav = audio.wav_data(raw) if form is WAV else None
+    is_plain_wav = form is WAV and (wav is None or wav.is_plain)
     with contextlib.ExitStack() as stack:
         links: tuple[int, ...]
         reader, refusal, links = None, "", ()
@@ -310,7 +321,18 @@ def decoded(
             if what:
                 raise AudioError("not_audio", f"{request.uri}: is no recording but {what}")
             reader = stack.enter_context(_by_ffmpeg(raw, form, request, working, refusal, links))
+        reader.tags = _tags(reader, wav)
         yield reader
+
+
+def _tags(reader: AudioReader, wav: WavData | None) -> Tags:
+    """What a file says of the part that is read, from what the decoder found in it."""
+    texts, part = reader.tags.texts, reader.part
+    if wav is None:
+        tags = Tags.read(texts)
+    else:
+        tags = Tags.read({**texts, **wav.texts}, wav.bext, wav.rate_hz)
+    return tags.of_part(part.start, part.sample_rate_hz)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from manifests.audio_formats import DEMUXERS, FORMATS, MP4, OTHER
 from transforms import audio
-from transforms.audio import AudioError, AudioPart, AudioReader, Request
+from transforms.audio import AudioError, AudioPart, AudioReader, Request, Tags
 
 if TYPE_CHECKING:
     from transforms.elements import Samples
@@ -36,6 +36,7 @@ _OPTIONS = {
     "max_streams": str(_MAX_STREAMS),
 }
 _DECODER_ERRORS = (TypeError, ValueError, RuntimeError, ArithmeticError, BufferError, MemoryError)
+_TAG_NAMES = {"track": "tracknumber"}
 _KINDS = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
 _FULL_SCALE = {"u1": 2.0**7, "i2": 2.0**15, "i4": 2.0**31, "i8": 2.0**63}
 
@@ -56,16 +57,17 @@ def opened(
         AudioError: FFmpeg cannot decode the file, or an MP4 is cut off, or the part is outside.
     """
     with _Decoding(raw, request.uri, links) as decoding:
-        part = request.known
+        part, texts = request.known, decoding.texts
         blocks: Iterator[Samples] | None = None
         if part is None:
             part, kept = _counted(decoding, request, working)
             blocks = None if kept is None else iter(kept)
     if blocks is not None:
-        yield _Reader(part, blocks, request.uri)
+        yield _Reader(part, blocks, request.uri, texts)
         return
     with _Decoding(raw, request.uri, links) as decoding:
-        yield _Reader(part, _cut(decoding.blocks(), part.start, part.num_samples), request.uri)
+        blocks = _cut(decoding.blocks(), part.start, part.num_samples)
+        yield _Reader(part, blocks, request.uri, texts)
 
 
 def begins_at_zero(raw: BinaryIO) -> bool:
@@ -138,9 +140,11 @@ def _cut(blocks: Iterator[Samples], start: int, num_samples: int) -> Iterator[Sa
 class _Reader(AudioReader):
     """Cuts into blocks what was decoded, or is decoded as it goes."""
 
-    def __init__(self, part: AudioPart, pieces: Iterator[Samples], uri: str) -> None:
-        """Reads ``pieces``, which are all of ``part``."""
-        self.part = part
+    def __init__(
+        self, part: AudioPart, pieces: Iterator[Samples], uri: str, texts: Mapping[str, str]
+    ) -> None:
+        """Reads ``pieces``, which are all of ``part``; the file says ``texts`` of itself."""
+        self.part, self.tags = part, Tags(texts=texts)
         self._pieces, self._uri = pieces, uri
 
     def blocks(self, block_samples: int) -> Iterator[Samples]:
@@ -202,6 +206,11 @@ class _Decoding:
     def __exit__(self, *_: object) -> None:
         """Closes it."""
         self._link.close()
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What the file says of itself, by libsndfile's names."""
+        return self._link.texts()
 
     def announced_samples(self) -> int | None:
         """How many samples there should be, where the header knows."""
@@ -282,6 +291,11 @@ class _Link:
         self.track.codec_context.thread_count = 1
         names = set(self._container.format.name.split(","))
         self.form = next((form for form in FORMATS if names & set(form.demuxers)), OTHER)
+
+    def texts(self) -> dict[str, str]:
+        """What the file and its track say of themselves, by libsndfile's names."""
+        said = {**self.track.metadata, **self._container.metadata}
+        return {_TAG_NAMES.get(name.lower(), name.lower()): text for name, text in said.items()}
 
     def close(self) -> None:
         """Closes it."""

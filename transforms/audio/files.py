@@ -8,11 +8,13 @@ import errno
 import functools
 import io
 import re
+import struct
 import tarfile
 import threading
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import datetime
 from typing import IO, Any, BinaryIO, Generic, Literal, NoReturn, TypeVar
 
 import numpy as np
@@ -20,7 +22,7 @@ import pyarrow as pa
 import soundfile
 from numpy.typing import NDArray
 
-from manifests.audio_formats import FLAC
+from manifests.audio_formats import FLAC, WAV, recognised
 from manifests.files import split_fragment
 from manifests.row import ShardPlace
 from manifests.shards import (
@@ -35,13 +37,18 @@ from manifests.shards import (
     write_recordings,
 )
 from transforms.audio import (
+    NO_TAGS,
     AudioError,
     AudioPart,
     AudioReader,
     Request,
     Stretch,
+    Tags,
+    audio_start,
     decoding,
     isolation,
+    later,
+    wav_data,
 )
 from transforms.elements import Samples
 from transforms.storage import LARGE_OBJECT_BYTES, Storage, copied
@@ -95,8 +102,16 @@ STEM_FORMATS: Mapping[StemFormat, StemKind] = {
     ),
 }
 _MOST_COMPRESSION = 0.99  # libsndfile's MP3 refuses 1
+_MAX_WAV_TAG_BYTES = 2_000  # libsndfile reads no longer one in WAV, nor what follows it
+_ID3_FRAMES = {
+    "title": b"TIT2", "artist": b"TPE1", "album": b"TALB", "date": b"TDRC", "comment": b"COMM",
+    "genre": b"TCON", "tracknumber": b"TRCK", "copyright": b"TCOP",
+}  # fmt: skip
 _Decode = Callable[[BinaryIO, Request], AbstractContextManager[AudioReader]]
 _SFC_SET_ADD_PEAK_CHUNK = 0x1050
+_SFC_SET_BROADCAST_INFO = 0x10F1
+_BROADCAST_INFO = struct.Struct("=256s32s32s10s8s2xQh64x10x180xI256x")
+"""``SF_BROADCAST_INFO`` of libsndfile: what :meth:`Tags.broadcast` gives, and no history."""
 _FLOAT_BYTES = 4
 _MAX_WAV_BYTES = 2**32 - 2**16
 _BLOCK_SAMPLES = 2**16
@@ -433,6 +448,7 @@ def _from_copy(
             with soundfile.SoundFile(
                 file, "w", part.sample_rate_hz, part.num_channels, format="WAV", subtype="FLOAT"
             ) as copy:
+                copy.comment = reader.tags.to_json()
                 for block in reader.blocks(_BLOCK_SAMPLES):
                     copy.write(block.T)
 
@@ -441,7 +457,10 @@ def _from_copy(
     except READ_ERRORS:  # the part itself may be whole
         _NOT_COPIED.add(uri)
         return None
-    return stack.enter_context(decoding.decoded(copy, request))
+    reader = stack.enter_context(decoding.decoded(copy, request))
+    tags = Tags.of_json(reader.tags.texts["comment"])
+    reader.tags = tags.of_part(reader.part.start, reader.part.sample_rate_hz)
+    return reader
 
 
 @contextmanager
@@ -514,6 +533,7 @@ class StemWriter:
         form: StemFormat,
         uri: str | None = None,
         quality: float | None = None,
+        tags: Tags = NO_TAGS,
     ) -> None:
         """Opens ``path`` for a stem of the rate, channels and length of ``part``.
 
@@ -523,6 +543,7 @@ class StemWriter:
             form: in which format.
             uri: what messages call it; None: ``path``.
             quality: of a lossy format, in [0, 1]; None: what libsndfile thinks good.
+            tags: what the file is to say of itself, as far as the format has a place for it.
 
         Raises:
             WriteError: it cannot be opened, or the format does not hold such a stem.
@@ -534,8 +555,10 @@ class StemWriter:
             kind["format"] = "RF64"
         if self._kind.is_lossy and quality is not None:
             kind["compression_level"] = min(max(1.0 - quality, 0.0), _MOST_COMPRESSION)
+        tags = tags.of_part(0, part.sample_rate_hz)
+        head = _id3(tags) if self._kind.format == "MP3" else b""
         with write_errors(self._uri):
-            self._raw = _ErrorKeepingFile(path)
+            self._raw = _ErrorKeepingFile(path, head)
         try:
             self._file = soundfile.SoundFile(
                 self._raw, "w", part.sample_rate_hz, part.num_channels, **kind
@@ -544,6 +567,8 @@ class StemWriter:
             self._raw.close()
             self._fail(err)
         _leave_out_the_date(self._file)
+        if not head:
+            _set_tags(self._file, tags)
         self.peak = 0.0
 
     def write(self, block: Samples) -> None:
@@ -637,11 +662,16 @@ def stem_blocks(path: str) -> Iterator[Samples]:
 
 
 class _ErrorKeepingFile:
-    """A file for libsndfile, which does not say that the end of a FLAC could not be written."""
+    """A file for libsndfile, which does not say that the end of a FLAC could not be written.
 
-    def __init__(self, path: str) -> None:
+    What libsndfile writes begins after ``head``.
+    """
+
+    def __init__(self, path: str, head: bytes = b"") -> None:
         self._raw = io.FileIO(path, "wb")
         self.error: OSError | None = None
+        self._start = len(head)
+        self.write(head)
 
     def write(self, data: bytes) -> int:
         """Writes all of it; nothing is written after an error."""
@@ -655,11 +685,12 @@ class _ErrorKeepingFile:
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Goes to a place, for the header."""
-        return self._raw.seek(offset, whence)
+        start = self._start if whence == io.SEEK_SET else 0
+        return self._raw.seek(start + offset, whence) - self._start
 
     def tell(self) -> int:
         """The place."""
-        return self._raw.tell()
+        return self._raw.tell() - self._start
 
     def close(self) -> None:
         """Closes it; some file systems say only now that they have no room."""
@@ -709,3 +740,50 @@ def write_errors(uri: str) -> Iterator[None]:
 def _leave_out_the_date(file: soundfile.SoundFile) -> None:
     """Drops the PEAK chunk of float WAV files, which holds the time of writing."""
     soundfile._snd.sf_command(file._file, _SFC_SET_ADD_PEAK_CHUNK, soundfile._ffi.NULL, 0)
+
+
+def _set_tags(file: soundfile.SoundFile, tags: Tags) -> None:
+    """Has a file say something of itself; what its format has no place for is left out."""
+    is_wav = file.format in {"WAV", "RF64"}
+    for name, text in tags.texts.items():
+        if is_wav:
+            text = text.encode()[:_MAX_WAV_TAG_BYTES].decode(errors="ignore")
+        with contextlib.suppress(soundfile.LibsndfileError):
+            setattr(file, name, text)
+    broadcast = tags.broadcast(file.samplerate) if is_wav else ()
+    if broadcast:
+        data = bytearray(_BROADCAST_INFO.pack(*broadcast, 1, 0))
+        buffer = soundfile._ffi.from_buffer(data)
+        soundfile._snd.sf_command(file._file, _SFC_SET_BROADCAST_INFO, buffer, len(data))
+
+
+def _id3(tags: Tags) -> bytes:
+    """Tags as ID3v2.4 in UTF-8, before an MP3: libsndfile writes text as if it were Latin-1."""
+    frames = b""
+    for name, text in tags.texts.items():
+        if name in _ID3_FRAMES:
+            language = b"und\0" if name == "comment" else b""
+            body = b"\x03" + language + text.encode()
+            frames += _ID3_FRAMES[name] + _in_sevens(len(body)) + b"\0\0" + body
+    return b"ID3\x04\0\0" + _in_sevens(len(frames)) + frames if frames else b""
+
+
+def _in_sevens(size: int) -> bytes:
+    """A size in ID3: four times seven bits."""
+    return bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0))
+
+
+def recorded_at(storage: Storage, uri: str) -> datetime | None:
+    """When a recording begins, by the header of a WAV file; None where that says nothing.
+
+    No decoder looks at it. None too where it cannot be reached.
+    """
+    try:
+        whole, offset_s, _ = within(uri, None, None)
+        with _opened(storage, whole, None) as raw:
+            wav = wav_data(raw) if recognised(audio_start(raw)[1]) is WAV else None
+    except READ_ERRORS:
+        return None
+    if wav is None:
+        return None
+    return later(Tags.read(wav.texts, wav.bext, wav.rate_hz).recorded_at, offset_s or 0.0)

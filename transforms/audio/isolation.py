@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from transforms.audio import AudioError, AudioPart, AudioReader, Request, decoding
+from transforms.audio import AudioError, AudioPart, AudioReader, Request, Tags, decoding
 
 if TYPE_CHECKING:
     from transforms.elements import Samples
@@ -58,15 +58,15 @@ class _Decoder:
         self._state: Literal["idle", "open", "reading"] = "idle"
         self._uri, self._silence_s = "", SILENCE_S
 
-    def open(self, file: BinaryIO, request: Request, silence_s: float) -> AudioPart:
-        """Hands a file over, and gives the part of it that will be read."""
+    def open(self, file: BinaryIO, request: Request, silence_s: float) -> tuple[AudioPart, Tags]:
+        """Hands a file over; gives the part of it that will be read, and what it says of it."""
         self._uri, self._silence_s = request.uri, silence_s
         with self._talking():
             self._connection.send(request)
             reduction.send_handle(self._connection, file.fileno(), self._process.pid)
-            part: AudioPart = self._answer()
+            found: tuple[AudioPart, Tags] = self._answer()
         self._state = "open"
-        return part
+        return found
 
     def blocks(self, part: AudioPart, block_samples: int) -> Iterator[Samples]:
         """All blocks of the part."""
@@ -136,9 +136,9 @@ class _Decoder:
 class _IsolatedReader(AudioReader):
     """Asks a decoder for the samples."""
 
-    def __init__(self, decoder: _Decoder, part: AudioPart) -> None:
+    def __init__(self, decoder: _Decoder, part: AudioPart, tags: Tags) -> None:
         """Reads ``part`` of the file that ``decoder`` has opened."""
-        self.part = part
+        self.part, self.tags = part, tags
         self._decoder = decoder
 
     def blocks(self, block_samples: int) -> Iterator[Samples]:
@@ -168,7 +168,7 @@ def decoded(
     decoder = kept or _Decoder()
     try:
         with _with_descriptor(raw) as file:
-            yield _IsolatedReader(decoder, decoder.open(file, request, silence_s))
+            yield _IsolatedReader(decoder, *decoder.open(file, request, silence_s))
     finally:
         if decoder.release():
             with _LOCK:
@@ -210,7 +210,7 @@ def serve(descriptor: int) -> None:
                 os.fdopen(reduction.recv_handle(connection), "rb") as raw,
                 decoding.decoded(raw, request, _Signs(connection)) as reader,
             ):
-                connection.send(reader.part)
+                connection.send((reader.part, reader.tags))
                 while (block_samples := connection.recv()) is not None:
                     for block in reader.blocks(block_samples):
                         connection.send(None)

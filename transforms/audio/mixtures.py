@@ -11,7 +11,7 @@ import numpy as np
 from manifests.row import ManifestRow
 from model import signal
 from model import signal as waveforms
-from transforms.audio import AudioError, AudioPart
+from transforms.audio import NO_TAGS, AudioError, AudioPart, Tags
 from transforms.audio.files import Audio, open_audio, require_sound
 from transforms.elements import Samples
 from transforms.storage import Storage
@@ -56,11 +56,13 @@ class MixtureAudio:
         audio: as in the file; what is mixed here is mono at the model's rate.
         model_audio: float32[C', T'] at the model's rate.
         reference: float32[T'] at the model's rate, where the mixture was made here.
+        tags: what its file says of it.
     """
 
     audio: Audio
     model_audio: Samples
     reference: Samples | None = None
+    tags: Tags = NO_TAGS
 
 
 def read_mixture(row: ManifestRow, storage: Storage, settings: ReadSettings) -> MixtureAudio | None:
@@ -85,11 +87,13 @@ def read_mixture(row: ManifestRow, storage: Storage, settings: ReadSettings) -> 
         if reader.part.num_values_at(settings.model_rate_hz) > settings.max_values:
             return None
         samples, rate_hz = reader.read(), reader.part.sample_rate_hz
+        tags = reader.tags
     require_sound(samples, row.mixture_uri)
     heard = waveforms.to_mono(samples)[None] if settings.mix_down else samples
     return MixtureAudio(
         audio=Audio(samples=samples, sample_rate_hz=rate_hz),
         model_audio=waveforms.resample(heard, rate_hz, settings.model_rate_hz),
+        tags=tags,
     )
 
 

@@ -63,3 +63,33 @@ def test_nothing_is_shown_unasked(capsys) -> None:
     with ProgressDisplay("none", 100, lambda: COUNTS):
         pass
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("counts", "said", "left"),
+    [
+        ({"rows": 4.0}, "0 clips after", None),
+        (
+            {"rows": 4.0, "under_way": 0.5},
+            "0 of 4 clips and 0.50 of long ones after",
+            "about 140 s left",
+        ),
+        ({"rows": 4.0, "done": 2.0}, "2 of 4 clips after", "about 20 s left"),
+        ({"rows": 4.0, "done": 4.0, "failed": 1.0}, "5 of 5 clips after", None),
+    ],
+)
+def test_rows_that_are_counted_while_they_are_read_are_the_total(
+    counts: dict[str, float], said: str, left: str | None
+) -> None:
+    """Of recordings without a manifest nobody knows the number beforehand."""
+    found = line(counts, None, 20.0)
+    assert found.startswith(said)
+    assert found.endswith(left or " of audio a second")
+
+
+def test_a_bar_has_an_end_once_the_rows_are_read(monkeypatch, capsys) -> None:
+    terminal = functools.partial(Console, force_terminal=True, width=120)
+    monkeypatch.setattr(console, "Console", terminal)
+    with ProgressDisplay("bar", None, lambda: {**COUNTS, "rows": 80.0}):
+        pass
+    assert "40 of 80 clips" in capsys.readouterr().err
