@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -94,14 +95,20 @@ class Masker(nn.ModuleList):
     """The layers from spectrogram and decoded frames to the mask's logits, one after the other.
 
     The first, linear one takes the two concatenated. Its part for the spectrogram does not depend
-    on the query and is computed once for each mixture.
+    on the query and is computed once for each mixture, by :meth:`hear`.
     """
 
-    def forward(self, spectrogram: Tensor, frames: Tensor, rows: Tensor | None = None) -> Tensor:
+    def hear(self, spectrogram: Tensor) -> Tensor:
+        """The first layer's part for mixtures: float[M, F, K], normalised → float[M, F, C]."""
+        first: Any = self[0]
+        of_mixture = first.weight[:, : spectrogram.shape[-1]]
+        return audio.project(spectrogram, of_mixture.contiguous(), first.bias)
+
+    def forward(self, heard: Tensor, frames: Tensor, rows: Tensor | None = None) -> Tensor:
         """Predicts logits.
 
         Args:
-            spectrogram: float[M, F, K], normalised.
+            heard: float[M, F, C] of :meth:`hear`.
             frames: float[B, F, mel_bins], decoded.
             rows: int64[B], the mixture that each row of ``frames`` is about; None: each its own.
 
@@ -109,10 +116,8 @@ class Masker(nn.ModuleList):
             float[B, F, features of the last layer].
         """
         first: Any = self[0]
-        of_mixture, of_query = first.weight.split((spectrogram.shape[-1], frames.shape[-1]), dim=1)
-        known = audio.project(spectrogram, of_mixture.contiguous(), first.bias)
-        x = known if rows is None else known.index_select(0, rows)
-        x = x + audio.project(frames, of_query.contiguous(), None)
+        of_query = first.weight[:, first.in_features - frames.shape[-1] :]
+        x = _repeat(heard, rows) + audio.project(frames, of_query.contiguous(), None)
         for layer in self[1:]:
             x = audio.linear(layer, x)
         return x
@@ -173,16 +178,19 @@ class SkipConnection(nn.Module):
         self.feature_proj = nn.Linear(in_features, out_features)
         self.norm = nn.LayerNorm(out_features)
 
+    def hear(self, feature: Tensor) -> Tensor:
+        """What serves all queries: float[M, N, in_features] → float[M, N, out_features]."""
+        return audio.linear(self.feature_proj, feature)
+
     def forward(
         self,
-        feature: Tensor,
+        heard: Tensor,
         condition: Tensor,
         state: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """float[M, N, in_features] and float[B, D] → float[B, N, out_features]."""
-        projected = _repeat(audio.linear(self.feature_proj, feature), rows)
-        out = self.skip_conv(projected, condition)
+        """float[M, N, out_features] of :meth:`hear`, float[B, D] → float[B, N, out_features]."""
+        out = self.skip_conv(_repeat(heard, rows), condition)
         normalised: Tensor = self.norm(out if state is None else out + state)
         return normalised
 
@@ -357,6 +365,20 @@ class Listener(nn.Module):
         return self.head.hear(patches, F.normalize(whole.float(), dim=-1))
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HeardByDecoder:
+    """What the layers of a :class:`Decoder` make of M mixtures, whatever is asked of them."""
+
+    coarsest: Tensor
+    """float[M, N, C], of the encoder's last stage."""
+    skipped: tuple[Tensor, ...]
+    """float[M, N', C'] each, of the stages before, coarsest first."""
+    mask: Tensor
+    """float[M, F, C], of the spectrogram."""
+    phase: Tensor | None = None
+    """float[M, F, C], likewise; None where the phase stays the mixture's."""
+
+
 class Decoder(audio.SwinNetwork):
     """Answers a query: what part of each spectrogram bin belongs to it."""
 
@@ -384,36 +406,44 @@ class Decoder(audio.SwinNetwork):
             self.phase_net = convolutional_masker(bins + bands, 2 * bins, layers)
         self.apply(audio.init_weights)
 
-    def forward(
-        self,
-        features: StageFeatures,
-        magnitude: Tensor,
-        condition: Tensor,
-        rows: Tensor | None = None,
-    ) -> Mask:
-        """Predicts the mask.
+    def hear(self, features: StageFeatures, magnitude: Tensor) -> HeardByDecoder:
+        """Computes what serves all queries.
 
         Args:
             features: the encoder's, of M mixtures.
             magnitude: float[M, F, K], the same mixtures' magnitude spectrograms.
+        """
+        connections: Iterable[Any] = self.skip
+        skipped = zip(connections, reversed(features.stages[:-1]), strict=True)
+        columns = magnitude.transpose(1, 2).unsqueeze(-1)
+        normalised = self.spec_norm(columns).squeeze(-1).transpose(1, 2)
+        return HeardByDecoder(
+            coarsest=self.film.hear(features.stages[-1]),
+            skipped=tuple(skip.hear(feature) for skip, feature in skipped),
+            mask=self.mask_net.hear(normalised),
+            phase=self.phase_net.hear(normalised) if self.config.decoder.phase else None,
+        )
+
+    def forward(self, heard: HeardByDecoder, condition: Tensor, rows: Tensor | None = None) -> Mask:
+        """Predicts the mask.
+
+        Args:
+            heard: of :meth:`hear`, of M mixtures.
             condition: float[B, 2·D], positive and negative embedding.
             rows: int64[B], the mixture that each condition is about; None: each its own.
 
         Returns:
             Mask over float[B, F, K].
         """
-        state = self.layers[0](self.film(features.stages[-1], condition, rows=rows))
-        skipped = reversed(features.stages[:-1])
-        for level, (skip, feature) in enumerate(zip(self.skip, skipped, strict=True)):
+        state = self.layers[0](self.film(heard.coarsest, condition, rows=rows))
+        for level, (skip, feature) in enumerate(zip(self.skip, heard.skipped, strict=True)):
             deeper = self.layers[level](state) if level else state
             state = skip(feature, condition, deeper, rows)
-        frames = self._unfold(self.inverse_patch_embed(state))[:, : magnitude.shape[1]]
-        columns = magnitude.transpose(1, 2).unsqueeze(-1)
-        normalised = self.spec_norm(columns).squeeze(-1).transpose(1, 2)
-        mask = audio.sigmoid(self.mask_net(normalised, frames, rows))
-        if not self.config.decoder.phase:
+        frames = self._unfold(self.inverse_patch_embed(state))[:, : heard.mask.shape[1]]
+        mask = audio.sigmoid(self.mask_net(heard.mask, frames, rows))
+        if heard.phase is None:
             return Mask(magnitude=mask)
-        direction = torch.tanh(self.phase_net(normalised, frames, rows)).float()
+        direction = torch.tanh(self.phase_net(heard.phase, frames, rows)).float()
         rotation = torch.complex(*direction.chunk(2, dim=-1))
         unit = rotation / rotation.abs().clamp(min=1e-10)
         return Mask(magnitude=mask, rotation=unit)
@@ -460,6 +490,8 @@ class Encoded:
 
     features: StageFeatures
     """Of M mixtures."""
+    by_decoder: HeardByDecoder
+    """Of the same."""
     spectrum: Tensor
     """complex64[M, K, F]."""
     num_samples: int
@@ -579,10 +611,17 @@ class ClapSep(nn.Module):
         )
         with self._autocast(mixture):
             features = self.encoder.stage_features(encoder_mixture)
+            by_decoder = self.decoder.hear(features, spectrum.abs().transpose(1, 2))
             heard: Heard | None = None
             if self.listener is not None:
                 heard = self.listener.hear(encoder_mixture)
-        return Encoded(features=features, spectrum=spectrum, num_samples=num_samples, heard=heard)
+        return Encoded(
+            features=features,
+            by_decoder=by_decoder,
+            spectrum=spectrum,
+            num_samples=num_samples,
+            heard=heard,
+        )
 
     def predict_mask(self, encoded: Encoded, condition: Condition) -> Mask:
         """The mask that answers the query, float32[B, F, K].
@@ -590,14 +629,13 @@ class ClapSep(nn.Module):
         Raises:
             ValueError: there is not one query for each row of ``encoded``.
         """
-        magnitude = encoded.spectrum.abs().transpose(1, 2)
-        vector = condition.vector().to(magnitude.device)
+        vector = condition.vector().to(encoded.spectrum.device)
         if len(vector) != encoded.batch_size:
             raise ValueError(
                 f"{len(vector)} queries for {encoded.batch_size} mixtures: see Encoded.index"
             )
-        with self._autocast(magnitude):
-            mask: Mask = self.decoder(encoded.features, magnitude, vector, encoded.rows)
+        with self._autocast(vector):
+            mask: Mask = self.decoder(encoded.by_decoder, vector, encoded.rows)
         return dataclasses.replace(mask, magnitude=mask.magnitude.float())
 
     def presence(self, encoded: Encoded, condition: Condition) -> Tensor | None:
@@ -659,9 +697,12 @@ def compile_separator(separator: ClapSep, device: str) -> bool:
     if reason is not None:
         logger.warning("torch.compile is not used on %s: %s", device, reason)
         return False
-    # A method that the module's own compile(), which is about forward(), does not reach.
+    # Methods that the module's own compile(), which is about forward(), does not reach.
     separator.encoder.stage_features = torch.compile(  # type: ignore[method-assign]
         separator.encoder.stage_features
+    )
+    separator.decoder.hear = torch.compile(  # type: ignore[method-assign]
+        separator.decoder.hear
     )
     separator.decoder.compile()
     return True

@@ -93,6 +93,21 @@ def test_encoding_once_answers_many_queries(network: ClapSep) -> None:
     assert_same(shared, separate(network, mixture[rows], condition))
 
 
+def test_what_serves_all_queries_is_computed_with_the_mixture(
+    network: ClapSep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    condition = conditions(2)
+    with torch.inference_mode():
+        encoded = network.encode(mixtures(2))
+        expected = network.decode(encoded, condition)
+        monkeypatch.setattr(network.encoder, "stage_features", refuse)
+        monkeypatch.setattr(network.decoder, "hear", refuse)
+        assert torch.equal(network.decode(encoded, condition), expected)
+
+
 def test_chosen_rows_are_chosen_from(plain: ClapSep) -> None:
     mixture, condition = mixtures(3, 5000), conditions(2)
     with torch.inference_mode():
