@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from bench import training_step
 from model.clap import Clap
 from model.config import ClapSepConfig
 from model.training.drawing import NONE
 from model.training.engine import Optimiser
 from model.training.separation import (
     SeparationStep,
+    Sums,
     Words,
     build_separator,
+    energy,
     negative_snr,
     residual_level,
     si_sdr,
@@ -38,16 +41,41 @@ def test_loss_is_the_ratio_to_an_error_beside_the_target(ratio_db: float) -> Non
     error -= error.mean(-1, True)
     error -= (error * target).sum(-1, True) / target.square().sum(-1, True) * target
     error *= (target.norm(dim=-1) / error.norm(dim=-1) * 10 ** (-ratio_db / 20))[:, None]
-    found = negative_snr(target + error, target, None)
+    found = negative_snr(Sums.of(target + error, target), None)
     torch.testing.assert_close(found, torch.full((3,), -ratio_db), rtol=0, atol=0.02)
     assert (si_sdr(target + error, target) - ratio_db).abs().max() < 0.02
+
+
+def test_the_loss_has_the_gradient_that_torch_finds_operation_by_operation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    estimate, target = torch.randn(2, 6, 500, generator=generator, dtype=torch.float64)
+    estimate[0] *= 0.0
+    estimate.requires_grad_()
+
+    def loss(sums: Sums) -> torch.Tensor:
+        there = negative_snr(sums, 30.0) + residual_level(sums.estimated, sums.power)
+        return (there * torch.arange(1.0, 7.0)).sum()
+
+    plainly = Sums(
+        estimated=(estimate**2).sum(-1),
+        common=(estimate * target).sum(-1),
+        sum_estimate=estimate.sum(-1),
+        power=(target**2).sum(-1),
+        sum_target=target.sum(-1),
+        samples=500,
+    )
+    found, expected = loss(Sums.of(estimate, target)), loss(plainly)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, estimate), torch.autograd.grad(expected, estimate)
+    )
 
 
 def test_loss_weighs_the_scale_by_nine_tenths() -> None:
     """Half of a target has an SNR of 6.02 dB and no error of shape: the ceiling holds that."""
     target = noise(2, 40_000)
     target -= target.mean(-1, True)
-    found = negative_snr(0.5 * target, target, 30.0)
+    found = negative_snr(Sums.of(0.5 * target, target), 30.0)
     expected = -0.9 * 10 * math.log10(1 / (0.25 + 1e-3)) - 0.1 * 30.0
     torch.testing.assert_close(found, torch.full((2,), expected), rtol=0, atol=0.02)
 
@@ -55,13 +83,15 @@ def test_loss_weighs_the_scale_by_nine_tenths() -> None:
 def test_loss_of_a_perfect_estimate_is_the_ceiling() -> None:
     target = noise(2, 40_000)
     torch.testing.assert_close(
-        negative_snr(target, target, 30.0), torch.full((2,), -30.0), rtol=0, atol=0.01
+        negative_snr(Sums.of(target, target), 30.0), torch.full((2,), -30.0), rtol=0, atol=0.01
     )
 
 
 def test_residual_ends_20_db_below_the_mixture() -> None:
     mixture = noise(2, 40_000)
-    levels = [residual_level(scale * mixture, mixture).mean() for scale in (1.0, 0.1, 0.0)]
+    levels = [
+        residual_level(energy(scale * mixture), energy(mixture)).mean() for scale in (1.0, 0.1, 0.0)
+    ]
     assert levels == [
         pytest.approx(0.0, abs=0.05),
         pytest.approx(10 * math.log10(0.02), abs=0.05),
@@ -71,7 +101,8 @@ def test_residual_ends_20_db_below_the_mixture() -> None:
 
 def test_losses_of_silence_have_finite_gradients() -> None:
     silence, estimate = torch.zeros(2, 1_000), torch.zeros(2, 1_000, requires_grad=True)
-    loss = negative_snr(estimate, silence, 30.0) + residual_level(estimate, silence)
+    sums = Sums.of(estimate, silence)
+    loss = negative_snr(sums, 30.0) + residual_level(sums.estimated, energy(silence))
     loss.sum().backward()
     assert estimate.grad is not None
     assert estimate.grad.isfinite().all()
@@ -167,3 +198,16 @@ def step_condition(positive: torch.Tensor) -> object:
     from model.systems import Condition
 
     return Condition(positive=positive, negative=torch.zeros_like(positive))
+
+
+def test_a_step_never_waits_for_the_device() -> None:
+    """On the meta device, where reading a value is an error; by CUDA's rules for bfloat16."""
+    forward, backward = training_step.network(2)
+    moving, averaging = training_step.optimiser()
+    for part in (forward, backward, moving, averaging):
+        assert part.total.calls > 0
+        assert not part.waits
+    assert backward.total.flop == pytest.approx(2 * forward.total.flop, rel=0.2)
+    again = training_step.network(4)[0]
+    assert again.total.calls == forward.total.calls
+    assert again.total.flop == pytest.approx(2 * forward.total.flop, rel=1e-3)
