@@ -56,6 +56,7 @@ from manifests.shards import (
     NOT_A_FILE,
     NOT_AUDIO,
     OUTPUT,
+    SPARSE,
     Broken,
     Form,
     Listed,
@@ -735,18 +736,23 @@ def _line(row: ManifestRow, form: str) -> str:
     return ",".join(csv_cell(cell_of(name, record.get(name))) for name in _COLUMNS)
 
 
-_WHY: Final[Mapping[str, str]] = {
-    NOT_AUDIO: "no recordings by their names",
+_WHY: Final[Mapping[str, str | tuple[str, str]]] = {
+    NOT_AUDIO: ("no recording by its name", "no recordings by their names"),
     HIDDEN: "hidden",
-    NOT_A_FILE: "no files",
+    NOT_A_FILE: "neither file nor folder",
+    SPARSE: "sparse in a tar (pack without --sparse)",
     OUTPUT: "the output folder",
-    NO_COLUMN: "Parquet files without a column of audio",
+    NO_COLUMN: ("Parquet file without a column of audio", "Parquet files without one of audio"),
 }
 
 
 def skipped_line(skipped: Mapping[str, int]) -> str:
     """What was passed over, in a line."""
-    parts = [f"{count:,} {_WHY.get(why, why)}" for why, count in sorted(skipped.items())]
+    parts = []
+    for why, count in sorted(skipped.items()):
+        named = _WHY.get(why, why)
+        one, many = (named, named) if isinstance(named, str) else named
+        parts.append(screen.counted(count, one, many))
     return f"passed over: {', '.join(parts)}"
 
 

@@ -32,6 +32,7 @@ from manifests.files.readers import LineReader, jsonl_records, malformed, read_s
 from manifests.row import RowError, ShardPlace
 
 NOT_AUDIO, HIDDEN, NOT_A_FILE, OUTPUT = "not_audio", "hidden", "not_a_file", "output"
+SPARSE = "sparse"
 """Why something in a folder or a shard is passed over."""
 RUN: Final = 256
 """So many neighbours of a shard are read by one worker, in sequence."""
@@ -41,6 +42,8 @@ GZIP_SUFFIXES: Final = (".gz", ".tgz")
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 """A sample's name and field, as webdataset parts them: at the first dot of the last part."""
 _MAX_HEADER_BYTES = 1 << 20
+_MAX_ZEROS = 1 << 20
+"""So many zeros are passed over behind the end of a tar: more than any block of a tape has."""
 _ROWS_AT_ONCE = 64
 _BUFFER_BYTES = 8 << 20
 _PLACE = struct.Struct("<qq")
@@ -172,24 +175,46 @@ class _Careful:
 
 
 def tar_members(stream: BinaryIO) -> Iterator[Member | Skipped]:
-    """The files of an uncompressed tar, by its headers.
+    """The files of an uncompressed tar, or of several that were joined, by their headers.
 
     Raises:
         tarfile.TarError: it is none, or damaged from some place on.
     """
     careful: Any = _Careful(stream)
-    with tarfile.open(fileobj=careful, mode="r:") as tar:
-        while (info := tar.next()) is not None:
-            vars(tar)["members"].clear()  # all would be kept
-            if info.isdir():
-                continue
-            if not info.isreg() or info.issparse():
-                yield Skipped(why=NOT_A_FILE)
-                continue
-            start = info.offset_data
-            yield Member(name=info.name, start=start, stop=start + info.size)
-        if careful.last.strip(b"\0"):  # tarfile takes a broken header for the end
-            raise tarfile.ReadError(f"is damaged at byte {tar.offset}: no header is there")
+    is_there = True
+    while is_there:
+        with tarfile.open(fileobj=careful, mode="r:") as tar:
+            while (info := tar.next()) is not None:
+                vars(tar)["members"].clear()  # all would be kept
+                if info.isdir():
+                    continue
+                if not info.isreg() or info.issparse():
+                    yield Skipped(why=SPARSE if info.issparse() else NOT_A_FILE)
+                    continue
+                start = info.offset_data
+                yield Member(name=info.name, start=start, stop=start + info.size)
+            if careful.last.strip(b"\0"):  # tarfile takes a broken header for the end
+                raise tarfile.ReadError(f"is damaged at byte {tar.offset}: no header is there")
+            stream.seek(tar.offset)
+        is_there = _is_before_tar(stream)
+
+
+def _is_before_tar(stream: BinaryIO) -> bool:
+    """Whether another tar follows the end of one, and the zeros behind that; stands there then."""
+    place = stream.tell()
+    for _ in range(_MAX_ZEROS // tarfile.BLOCKSIZE):
+        block = stream.read(tarfile.BLOCKSIZE)
+        if block.strip(b"\0"):
+            try:
+                tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
+            except tarfile.TarError:  # what some programs leave behind the end
+                return False
+            stream.seek(place)
+            return True
+        if len(block) < tarfile.BLOCKSIZE:
+            return False
+        place += len(block)
+    return False
 
 
 @contextlib.contextmanager

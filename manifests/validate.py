@@ -169,8 +169,8 @@ def as_dict(report: Report) -> dict[str, object]:
 
 def report_text(report: Report) -> str:
     """The report for a terminal: what there is, then what is wrong, a line each."""
-    files = "1 file" if report.num_files == 1 else f"{report.num_files} files"
-    lines = [f"{report.uri}: {report.num_rows:,} rows in {files}"]
+    files = screen.counted(report.num_files, "file")
+    lines = [f"{report.uri}: {screen.counted(report.num_rows, 'row')} in {files}"]
     for name, counter in report.counts.items():
         shown = sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:8]
         more = f" and {len(counter) - 8} more" if len(counter) > 8 else ""
@@ -180,7 +180,8 @@ def report_text(report: Report) -> str:
     for name, count in list(report.extra.items())[:20]:
         hint = f"; did you mean {report.hints[name]}?" if name in report.hints else ""
         lines.append(
-            f"  column {_plain(name)} is carried as extra_{_plain(name)} ({count:,} rows){hint}"
+            f"  column {_plain(name)} is carried as extra_{_plain(name)} "
+            f"({screen.counted(count, 'row')}){hint}"
         )
     for name, near in report.hints.items():
         if name not in report.extra:  # no row could be used, perhaps for that
@@ -193,8 +194,9 @@ def report_text(report: Report) -> str:
         lines.append("valid")
     else:
         lines.append(
-            f"not valid: {report.num_invalid:,} rows cannot be used, "
-            f"{report.num_duplicates:,} repeat an id"
+            f"not valid: {screen.counted(report.num_invalid, 'row')} cannot be used, "
+            f"{report.num_duplicates:,} {'repeats' if report.num_duplicates == 1 else 'repeat'} "
+            "an id"
         )
     return "\n".join(lines) + "\n"
 

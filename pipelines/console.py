@@ -96,13 +96,13 @@ class ProgressDisplay:
     def _show_bar(self) -> None:
         columns: tuple[ProgressColumn, ...] = (
             BarColumn(),
-            TextColumn("{task.fields[ended]} of {task.fields[of]} clips"),
+            TextColumn("{task.fields[ended]} of {task.fields[of]}"),
             _RateColumn(),
             TextColumn("{task.fields[failed]:.0f} failed"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("", total=self._total, of="?", ended=0, failed=0, rate=0.0)
+            task = bar.add_task("", total=self._total, of="? clips", ended=0, failed=0, rate=0.0)
             while True:
                 stopped = self._stop.wait(_BAR_INTERVAL_S)
                 counts = self._snapshot()
@@ -111,7 +111,7 @@ class ProgressDisplay:
                 bar.update(
                     task,
                     total=total,
-                    of="?" if total is None else str(total),
+                    of="? clips" if total is None else screen.counted(total, "clip"),
                     completed=ended + counts.get("under_way", 0.0),
                     ended=ended,
                     failed=counts.get("failed", 0),
@@ -154,10 +154,11 @@ def line(counts: Mapping[str, float], total: int | None, elapsed_s: float) -> st
     total = total_of(counts, total)
     failed = int(counts.get("failed", 0))
     ended, part = int(counts.get("done", 0)) + failed, counts.get("under_way", 0.0)
-    of = f" of {total}" if total is not None else ""
+    clips = "clips" if total is None else screen.counted(total, "clip")
+    of = screen.counted(ended, "clip") if total is None else f"{ended:,} of {clips}"
     long = f" and {part:.2f} of long ones" if part >= 0.005 else ""
     text = (
-        f"{ended}{of} clips{long} after {elapsed_s:.0f} s, {failed} failed, "
+        f"{of}{long} after {elapsed_s:.0f} s, {failed} failed, "
         f"{counts.get('audio_s', 0.0) / max(elapsed_s, 1e-9):.1f} s of audio a second"
     )
     if total is not None and 0 < ended + part < total:
@@ -227,31 +228,34 @@ def separated_lines(
     audio_s, on_average = measured.audio_s, measured.line()
     rate = f", {audio_s / wall_s:.1f} times real time" if wall_s > 0 and row_counts.stems else ""
     summary = read_summary(folder.storage, folder.place(SUMMARY))
+    clips = screen.counted(row_counts.stems, "clip")
     text = [table_text(summary)] if summary else []
     text.append(
         NOTHING_TO_DO
         if row_counts.rows == 0
-        else f"{row_counts.stems} clips ({audio_s:.0f} s of audio) in {wall_s:.0f} s{rate}; "
-        f"{row_counts.finished_before} finished before; {row_counts.dead_letters} failed"
+        else f"{clips} ({audio_s:.0f} s of audio) in {wall_s:.0f} s{rate}; "
+        f"{row_counts.finished_before:,} finished before; {row_counts.dead_letters:,} failed"
     )
     text += reasons(row_counts, folder)
     if on_average:
         text.append(on_average)
     if left := measured.counters.get(f"WriteStems/{NOT_KEPT}"):
-        text.append(f"{left} stems were measured and not kept (--keep_stems)")
+        were = screen.counted(left, "stem was", "stems were")
+        text.append(f"{were} measured and not kept (--keep_stems)")
     if other := measured.counters.get(f"WriteStems/{OTHER_FORMAT}"):
         text.append(
-            f"{other} stems or residuals are float WAV, since FLAC cannot hold them; "
-            "the column stem_note says why"
+            f"{screen.counted(other, 'stem or residual is', 'stems or residuals are')} float WAV, "
+            "since FLAC cannot hold more; the column stem_note says why"
         )
     return text
 
 
 def done_lines(folder: OutputFolder, row_counts: RowCounts) -> list[str]:
     """How many rows a job did that does not separate, and why others failed."""
-    done = f"{row_counts.stems} of {row_counts.rows} rows done, {row_counts.dead_letters} failed"
+    rows = screen.counted(row_counts.rows, "row")
+    done = f"{row_counts.stems:,} of {rows} done, {row_counts.dead_letters:,} failed"
     if row_counts.finished_before:
-        done += f", {row_counts.finished_before} finished before"
+        done += f", {row_counts.finished_before:,} finished before"
     return [done if row_counts.rows else NOTHING_TO_DO, *reasons(row_counts, folder)]
 
 
@@ -268,7 +272,10 @@ def last_lines(
     """
     text = coarser_lines(folder)
     if repeated := storage.repeated(measured.counters):
-        text.append(f"{repeated} requests to storage failed and were repeated; see {RUN}")
+        were = screen.counted(
+            repeated, "request to storage failed and was", "requests to storage failed and were"
+        )
+        text.append(f"{were} repeated; see {RUN}")
     last = {"failures": DEAD_LETTERS} if row_counts.dead_letters else {"run": RUN}
     return text + places(folder.storage, folder.uri, {**named, **last})
 
@@ -308,10 +315,15 @@ def resumed_lines(resumed: Resumed) -> list[str]:
     for why, count in resumed.left.items():
         names = resumed.named.get(why, ())
         more = f" and {count - len(names)} more" if count > len(names) else ""
-        said = _LEFT[why].format(n="1 row" if count == 1 else f"{count} rows")
+        said = _LEFT[why].format(n=screen.counted(count, "row"))
         lines.append(f"{said}: {', '.join(map(screen.one_line, names))}{more}")
     if resumed.others:
-        lines.append(f"{resumed.others} finished rows that are not in this manifest stay")
+        rows = screen.counted(
+            resumed.others,
+            "finished row that is not in this manifest stays",
+            "finished rows that are not in this manifest stay",
+        )
+        lines.append(rows)
     return lines
 
 

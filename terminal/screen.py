@@ -43,6 +43,17 @@ def one_line(text: str, max_chars: int = 200) -> str:
     return plain if len(plain) <= max_chars else plain[: max_chars - 2] + " …"
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number with what is counted: ``1 clip``, ``2,000 clips``.
+
+    Args:
+        number: how many.
+        one: what one is called.
+        many: what several are called; None: the same with an ``s``.
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def markdown(text: str) -> str:
     """Escapes ``text`` for a cell of a Markdown table: no markup, HTML or links."""
     plain = _CONTROL.sub(" ", text).replace("&", "&amp;").replace("<", "&lt;")

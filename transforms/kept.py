@@ -13,6 +13,7 @@ import functools
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -66,6 +67,8 @@ from transforms.threaded import LookAhead, LookAheadFn, Overlap, in_window
 MAX_NAMED = 20
 """So many ids are named for each reason."""
 _ROWS_PER_BATCH = 4_096
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Stands in text that is not UTF-8, which cannot be a key of Beam."""
 _LETTER_FIELDS = frozenset(DEAD_LETTER_SCHEMA.names)
 
 
@@ -497,8 +500,9 @@ def _key(row_id: str | None, row_json: str | None) -> str:
         values = json.loads(row_json or "")
     except (ValueError, RecursionError):
         values = None
-    if isinstance(values, dict) and isinstance(values.get("id"), str) and values["id"]:
-        return str(values["id"])
+    found = values.get("id") if isinstance(values, dict) else None
+    if isinstance(found, str) and found and not _SURROGATE.search(found):
+        return found
     digest = hashlib.sha256((row_json or "").encode("utf-8", "surrogatepass")).hexdigest()
     return f"\x00{digest}"
 

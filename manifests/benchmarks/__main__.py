@@ -269,7 +269,9 @@ def build(options: argparse.Namespace) -> BuiltManifest:
     keep = PresenceFilter(present=_present(options, root))
     kept = list(keep(rows))
     if keep.missing and options.on_missing == "error":
-        count = f"{len(keep.missing):,} clips are missing, which {keep.num_skipped:,} rows name"
+        clips = screen.counted(len(keep.missing), "clip is missing", "clips are missing")
+        rows_name = screen.counted(keep.num_skipped, "row names", "rows name")
+        count = f"{clips}, which {rows_name}"
         raise MissingClipsError(f"{keep.describe()}\n{count}")
     ids = Counter(row.id for row in kept)
     twice = [row_id for row_id, count in ids.items() if count > 1]
@@ -471,7 +473,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return 2
     if outcome.missing:
         sys.stderr.write(f"{outcome.missing}\n")
-    text = f"{options.output}: {outcome.num_rows:,} rows"
+    text = f"{options.output}: {screen.counted(outcome.num_rows, 'row')}"
     if outcome.num_skipped:
         text += f", {outcome.num_skipped:,} left out for missing clips"
     benchmark = BENCHMARKS.get(options.command)

@@ -24,6 +24,7 @@ from manifests.benchmarks.lists import Line, filled, read_table
 from manifests.benchmarks.mixtures import DURATION_S, MixtureClip, stem_of
 from manifests.files import ManifestError, StorageOptions, open_bytes, reading
 from manifests.row import ManifestRow, quoted, stable_seed
+from terminal import screen
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +264,7 @@ def build_drawn(
         num_others = len(clips) - counts[clip.caption]
         if num_others < mixtures_per_clip:
             raise ValueError(
-                f"{clip.name}: {num_others} clips with other captions; "
+                f"{clip.name}: {screen.counted(num_others, 'clip')} with other captions; "
                 f"expected {mixtures_per_clip} or more"
             )
         for other in _draw_others(clip, clips, mixtures_per_clip, seed):

@@ -37,6 +37,7 @@ from pipelines.output_folder.names import (
     STAGING,
 )
 from pipelines.output_folder.record import differences, read_record, write_record
+from terminal import screen
 from transforms.audio.files import describe
 from transforms.elements import JOURNAL, LETTERS, OF_SEGMENTS, TABLE, KeptFile, KeptRules, Shard
 from transforms.storage import Storage, join
@@ -311,8 +312,8 @@ def clear(config: CommonConfig, storage: Storage, earlier: Earlier, command: str
     said = []
     if found.unknown:
         said.append(
-            f"--overwrite left {len(found.unknown)} files that no table of the earlier run names, "
-            f"such as {found.unknown[0]}"
+            f"--overwrite left {screen.counted(len(found.unknown), 'file')} that no table of the "
+            f"earlier run names, such as {found.unknown[0]}"
         )
     said += [
         f"--overwrite: {uri} could not be read; stems that only it names stay"

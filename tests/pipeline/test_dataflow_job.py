@@ -149,4 +149,4 @@ def test_the_record_holds_the_job_and_its_counters(submission: dataflow_job.Subm
     }
     assert record["counters"] == {"WriteStems/audio_msec": 5_000}
     assert record["distributions"]["SeparateClips/network_msec"]["mean"] == 45
-    assert "1 clips (5 s of audio)" in submission.result.stdout
+    assert "1 clip (5 s of audio)" in submission.result.stdout

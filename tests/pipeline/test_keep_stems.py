@@ -59,7 +59,7 @@ def test_only_what_is_present_is_kept(
     assert rows["absent"]["stem_format"] is None
     assert "is below --min_presence 0.5" in rows["absent"]["stem_note"]
     assert rows["without"]["presence"] is None
-    assert "1 stems were measured and not kept" in capsys.readouterr().out
+    assert "1 stem was measured and not kept" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("length", LENGTHS)

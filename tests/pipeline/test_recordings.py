@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def test_every_recording_is_asked_every_query_and_read_once(
     assert record["row_counts"]["skipped"] == {"hidden": 2, "not_audio": 1}
     assert record["config"]["recordings"]["roots"] == [str(archive)]
     said = capsys.readouterr().err
-    assert "passed over: 2 hidden, 1 no recordings by their names" in said
+    assert "passed over: 2 hidden, 1 no recording by its name" in said
 
 
 def test_a_later_run_does_only_the_new_pairs(clips: Path, archive: Path, tmp_path: Path) -> None:
@@ -136,8 +137,10 @@ def test_recordings_that_would_be_deleted_are_refused(
 ) -> None:
     output = tmp_path / "out"
     assert tone_runs.run("--recordings", archive, "--positive", "bell", "--output", output) == 0
-    again = ("--recordings", output / "stems", "--positive", "bell", "--output", output)
-    assert tone_runs.run(*again, "--overwrite") == 2
+    again = ("--positive", "bell", "--output", output, "--overwrite", "--recordings")
+    assert tone_runs.run(*again, output / "stems") == 2
+    assert "stems lies in " in capsys.readouterr().err
+    assert tone_runs.run(*again, output) == 2
     assert "--overwrite would delete recordings" in capsys.readouterr().err
     assert len(list((output / "stems").rglob("*.flac"))) == 3
 
@@ -184,7 +187,7 @@ def test_nothing_to_do_is_said(tmp_path: Path, capsys) -> None:
     assert tone_runs.run("--recordings", tmp_path / "empty", *given) == 2
     said = capsys.readouterr().err
     assert f"--recordings {tmp_path / 'empty'}: no recordings are there" in said
-    assert "passed over: 1 no recordings by their names" in said
+    assert "passed over: 1 no recording by its name" in said
     other = ("--positive", "bell", "--output", tmp_path / "other")
     assert tone_runs.run("--recordings", tmp_path / "nowhere", *other) == 2
     assert "nowhere: no such file or folder" in capsys.readouterr().err
@@ -211,3 +214,16 @@ def test_wrong_usage(words: tuple[str, ...], message: str, tmp_path: Path, capsy
     assert message in said
     assert said.count("\n") == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_is_not_utf_8_is_a_dead_letter(archive: Path, tmp_path: Path) -> None:
+    shutil.copy(os.fsencode(next(archive.rglob("*.wav"))), os.fsencode(archive) + b"/caf\xe9.wav")
+    output = tmp_path / "out"
+    given = ("--recordings", archive, "--positive", "bell", "--output", output)
+    assert tone_runs.run(*given, "--max_failure_rate", "1") == 0
+    assert tone_runs.run(*given, "--max_failure_rate", "1", "--resume") == 0
+    (letter,) = (
+        row for row in tone_runs.table(output, "dead_letters") if "caf" in row["manifest_uri"]
+    )
+    assert letter["error_type"] == "invalid_row"
+    assert r"caf\udce9" in letter["message"]

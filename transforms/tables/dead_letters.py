@@ -145,9 +145,17 @@ def write_and_count(
 
 def _dead_letter(failure: Failure, secrets: Sequence[str]) -> TableRow:
     failure = dataclasses.replace(failure, message=redact(failure.message, secrets))
+    record = dead_letter_record(failure)
     return TableRow(
         partition="",
-        key=sort_key(failure),
-        record=dead_letter_record(failure),
+        key=_as_utf8(sort_key(failure)),
+        record={name: _as_utf8(value) for name, value in record.items()},
         extra=extra_of(failure),
     )
+
+
+def _as_utf8(value: Any) -> Any:
+    """A value as a table can hold it: names of files need not be UTF-8."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")

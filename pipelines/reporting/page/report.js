@@ -119,7 +119,7 @@
     order = Uint32Array.from(kept);
     active = order.length ? 0 : -1;
     viewport.scrollTop = 0;
-    byId("count").textContent = `${order.length.toLocaleString("en")} of ${count.toLocaleString("en")} clips`;
+    byId("count").textContent = `${order.length.toLocaleString("en")} of ${count.toLocaleString("en")} clip${count === 1 ? "" : "s"}`;
     grid.setAttribute("aria-rowcount", String(order.length + 1));
     drawn = "";
     draw();
@@ -276,7 +276,7 @@
     const line = document.createElement("div");
     line.className = "timeline";
     line.setAttribute("role", "group");
-    line.setAttribute("aria-label", `${places.length} segments in ${length.toFixed(1)} s`);
+    line.setAttribute("aria-label", `${places.length} segment${places.length === 1 ? "" : "s"} in ${length.toFixed(1)} s`);
     for (const place of places.slice(0, MOST_BUTTONS)) {
       const button = document.createElement("button");
       button.type = "button";

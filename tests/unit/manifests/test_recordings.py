@@ -302,7 +302,7 @@ def test_the_printed_manifest_means_the_same(tmp_path: Path, capsys, form: str) 
     ]
     assert recordings.run(words) == 0
     printed = capsys.readouterr()
-    assert "passed over: 1 no recordings by their names" in printed.err
+    assert "passed over: 1 no recording by its name" in printed.err
     manifest = tmp_path / f"m.{form}"
     manifest.write_text(printed.out, encoding="utf-8")
     queries = queries_of(

@@ -261,3 +261,35 @@ def test_lists_of_kaldi(tmp_path: Path) -> None:
     errors = [each for each in results if isinstance(each, RowError)]
     assert [error.row for error in errors] == [2, 3, 5]
     assert "commands are not run" in str(errors[0])
+
+
+@pytest.mark.parametrize("behind", [0, 512, 30_720])
+@pytest.mark.parametrize("packed", [False, True])
+def test_tars_that_were_joined_are_all_read(tmp_path: Path, behind: int, packed: bool) -> None:
+    for number in range(3):
+        archives.write_tar(tmp_path / f"{number}.tar", [(f"{number}.wav", b"%d" % number)])
+    whole = b"".join((tmp_path / f"{n}.tar").read_bytes() + bytes(behind) for n in range(3))
+    shard = tmp_path / "s" / ("joined.tar.gz" if packed else "joined.tar")
+    shard.parent.mkdir()
+    shard.write_bytes(gzip.compress(whole) if packed else whole)
+    results, skipped = found(shard)
+    assert names(results) == ["joined/0", "joined/1", "joined/2"]
+    assert skipped == {}
+    for number, each in enumerate(results):
+        assert whole[each.place.start : each.place.stop] == b"%d" % number
+
+
+def test_what_is_left_behind_the_end_of_a_tar_is_no_damage(tmp_path: Path) -> None:
+    shard = archives.write_tar(tmp_path / "s.tar", [("a.wav", b"1")])
+    shard.write_bytes(shard.read_bytes() + b"not a header" * 100)
+    results, _ = found(shard)
+    assert names(results) == ["s/a"]
+
+
+def test_a_sparse_recording_in_a_tar_is_counted_as_such(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a.wav")
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a"}
+    info.size = 512
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO(b"0\n" + bytes(510)))
+    assert found(tmp_path / "s.tar") == ([], {"sparse": 1})

@@ -18,7 +18,7 @@ def good(tmp_path):
 def test_valid_manifest(good, capsys):
     assert run([good]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{good}: 1 rows in 1 file",
+        f"{good}: 1 row in 1 file",
         "  kind      recording 1",
         "  query     text 1",
         "  polarity  P 1",

@@ -20,7 +20,7 @@ def test_a_line_says_how_far_how_fast_and_how_long_still() -> None:
 def test_a_long_recording_moves_the_line_before_it_is_done() -> None:
     counts = {"under_way": 0.25, "audio_s": 600.0}
     assert line(counts, 1, 20.0) == (
-        "0 of 1 clips and 0.25 of long ones after 20 s, 0 failed, 30.0 s of audio a second, "
+        "0 of 1 clip and 0.25 of long ones after 20 s, 0 failed, 30.0 s of audio a second, "
         "about 60 s left"
     )
     assert " of long ones" not in line({"done": 1.0, "under_way": 1e-17}, 4, 20.0)

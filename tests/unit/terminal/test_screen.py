@@ -139,3 +139,11 @@ def test_every_command_steadies_its_screen_first() -> None:
         text = path.read_text(encoding="utf-8")
         if ".parse_args(" in text and "def parse_args" not in text:
             assert "screen.steady()" in text or path.name == "command.py", path
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(0, "0 clips"), (1, "1 clip"), (2, "2 clips"), (12_345, "12,345 clips")]
+)
+def test_what_is_counted_is_singular_or_plural(number: int, said: str) -> None:
+    assert screen.counted(number, "clip") == said
+    assert screen.counted(number, "query", "queries").endswith("query" if number == 1 else "ies")
