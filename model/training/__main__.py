@@ -36,6 +36,8 @@ MAX_FILE_BYTES = 19_000_000
 WEIGHTS = "weights"
 _RESUMED = "resume.pt"
 _TEXTS_AT_A_TIME = 256
+_ALONE = ("prepare", "presence")
+"""Stages that several processes do not share."""
 
 _EXAMPLES = """examples:
   python -m model.training prepare --corpus corpus/ --teacher teacher.npz --output plan.npz
@@ -57,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        if torch.distributed.is_torchelastic_launched() and arguments.stage in _ALONE:
+            raise ValueError(f"{arguments.stage} runs in one process; start it without torchrun")
         if arguments.stage == "prepare":
             _prepare(arguments)
         elif arguments.stage == "presence":
@@ -132,6 +136,8 @@ def _add_presence(arguments: argparse.Namespace) -> None:
 
 def _finetune(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments.settings)
+    capture = not arguments.no_capture
+    processes, device = engine.join(devices.resolved(arguments.device), capture=capture)
     finetune.run(
         arguments.base,
         arguments.corpus,
@@ -140,10 +146,11 @@ def _finetune(arguments: argparse.Namespace) -> None:
         settings.finetuning,
         train=arguments.train,
         seed=settings.seed if arguments.seed is None else arguments.seed,
-        device=devices.resolved(arguments.device),
+        device=device,
         workers=arguments.workers,
-        capture=not arguments.no_capture,
-        say=logger.info,
+        capture=capture,
+        processes=processes,
+        say=logger.info if processes.is_first else lambda _: None,
     )
 
 
@@ -167,9 +174,13 @@ class TrainingRun:
         self._capture = not arguments.no_capture
         self._config = _config(arguments.config)
         self._settings = _settings(arguments.settings)
-        self._device = torch.device(devices.resolved(arguments.device))
-        self._output.mkdir(parents=True, exist_ok=True)
-        self._record()
+        self._processes, device = engine.join(
+            devices.resolved(arguments.device), capture=self._capture
+        )
+        self._device = torch.device(device)
+        if self._processes.is_first:
+            self._output.mkdir(parents=True, exist_ok=True)
+            self._record()
         if self._device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
@@ -217,11 +228,14 @@ class TrainingRun:
         else:
             clap = self._train_clap(clap)
             self._left = {}
-            self._store(clap=clap.state_dict(), begun=torch.get_rng_state())
+            if self._processes.is_first:
+                self._store(clap=clap.state_dict(), begun=torch.get_rng_state())
         self._train_separator(clap.requires_grad_(False).eval())
 
     def _train_clap(self, clap: Clap) -> Clap:
         settings = self._settings.clap
+        size = self._processes.part_of(settings.batch_size, "clap.batch_size")
+        settings = dataclasses.replace(settings, batch_size=size)
         task = contrastive.ClapTask(clap, self._material, self._renderer, settings)
         planner = ClapPlanner(
             self._material,
@@ -238,10 +252,13 @@ class TrainingRun:
         self._train(task, planner, 1, settings.optimiser, validate)
         trained = task.average.module
         contrastive.refit(trained, self._material, self._settings.words)
+        self._processes.share(trained)
         return trained
 
     def _train_separator(self, clap: Clap) -> None:
         settings, begun = self._settings.separation, torch.get_rng_state()
+        size = self._processes.part_of(settings.batch_size, "separation.batch_size")
+        settings = dataclasses.replace(settings, batch_size=size)
         separator = separation.build_separator(self._config, clap, settings)
         task = separation.SeparationTask(separator, clap, self._material, self._renderer, settings)
         near = contrastive.nearest_labels(
@@ -262,7 +279,8 @@ class TrainingRun:
             self._store(clap=clap.state_dict(), begun=begun, learner=learner.state())
 
         self._train(task, planner, 2, settings.optimiser, validate)
-        logger.info("%s: the weights of the best validation", self._output / WEIGHTS)
+        if self._processes.is_first:
+            logger.info("%s: the weights of the best validation", self._output / WEIGHTS)
 
     def _train(
         self,
@@ -281,6 +299,7 @@ class TrainingRun:
             workers=self._workers,
             capture=self._capture,
             state=self._left.get("learner"),
+            processes=self._processes,
         )
 
     def _follow(self, stage: str, learner: engine.Learner, found: dict[str, float]) -> None:

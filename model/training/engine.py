@@ -9,14 +9,18 @@ as they are.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.devices import captured, on_stream
@@ -37,6 +41,124 @@ _SLOTS = 3
 """Batches on their way to the device: how far the host runs ahead of it."""
 
 Tensors = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Processes:
+    """The processes that train one model together, and which of them this one is.
+
+    Each makes its own part of every batch; gradients and batch statistics are those of the whole
+    batch, so that the networks stay the same in all of them. The first validates and writes.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one writes."""
+        return self.rank == 0
+
+    def part_of(self, batch_size: int, name: str) -> int:
+        """What this process makes of a batch.
+
+        Raises:
+            ValueError: the batch cannot be divided evenly.
+        """
+        if batch_size % self.count:
+            raise ValueError(f"{name}={batch_size} cannot be divided among {self.count} processes")
+        return batch_size // self.count
+
+    def share(self, *modules: nn.Module) -> None:
+        """Gives parameters and buffers of the first process to all."""
+        if self.count > 1:
+            for module in modules:
+                for value in module.state_dict().values():
+                    dist.broadcast(value, 0)
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Puts the mean over all processes in the place of each tensor."""
+        if self.count == 1:
+            return
+        values = list(tensors)
+        joined = torch.cat([value.detach().flatten() for value in values])
+        dist.all_reduce(joined)
+        joined /= self.count
+        sizes = [value.numel() for value in values]
+        for value, mean in zip(values, joined.split(sizes), strict=True):
+            value.detach().copy_(mean.view_as(value))
+
+
+def join(device: str, *, capture: bool) -> tuple[Processes, str]:
+    """Joins the processes that ``torchrun`` started; without it there is one.
+
+    Args:
+        device: a torch device; ``cuda`` becomes the GPU of this process.
+        capture: whether steps are to be captured as CUDA graphs.
+
+    Returns:
+        The processes, and the device of this one.
+
+    Raises:
+        ValueError: there are fewer GPUs than processes, one GPU is named, or a capture is wanted.
+    """
+    if not dist.is_torchelastic_launched():
+        return Processes(), device
+    found = Processes(rank=int(os.environ["RANK"]), count=int(os.environ["WORLD_SIZE"]))
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        place, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if device != "cuda":
+            raise ValueError(
+                f"--device {device}: under torchrun each process takes a GPU; give cuda"
+            )
+        if int(os.environ["LOCAL_WORLD_SIZE"]) > here:
+            raise ValueError(f"torchrun: more processes than the {here} GPUs of this machine")
+        if capture and found.count > 1:
+            raise ValueError(
+                "several processes do not train in CUDA graphs: give --no_capture, or one process"
+            )
+        device = f"cuda:{place}"
+        torch.cuda.set_device(place)
+    if found.count > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+    return found, device
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation by the statistics of all processes; of what needs no gradient.
+
+    ``torch.nn.SyncBatchNorm`` does the same on GPUs alone, and for inputs with gradients.
+    """
+
+    processes = Processes()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, C, H, W], normalised; as ``nn.BatchNorm2d`` where ``x`` needs a gradient."""
+        if not self.training or x.requires_grad:
+            return super().forward(x)
+        with torch.no_grad():
+            image = x.float()
+            mean = image.mean((0, 2, 3))
+            self.processes.average([mean])
+            variance = (image - mean[:, None, None]).square().mean((0, 2, 3))
+            self.processes.average([variance])
+            count = x.numel() // x.shape[1] * self.processes.count
+            share = self.momentum if self.momentum is not None else 0.1
+            if self.running_mean is not None and self.running_var is not None:
+                self.running_mean.lerp_(mean, share)
+                self.running_var.lerp_(variance * (count / max(count - 1, 1)), share)
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
+
+
+def share_statistics(module: nn.Module, processes: Processes) -> None:
+    """Lets batch norms of images see the statistics of all processes."""
+    for each in module.modules():
+        if type(each) is nn.BatchNorm2d:
+            each.__class__ = SharedBatchNorm
+            each.processes = processes  # type: ignore[assignment]
+
+
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
@@ -52,6 +174,8 @@ class CaptureError(RuntimeError):
 
 class Optimiser:
     """Muon for matrices, all of one shape at a time, and AdamW for the rest, or for everything.
+
+    Or SGD with momentum for everything: see :class:`model.training.settings.OptimiserSettings`.
 
     The learning rate is a tensor on the device, so that a captured step follows it.
 
@@ -81,13 +205,24 @@ class Optimiser:
             shape: torch.zeros(len(group), *shape, device=device)
             for shape, group in self._groups.items()
         }
-        self._adam = torch.optim.AdamW(
-            rest,
-            lr=self.rate,
-            weight_decay=settings.weight_decay,
-            fused=True,
-            capturable=on_gpu,
-        )
+        self._rest: torch.optim.Optimizer
+        if settings.matrices == "sgd":
+            self._rest = torch.optim.SGD(
+                rest,
+                lr=self.rate,
+                momentum=settings.momentum,
+                dampening=settings.momentum,
+                weight_decay=settings.weight_decay,
+                fused=True,
+            )
+        else:
+            self._rest = torch.optim.AdamW(
+                rest,
+                lr=self.rate,
+                weight_decay=settings.weight_decay,
+                fused=True,
+                capturable=on_gpu,
+            )
 
     def forget(self) -> None:
         """Drops the gradients of the step before."""
@@ -114,7 +249,7 @@ class Optimiser:
 
     def step(self) -> None:
         """Moves the parameters by their gradients."""
-        self._adam.step()
+        self._rest.step()
         if self._groups:
             self._step_matrices()
 
@@ -145,12 +280,12 @@ class Optimiser:
 
     def state(self) -> dict[str, Any]:
         """What goes on in a resumed run."""
-        return {"adam": self._adam.state_dict(), "momenta": self._momenta}
+        return {"adam": self._rest.state_dict(), "momenta": self._momenta}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from :meth:`state`."""
-        self._adam.load_state_dict(state["adam"])
-        for group in self._adam.param_groups:
+        self._rest.load_state_dict(state["adam"])
+        for group in self._rest.param_groups:
             group["lr"] = self.rate
         for shape, momentum in state["momenta"].items():
             self._momenta[shape].copy_(momentum)
@@ -225,10 +360,20 @@ class Learner:
         task: what is trained.
         layout: of its batches.
         settings: of its optimiser.
+        processes: those that train it together.
     """
 
-    def __init__(self, task: Task, layout: Layout, settings: OptimiserSettings) -> None:
-        self._task = task
+    def __init__(
+        self,
+        task: Task,
+        layout: Layout,
+        settings: OptimiserSettings,
+        processes: Processes = Processes(),
+    ) -> None:
+        self._task, self._processes = task, processes
+        if processes.count > 1:
+            processes.share(task.step_module, task.average.module)
+            share_statistics(task.step_module, processes)
         self.optimiser = Optimiser(task.step_module, settings)
         device = self.optimiser.rate.device
         self._device = device
@@ -332,11 +477,21 @@ class Learner:
         self.optimiser.forget()
         loss, figures = self._task.step_module(self._made)
         loss.backward()
+        self._processes.average(self._shared())
         norm = self.optimiser.clip()
         self.optimiser.step()
         self._task.average.update()
         one = torch.ones_like(norm)[None]
         self._totals += torch.cat([figures.detach(), norm.detach()[None], one])
+
+    def _shared(self) -> Iterator[Tensor]:
+        """Gradients, and the statistics of batch norms."""
+        for value in self.optimiser.parameters:
+            if value.grad is not None:
+                yield value.grad
+        for name, statistics in self._task.step_module.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                yield statistics
 
     def state(self) -> dict[str, Any]:
         """What a resumed run goes on from: networks, optimiser, average, random numbers."""
@@ -376,33 +531,42 @@ def run_stage(
     workers: int,
     capture: bool,
     state: Mapping[str, Any] | None = None,
+    processes: Processes = Processes(),
 ) -> None:
     """Trains a task from its beginning, or from where it was, to its last step.
+
+    Several processes draw each their own part of the batches, and noise of their own.
 
     Args:
         task: what is trained.
         planner: draws its batches.
         seed: of the draws.
         settings: of the optimiser.
-        validate: called every ``validate_every`` steps and at the end.
+        validate: called every ``validate_every`` steps and at the end, in the first process.
         workers: processes that draw ahead.
         capture: capture the step as CUDA graphs, on a GPU.
         state: of :meth:`Learner.state`, to go on from.
+        processes: those that train together.
 
     Raises:
         CaptureError: the step cannot be captured.
     """
     layout = Layout.of(planner.draw(np.random.default_rng(seed)))
-    batches = Batches(planner, layout, seed)
-    learner = Learner(task, layout, settings)
+    own_seed = seed if processes.count == 1 else (*seed, processes.rank)
+    batches = Batches(planner, layout, own_seed)
+    learner = Learner(task, layout, settings, processes)
     if state is not None:
         learner.restore(state)
+    if processes.count > 1:
+        rng = np.random.default_rng([*own_seed, learner.steps])
+        torch.manual_seed(int(rng.integers(2**31)))
     if learner.optimiser.rate.is_cuda and capture:
         while learner.warm < WARM_UP_STEPS and learner.steps < settings.steps:
             learner.run(batches[learner.steps], settings.learning_rate * _WARM_UP_SHARE)
         for part in PARTS:
             learner.capture(part)
-    train(learner, batches.ahead(learner.steps, workers), settings, lambda: validate(learner))
+    ahead = batches.ahead(learner.steps, workers)
+    train(learner, ahead, settings, lambda: validate(learner) if processes.is_first else None)
 
 
 def train(

@@ -506,6 +506,7 @@ def separator_settings(settings: FinetuneSettings, encoder: str) -> SeparatorTra
             warmup_steps=settings.warmup_steps,
             held_share=settings.held_share,
             weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
             clip_norm=settings.clip_norm,
             ema_decay=settings.ema_decay,
             precision="fp32",
@@ -535,11 +536,12 @@ def finetune(
     corpus: Corpus,
     settings: FinetuneSettings,
     *,
-    train: str = "all",
-    seed: int = 0,
-    device: str = "cpu",
-    workers: int = 0,
-    capture: bool = True,
+    train: str,
+    seed: int,
+    device: str,
+    workers: int,
+    capture: bool,
+    processes: engine.Processes,
 ) -> Finetuned:
     """Trains a separator on a corpus, from the weights that it has.
 
@@ -553,6 +555,10 @@ def finetune(
         device: a torch device.
         workers: processes that draw batches ahead.
         capture: capture the step on a GPU.
+        processes: those that train together; the first one measures.
+
+    Raises:
+        ValueError: a batch cannot be divided among the processes.
     """
     torch.manual_seed(seed)
     config, listener = base.config, base.separator.listener
@@ -562,12 +568,13 @@ def finetune(
     encoder = "frozen" if train == "decoder" else "whole" if config.lora is None else "lora"
     choose_trained(separator, encoder)
     separator.to(device)
-    options = separator_settings(settings, encoder)
+    size = processes.part_of(settings.batch_size, "finetuning.batch_size")
+    options = separator_settings(dataclasses.replace(settings, batch_size=size), encoder)
     store = sound.ClipStore(corpus.samples)
     rate_hz = config.signal.sample_rate_hz
     renderer = sound.Renderer(store, config.signal.window_samples, rate_hz).to(device)
     task = SeparationTask(separator, clap, corpus.material, renderer, options, pairs=corpus.pairs)
-    before = _improvements(task.validation, task.average.module)
+    before = _improvements(task.validation, task.average.module) if processes.is_first else {}
     start = {name: value.clone() for name, value in task.average.module.state_dict().items()}
     near = np.zeros((corpus.material.num_classes, 0), dtype=np.int64)
     lengths = store.lengths.cpu().numpy()
@@ -580,18 +587,19 @@ def finetune(
         logger.info("step %d of %d: %s", learner.steps, settings.steps, terms)
 
     engine.run_stage(
-        task, planner, (seed, 3), options.optimiser, report, workers=workers, capture=capture
-    )
+        task, planner, (seed, 3), options.optimiser, report,
+        workers=workers, capture=capture, processes=processes,
+    )  # fmt: skip
     tuned = task.average.module
     _step_back(tuned, start, settings.moved_share)
-    after = _improvements(task.validation, tuned)
+    after = _improvements(task.validation, tuned) if processes.is_first else {}
     tuned.cpu()
     if encoder == "lora":
         lora.merge_adapters(tuned.encoder)
     tuned.listener = listener
     return Finetuned(
         networks=dataclasses.replace(base, clap=clap.cpu(), separator=tuned, model_sha256=""),
-        figures=_changes(corpus, before, after),
+        figures=_changes(corpus, before, after) if processes.is_first else {},
     )
 
 
@@ -845,6 +853,7 @@ def run(
     device: str,
     workers: int,
     capture: bool,
+    processes: engine.Processes,
     say: Callable[[str], None],
 ) -> None:
     """Fine-tunes a model, says the figures, and writes the bundle.
@@ -860,6 +869,7 @@ def run(
         device: a torch device.
         workers: processes that draw batches ahead.
         capture: capture the step on a GPU.
+        processes: those that train together; the first one writes.
         say: is given lines for the user.
 
     Raises:
@@ -888,7 +898,10 @@ def run(
     tuned = finetune(
         networks, corpus, settings,
         train=train, seed=seed, device=device, workers=workers, capture=capture,
+        processes=processes,
     )  # fmt: skip
+    if not processes.is_first:
+        return
     bundle = Bundle(
         base=base, base_sha256=base_sha256, tuned=tuned, corpus=corpus, heard=heard,
         settings=settings, train=train, seed=seed,

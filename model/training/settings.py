@@ -53,7 +53,9 @@ class OptimiserSettings:
     validate_every: int = 250
     """Steps between validations; after each of them a stopped run can go on."""
     matrices: str = "muon"
-    """``muon``; or ``adamw``, as everything else is always trained (the paper)."""
+    """``muon``, with ``adamw`` for everything else; or everything by ``adamw`` (the paper) or
+    ``sgd``, whose steps are as long as the clipped gradient: of a few noisy ones the others, which
+    bring all directions to one length, make a random walk."""
     learning_rate: float = 2e-3
     warmup_steps: int = 200
     held_share: float = 0.25
@@ -67,8 +69,8 @@ class OptimiserSettings:
 
     def __post_init__(self) -> None:
         """Checks the name."""
-        if self.matrices not in ("muon", "adamw"):
-            raise ValueError(f"matrices={self.matrices!r}: expected 'muon' or 'adamw'")
+        if self.matrices not in ("muon", "adamw", "sgd"):
+            raise ValueError(f"matrices={self.matrices!r}: expected 'muon', 'adamw' or 'sgd'")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +236,7 @@ class FinetuneSettings:
     warmup_steps: int = 10
     held_share: float = 0.25
     weight_decay: float = 0.0
+    momentum: float = 0.9
     clip_norm: float = 5.0
     ema_decay: float = 0.98
     moved_share: float = 1.0
