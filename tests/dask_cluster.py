@@ -38,6 +38,7 @@ class DaskCluster:
             time.sleep(0.1)
         self.address: str = json.loads(file.read_text(encoding="utf-8"))["address"]
         self.workers: list[subprocess.Popen[bytes]] = []
+        self._kept: dict[tuple[str, ...], subprocess.Popen[bytes]] = {}
 
     def add_worker(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Starts a worker; it registers while others work."""
@@ -47,6 +48,18 @@ class DaskCluster:
         )  # fmt: skip
         self.workers.append(worker)
         return worker
+
+    def keep(self, *workers: tuple[str, ...]) -> None:
+        """Has a worker for each tuple of arguments: those that have ended are started again."""
+        missing = [
+            each
+            for each in workers
+            if each not in self._kept or self._kept[each].poll() is not None
+        ]
+        for arguments in missing:
+            self._kept[arguments] = self.add_worker(*arguments)
+        if missing:
+            self.wait_for_workers(len(workers))
 
     def wait_for_workers(self, count: int) -> None:
         """Until so many have registered."""

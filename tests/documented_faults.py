@@ -769,7 +769,8 @@ RELIABILITY: dict[str, Case] = {
     ),
     "the run that held the output folder was killed": Elsewhere(
         (
-            "pipeline/test_resume.py::test_the_lock_of_a_killed_run_is_taken_over_and_said",
+            "pipeline/test_resume.py::"
+            "test_a_run_that_was_stopped_leaves_whole_files_and_is_completed",
             "unit/pipelines/test_locks.py::"
             "test_elsewhere_a_lock_falls_free_after_minutes_of_silence",
         )

@@ -30,6 +30,7 @@ def test_a_picture_is_small(name: str) -> None:
     _require_a_picture(PICTURES / name)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_the_command_makes_the_pictures(tmp_path: Path) -> None:
     if browser.CHROMIUM is None:

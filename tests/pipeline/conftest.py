@@ -10,6 +10,7 @@ import pytest
 import browser
 import tiny_model
 import tone_runs
+from dask_cluster import DaskCluster, dask_cluster
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +39,16 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browse
 def chromium(started: browser.Browser) -> Iterator[browser.Browser]:
     with started.tab():
         yield started
+
+
+@pytest.fixture(scope="session")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    with dask_cluster(tmp_path_factory.mktemp("cluster"), []) as found:
+        yield found
+
+
+@pytest.fixture
+def cluster(scheduler: DaskCluster) -> DaskCluster:
+    """A Dask cluster of all tests; one of its two workers does several tasks at once."""
+    scheduler.keep(("--resources", "MEMORY=1e9"), ("--nthreads", "4"))
+    return scheduler

@@ -8,10 +8,10 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import distributed
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -29,19 +29,13 @@ from pipelines.runners.dask import runner
 from pipelines.runners.dask.cluster import ClusterError
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
-    folder = tmp_path_factory.mktemp("cluster")
-    with dask_cluster(folder, [("--resources", "MEMORY=1e9"), ()]) as found:
-        yield found
-
-
-def _run(graph: engine_graphs.Graph, cluster: DaskCluster | None) -> PipelineResult:
+def _run(graph: engine_graphs.Graph, cluster: DaskCluster | str | None) -> PipelineResult:
+    """Runs a graph on a cluster, which may be named by its address; None: in this process."""
     where = Execution(
         runner=IN_PROCESS if cluster is None else DASK, num_workers=1, num_threads=1,
         resource_hints={}, isolate_decoder=False,
         progress="none", log_level="warning",
-        cluster=None if cluster is None else cluster.address,
+        cluster=cluster.address if isinstance(cluster, DaskCluster) else cluster,
     )  # fmt: skip
     return engine_graphs.run(graph, where, PipelineOptions([]))
 
@@ -64,6 +58,23 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Expected:
     folder = tmp_path_factory.mktemp("alone")
     measured = measurements_of(_run(engine_features.every_feature(folder), None))
     return Expected(engine_graphs.kept(folder), measured)
+
+
+def test_no_scheduler_and_no_workers_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "CONNECT_WAIT_S", 1.0)
+    nowhere = "tcp://127.0.0.1:9"
+    with (
+        pytest.raises(ClusterError, match=re.escape(f"no Dask scheduler at {nowhere}")),
+        cluster_module.connected(nowhere),
+    ):
+        pass
+    with (
+        distributed.LocalCluster(
+            n_workers=0, processes=False, protocol="tcp://", dashboard_address=None
+        ) as empty,
+        pytest.raises(ClusterError, match="no workers; start some with: dask worker tcp://"),
+    ):
+        _run(engine_graphs.failing(), empty.scheduler_address)
 
 
 def test_every_feature_gives_what_beams_own_runner_gives(
@@ -163,23 +174,6 @@ def test_a_step_that_fails_ends_the_run_with_its_reason(cluster: DaskCluster) ->
     with pytest.raises(ArithmeticError, match="element 7 cannot be done") as caught:
         _run(engine_graphs.failing(), cluster)
     assert "element 7 cannot be done" in launch.first_cause(caught.value)
-
-
-def test_no_scheduler_and_no_workers_are_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cluster_module, "CONNECT_WAIT_S", 1.0)
-    nowhere = "tcp://127.0.0.1:9"
-    with (
-        pytest.raises(ClusterError, match=re.escape(f"no Dask scheduler at {nowhere}")),
-        cluster_module.connected(nowhere),
-    ):
-        pass
-    with (
-        dask_cluster(tmp_path / "empty", []) as empty,
-        pytest.raises(ClusterError, match="no workers; start some with: dask worker tcp://"),
-    ):
-        _run(engine_graphs.failing(), empty)
 
 
 @pytest.mark.slow

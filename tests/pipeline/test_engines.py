@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,6 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
-    with dask_cluster(tmp_path_factory.mktemp("cluster"), [(), ()]) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def alone(manifest: Path, model: str) -> Path:
     output = manifest.parent / "alone"
     assert separate.run([*_arguments(manifest, output, model), "--num_threads", "2"]) == 0
@@ -73,9 +67,14 @@ def _assert_same(alone: Path, output: Path) -> None:
 
 def test_a_dask_cluster(manifest: Path, model: str, alone: Path, cluster: DaskCluster) -> None:
     output = manifest.parent / "dask"
-    where = ["--runner=dask", "--dask_client_address", cluster.address]
+    where = ["--runner=dask", "--dask_client_address", cluster.address, "--batch_size", "1"]
     assert separate.run([*_arguments(manifest, output, model), *where]) == 0
     _assert_same(alone, output)
+    expected, found = (
+        {path.relative_to(each): path.read_bytes() for path in (each / "stems").rglob("*.flac")}
+        for each in (alone, output)
+    )
+    assert found == expected
 
 
 @pytest.mark.parametrize("name", ["score", "synthesize"])
@@ -109,23 +108,6 @@ def test_a_dask_cluster_runs_the_smaller_jobs_and_says_how_far_they_are(
     jobs.assert_same(job, tmp_path / "alone", tmp_path / "dask")
     one, other = (tone_runs.record(tmp_path / each) for each in ("alone", "dask"))
     assert (one["counters"], one["audio_s"]) == (other["counters"], other["audio_s"])
-
-
-def test_a_dask_worker_with_several_threads(
-    manifest: Path, model: str, alone: Path, tmp_path: Path
-) -> None:
-    """Bundles of a stage beside each other in one process, with one model for all of them."""
-    with dask_cluster(tmp_path / "cluster", [("--nthreads", "4")]) as cluster:
-        where = ["--runner=dask", "--dask_client_address", cluster.address, "--batch_size", "1"]
-        output = tmp_path / "out"
-        assert separate.run([*_arguments(manifest, output, model), *where]) == 0
-    tone_runs.assert_same_results(alone, output)
-    assert tone_runs.record(output)["row_counts"] == tone_runs.record(alone)["row_counts"]
-    expected, found = (
-        {path.relative_to(each): path.read_bytes() for path in (each / "stems").rglob("*.flac")}
-        for each in (alone, output)
-    )
-    assert found == expected
 
 
 SPLIT_AT = "SeparateManifest/Separate/SeparateMixtures/ReadAudio/Read/ParDo(_ReadAudioFn)"
@@ -174,7 +156,6 @@ def test_a_bundle_that_is_split_while_it_runs_does_every_row_once(
 def test_a_dask_worker_that_is_killed_costs_nothing_but_time(
     manifest: Path, model: str, alone: Path, cluster: DaskCluster
 ) -> None:
-    """The last one on this cluster."""
     output = manifest.parent / "mortal"
     codes: list[int] = []
     where = ["--runner=dask", "--dask_client_address", cluster.address, "--batch_size", "1"]
@@ -191,6 +172,7 @@ def test_a_dask_worker_that_is_killed_costs_nothing_but_time(
     assert tone_runs.record(output)["row_counts"] == tone_runs.record(alone)["row_counts"]
 
 
+@pytest.mark.slow
 def test_a_dask_worker_whose_machine_breaks_ends_and_the_others_complete_the_run(
     manifest: Path, model: str, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,41 +225,44 @@ def test_a_dask_worker_that_dies_in_any_stage_costs_no_row(
 
 
 @contextmanager
-def _portable_engine(folder: Path) -> Iterator[tuple[str, str]]:
-    """Beam's local job service and a pool of SDK workers, each a process; gives their addresses."""
+def _serving(folder: Path, module: str, *arguments: str) -> Iterator[str]:
+    """A server of Beam's in a process of its own; gives its address."""
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    # The pool starts its workers as ``python``, which need not be this one, or there at all.
+    # A pool starts its workers as ``python``, which need not be this one, or there at all.
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(module: str, *arguments: str) -> None:
-        with (folder / f"{module}.log").open("ab") as log:
-            command = [sys.executable, "-m", f"apache_beam.runners.{module}", *arguments]
-            environment = {**os.environ, "PYTHONPATH": path, "PATH": programs}
-            started.append(
-                subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
-            )
-
-    service, pool = free_port(), free_port()
+    environment = {**os.environ, "PYTHONPATH": path, "PATH": programs}
+    port = free_port()
+    words = (each.format(port=port) for each in arguments)
+    command = [sys.executable, "-m", f"apache_beam.runners.{module}", *words]
+    with (folder / f"{module}.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
     try:
-        start(
-            "portability.local_job_service_main", "--port", str(service),
-            "--staging_dir", str(folder / "staging"),
-        )  # fmt: skip
-        start("worker.worker_pool_main", "--service_port", str(pool))
-        for port in (service, pool):
-            wait_for_port(port, START_WAIT_S)
-        yield f"localhost:{service}", f"localhost:{pool}"
+        wait_for_port(port, START_WAIT_S)
+        yield f"localhost:{port}"
     finally:
-        for process in started:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
-def portable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    with _portable_engine(tmp_path_factory.mktemp("portable")) as found:
-        yield found
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Beam's local job service."""
+    folder = tmp_path_factory.mktemp("service")
+    name = "portability.local_job_service_main"
+    given = ("--port", "{port}", "--staging_dir", str(folder / "staging"))
+    with _serving(folder, name, *given) as address:
+        yield address
+
+
+def _pool(folder: Path) -> AbstractContextManager[str]:
+    """A pool of SDK workers, with the variables that are there now."""
+    return _serving(folder, "worker.worker_pool_main", "--service_port", "{port}")
+
+
+@pytest.fixture(scope="module")
+def portable(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    with _pool(tmp_path_factory.mktemp("pool")) as pool:
+        yield service, pool
 
 
 def test_a_job_service_with_a_separate_worker(
@@ -301,11 +286,10 @@ def test_a_job_service_that_works_in_the_launcher(
     _assert_same(alone, output)
 
 
-@pytest.mark.parametrize(
-    "environment", ["EXTERNAL", pytest.param("LOOPBACK", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", ["EXTERNAL", "LOOPBACK"])
 def test_a_machine_that_breaks_behind_a_job_service_ends_the_run_and_resuming_completes_it(
-    environment: str, manifest: Path, model: str, alone: Path, tmp_path: Path
+    environment: str, manifest: Path, model: str, alone: Path, service: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:
@@ -313,7 +297,7 @@ def test_a_machine_that_breaks_behind_a_job_service_ends_the_run_and_resuming_co
         if environment == "LOOPBACK":
             patch.setattr(network.ClapSep, "encode", network.ClapSep.encode)
             broken_machine.break_later(network, tmp_path)
-        with _portable_engine(tmp_path) as (service, pool):
+        with _pool(tmp_path) as pool:
             where = ["--runner=PortableRunner", "--job_endpoint", service,
                      f"--environment_type={environment}", "--batch_size", "1"]  # fmt: skip
             where += ["--environment_config", pool] if environment == "EXTERNAL" else []

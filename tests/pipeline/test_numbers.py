@@ -134,6 +134,7 @@ def test_another_order_other_batches_and_processes_give_the_same_bytes(
     there, here = tone_runs.record(other), tone_runs.record(output)
     assert there["row_counts"] == here["row_counts"]
     assert there["counters"] == here["counters"]
+    assert there["audio_s"] == here["audio_s"]
 
 
 def test_a_run_that_was_resumed_and_other_threads_give_the_same_bytes(

@@ -19,7 +19,8 @@ NUM_ROWS = 3
 STORAGE = Storage()
 
 
-SLOW = ("local", "gs")
+SLOW = ("local", "gs", "s3")
+"""Each call alone is tried with every store in tests/unit/transforms/test_storage_names.py."""
 
 
 @pytest.fixture(

@@ -215,7 +215,7 @@ def _started(tmp_path: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_was_stopped_leaves_whole_files_and_is_completed(
-    tmp_path: Path, rows: list[dict[str, object]], undisturbed: Path, with_signal: signal.Signals
+    tmp_path: Path, undisturbed: Path, with_signal: signal.Signals, capsys
 ) -> None:
     output, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
     arguments = ["--manifest", str(manifest), "--output", str(output)]
@@ -233,11 +233,14 @@ def test_a_run_that_was_stopped_leaves_whole_files_and_is_completed(
     json.loads((output / "run.json").read_text(encoding="utf-8"))
 
     assert tone_runs.run(*arguments, "--resume") == 0
+    taken_over = f"taking over {output} from a run that has ended" in capsys.readouterr().err
+    assert taken_over == (with_signal == signal.SIGKILL)
     tone_runs.assert_same_results(undisturbed, output)
     row_counts = tone_runs.record(output)["row_counts"]
     assert 0 < row_counts["finished_before"] <= len(left)
     assert row_counts["finished_before"] + row_counts["stems"] == 12
     assert list(output.rglob("*.tmp")) == []
+    assert not (output / "_work").exists()
 
 
 def test_tables_of_an_older_schema_are_not_gone_on_with(
@@ -266,37 +269,22 @@ def test_the_record_holds_the_command_line_without_credentials(
     assert "hush-hush" not in (tmp_path / "out" / "run.json").read_text()
 
 
-@pytest.mark.parametrize("flag", ["--resume", "--overwrite", None])
 def test_a_second_run_is_refused_while_one_runs_and_changes_nothing(
-    tmp_path: Path, undisturbed: Path, flag: str | None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
-    arguments = ["--manifest", str(manifest), "--output", str(output)]
-    process = _started(tmp_path, arguments)
-    second = [*arguments, *([flag] if flag else [])]
-    assert tone_runs.run(*second) == 2
-    said = capsys.readouterr().err
-    assert f"in use by a run that {getpass.getuser()}@" in said
-    assert f"(process {process.pid}) started at 2" in said
-    assert "--force_unlock" in said
-    assert process.wait(timeout=120) == 0
-    process.communicate()
-    tone_runs.assert_same_results(undisturbed, output)
-    assert tone_runs.record(output)["attempt"] == 0
-    assert not (output / "_work").exists()
-
-
-def test_the_lock_of_a_killed_run_is_taken_over_and_said(
     tmp_path: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
     arguments = ["--manifest", str(manifest), "--output", str(output)]
     process = _started(tmp_path, arguments)
-    process.kill()
-    process.communicate(timeout=60)
-    assert tone_runs.run(*arguments, "--resume") == 0
-    assert f"taking over {output} from a run that has ended" in capsys.readouterr().err
+    for more in (["--resume"], ["--overwrite"], []):
+        assert tone_runs.run(*arguments, *more) == 2
+        said = capsys.readouterr().err
+        assert f"in use by a run that {getpass.getuser()}@" in said
+        assert f"(process {process.pid}) started at 2" in said
+        assert "--force_unlock" in said
+    assert process.wait(timeout=120) == 0
+    process.communicate()
     tone_runs.assert_same_results(undisturbed, output)
+    assert tone_runs.record(output)["attempt"] == 0
     assert not (output / "_work").exists()
 
 

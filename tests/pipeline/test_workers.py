@@ -70,9 +70,9 @@ def test_a_real_network_gives_the_same_alone_and_in_batches(
     tone_runs.assert_same_results(alone, output)
 
 
-@pytest.mark.parametrize("name", ["separate", "score"])  # test_synthesize.py has the third
-def test_two_worker_processes_give_the_tables_of_one(name: str, model: str, tmp_path: Path) -> None:
-    job, inputs = jobs.JOBS[name], jobs.write_inputs(tmp_path / "inputs")
+def test_two_worker_processes_give_the_tables_of_one(model: str, tmp_path: Path) -> None:
+    """Of score; test_numbers.py has the main job, and test_synthesize.py the third."""
+    job, inputs = jobs.JOBS["score"], jobs.write_inputs(tmp_path / "inputs")
     for workers in ("1", "2"):
         words = job.words(inputs, tmp_path / workers, "--num_workers", workers, model=model)
         assert job.run([*words, *tone_runs.QUIET]) == 0
@@ -161,6 +161,7 @@ def test_a_worker_that_hangs_ends_the_run(
     assert alive == []
 
 
+@pytest.mark.slow
 def test_a_run_whose_worker_is_stopped_ends_and_is_completed(
     manifest: Path, model: str, alone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -364,6 +365,7 @@ def test_a_worker_sees_its_gpu_before_torch_is_imported(
     assert len({pid for pid, _, _ in seen}) == 2
 
 
+@pytest.mark.slow
 def test_each_worker_of_a_job_has_a_gpu(
     manifest: Path, model: str, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
