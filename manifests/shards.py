@@ -323,6 +323,12 @@ def audio_column_of(schema: pa.Schema, wanted: str | None) -> AudioColumn | None
     """
     if wanted is not None:
         found = _as_audio(schema.field(wanted)) if wanted in schema.names else None
+        if found is None and wanted in schema.names:
+            kind = str(schema.field(wanted).type)
+            raise ManifestError(
+                f"column {wanted} has the type {kind}; expected bytes of audio files, their paths, "
+                "or a struct of bytes and path as Hugging Face's Audio is"
+            )
         if found is None:
             has = ", ".join(schema.names)
             raise ManifestError(f"no column {wanted} of audio; the columns are {has}")
@@ -368,11 +374,17 @@ def _as_audio(field: pa.Field) -> AudioColumn | None:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    types = pa.types
+    tests = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    return any(test(kind) for test in (*tests, types.is_fixed_size_binary))
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    types = pa.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(test(kind) for test in tests)
 
 
 def _parquet(stream: BinaryIO, listed: Listed, wanted: str | None) -> Iterator[Found]:

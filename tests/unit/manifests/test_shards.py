@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 
@@ -214,9 +215,10 @@ def test_the_column_of_audio(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="noisy, clean; name one with --audio_column"):
         column(two)
     assert column(two, "clean").data == "clean.bytes"
-    for wanted in ("nothing", "id"):
-        with pytest.raises(ManifestError, match=f"no column {wanted} of audio"):
-            column(plain, wanted)
+    with pytest.raises(ManifestError, match="no column nothing of audio; the columns are id, wav"):
+        column(plain, "nothing")
+    with pytest.raises(ManifestError, match="column id has the type int64; expected bytes"):
+        column(plain, "id")
     path = archives.write_parquet(
         tmp_path / "d" / "t.parquet", [{"id": 1}], pa.schema([("id", "i8")])
     )
@@ -228,6 +230,34 @@ def test_the_column_of_audio(tmp_path: Path) -> None:
     )
     ((recording,), _) = found(named, "a&b")
     assert split_fragment(recording.uri)[1].column == "a&b"
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (pa.binary(), pa.dictionary(pa.int32(), pa.string())),
+        (pa.large_binary(), pa.large_string()),
+        (pa.binary_view(), pa.string_view()),
+        (pa.binary(1), pa.string()),
+    ],
+)
+def test_types_in_which_writers_keep_bytes_and_paths(
+    tmp_path: Path, data: pa.DataType, text: pa.DataType
+) -> None:
+    values, paths = pa.array([b"1", b"2"], data), pa.array(["a.wav", "b.wav"])
+    paths = paths.dictionary_encode() if pa.types.is_dictionary(text) else paths.cast(text)
+    audio = pa.StructArray.from_arrays([values, paths], ["bytes", "path"])
+    shard = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"audio": audio, "path": paths, "data": values}), shard)
+    for column in (None, "audio", "data"):
+        assert names(found(shard, column)[0]) == ["t/0", "t/1"]
+        with open(shard, "rb") as stream, open(tmp_path / "copy", "w+b") as copy:
+            write_recordings(stream, 0, parquet_rows(stream, column).leaf, copy)
+            start, stop = place_in_copy(copy, 1)
+            copy.seek(start)
+            assert copy.read(stop - start) == b"2"
+    named = [each.uri for each in found(shard, "path")[0]]
+    assert named == [str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]
 
 
 def test_lists_of_nemo(tmp_path: Path) -> None:
