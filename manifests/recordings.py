@@ -39,6 +39,7 @@ from manifests.files import (
     links_of,
     reading,
     reason_of,
+    split_fragment,
 )
 from manifests.files.readers import tabular
 from manifests.files.writing import cell_of, csv_cell
@@ -198,12 +199,26 @@ def queries_of(
     if not texts and (examples or (uri is None and shared["negative_text"] is not None)):
         name = _name_without_text(positive_audio_uris, negative, negative_audio_uris)
         given = [NamedQuery(name=name, fields=_present(shared))]
+    if text_weight is not None and not given:
+        raise ValueError("--text_weight goes with --positive_audio; a table of queries has its own")
+    for query in given:
+        _require_query(query)
     queries = [*given, *found]
     if repeated := [name for name, count in Counter(q.name for q in queries).items() if count > 1]:
         raise ValueError(f"{uri}: the name {repeated[0]!r} is another query's; give each its own")
     if len(queries) > MAX_QUERIES:
         raise ValueError(f"{len(queries)} queries; expected at most {MAX_QUERIES}")
     return tuple(_against_others(queries, negative or "") if others else queries)
+
+
+def _require_query(query: NamedQuery) -> None:
+    """Raises ValueError, naming the flag, where no recording could be asked this."""
+    record = {**query.fields, "id": query.name, "mixture_uri": "/any.wav"}
+    row = parse_record(record, uri="command line", row=1, folder="/")
+    if isinstance(row, RowError):
+        flag = "--" + re.sub("_(text|uris)$", "", row.field or "positive")
+        flag = "--text_weight" if row.field == "text_weight" else flag
+        raise ValueError(f"{flag}: found {row.value}; expected {row.expected}")
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -374,6 +389,16 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     )
 
 
+def _require_no_part(uri: str, files: Any) -> None:
+    """Raises ManifestError where a part of a file that is there is named."""
+    address, _ = split_fragment(uri)
+    if address != uri and files.exists(filesystem(address)[1]):
+        raise ManifestError(
+            f"{uri}: --recordings takes files, folders and shards; a part of one goes with "
+            "--mixture, or into a manifest"
+        )
+
+
 def _look(uri: str, storage_options: StorageOptions) -> _Root:
     """Finds out what a root is; what is there under the very name is meant, not a pattern."""
     if len(links_of(uri)) > 1:
@@ -390,6 +415,7 @@ def _look(uri: str, storage_options: StorageOptions) -> _Root:
         parts = path.split("/")
         first = next((at for at, part in enumerate(parts) if _PATTERN.search(part)), None)
         if first is None:
+            _require_no_part(uri, files)
             files.info(path)  # says what is the matter
             raise ManifestError(f"{uri}: no such file or folder")
         if any("**" in part and part != "**" for part in parts):

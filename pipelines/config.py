@@ -621,8 +621,6 @@ def _queries(
             f"--{source} needs a query: --positive TEXT, --negative TEXT, --queries TABLE, or "
             "example clips with --positive_audio or --negative_audio"
         )
-    for query in queries:
-        _row({**query.fields, "id": query.name, "mixture_uri": "/any.wav"})
     return queries
 
 

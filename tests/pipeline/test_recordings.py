@@ -204,7 +204,10 @@ def test_nothing_to_do_is_said(tmp_path: Path, capsys) -> None:
         (("--manifest", "b.csv", "--queries", "q.csv"), "--queries goes with --mixture"),
         (("--mixture", "a", "--positive", "x", "--audio_column", "c"), "goes with --recordings"),
         (("--recordings", "a", "--queries", "nowhere.csv"), "nowhere.csv: no such file"),
-        (("--recordings", "a", "--positive", "x" * 40_000), "positive_text"),
+        (("--recordings", "a", "--positive", "x" * 40_000), "--positive: found"),
+        (("--recordings", "a", "--positive", "x", "--text_weight", "3"), "--text_weight: found 3"),
+        (("--recordings", "a", "--positive_audio", "a#t=2,1"), "--positive_audio: found"),
+        (("--recordings", __file__ + "#t=0,1", "--positive", "x"), "a part of one goes with"),
         (("--recordings", "zip://*.wav::a.zip", "--positive", "x"), "chains of file systems"),
     ],
 )

@@ -266,6 +266,13 @@ def test_a_table_that_is_none_of_queries_is_refused_with_the_place(
     assert message in str(refused.value)
 
 
+def test_a_weight_that_no_query_would_take_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "queries.csv"
+    table.write_text("name,positive_text\na,dog\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="--text_weight goes with --positive_audio"):
+        queries_of(uri=str(table), text_weight=0.5)
+
+
 def test_names_of_queries_are_unique(tmp_path: Path) -> None:
     table = tmp_path / "q.jsonl"
     table.write_text('{"name": "a_dog", "positive_text": "x"}\n', encoding="utf-8")
