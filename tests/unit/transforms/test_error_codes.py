@@ -14,6 +14,7 @@ PATTERNS = (
     r'code, message = "(\w+)"',
     r'UNSUPPORTED = "(\w+)"',
     r'NOT_ALLOWED = "(\w+)"',
+    r'OWN_OUTPUT = "(\w+)"',
     r'BROKEN: Final = "(\w+)"',
     r'f"(stem_)\{error_code\(',
 )
@@ -22,7 +23,7 @@ LITERAL = re.compile(
     r'(?P<code>f?"[^"]*"|[\w.]+(?:\([^()]*\))?)'
 )
 PASSED_ON = re.compile(
-    r"NOT_ALLOWED|UNSUPPORTED|BROKEN|code|error_type|error_code\(err(or)?\)|(err(or)?|found)\.code"
+    r"NOT_ALLOWED|OWN_OUTPUT|UNSUPPORTED|BROKEN|code|error_type|error_code\(err(or)?\)|(err(or)?|found)\.code"
     r"|(result|failure)\.error_type"
 )
 
