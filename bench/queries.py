@@ -4,14 +4,16 @@
     python -m bench.queries --model clapsep-mini --clips 16
 
 The published size has made-up weights, which cost the same. Runs are of this process, one after the
-other, without scores. Each is done over all clips and over one, and the difference is compared:
-what starting a run takes is left out. To be run on a machine that does nothing else.
+other, without scores: all queries together, then each alone, then all together again. Each is done
+over all clips and over half of them, and the difference is compared: what starting a run takes is
+left out. To be run on a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -31,11 +33,12 @@ SOUNDS = (
 
 
 def write_clips(folder: Path, clips: int, seconds: float) -> None:
-    """Noise, a file each."""
+    """Noise, a file each, in two halves."""
     rng = np.random.default_rng(0)
     for number in range(clips):
         samples = 0.1 * rng.standard_normal(round(seconds * RATE_HZ))
-        soundfile.write(folder / f"{number}.flac", samples, RATE_HZ, "PCM_16")
+        half = "first" if 2 * number < clips else "second"
+        soundfile.write(folder / f"{half}{number}.flac", samples, RATE_HZ, "PCM_16")
 
 
 def measured(arguments: Sequence[str], output: Path) -> tuple[float, float]:
@@ -55,16 +58,16 @@ def measured(arguments: Sequence[str], output: Path) -> tuple[float, float]:
 def steady(
     folder: Path, model: str, texts: Sequence[str], clips: int, name: str
 ) -> tuple[float, float]:
-    """Wall and processor seconds a clip, of all but the first: what starting takes is left out."""
+    """Wall and processor seconds a clip of the second half: what starting takes is left out."""
     words = [word for text in texts for word in ("--positive", text)]
-    many, one = (
+    every, half = (
         measured(
             ["--recordings", str(folder / pattern), "--model", model, *words],
             folder / "out" / f"{name}-{number}",
         )
-        for number, pattern in enumerate(("*.flac", "0.flac"))
+        for number, pattern in enumerate(("*.flac", "first*.flac"))
     )
-    return (many[0] - one[0]) / (clips - 1), (many[1] - one[1]) / (clips - 1)
+    return (every[0] - half[0]) / (clips // 2), (every[1] - half[1]) / (clips // 2)
 
 
 def run(argv: Sequence[str] | None = None) -> None:
@@ -75,6 +78,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=10.0)
     given = parser.parse_args(argv)
+    if given.clips % 2 or given.clips < 2:
+        parser.error(f"--clips {given.clips}: an even number is expected")
     sounds = SOUNDS[: given.queries]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -84,19 +89,22 @@ def run(argv: Sequence[str] | None = None) -> None:
             from bench.pipeline import write_model
 
             model = write_model(folder)
-        steady(folder, model, ["warm up"], 2, "warm")
-        together = steady(folder, model, sounds, given.clips, "together")
+        steady(folder, model, ["warm up"], given.clips, "warm")
+        together = [steady(folder, model, sounds, given.clips, "before")]
         single = [
             steady(folder, model, [text], given.clips, f"single{number}")
             for number, text in enumerate(sounds)
         ]
+        together.append(steady(folder, model, sounds, given.clips, "after"))
         wall, used = (sum(each[at] for each in single) for at in (0, 1))
-        print(
-            f"{given.clips} clips of {given.seconds:g} s, {len(sounds)} queries, {model}\n"
-            f"one run: {together[0]:.2f} s a clip, {together[1]:.2f} s of processor\n"
-            f"{len(sounds)} runs: {wall:.2f} s a clip, {used:.2f} s of processor\n"
-            f"ratio: {together[0] / wall:.2f} of the time, {together[1] / used:.2f} of processor"
-        )
+        name = given.model or "the published size, made-up weights"
+        print(f"{given.clips} clips of {given.seconds:g} s, {len(sounds)} queries, {name}")
+        for each in together:
+            print(f"one run: {each[0]:.2f} s a clip, {each[1]:.2f} s of processor")
+        print(f"{len(sounds)} runs: {wall:.2f} s a clip, {used:.2f} s of processor")
+        for at, unit in ((0, "the time"), (1, "processor")):
+            mean = statistics.mean(each[at] for each in together)
+            print(f"ratio: {mean / (wall, used)[at]:.2f} of {unit}")
 
 
 if __name__ == "__main__":

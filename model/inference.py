@@ -46,6 +46,7 @@ EAGER_CALLS = 2
 MOST_GRAPHS = 16
 """Of a network. Each keeps its results, and its list of operations, in the device's memory."""
 _SHAPES_COUNTED = 1_024
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
@@ -533,6 +534,10 @@ class Network:
                 require_working(self._probe, err)
                 raise
         return self.separate(windows)
+
+    def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+        """Applies a function to items on the threads of the network; for what follows a pass."""
+        return list(map(function, items) if self._pool is None else self._pool.map(function, items))
 
     def _probe(self) -> None:
         """Separates a window of silence."""

@@ -178,8 +178,11 @@ class Separation:
         starts = self.plan.starts(clip.model_audio.shape[1])
         stems: list[Stem] = []
         failed_rows: list[Failure] = []
-        for index, query in enumerate(clip.queries):
-            audio = self._overlap_add(clip, starts, [a.samples[index] for a in estimates])
+        whole = self.network.map(
+            lambda index: self._overlap_add(clip, starts, [a.samples[index] for a in estimates]),
+            range(len(clip.queries)),
+        )
+        for index, (query, audio) in enumerate(zip(clip.queries, whole, strict=True)):
             if not np.isfinite(audio).all():
                 error = SeparationError("not_finite", "the network's output is not finite")
                 failed_rows.append(_failed(query, error))
