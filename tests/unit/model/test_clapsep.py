@@ -13,6 +13,7 @@ from torch import Tensor
 from golden import pairs
 from model.clap.audio import StageFeatures
 from model.config import TINY, ClapSepConfig
+from model.inference import Network, NetworkSettings, WindowQueries
 from model.signal.stft import sinc_resample
 from model.systems import Condition
 from model.systems.clapsep.network import ClapSep
@@ -91,6 +92,32 @@ def test_encoding_once_answers_many_queries(network: ClapSep) -> None:
     with torch.inference_mode():
         shared = network.decode(network.encode(mixture).index(rows), condition)
     assert_same(shared, separate(network, mixture[rows], condition))
+
+
+@pytest.mark.parametrize(("num_threads", "batch_size"), [(1, 8), (2, 8), (2, 1), (3, 64)])
+def test_queries_are_answered_alike_however_threads_share_them(
+    network: ClapSep, num_threads: int, batch_size: int
+) -> None:
+    asked, sound = conditions(9), mixtures(4)
+    windows = [
+        WindowQueries(
+            samples=sound[channels].numpy(),
+            positive=asked.positive[queries].numpy(),
+            negative=asked.negative[queries].numpy(),
+        )
+        for channels, queries in ((slice(0, 1), slice(0, 9)), (slice(1, 3), slice(2, 5)))
+    ]
+    settings = NetworkSettings(num_threads=num_threads, batch_size=batch_size)
+    found = Network(network, "cpu", settings).separate(windows)
+    for window, estimates in zip(windows, found, strict=True):
+        for query in range(len(window.positive)):
+            positive, negative = (
+                torch.from_numpy(part[query]).expand(len(window.samples), -1)
+                for part in (window.positive, window.negative)
+            )
+            condition = Condition(positive=positive, negative=negative)
+            alone = separate(network, torch.from_numpy(window.samples), condition)
+            assert_same(torch.from_numpy(estimates.samples[query]), alone)
 
 
 def test_what_serves_all_queries_is_computed_with_the_mixture(
