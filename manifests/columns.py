@@ -298,6 +298,51 @@ SEGMENTS_TABLE: Final = (
 )
 """One row a stretch in which a stem is active."""
 
+_VECTOR = pa.list_(pa.float32())
+"""Not of a fixed size: pyarrow to 25 writes null in a column of those and cannot read it again."""
+
+EMBEDDINGS_TABLE: Final = (
+    Column(name="id", type=_TEXT, required=True, meaning="The clip, as in the metrics."),
+    *(_of_row(name) for name in ("dataset", "split", "mixture_uri", "label", "positive_text")),
+    _text("signal", "What is embedded: `stem`."),
+    Column(
+        name="embedding",
+        type=_VECTOR,
+        meaning="The scorer's, of unit norm and of one length in all rows; of a stem longer than "
+        "the scorer's window, the mean over at most 12, as for `clap_score`.",
+    ),
+    _text(
+        "undefined_reason", "Why the embedding is null: `silent_stem`, `scorer_failed` or the like."
+    ),
+    _text("scorer_sha256", "Digest of the weights that embedded it."),
+    _count("schema_version", "Version of this table."),
+)
+"""One row a stem that was separated."""
+
+WINDOWS_TABLE: Final = (
+    _of_row("mixture_uri"),
+    Column(name="target_uris", type=_TEXTS, meaning="The targets of a mixture made on the fly."),
+    *(_of_row(name) for name in ("interferer_uris", "offset_s")),
+    _real("start_s", "Where the window begins in the clip, which begins at `offset_s`."),
+    _real("end_s", "Where it ends there; the last window ends with the clip."),
+    Column(
+        name="embedding",
+        type=_VECTOR,
+        meaning="Embedding by the model's own CLAP, of unit norm and of one length in all rows, of "
+        "the mean of the channels, brought to the level at which that CLAP hears.",
+    ),
+    _text("undefined_reason", "Why it is null: `silent_mixture` or `scorer_failed`."),
+    Column(
+        name="heard",
+        type=pa.binary(),
+        meaning="What the model's presence output hears in it, for `--screen` of later runs; null "
+        "for models without.",
+    ),
+    _text("scorer_sha256", "Digest of the weights that embedded it."),
+    _count("schema_version", "Version of this table."),
+)
+"""One row a window of 10 s of a recording."""
+
 _FAILURE: Final = (
     _text("stage", "Where in the job the row failed."),
     _text("error_type", "What went wrong, as one of the codes in [Dead letters](errors.md)."),
@@ -371,6 +416,8 @@ MANIFEST_SCHEMA = pa.schema(
 METRICS_SCHEMA = _schema(METRICS_TABLE)
 SUMMARY_SCHEMA = _schema(SUMMARY_TABLE)
 SEGMENTS_SCHEMA = _schema(SEGMENTS_TABLE)
+EMBEDDINGS_SCHEMA = _schema(EMBEDDINGS_TABLE)
+WINDOWS_SCHEMA = _schema(WINDOWS_TABLE)
 EXPORTED_SCHEMA = _schema(EXPORTED_TABLE)
 DEAD_LETTER_SCHEMA = pa.schema(
     [
@@ -405,6 +452,17 @@ _PAGE: Final = (
         SUMMARY_TABLE,
     ),
     ("Segments", "`segments/`: one row a stretch in which a stem is active.", SEGMENTS_TABLE),
+    (
+        "Embeddings",
+        "`embeddings/`, with `--embeddings`: one row a stem that was separated.",
+        EMBEDDINGS_TABLE,
+    ),
+    (
+        "Windows",
+        "`windows/`, with `--windows` or `--screen`: one row every 10 s of a recording, in a file "
+        "for each recording.",
+        WINDOWS_TABLE,
+    ),
     (
         "Dead letters",
         "`dead_letters/`: one row a failure, and the manifest's own columns as `extra_…`.",

@@ -182,6 +182,7 @@ class SeparateConfig(CommonConfig):
         on_unsupported_query: ``dead_letter`` or ``nearest``.
         activity: when a stem counts as active.
         segment_scores: whether each segment has a CLAPScore of its own.
+        embeddings: whether the scorer's embeddings of stems are kept.
         stem_format: a name of ``STEM_FORMATS``.
         stem_quality: of a lossy one, in [0, 1]; None: as libsndfile likes.
         residual: whether residuals are written.
@@ -205,6 +206,7 @@ class SeparateConfig(CommonConfig):
     on_unsupported_query: str
     activity: ActivityOptions
     segment_scores: bool
+    embeddings: bool
     stem_format: str
     stem_quality: float | None
     residual: bool
@@ -223,7 +225,7 @@ class SeparateConfig(CommonConfig):
         names = (
             "model", "scorer", "clap_scores", "precision", "overlap", "channels",
             "condition_norm", "on_unsupported_query", "stem_format", "residual", "segment_scores",
-            "keep_stems", "min_presence", "stem_quality",
+            "keep_stems", "min_presence", "stem_quality", "embeddings",
         )  # fmt: skip
         named = {name: getattr(self, name) for name in names}
         return {**named, "activity": dataclasses.asdict(self.activity)}
@@ -387,6 +389,8 @@ def separate_config(arguments: Arguments, execution: Execution) -> SeparateConfi
     if given.min_presence is not None and given.keep_stems != "present":
         raise UsageError("--min_presence goes with --keep_stems present")
     _check_range("--min_presence", given.min_presence or 0.0, 0.0, 1.0)
+    if given.embeddings and given.scorer == "none":
+        raise UsageError("--embeddings needs a scorer; leave out --scorer none")
     if given.verify and not given.resume:
         raise UsageError("--verify goes with --resume: it looks at stems of an earlier run")
     if given.device == "cpu" and "accelerator" in execution.resource_hints:
@@ -411,6 +415,7 @@ def separate_config(arguments: Arguments, execution: Execution) -> SeparateConfi
         condition_norm=given.condition_norm,
         on_unsupported_query=given.on_unsupported_query,
         **_segments(given),
+        embeddings=given.embeddings,
         stem_format=given.stem_format,
         stem_quality=_quality("stem", given),
         residual=given.residual,

@@ -279,6 +279,12 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         help="With --keep_stems present. Default 0.5.",
     )
     group.add_argument(
+        "--embeddings",
+        action="store_true",
+        help="Keep the scorer's embedding of each stem, which it computes for the CLAPScores, in "
+        "embeddings/. 2 kB a stem.",
+    )
+    group.add_argument(
         "--resume",
         action="store_true",
         help="Go on with what an earlier run left in --output: finished rows are skipped where "

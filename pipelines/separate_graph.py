@@ -21,6 +21,7 @@ from pipelines.config import SeparateConfig
 from pipelines.output_folder import OutputFolder
 from pipelines.output_folder.names import (
     DEAD_LETTERS,
+    EMBEDDINGS,
     JOURNAL,
     LISTING,
     METRICS,
@@ -34,7 +35,7 @@ from transforms import model_cache
 from transforms.audio.files import StemFormat
 from transforms.audio.mixtures import ReadSettings
 from transforms.elements import MetricsRow, MixtureRows
-from transforms.kept import GoOn
+from transforms.kept import METRICS_KEPT, GoOn
 from transforms.long_recordings import SeparateLongRecordings
 from transforms.manifest_io import (
     AdmitRows,
@@ -223,6 +224,7 @@ class SeparateManifest(beam.PTransform[Any, Any]):
                 storage=folder.storage,
                 rules=folder.earlier.rules,
                 verify=looking if config.verify else None,
+                table=dataclasses.replace(METRICS_KEPT, embeddings=config.embeddings),
             )
             admitted, duplicates, names = left["rows"], left["failed"], left["names"]
         else:
@@ -246,6 +248,7 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             storage=folder.storage,
             prefix=folder.prefix,
             shards=config.shards,
+            embeddings_uri=folder.place(EMBEDDINGS) if config.embeddings else None,
         )
         return write_and_count(
             {**metrics, **left.get("counted", {}), **skipped},
@@ -396,6 +399,7 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
             activity=config.activity,
             score_segments=config.segment_scores,
             clap_scores=cast(ClapScores, config.clap_scores),
+            keep_embeddings=config.embeddings,
         )
         writing = WriteSettings(
             uri=config.output,

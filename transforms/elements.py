@@ -163,11 +163,19 @@ class Segment:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StemEmbedding:
+    """The scorer's embedding of a stem, little-endian float32[D], or why it has none."""
+
+    vector: bytes = b""
+    undefined_reason: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsRow:
     """What a job writes for a row that is done: a row of the metrics, or of a rendered manifest.
 
-    ``values`` are by column, ``extra`` columns without their prefix. ``segments``, which have a
-    table of their own, stay with their row until both are written.
+    ``values`` are by column, ``extra`` columns without their prefix. ``segments`` and the stem's
+    ``embedding``, which have tables of their own, stay with their row until all are written.
     """
 
     id: str
@@ -176,6 +184,7 @@ class MetricsRow:
     values: Mapping[str, Any]
     extra: Mapping[str, str]
     segments: tuple[Segment, ...] = ()
+    embedding: StemEmbedding | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,11 +306,13 @@ class Scores:
     """The measured columns of one stem: values by name, and why others are undefined.
 
     ``segments`` are the stretches in which it is active; None where nobody looked for them.
+    ``embedding`` is the stem's, where it is to be kept.
     """
 
     values: Mapping[str, float]
     reasons: Mapping[str, str]
     segments: tuple[Segment, ...] | None = None
+    embedding: StemEmbedding | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -363,6 +374,7 @@ class KeptRules:
 
 
 TABLE, OF_SEGMENTS, JOURNAL, LETTERS = "table", "segments", "journal", "letters"
+OF_EMBEDDINGS = "embeddings"
 """What a file of an earlier attempt is a part of."""
 
 
@@ -371,7 +383,7 @@ class KeptFile:
     """A file that an earlier attempt left.
 
     Attributes:
-        kind: ``table``, ``segments``, ``journal`` or ``letters``.
+        kind: ``table``, ``segments``, ``embeddings``, ``journal`` or ``letters``.
         uri: the file.
     """
 
@@ -410,8 +422,8 @@ class KeptRow:
         in_table: whether that is a file of the table, and not of the journal.
         audio: the files of audio that it names; only where they are still to be looked at.
         broken: what is wrong with one of them, where that was looked at.
-        num_segments: how many rows of the table of segments are about it; None where it does not
-            say.
+        num_segments: how many rows of the tables of segments and embeddings are about it; None
+            where it does not say.
         asked: whether the manifest of this attempt has it.
     """
 
@@ -427,7 +439,7 @@ class KeptRow:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class KeptSegments:
-    """How many rows of a file of segments are about a row."""
+    """How many rows of a file of segments or embeddings are about a row."""
 
     id: str
     uri: str

@@ -28,6 +28,7 @@ from apache_beam.transforms.window import GlobalWindow
 
 from manifests.columns import (
     DEAD_LETTER_SCHEMA,
+    EMBEDDINGS_SCHEMA,
     MANIFEST_SCHEMA,
     METRICS_SCHEMA,
     SEGMENTS_SCHEMA,
@@ -43,6 +44,7 @@ from transforms.elements import (
     GONE,
     JOURNAL,
     LETTERS,
+    OF_EMBEDDINGS,
     OF_SEGMENTS,
     TABLE,
     UNFOUND,
@@ -81,15 +83,22 @@ class KeptTable:
         digest: the column with the digest of the manifest's row.
         segments: what the files of segments look like of which its rows say how many they have;
             None: they have none.
+        embeddings: whether every row with segments, be it none, has a row in a table of embeddings.
     """
 
     schema: pa.Schema
     digest: str
     segments: pa.Schema | None = None
+    embeddings: bool = False
 
     def name_of(self, record: Mapping[str, Any]) -> Any:
         """The name of a row for :class:`ReadAgain`: its id, and what it was made from."""
         return record["id"], record.get(self.digest)
+
+    def num_beside(self, record: Mapping[str, Any]) -> int | None:
+        """How many rows of segments and embeddings are about a row; None: it does not say."""
+        count: int | None = record.get("n_segments")
+        return count if count is None or not self.embeddings else count + 1
 
 
 METRICS_KEPT = KeptTable(schema=METRICS_SCHEMA, digest="row_sha256", segments=SEGMENTS_SCHEMA)
@@ -314,11 +323,12 @@ class _FilesFn(beam.DoFn):
 class _ReadKeptFn(_FilesFn):
     def __init__(self, storage: Storage, table: KeptTable, audio_of: AudioOf | None) -> None:
         super().__init__(storage)
-        self._names, self._digest = {TABLE: tuple(table.schema.names)}, table.digest
+        self._names, self._table = {TABLE: tuple(table.schema.names)}, table
         self._names[JOURNAL], self._names[LETTERS] = self._names[TABLE], _LETTER_NAMES
         self._deciding = ["id", table.digest]
         if table.segments is not None:
             self._names[OF_SEGMENTS] = tuple(table.segments.names)
+            self._names[OF_EMBEDDINGS] = tuple(EMBEDDINGS_SCHEMA.names)
             self._deciding.append("n_segments")
         self._audio_of = audio_of
 
@@ -345,7 +355,7 @@ class _ReadKeptFn(_FilesFn):
             for record in _records(file, _LETTER_COLUMNS):
                 yield beam.pvalue.TaggedOutput("letters", _letter(record, element.uri))
             return
-        if element.kind == OF_SEGMENTS:
+        if element.kind in (OF_SEGMENTS, OF_EMBEDDINGS):
             counts = Counter(record["id"] for record in _records(file, ["id"]))
             for row_id, count in counts.items():
                 segments = KeptSegments(id=row_id, uri=element.uri, count=count)
@@ -354,11 +364,11 @@ class _ReadKeptFn(_FilesFn):
         for record in _records(file, None if self._audio_of else self._deciding):
             yield KeptRow(
                 id=record["id"],
-                row_sha256=record.get(self._digest),
+                row_sha256=record.get(self._table.digest),
                 uri=element.uri,
                 in_table=element.kind == TABLE,
                 audio=tuple(self._audio_of(record)) if self._audio_of else (),
-                num_segments=record.get("n_segments"),
+                num_segments=self._table.num_beside(record),
             )
 
 

@@ -705,7 +705,7 @@ class LongStem:
             has_reference=uri is not None,
             presence_odds=told(float(recording.stream.presence[self._index])),
         )
-        return scores_of(ratios | others, self._segments(stem_path))
+        return scores_of(ratios | others, self._segments(stem_path), scoring.kept(heard.stem))
 
     def _segments(self, stem_path: str) -> tuple[Segment, ...]:
         recording, part = self._recording, self._part

@@ -42,6 +42,7 @@ from transforms.elements import (
     Scores,
     Segment,
     SeparatedClip,
+    StemEmbedding,
     WindowOdds,
 )
 
@@ -148,6 +149,7 @@ class ScoringSettings:
         activity: when a stem counts as active.
         score_segments: whether each segment has a CLAPScore of its own.
         clap_scores: which CLAPScores there are.
+        keep_embeddings: whether the scorer's embedding of each stem is kept.
     """
 
     scorer: model_cache.ScorerChoice | None
@@ -158,6 +160,7 @@ class ScoringSettings:
     activity: ActivityOptions = dataclasses.field(default_factory=ActivityOptions)
     score_segments: bool = False
     clap_scores: ClapScores = "all"
+    keep_embeddings: bool = False
 
 
 class Scoring:
@@ -218,7 +221,8 @@ class Scoring:
                 stem.window_odds,
                 functools.partial(self._embed_part, mids[index]),
             )
-            scores.append(scores_of(ratios[index] | others, segments))
+            kept = self.kept(embeddings.stem)
+            scores.append(scores_of(ratios[index] | others, segments, kept))
         return self._by_clip(clips, scores)
 
     def envelope(self, samples: Samples, *, centred: bool = False) -> Envelope:
@@ -297,7 +301,19 @@ class Scoring:
         if self.encoder is None:
             return frozenset()
         needed = signals_needed(query, has_reference=has_reference)
-        return needed - _COMPARED if self._settings.clap_scores == "stem" else needed
+        if self._settings.clap_scores == "stem":
+            needed -= _COMPARED
+        return needed | {"stem_embedding"} if self._settings.keep_embeddings else needed
+
+    def kept(self, stem: Embedded) -> StemEmbedding | None:
+        """The embedding of a stem for the table of embeddings; None where nobody wants it."""
+        if not self._settings.keep_embeddings:
+            return None
+        if stem is None or isinstance(stem, Undefined):
+            return StemEmbedding(undefined_reason=(stem or Undefined.SILENT_STEM).value)
+        if not np.isfinite(stem).all():
+            return StemEmbedding(undefined_reason=Undefined.NOT_FINITE.value)
+        return StemEmbedding(vector=stem.astype("<f4").tobytes())
 
     def _embedded(
         self, queries: Sequence[RowQuery], signals: Sequence[Signals]
@@ -551,12 +567,17 @@ def _cosine(left: Samples | None, right: Samples) -> float | None:
     return None if math.isnan(value) else value
 
 
-def scores_of(outcomes: Outcomes, segments: tuple[Segment, ...] | None = None) -> Scores:
-    """The values among the outcomes, and the reasons among them; and the segments."""
+def scores_of(
+    outcomes: Outcomes,
+    segments: tuple[Segment, ...] | None = None,
+    embedding: StemEmbedding | None = None,
+) -> Scores:
+    """The values among the outcomes, and the reasons among them; and what has tables of its own."""
     return Scores(
         values={k: v for k, v in outcomes.items() if not isinstance(v, Undefined)},
         reasons={k: v.value for k, v in outcomes.items() if isinstance(v, Undefined)},
         segments=segments,
+        embedding=embedding,
     )
 
 

@@ -28,6 +28,7 @@ from pipelines.output_folder.clearing import (
 )
 from pipelines.output_folder.names import (
     DEAD_LETTERS,
+    EMBEDDINGS,
     EXPORTED,
     LISTING,
     MANIFEST,
@@ -39,7 +40,16 @@ from pipelines.output_folder.names import (
 from pipelines.output_folder.record import differences, read_record, write_record
 from terminal import screen
 from transforms.audio.files import describe
-from transforms.elements import JOURNAL, LETTERS, OF_SEGMENTS, TABLE, KeptFile, KeptRules, Shard
+from transforms.elements import (
+    JOURNAL,
+    LETTERS,
+    OF_EMBEDDINGS,
+    OF_SEGMENTS,
+    TABLE,
+    KeptFile,
+    KeptRules,
+    Shard,
+)
 from transforms.storage import Storage, join
 from transforms.storage.access import UriAccess, redact, redacted
 
@@ -58,6 +68,7 @@ class Earlier:
         attempt: of the run that comes now: 0 for the first.
         table_uris: files of metrics, or of the rendered manifest, that it goes on with.
         segment_uris: files of segments.
+        embedding_uris: files of embeddings of stems.
         journal_uris: files of the journal of a run that did not end.
         letter_uris: files of dead letters.
         sources: manifests whose rows the output is about, as far as that is known.
@@ -69,6 +80,7 @@ class Earlier:
     attempt: int = 0
     table_uris: tuple[str, ...] = ()
     segment_uris: tuple[str, ...] = ()
+    embedding_uris: tuple[str, ...] = ()
     journal_uris: tuple[str, ...] = ()
     letter_uris: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
@@ -82,13 +94,14 @@ class Earlier:
     @property
     def kept(self) -> bool:
         """Whether it left anything to go on with."""
-        return bool(self.table_uris or self.segment_uris or self.journal_uris or self.letter_uris)
+        return next(self.files(), None) is not None
 
     def files(self) -> Iterator[KeptFile]:
         """All files that it left."""
         of_kind = {
             TABLE: self.table_uris,
             OF_SEGMENTS: self.segment_uris,
+            OF_EMBEDDINGS: self.embedding_uris,
             JOURNAL: self.journal_uris,
             LETTERS: self.letter_uris,
         }
@@ -153,9 +166,11 @@ def examine(config: CommonConfig, storage: Storage, command: str) -> Earlier:
     record, damage = _record(storage, uri)
     metrics, rendered = (tables_in(storage, output, name) for name in (METRICS, MANIFEST))
     tables = rendered if command == SYNTHESIZE else metrics
-    segments, letters = (tables_in(storage, output, name) for name in (SEGMENTS, DEAD_LETTERS))
+    segments, embeddings, letters = (
+        tables_in(storage, output, name) for name in (SEGMENTS, EMBEDDINGS, DEAD_LETTERS)
+    )
     pieces = pieces_in(storage, output)
-    ours = [*metrics, *segments, *rendered, *letters, *pieces]
+    ours = [*metrics, *segments, *embeddings, *rendered, *letters, *pieces]
     ours += tables_in(storage, output, EXPORTED)
     if record is None and damage is None and ours:
         damage = "is missing"
@@ -191,9 +206,10 @@ def examine(config: CommonConfig, storage: Storage, command: str) -> Earlier:
     return Earlier(
         record=record,
         damage=damage,
-        attempt=_attempt(record, [*tables, *segments, *letters]),
+        attempt=_attempt(record, [*tables, *segments, *embeddings, *letters]),
         table_uris=tuple(tables),
         segment_uris=tuple(segments),
+        embedding_uris=tuple(embeddings),
         journal_uris=tuple(pieces),
         letter_uris=tuple(letters),
         sources=sources,
@@ -427,6 +443,7 @@ _LATER_SETTINGS = {
     "min_presence": 0.5,
     "stem_quality": None,
     "clap_scores": "all",
+    "embeddings": False,
 }
 """Settings that the first runs of this schema version had no name for, and what held for them."""
 

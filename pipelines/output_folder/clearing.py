@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.columns import SEGMENTS_SCHEMA
+from manifests.columns import EMBEDDINGS_SCHEMA, SEGMENTS_SCHEMA, WINDOWS_SCHEMA
 from manifests.files import existing_path, links_of, split_fragment
 from manifests.files.readers import iter_rows
 from manifests.row import (
@@ -32,6 +32,7 @@ from pipelines.config import CommonConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder.names import (
     DEAD_LETTERS,
+    EMBEDDINGS,
     ERROR_FILE,
     EVENTS,
     EXPORTED,
@@ -42,6 +43,7 @@ from pipelines.output_folder.names import (
     ROW_COUNTS,
     SEGMENTS,
     SUMMARY,
+    WINDOWS,
     WORK,
 )
 from pipelines.output_folder.record import ManifestFacts
@@ -54,6 +56,8 @@ _TABLES: Mapping[str, re.Pattern[str]] = {
     METRICS: re.compile(rf"(.*/)?part-\d{{3,}}-{_FILE}"),
     SUMMARY: re.compile(rf"summary-{_FILE}"),
     SEGMENTS: re.compile(rf"part-\d{{3,}}-{_FILE}"),
+    EMBEDDINGS: re.compile(rf"(.*/)?part-\d{{3,}}-{_FILE}"),
+    WINDOWS: re.compile(r"[0-9a-f]{32}\.parquet"),
     DEAD_LETTERS: re.compile(rf"part-\d{{3,}}-{_FILE}"),
     MANIFEST: re.compile(rf"(part-\d{{3,}}|rows)-{_FILE}"),  # rows: as they were called once
     EXPORTED: re.compile(rf"part-\d{{3,}}-{_FILE}"),
@@ -156,7 +160,7 @@ def written(
             named |= names
         if uri in candidates:
             tables.append(uri)
-    for name in (METRICS, SEGMENTS, MANIFEST, DEAD_LETTERS):
+    for name in (METRICS, SEGMENTS, EMBEDDINGS, MANIFEST, DEAD_LETTERS):
         tables += _matching(storage, join(output, name), _SET_ASIDE, ".damaged")
     if command == SYNTHESIZE and storage.exists(join(output, EVENTS)):
         tables.append(join(output, EVENTS))
@@ -182,6 +186,7 @@ _NAMING_COLUMNS = (
     "mixture_uri",
     "reference_uri",
 )
+_WITHOUT_AUDIO = [each.names for each in (SEGMENTS_SCHEMA, EMBEDDINGS_SCHEMA, WINDOWS_SCHEMA)]
 _INTERFERERS = EXTRA_PREFIX + INTERFERER_COLUMN
 
 
@@ -196,7 +201,7 @@ def _names_in(storage: Storage, uri: str, outputs: Sequence[str]) -> set[str] | 
             return None
         there = [name for name in (*_NAMING_COLUMNS, _INTERFERERS) if name in file.schema.names]
         columns = file.schema_arrow.names
-        if "stage" in columns or columns == SEGMENTS_SCHEMA.names:  # dead letters, segments
+        if "stage" in columns or columns in _WITHOUT_AUDIO:  # dead letters, segments and the like
             return set()
         return {
             path

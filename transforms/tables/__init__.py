@@ -45,6 +45,7 @@ class WriteTable(beam.PTransform[Any, Any]):
         shards: files a partition; 0: as many as it takes to stay near ``ROWS_PER_FILE`` rows each.
         names: PCollection of ``extra_…`` columns that every file has; None: those of the rows.
         metadata: PCollection of names and texts that every file has in its metadata; None: none.
+        weight: as how many rows of metrics a row counts, by its size.
     """
 
     uri: str
@@ -54,6 +55,7 @@ class WriteTable(beam.PTransform[Any, Any]):
     shards: int = 0
     names: Any = None
     metadata: Any = None
+    weight: int = 1
 
     def expand(self, rows: PCollection[TableRow]) -> PCollection[tuple[str, int]]:
         """Counts the rows, shards them and writes each shard as a file."""
@@ -73,9 +75,9 @@ class WriteTable(beam.PTransform[Any, Any]):
             rows
             | "Pack" >> Pack()
             | "Shard"
-            >> beam.ParDo(_ShardFn(self.shards), beam.pvalue.AsDict(counts)).with_output_types(
-                tuple[str, bytes]
-            )
+            >> beam.ParDo(
+                _ShardFn(self.shards, self.weight), beam.pvalue.AsDict(counts)
+            ).with_output_types(tuple[str, bytes])
             | "ByFile" >> beam.GroupByKey()
             | "Write"
             >> beam.ParDo(
@@ -140,8 +142,8 @@ def unpack(data: bytes) -> Sequence[Any]:
 class _ShardFn(beam.DoFn):
     """Packs of rows → packs of the rows of one file each, keyed by its name."""
 
-    def __init__(self, shards: int) -> None:
-        self._shards = shards
+    def __init__(self, shards: int, weight: int) -> None:
+        self._shards, self._weight = shards, weight
         self._rows: defaultdict[str, list[TableRow]] = defaultdict(list)
         self._num_rows = 0
 
@@ -150,7 +152,7 @@ class _ShardFn(beam.DoFn):
 
     def process(self, data: bytes, counts: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
         for row in unpack(data):
-            self._rows[_file_of(row, counts, self._shards)].append(row)
+            self._rows[_file_of(row, counts, self._shards, self._weight)].append(row)
             self._num_rows += 1
         if self._num_rows >= 2 * _PACK_SIZE:
             yield from self._flush()
@@ -165,8 +167,8 @@ class _ShardFn(beam.DoFn):
         self.start_bundle()
 
 
-def _file_of(row: TableRow, counts: Mapping[str, int], shards: int) -> str:
-    total = shards or -(-counts[row.partition] // ROWS_PER_FILE)
+def _file_of(row: TableRow, counts: Mapping[str, int], shards: int, weight: int = 1) -> str:
+    total = shards or -(-counts[row.partition] * weight // ROWS_PER_FILE)
     shard = zlib.crc32(row.key.encode("utf-8", "surrogatepass")) % total
     return f"{row.partition}|{shard:05d}-of-{total:05d}"
 

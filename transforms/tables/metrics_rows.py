@@ -14,14 +14,23 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 from apache_beam.pvalue import PCollection
 from apache_beam.transforms.window import GlobalWindow
 
-from manifests.columns import METRICS_SCHEMA, SEGMENTS_SCHEMA, with_extra
+from manifests.columns import EMBEDDINGS_SCHEMA, METRICS_SCHEMA, SEGMENTS_SCHEMA, with_extra
 from manifests.row import EXTRA_PREFIX, SCHEMA_VERSION, ManifestRow, partition_value
 from model.metrics import Undefined
-from transforms.elements import KeptAudio, MetricsRow, Provenance, Scores, Segment, TableRow
+from transforms.elements import (
+    KeptAudio,
+    MetricsRow,
+    Provenance,
+    Scores,
+    Segment,
+    StemEmbedding,
+    TableRow,
+)
 from transforms.storage import Storage, join
 from transforms.storage.access import redacted
 from transforms.tables import WriteTable, parquet_bytes, row_counts, sorted_table
@@ -30,6 +39,8 @@ from transforms.threaded import in_window
 
 _KEYS = ("id", "dataset", "split")
 LOCAL_JOURNAL_S, REMOTE_JOURNAL_S = 2.0, 30.0
+_EMBEDDING_WEIGHT = 9
+"""A row of embeddings takes 2 kB."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +114,7 @@ def metrics_row(
         values=values,
         extra=dict(row.extra),
         segments=scores.segments or (),
+        embedding=scores.embedding,
     )
 
 
@@ -161,13 +173,17 @@ def _reasons(scores: Scores) -> str | None:
 def table_row(row: MetricsRow) -> TableRow:
     """The row on its way to a file, in the partition of its dataset and split."""
     return TableRow(
-        partition="/".join(
-            f"{name}={partition_value(value)}"
-            for name, value in (("dataset", row.dataset), ("split", row.split))
-        ),
+        partition=_partition_of(row),
         key=row.id,
         record={"id": row.id, "dataset": row.dataset, "split": row.split, **row.values},
         extra=row.extra,
+    )
+
+
+def _partition_of(row: MetricsRow) -> str:
+    return "/".join(
+        f"{name}={partition_value(value)}"
+        for name, value in (("dataset", row.dataset), ("split", row.split))
     )
 
 
@@ -187,17 +203,49 @@ def segment_rows(row: MetricsRow) -> Iterator[TableRow]:
         )
 
 
+def embedding_rows(row: MetricsRow) -> Iterator[TableRow]:
+    """The stem's embedding on its way to a file, in the partition of the row."""
+    if row.embedding is None:
+        return
+    asked = ("mixture_uri", "label", "positive_text", "scorer_sha256")
+    yield TableRow(
+        partition=_partition_of(row),
+        key=row.id,
+        record={
+            "id": row.id,
+            "dataset": row.dataset,
+            "split": row.split,
+            "signal": "stem",
+            "embedding": vector_of(row.embedding.vector),
+            "undefined_reason": row.embedding.undefined_reason,
+            "schema_version": SCHEMA_VERSION,
+            **{name: row.values[name] for name in asked},
+        },
+        extra={},
+    )
+
+
+def vector_of(data: bytes) -> Any:
+    """Little-endian float32[D] as an array; None where there is nothing."""
+    return np.frombuffer(data, "<f4") if data else None
+
+
 _SEGMENT_FIELDS = [field.name for field in dataclasses.fields(Segment)]
 _SEGMENTS = pa.field(
     "segments", pa.list_(pa.struct([SEGMENTS_SCHEMA.field(name) for name in _SEGMENT_FIELDS]))
 )
-"""The column that a journal has beside those of a table whose rows say how many there are."""
+_EMBEDDING = pa.field("embedding", pa.struct([("vector", pa.binary()), ("reason", pa.string())]))
+"""The columns that a journal has beside those of a table whose rows say how many there are."""
 
 
 def _journal_row(row: MetricsRow) -> TableRow:
     there = table_row(row)
     segments = [dataclasses.asdict(segment) for segment in row.segments]
-    return dataclasses.replace(there, record={**there.record, _SEGMENTS.name: segments})
+    record = {**there.record, _SEGMENTS.name: segments, _EMBEDDING.name: None}
+    if row.embedding is not None:
+        found = {"vector": row.embedding.vector, "reason": row.embedding.undefined_reason}
+        record[_EMBEDDING.name] = found
+    return dataclasses.replace(there, record=record)
 
 
 def from_record(record: Mapping[str, Any], schema: pa.Schema = METRICS_SCHEMA) -> MetricsRow:
@@ -215,6 +263,9 @@ def from_record(record: Mapping[str, Any], schema: pa.Schema = METRICS_SCHEMA) -
         values=values,
         extra=extra,
         segments=tuple(Segment(**each) for each in record.get(_SEGMENTS.name) or ()),
+        embedding=None
+        if (kept := record.get(_EMBEDDING.name)) is None
+        else StemEmbedding(vector=kept["vector"], undefined_reason=kept["reason"]),
     )
 
 
@@ -306,7 +357,7 @@ def write_piece(
     storage.settle(uri for uri in files if uri is not None)
     made = table_row
     if "n_segments" in schema.names:
-        schema, made = schema.append(_SEGMENTS), _journal_row
+        schema, made = schema.append(_SEGMENTS).append(_EMBEDDING), _journal_row
     schema = with_extra(schema, {name for row in rows for name in row.extra})
     ids = sorted(row.id for row in rows)
     name = hashlib.sha256("\x00".join(ids).encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -325,8 +376,9 @@ def write_metrics(
     storage: Storage,
     prefix: str,
     shards: int,
+    embeddings_uri: str | None = None,
 ) -> dict[str, PCollection[Any]]:
-    """Adds the steps that write the metrics, their segments and their summary.
+    """Adds the steps that write the metrics, their segments, embeddings and summary.
 
     Args:
         done: rows of this attempt.
@@ -338,6 +390,7 @@ def write_metrics(
         storage: how they are reached.
         prefix: of the names of this attempt's files.
         shards: files a partition; 0: by size.
+        embeddings_uri: folder of the stems' embeddings; None: no row has one.
 
     Returns:
         What is to be counted, by its name.
@@ -367,5 +420,18 @@ def write_metrics(
         | "WriteSegments"
         >> WriteTable(uri=segments_uri, schema=SEGMENTS_SCHEMA, storage=storage, prefix=prefix)
     )
+    if embeddings_uri is not None:
+        embeddings = new | "EmbeddingRows" >> beam.FlatMap(embedding_rows).with_output_types(
+            TableRow
+        )
+        counted[row_counts.EMBEDDINGS] = embeddings
+        counted[row_counts.EMBEDDINGS_FILES] = embeddings | "WriteEmbeddings" >> WriteTable(
+            uri=embeddings_uri,
+            schema=EMBEDDINGS_SCHEMA,
+            storage=storage,
+            prefix=prefix,
+            shards=shards,
+            weight=_EMBEDDING_WEIGHT,
+        )
     _ = every_row | "Summarise" >> SummariseMetrics(uri=summary_uri, storage=storage)
     return counted

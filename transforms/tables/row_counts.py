@@ -119,6 +119,7 @@ DAMAGED = "damaged"
 SKIPPED = "skipped"
 METRICS_FILES = "metrics_files"
 SEGMENTS, SEGMENTS_FILES = "segments", "segments_files"
+EMBEDDINGS, EMBEDDINGS_FILES = "embeddings", "embeddings_files"
 DEAD_LETTER_FILES = "dead_letter_files"
 
 
@@ -135,6 +136,8 @@ class RowCounts:
         metrics_written: rows in this run's files of metrics.
         segments: that those rows speak of.
         segments_written: rows in this run's files of segments.
+        embeddings: of stems, that those rows have.
+        embeddings_written: rows in this run's files of embeddings.
         dead_letters_written: rows in this run's files of dead letters, without those that stay.
         by_reason: dead letters by ``stage/error_type``.
         skipped: names in folders and shards that were passed over, by the reason.
@@ -148,6 +151,8 @@ class RowCounts:
     metrics_written: int
     segments: int = 0
     segments_written: int = 0
+    embeddings: int = 0
+    embeddings_written: int = 0
     dead_letters_written: int
     by_reason: Mapping[str, int]
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -159,6 +164,7 @@ class RowCounts:
             self.rows == self.finished_before + self.stems + self.dead_letters
             and self.metrics_written == self.stems + self.recovered
             and self.segments_written == self.segments
+            and self.embeddings_written == self.embeddings
             and self.dead_letters_written == self.dead_letters
         )
 
@@ -233,7 +239,7 @@ def _entry(element: Any, name: str) -> tuple[str, int]:
     return name, element[1] if name in _FILES else 1
 
 
-_FILES = frozenset((METRICS_FILES, SEGMENTS_FILES, DEAD_LETTER_FILES))
+_FILES = frozenset((METRICS_FILES, SEGMENTS_FILES, EMBEDDINGS_FILES, DEAD_LETTER_FILES))
 
 
 def _write(counts: Mapping[str, int], uri: str, storage: Storage) -> str:
@@ -256,6 +262,8 @@ def read_row_counts(storage: Storage, uri: str) -> RowCounts:
         metrics_written=counts.get(METRICS_FILES, 0),
         segments=counts.get(SEGMENTS, 0),
         segments_written=counts.get(SEGMENTS_FILES, 0),
+        embeddings=counts.get(EMBEDDINGS, 0),
+        embeddings_written=counts.get(EMBEDDINGS_FILES, 0),
         dead_letters_written=counts.get(DEAD_LETTER_FILES, 0) - counts.get(LETTERS, 0),
         by_reason=by_reason,
         skipped=_of(counts, SKIPPED),
