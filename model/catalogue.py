@@ -67,6 +67,10 @@ class Entry:
     None: it is heard as it is. So are all published systems: they are run here as their authors ran
     them, whose figures and code are of recordings as they are.
     """
+    screen: float | None = None
+    """The presence in the windows of a recording below which ``--screen auto`` separates nothing.
+
+    None: nobody has measured one."""
     scorer: str = "own"
     """What gives CLAPScores unless a run says otherwise: a model whose CLAP does, or the model's
     own."""
@@ -120,6 +124,7 @@ ENTRIES: tuple[Entry, ...] = (
                 sha256="5212387e584e8e6147bf55353aa0c179cd513134854a2a7f19c193f9aedb5858",
             ),
         ),
+        screen=0.14,
         input_level_dbfs=-24.0,
         verified="results recomputed from the bundled file; see its model card",
     ),

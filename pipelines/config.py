@@ -12,7 +12,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from manifests import QUERY_FLAGS
@@ -188,6 +188,9 @@ class SeparateConfig(CommonConfig):
         residual: whether residuals are written.
         keep_stems: ``all``, ``present`` or ``none``.
         min_presence: from which on a stem is kept as present.
+        windows: whether the windows of recordings are kept.
+        screen: what is less plausible by them is not separated; ``auto``: as the model has it;
+            None: everything is.
         verify: look at the stems of finished rows before they are trusted.
         shards: files of metrics a partition; 0: by size.
     """
@@ -212,6 +215,8 @@ class SeparateConfig(CommonConfig):
     residual: bool
     keep_stems: str
     min_presence: float
+    windows: bool
+    screen: float | Literal["auto"] | None
     verify: bool
     shards: int
 
@@ -226,6 +231,7 @@ class SeparateConfig(CommonConfig):
             "model", "scorer", "clap_scores", "precision", "overlap", "channels",
             "condition_norm", "on_unsupported_query", "stem_format", "residual", "segment_scores",
             "keep_stems", "min_presence", "stem_quality", "embeddings",
+            "screen",
         )  # fmt: skip
         named = {name: getattr(self, name) for name in names}
         return {**named, "activity": dataclasses.asdict(self.activity)}
@@ -421,6 +427,8 @@ def separate_config(arguments: Arguments, execution: Execution) -> SeparateConfi
         residual=given.residual,
         keep_stems=given.keep_stems,
         min_presence=0.5 if given.min_presence is None else given.min_presence,
+        windows=given.windows or given.screen is not None,
+        screen=_screen(given.screen),
         verify=given.verify,
         shards=given.shards,
     )
@@ -451,6 +459,19 @@ def score_config(arguments: Arguments, execution: Execution) -> ScoreConfig:
         **_segments(given),
         shards=given.shards,
     )
+
+
+def _screen(given: str | None) -> float | Literal["auto"] | None:
+    if given is None:
+        return None
+    if given == "auto":
+        return "auto"
+    try:
+        value = float(given)
+    except ValueError as err:
+        raise UsageError(f"--screen {given}: expected auto or a number") from err
+    _check_range("--screen", value, -1.0, 1.0)
+    return value
 
 
 def _segments(given: argparse.Namespace) -> dict[str, Any]:

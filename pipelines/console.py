@@ -29,6 +29,7 @@ from transforms import storage
 from transforms.elements import BROKEN, CHANGED, DOUBLE, GONE, UNFOUND, UNKNOWN
 from transforms.storage import Storage, join
 from transforms.tables.row_counts import Resumed, RowCounts
+from transforms.windows import SCREENED, STEP
 from transforms.writing import NOT_KEPT, OTHER_FORMAT
 
 LINE_INTERVAL_S = 10.0
@@ -242,6 +243,9 @@ def separated_lines(
     if left := measured.counters.get(f"WriteStems/{NOT_KEPT}"):
         were = screen.counted(left, "stem was", "stems were")
         text.append(f"{were} measured and not kept (--keep_stems)")
+    if left := measured.counters.get(f"{STEP}/{SCREENED}"):
+        were = screen.counted(left, "stem is", "stems are")
+        text.append(f"{were} not plausible, and not separated (--screen)")
     if other := measured.counters.get(f"WriteStems/{OTHER_FORMAT}"):
         text.append(
             f"{screen.counted(other, 'stem or residual is', 'stems or residuals are')} float WAV, "

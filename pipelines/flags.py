@@ -285,6 +285,20 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "embeddings/. 2 kB a stem.",
     )
     group.add_argument(
+        "--windows",
+        action="store_true",
+        help="Embed every 10 s of every recording once by the model's CLAP, and keep that in "
+        "windows/, where it is found again by later runs into the same output.",
+    )
+    group.add_argument(
+        "--screen",
+        metavar="auto|VALUE",
+        help="Separate only what is plausible by these windows, which are kept as with --windows: "
+        "a presence in one of them of at least VALUE, 0 to 1, or for a model that does not tell it "
+        "a similarity to the positive query, -1 to 1. The tables have a row for each in any case. "
+        "auto: as measured for the model, which only the bundled one has.",
+    )
+    group.add_argument(
         "--resume",
         action="store_true",
         help="Go on with what an earlier run left in --output: finished rows are skipped where "

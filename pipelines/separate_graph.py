@@ -15,7 +15,8 @@ from manifests.recordings import require_root
 from manifests.row import STEMS_FOLDER, ManifestRow
 from model import devices
 from model.inference import NetworkSettings
-from model.systems import Capabilities, Normalisation, Policy
+from model.registry import LoadedModel
+from model.systems import Capabilities, Normalisation, Policy, listener_of
 from pipelines import console, flags
 from pipelines.config import SeparateConfig
 from pipelines.output_folder import OutputFolder
@@ -28,6 +29,7 @@ from pipelines.output_folder.names import (
     ROW_COUNTS,
     SEGMENTS,
     SUMMARY,
+    WINDOWS,
 )
 from pipelines.preflight import code_version
 from pipelines.runners import Measurements
@@ -43,6 +45,7 @@ from transforms.manifest_io import (
     GroupByMixture,
     ReadManifest,
     extra_names,
+    mixture_key,
     pieces_of,
 )
 from transforms.queries import AdaptQueries, AttachQueries, EmbedExamples
@@ -56,6 +59,7 @@ from transforms.tables.dead_letters import WriteDeadLetters, write_and_count
 from transforms.tables.metrics_rows import write_metrics
 from transforms.tables.row_counts import RowCounts
 from transforms.threaded import Overlap
+from transforms.windows import HearRecordings, ScreenMixtures, WindowSettings, unasked
 from transforms.writing import WriteSettings, WriteStems
 
 _FILES_AT_ONCE = (8, 32)
@@ -72,6 +76,7 @@ class Models:
         scorer: its name; ``own`` where it is the model's own CLAP.
         capabilities: of the separator.
         digests: of the weights, by their column.
+        screen: what is less plausible is not separated; None: everything is.
     """
 
     rate_hz: int
@@ -79,6 +84,7 @@ class Models:
     scorer: str
     capabilities: Capabilities
     digests: Mapping[str, str | None]
+    screen: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -144,6 +150,7 @@ class SeparateJob:
                 "clap_sha256": loaded.clap_sha256,
                 "scorer_sha256": None if scorer is None else model_cache.load_scorer(scorer).digest,
             },
+            screen=screen_of(config, loaded),
         )
         if not config.execution.in_process:
             model_cache.forget()
@@ -151,7 +158,8 @@ class SeparateJob:
 
     def settings(self, models: Models) -> dict[str, Any]:
         """What decides the results."""
-        return {**self.config.settings(), "scorer": models.scorer, **models.digests}
+        decided = {"scorer": models.scorer, "screen": models.screen, **models.digests}
+        return {**self.config.settings(), **decided}
 
     def graph(self, folder: OutputFolder, models: Models) -> SeparateManifest:
         """The graph of the run."""
@@ -167,6 +175,24 @@ class SeparateJob:
             text.append("CLAPScore is by the model's own CLAP, which is circular; see --scorer.")
         named = {"listen": STEMS_FOLDER, "numbers": METRICS, "segments": SEGMENTS}
         return text + console.last_lines(folder, row_counts, measured, named)
+
+
+def screen_of(config: SeparateConfig, loaded: LoadedModel) -> float | None:
+    """What ``--screen`` means for a model; None where everything is separated.
+
+    Raises:
+        ValueError: it means nothing.
+    """
+    tells_presence = listener_of(loaded.separator) is not None
+    if config.screen == "auto":
+        if loaded.card.screen is None or not tells_presence:
+            raise ValueError(
+                f"--screen auto: nobody has measured a value for {loaded.name}; give a number"
+            )
+        return loaded.card.screen
+    if config.screen is not None and config.screen < 0.0 and tells_presence:
+        raise ValueError(f"--screen={config.screen}: a presence is in [0, 1]")
+    return config.screen
 
 
 def model_choice(config: SeparateConfig) -> model_cache.ModelChoice:
@@ -235,9 +261,10 @@ class SeparateManifest(beam.PTransform[Any, Any]):
             self.models.capabilities, policy
         )
         mixtures = asked | "GroupByMixture" >> GroupByMixture()
-        done, *failed = (mixtures, asked) | "Separate" >> Separate(
-            config, folder, self.models, self.code_version
-        )
+        separate = Separate(config, folder, self.models, self.code_version)
+        done, *failed = (mixtures, asked) | "Separate" >> separate
+        if config.windows and folder.earlier.kept:
+            _ = (rows, asked) | "HearOthers" >> HearOthers(separate)
         metrics = write_metrics(
             done,
             left,
@@ -303,18 +330,40 @@ class Separate(beam.PTransform[Any, Any]):
     ) -> tuple[PCollection[Any], ...]:
         """Embeds example clips, and runs the one stage that touches samples of mixtures."""
         mixtures, rows = inputs
-        config = self.config
-        reading = ReadSettings(
-            model_rate_hz=self.models.rate_hz,
-            mix_down=config.channels == "mid",
-            max_in_memory_s=config.max_clip_in_memory_s,
+        config, reading = self.config, self.reading
+        windows = self.windows if config.windows else None
+        step = SeparateMixtures(
+            config, self.folder, self.models, self.code_version, reading, windows
         )
-        step = SeparateMixtures(config, self.folder, self.models, self.code_version, reading)
         hints = dict(config.execution.resource_hints)
         taken = (mixtures, *self._examples(rows, reading.max_values))
         packs, *failed = taken | "SeparateMixtures" >> step.with_resource_hints(**hints)
         done = packs | "Unpack" >> beam.FlatMap(unpack).with_output_types(MetricsRow)
         return done, *failed
+
+    @property
+    def reading(self) -> ReadSettings:
+        """How recordings are read."""
+        return ReadSettings(
+            model_rate_hz=self.models.rate_hz,
+            mix_down=self.config.channels == "mid",
+            max_in_memory_s=self.config.max_clip_in_memory_s,
+        )
+
+    @property
+    def windows(self) -> WindowSettings:
+        """How recordings are heard, and what is left out then."""
+        config = self.config
+        return WindowSettings(
+            uri=self.folder.place(WINDOWS),
+            storage=self.folder.storage,
+            model=model_choice(config),
+            reading=self.reading,
+            num_threads=config.execution.num_threads,
+            screen=self.models.screen,
+            scorer_sha256=self.models.digests["scorer_sha256"],
+            code_version=self.code_version,
+        )
 
     def _examples(self, rows: Any, max_values: int) -> tuple[Any, Any]:
         """The example clips of rows, embedded by the model and by the scorer."""
@@ -327,6 +376,37 @@ class Separate(beam.PTransform[Any, Any]):
             return embedded, embedded
         by_scorer = EmbedExamples(scorer, storage, max_values, alone)
         return embedded, rows | "EmbedForScorer" >> by_scorer
+
+
+@dataclasses.dataclass(eq=False)
+class HearOthers(beam.PTransform[Any, Any]):
+    """Hears recordings of which an earlier run finished all rows, but kept no windows.
+
+    In: all rows of the manifest, and those that are done in this run. Out: nothing.
+    """
+
+    separate: Separate
+
+    def expand(self, inputs: tuple[PCollection[ManifestRow], PCollection[ManifestRow]]) -> Any:
+        """Finds a row of each such recording, on the machines that have the accelerator."""
+        keyed = {
+            name: rows
+            | f"Key_{name}" >> beam.Map(_by_mixture).with_output_types(tuple[str, ManifestRow])
+            for name, rows in zip(("rows", "asked"), inputs, strict=True)
+        }
+        hints = dict(self.separate.config.execution.resource_hints)
+        ahead = Overlap(num_threads=_FILES_AT_ONCE[0], max_pending=_FILES_AT_ONCE[0])
+        hear = HearRecordings(self.separate.windows, ahead).with_resource_hints(**hints)
+        return (
+            keyed
+            | "ByMixture" >> beam.CoGroupByKey()
+            | "Unasked" >> beam.FlatMap(unasked).with_output_types(ManifestRow)
+            | "HearRecordings" >> hear
+        )
+
+
+def _by_mixture(row: ManifestRow) -> tuple[str, ManifestRow]:
+    return mixture_key(row), row
 
 
 @dataclasses.dataclass(eq=False)
@@ -343,6 +423,7 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
     models: Models
     code_version: str
     reading: ReadSettings
+    windows: WindowSettings | None = None
 
     def expand(self, inputs: tuple[PCollection[Any], ...]) -> tuple[PCollection[Any], ...]:
         """Reads, separates, scores and writes, with nothing shuffled in between."""
@@ -356,7 +437,23 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
         fewest, most = _FILES_AT_ONCE
         pending = max(fewest, config.batch_size)
         ahead = Overlap(num_threads=min(pending, most), max_pending=pending)
+        finished: list[tuple[str, PCollection[MetricsRow]]] = []
+        failed: list[PCollection[Any]] = []
+
+        def screened(name: str, mixtures: PCollection[Any], known: bool = False) -> Any:
+            """The mixtures with the queries that are to be separated."""
+            if self.windows is None:
+                return mixtures
+            screen = ScreenMixtures(self.windows, ahead, known)
+            others, rows, lost = mixtures | f"Screen{name}" >> screen
+            finished.append((f"Screened{name}", rows))
+            failed.append(lost)
+            return others
+
+        if self.models.screen is not None and self.folder.earlier.exists:
+            queries = screened("Known", queries, known=True)
         clips, long, unread = queries | "ReadAudio" >> ReadAudio(storage, self.reading, ahead)
+        clips, long = screened("Clips", clips), screened("LongRecordings", long)
         separated, not_separated = clips | "SeparateClips" >> SeparateClips(
             separation, self.models.window_samples
         )
@@ -373,10 +470,10 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
             | f"Journal{name}"
             >> metrics_rows.WriteJournal(self.folder.place(JOURNAL), storage, interval_s=interval_s)
             | f"Pack{name}" >> Pack()
-            for name, rows in (("Clips", written), ("LongRecordings", streamed))
+            for name, rows in (("Clips", written), ("LongRecordings", streamed), *finished)
         ]
         done = kept | "Done" >> beam.Flatten()
-        return done, unread, not_separated, unwritten, not_streamed, no_query
+        return done, unread, not_separated, unwritten, not_streamed, no_query, *failed
 
     def _settings(self) -> tuple[SeparationSettings, ScoringSettings, WriteSettings]:
         config = self.config

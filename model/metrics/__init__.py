@@ -49,6 +49,7 @@ class Undefined(enum.StrEnum):
     SCORER_FAILED = "scorer_failed"
     OUT_OF_MEMORY = "out_of_memory"
     NO_PRESENCE_OUTPUT = "no_presence_output"
+    NOT_SEPARATED = "not_separated"
 
 
 _STEM_REASONS = {

@@ -240,6 +240,33 @@ class PresenceDetector(Protocol):
         """
 
 
+class WindowListener(Protocol):
+    """What some separators have as ``listener``: it hears windows once, before any query is known.
+
+    What it heard is kept as bytes, from which later queries are answered without the recording.
+    """
+
+    def listen(self, waveform: Tensor) -> tuple[Tensor, bytes]:
+        """Hears a window in passes float32[P, T] at the rate and of the length of the model's CLAP.
+
+        Returns:
+            CLAP's embeddings of the passes, float32[P, D] of unit norm, and what to keep.
+        """
+
+    def answer(self, kept: bytes, positive: Tensor) -> float:
+        """The log odds that what a positive query float32[D] asks for is in one of the passes.
+
+        Raises:
+            ValueError: the bytes are not what was kept.
+        """
+
+
+def listener_of(separator: Separator) -> WindowListener | None:
+    """The listener of a separator; None where it has none."""
+    found: WindowListener | None = getattr(separator, "listener", None)
+    return found
+
+
 _PHRASE = re.compile(r"^the sounds? of (?:an? |the )?", re.IGNORECASE)
 _SEPARATOR = re.compile(r",\s*(?:and\s+)?|\s+and\s+", re.IGNORECASE)
 

@@ -444,6 +444,7 @@ _LATER_SETTINGS = {
     "stem_quality": None,
     "clap_scores": "all",
     "embeddings": False,
+    "screen": None,
 }
 """Settings that the first runs of this schema version had no name for, and what held for them."""
 

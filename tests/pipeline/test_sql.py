@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import tone_runs
+import tones
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "sql.md"
 BLOCKS = re.findall(r"^```([a-z ]+)\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.M | re.S)
@@ -50,6 +51,7 @@ class Runs:
 
     def query(self, code: str) -> duckdb.DuckDBPyRelation:
         """What DuckDB makes of an example, which names the dataset ``even``."""
+        code = code.replace("FLOAT[256]", f"FLOAT[{len(tones.LABELS)}]")
         return duckdb.connect().sql(
             code.replace("'even'", "'" + self.first.replace("'", "''") + "'")
         )
@@ -70,7 +72,8 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     rows.append({**rows[0], "id": "gone", "mixture_uri": "gone.wav"})
     manifest = tone_runs.write_manifest(folder / "rows.jsonl", rows)
     with tone_runs.tones_as_models():
-        assert tone_runs.run("--manifest", manifest, "--output", folder / "out") == 1
+        words = ("--manifest", manifest, "--output", folder / "out", "--embeddings", "--windows")
+        assert tone_runs.run(*words) == 1
         shutil.copytree(folder / "out", folder / "parts" / "shard=0-of-1")
     rows[0]["offset_s"] = 0.25
     manifest = tone_runs.write_manifest(folder / "rows.jsonl", rows)
@@ -99,7 +102,7 @@ def test_every_query_leaves_names_text_and_takes_all_columns() -> None:
         assert code.count("union_by_name = true") == reads >= 1
         partitioned = code.count("hive_partitioning = true")
         assert code.count("hive_types_autocast = false") == partitioned
-        assert partitioned == code.count("/metrics/")
+        assert partitioned == code.count("/metrics/") + code.count("/embeddings/")
 
 
 @pytest.mark.parametrize("code", DUCKDB, ids=titled)
@@ -169,6 +172,46 @@ def test_segments_say_when_a_dog_is_heard_and_what_sounds_at_the_same_time(here:
     together = records(here.query(example("What sounds at the same time")))
     assert len(together) == 3  # clip/0, nowhere and unscored, two by two
     assert {(row["from_s"], row["to_s"]) for row in together} == {(0.0, 1.0)}
+
+
+def test_what_sounds_alike_is_found_by_embeddings(here: Runs) -> None:
+    # Tones of one label have one embedding, and others are at right angles to it.
+    stems = records(here.query(example("The stems that sound most like")))
+    alike = {row["id"] for row in stems if row["likeness"] == 1.0}
+    assert alike == {"clip/6", "nowhere", "unscored"}
+    assert {row["likeness"] for row in stems} == {0.0, 1.0}
+    heard = {
+        row["mixture_uri"]: row["embedding"]
+        for row in tone_runs.table(here.folder / "out", "windows")
+    }
+    places = records(here.query(example("Where in all recordings it sounds most like")))
+    dog = [float(label == "dog_bark") for label in tones.LABELS]
+    found = {row["recording"] for row in places if row["likeness"] == 1.0}
+    assert found == {uri for uri, vector in heard.items() if vector == dog}
+    assert found
+    pairs = records(here.query(example("Recordings that may be the same")))
+    expected = {(a, b) for a in heard for b in heard if a < b and heard[a] == heard[b]}
+    assert {(row["recording"], row["other_recording"]) for row in pairs} == expected
+    assert expected
+
+
+def test_silence_is_last_among_what_sounds_alike(
+    here: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("embeddings", "windows"):
+        shutil.copytree(here.folder / "out" / name, tmp_path / "out" / name)
+    monkeypatch.chdir(tmp_path)
+    for name in ("embeddings", "windows"):
+        file = min((tmp_path / "out" / name).rglob("*.parquet"))
+        table = pq.ParquetFile(file).read()
+        place = table.schema.get_field_index("embedding")
+        nothing = pa.nulls(len(table), table.schema.field("embedding").type)
+        pq.write_table(table.set_column(place, table.schema.field("embedding"), nothing), file)
+    for words in ("The stems that sound most like", "Where in all recordings it sounds most like"):
+        known = [row["likeness"] is not None for row in records(here.query(example(words)))]
+        assert known == sorted(known, reverse=True)
+    pairs = records(here.query(example("Recordings that may be the same")))
+    assert all(row["likeness"] > 0.98 for row in pairs)
 
 
 def test_text_finds_what_was_asked_for_and_against(here: Runs) -> None:

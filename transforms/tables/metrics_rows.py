@@ -49,8 +49,8 @@ class StemFacts:
 
     Attributes:
         duration_s: its length.
-        sample_rate_hz: of the file.
-        n_channels: of the file.
+        sample_rate_hz: of the file; None: nothing was separated.
+        n_channels: of the file; None likewise.
         n_windows: decoder passes that made it.
         peak: largest absolute sample, before a fixed-point format saturates it.
         inference_s: its share of the time in the network.
@@ -63,10 +63,10 @@ class StemFacts:
     """
 
     duration_s: float
-    sample_rate_hz: int
-    n_channels: int
+    sample_rate_hz: int | None
+    n_channels: int | None
     n_windows: int
-    peak: float
+    peak: float | None
     inference_s: float | None
     stem_uri: str | None
     residual_uri: str | None

@@ -17,9 +17,11 @@ import contextlib
 import dataclasses
 import logging
 import math
+import struct
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -266,6 +268,29 @@ class Heard:
         patches, whole = self.patches.index_select(0, rows), self.whole.index_select(0, rows)
         return Heard(patches=patches, whole=whole)
 
+    def packed(self) -> bytes:
+        """As bytes, in half precision: log odds by them differ by some thousandths."""
+        halves = (part.half().cpu().numpy().astype("<f2") for part in (self.patches, self.whole))
+        return struct.pack("<3H", *self.patches.shape) + b"".join(part.tobytes() for part in halves)
+
+    @classmethod
+    def unpacked(cls, data: bytes, device: torch.device) -> Heard:
+        """What :meth:`packed` gave.
+
+        Raises:
+            ValueError: that is none.
+        """
+        try:
+            count, patches, width = struct.unpack_from("<3H", data)
+            values = torch.from_numpy(np.frombuffer(data, "<f2", offset=6).astype(np.float32))
+            split = count * patches * width
+            return cls(
+                patches=values[:split].reshape(count, patches, width).to(device),
+                whole=values[split:].reshape(count, -1).to(device),
+            )
+        except (struct.error, RuntimeError) as err:
+            raise ValueError(f"{len(data)} bytes are not what was heard: {err}") from err
+
 
 class PresenceHead(nn.Module):
     """Compares CLAP's latents of a mixture with a query: is what it asks for there?
@@ -363,6 +388,18 @@ class Listener(nn.Module):
         first, _, second = self.projection
         whole = audio.feed_forward(first, second, self.tower.pooled(patches), "relu")
         return self.head.hear(patches, F.normalize(whole.float(), dim=-1))
+
+    def listen(self, waveform: Tensor) -> tuple[Tensor, bytes]:
+        """See :class:`model.systems.WindowListener`."""
+        heard = self.hear(waveform)
+        return heard.whole, heard.packed()
+
+    def answer(self, kept: bytes, positive: Tensor) -> float:
+        """See :class:`model.systems.WindowListener`."""
+        heard = Heard.unpacked(kept, self.head.log_scale.device)
+        wanted = positive.to(heard.whole.device).expand(len(heard.whole), -1)
+        odds: Tensor = self.head(heard, wanted, torch.zeros_like(wanted))
+        return float(odds.max())
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

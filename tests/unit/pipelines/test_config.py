@@ -206,7 +206,7 @@ def test_settings_are_what_decides_the_results() -> None:
         "channels": "mid", "condition_norm": "unnormalised", "stem_format": "wav",
         "on_unsupported_query": "nearest", "segment_scores": True, "clap_scores": "stem",
         "activity": ActivityOptions(min_gap_s=2.0), "keep_stems": "none", "min_presence": 0.1,
-        "stem_quality": 0.5, "embeddings": True,
+        "stem_quality": 0.5, "embeddings": True, "screen": 0.5,
     }  # fmt: skip
     assert before.keys() == changes.keys()
     for name, value in changes.items():
