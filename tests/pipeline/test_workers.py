@@ -61,6 +61,22 @@ def alone(manifest: Path, model: str) -> Path:
     return output
 
 
+def test_windows_and_embeddings_are_the_same_in_worker_processes(
+    manifest: Path, model: str, tmp_path: Path
+) -> None:
+    for workers in ("1", "2"):
+        arguments = _arguments(manifest, tmp_path / workers, model)
+        asked = ["--screen", "0", "--embeddings", "--num_workers", workers]
+        assert separate.run([*arguments, *asked]) == 0
+    one, two = tmp_path / "1", tmp_path / "2"
+    files = [{f.name: f.read_bytes() for f in (out / "windows").iterdir()} for out in (one, two)]
+    assert files[0] == files[1]
+    assert len(files[0]) == 5
+    tables = [tone_runs.table(out, "embeddings") for out in (one, two)]
+    assert tables[0] == tables[1]
+    tone_runs.assert_same_results(one, two)
+
+
 def test_a_real_network_gives_the_same_alone_and_in_batches(
     manifest: Path, model: str, alone: Path
 ) -> None:

@@ -288,7 +288,7 @@ class Heard:
                 patches=values[:split].reshape(count, patches, width).to(device),
                 whole=values[split:].reshape(count, -1).to(device),
             )
-        except (struct.error, RuntimeError) as err:
+        except (struct.error, ValueError, RuntimeError) as err:
             raise ValueError(f"{len(data)} bytes are not what was heard: {err}") from err
 
 

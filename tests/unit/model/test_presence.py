@@ -204,3 +204,39 @@ def test_the_bundled_model_says_whether_a_sound_is_there() -> None:
     with torch.inference_mode():
         there, absent = model.separator.presence(model.separator.encode(windows), condition)
     assert there > absent
+
+
+def test_what_was_heard_is_kept_as_bytes_and_answers_the_same() -> None:
+    head, asked = _head(), _asked(1)
+    patches = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(3))
+    whole = torch.nn.functional.normalize(torch.ones(2, DIM), dim=-1)
+    heard = Heard(patches=patches, whole=whole)
+    kept = heard.packed()
+    again = Heard.unpacked(kept, torch.device("cpu"))
+    assert (again.patches.shape, again.whole.shape) == ((2, 9, 8), (2, DIM))
+    assert torch.equal(again.patches, patches.half().float())
+    assert again.packed() == kept
+    nothing = torch.zeros(2, DIM)
+    positive = asked.positive.expand(2, -1)
+    odds = [float(head(each, positive, nothing).max()) for each in (heard, again)]
+    assert odds[0] == pytest.approx(odds[1], abs=0.05)
+    for data in (kept[:-1], kept[:7], b""):
+        with pytest.raises(ValueError, match="are not what was heard"):
+            Heard.unpacked(data, torch.device("cpu"))
+
+
+def test_a_listener_keeps_what_it_needs_to_answer_later_queries() -> None:
+    loaded = registry.load("clapsep-mini")
+    listener = loaded.separator.listener  # type: ignore[attr-defined]
+    samples, _ = soundfile.read(AUDIO / "dog_barking.flac", dtype="float32")
+    length = loaded.query_encoder.clip_samples
+    passes = torch.from_numpy(np.resize(samples, (2, length)))
+    with torch.inference_mode():
+        vectors, kept = listener.listen(passes)
+        expected = loaded.query_encoder.embed_audio(list(passes))
+        assert torch.allclose(vectors, expected, atol=1e-5)
+        (positive,) = loaded.query_encoder.embed_text(["a dog barking"])
+        heard = listener.hear(passes)
+        nothing = torch.zeros(2, len(positive))
+        odds = listener.head(heard, positive.expand(2, -1), nothing)
+    assert listener.answer(kept, positive) == pytest.approx(float(odds.max()), abs=0.02)
