@@ -18,17 +18,15 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import torch
 from reference_style import ReferenceStyle
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from golden import published
 from model.checkpoints import loading
 from model.checkpoints.loading import assign, build
-from model.config import PUBLISHED, TINY
+from model.config import PUBLISHED, TINY, ClapSepConfig
 from model.systems import Condition
 from model.systems.clapsep.network import ClapSep, Precision
 
@@ -52,6 +50,9 @@ class Timed:
 
 def formula_states() -> States:
     """Encoder, adapters and biases, decoder: the formula's weights in the published size."""
+    sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "tests"))
+    from golden import published
+
     clap = published.formula_state("clap", starts_with=("audio_branch.",))
     own = published.formula_state("clapsep", starts_with=("audio_branch.", "decoder_model."))
     return (
@@ -61,9 +62,9 @@ def formula_states() -> States:
     )
 
 
-def random_states() -> States:
+def random_states(config: ClapSepConfig = PUBLISHED) -> States:
     """Numbers of no meaning, which cost the same."""
-    network = build(lambda: ClapSep(PUBLISHED))
+    network = build(lambda: ClapSep(config))
     draw = torch.Generator().manual_seed(0)
 
     def fill(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -74,26 +75,29 @@ def random_states() -> States:
         }
 
     encoder = fill(network.encoder.state_dict())
-    assert PUBLISHED.lora is not None  # noqa: S101  the preset has adapters
-    shapes = loading.adapter_shapes(encoder, PUBLISHED.lora)
-    return encoder, fill(shapes), fill(network.decoder.state_dict())
+    adapters = {} if config.lora is None else loading.adapter_shapes(encoder, config.lora)
+    return encoder, fill(adapters), fill(network.decoder.state_dict())
 
 
-def reference_network(states: States) -> ReferenceStyle:
+def reference_network(states: States, config: ClapSepConfig = PUBLISHED) -> ReferenceStyle:
     """The plainly written network, adapters unmerged."""
     encoder, tuned, decoder = states
-    return ReferenceStyle(PUBLISHED, encoder, tuned, decoder)
+    return ReferenceStyle(config, encoder, tuned, decoder)
 
 
-def our_network(states: States, precision: Precision = "fp32") -> ClapSep:
+def our_network(
+    states: States, precision: Precision = "fp32", config: ClapSepConfig = PUBLISHED
+) -> ClapSep:
     """Ours, adapters merged."""
     encoder, tuned, decoder = states
-    separator = build(lambda: ClapSep(PUBLISHED, precision))
-    assert PUBLISHED.lora is not None  # noqa: S101  the preset has adapters
-    merged = loading.merge_lora({**encoder, **tuned}, PUBLISHED.lora)
+    separator = build(lambda: ClapSep(config, precision))
+    merged = {**encoder, **tuned}
+    if config.lora is not None:
+        merged = loading.merge_lora(merged, config.lora)
     computed = separator.encoder.state_dict()  # what weights do not hold; no classifier
     assign(separator.encoder, {key: merged.get(key, value) for key, value in computed.items()})
-    assign(separator.decoder, decoder)
+    given = separator.decoder.state_dict()
+    assign(separator.decoder, {key: decoder.get(key, value) for key, value in given.items()})
     return separator.prepare()
 
 
@@ -153,9 +157,10 @@ def count_flops(call: Callable[[], object]) -> float:
 
     operators: Any = torch.ops
     mapping = {
-        operators.mkldnn._linear_pointwise: product,
         operators.aten._scaled_dot_product_flash_attention_for_cpu: attention,
     }
+    if hasattr(operators.mkldnn, "_linear_pointwise"):
+        mapping[operators.mkldnn._linear_pointwise] = product
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque call otherwise
     try:
@@ -215,8 +220,8 @@ def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    if device != "cpu":
+        torch.cuda.synchronize(device)
 
 
 def _forward(form: str, batch: int) -> Callable[[], Tensor]:

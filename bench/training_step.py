@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from model.config import MINI
+from model.config import MINI, ClapSepConfig
 from model.systems.clapsep.network import ClapSep
 from model.training.drawing import QUERIES
 from model.training.engine import MovingAverage, Optimiser
@@ -191,22 +191,31 @@ class CudaBfloat16(TorchFunctionMode):
         return self._rounded[id(value)]
 
 
-def step_module(batch: int) -> SeparationStep:
-    """The bundled network and its loss, as they are trained."""
-    separator = ClapSep(MINI, "bf16").requires_grad_(True)
+def step_module(batch: int, config: ClapSepConfig = MINI) -> SeparationStep:
+    """A network and its loss, as they are trained in bfloat16."""
+    separator = ClapSep(config, "bf16").requires_grad_(True)
     separator.encoder.norm.requires_grad_(False)
     settings = dataclasses.replace(SeparatorTraining(), batch_size=batch)
     return SeparationStep(separator, settings).train()
 
 
+def batch_of(batch: int, device: str, config: ClapSepConfig = MINI) -> dict[str, Tensor]:
+    """What a step learns from: noise."""
+    samples, dim = config.signal.window_samples, config.clap.embedding_dim
+    asked = QUERIES * batch
+    shapes = {
+        "mixture": (batch, samples),
+        "targets": (asked, samples),
+        "positive": (asked, dim),
+        "negative": (asked, dim),
+    }
+    return {name: 0.06 * torch.randn(shape, device=device) for name, shape in shapes.items()}
+
+
 def network(batch: int) -> tuple[Counted, Counted]:
     """Forward and backward of a batch."""
     module = step_module(batch).to("meta")
-    samples, dim = MINI.signal.window_samples, MINI.clap.embedding_dim
-    asked = QUERIES * batch
-    shapes = {"mixture": (batch, samples), "targets": (asked, samples)}
-    made = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    made |= {name: torch.empty(asked, dim, device="meta") for name in ("positive", "negative")}
+    made = batch_of(batch, "meta")
     forward, backward = Counted(), Counted()
     rules = CudaBfloat16()
     with (

@@ -288,6 +288,11 @@ class Graphs(Eager):
         estimates, odds = self._run((*shape, len(rows)), answer, inputs)
         return estimates.clone(), None if odds is None else odds.clone()
 
+    @property
+    def recorded(self) -> int:
+        """How many graphs there are."""
+        return len(self._graphs)
+
     def give_up(self, reason: BaseException) -> bool:
         """Runs operation by operation from here on, if there are graphs; says so once."""
         with self._lock:

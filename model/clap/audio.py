@@ -42,11 +42,12 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
 
 @contextlib.contextmanager
 def computing_in(precision: Precision, device_type: str) -> Iterator[None]:
-    """Has torch compute a network's products in a precision, and restores its setting afterwards.
+    """Has torch compute a network's products in a precision, and restores its settings afterwards.
 
     Args:
         precision: ``bf16`` is autocast; ``tf32`` rounds the factors of float32 products on a GPU to
-            ten bits of mantissa. The latter is a setting of the process: threads that compute at
+            ten bits of mantissa; ``fp32`` rounds none, convolutions included, which torch itself
+            computes in TF32. The latter two are settings of the process: threads that compute at
             the same time should want the same.
         device_type: ``cpu`` or ``cuda``.
     """
@@ -54,15 +55,17 @@ def computing_in(precision: Precision, device_type: str) -> Iterator[None]:
         with torch.autocast(device_type, dtype=torch.bfloat16):
             yield
         return
-    if precision == "fp32":
+    if precision == "fp32" and device_type == "cpu":
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 _ATTENDING = 256

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from golden import pairs
-from model.clap.audio import StageFeatures
+from model.clap.audio import Precision, StageFeatures, computing_in
 from model.config import TINY, ClapSepConfig
 from model.inference import Network, NetworkSettings, WindowQueries
 from model.signal.stft import sinc_resample
@@ -245,6 +245,26 @@ def test_preparing_in_bfloat16_halves_the_weights(plain: ClapSep) -> None:
     assert plain.encoder.layers[0].blocks[0].attn.qkv.weight.dtype == torch.float32
     with pytest.raises(ValueError, match="precision='fp32': this network was prepared for bf16"):
         coarse.precision = "fp32"
+
+
+@pytest.mark.parametrize(
+    ("precision", "inside"), [("fp32", ("highest", False)), ("tf32", ("high", True))]
+)
+def test_a_gpu_rounds_factors_where_it_is_told_to_and_nowhere_else(
+    precision: Precision, inside: tuple[str, bool]
+) -> None:
+    """Torch's own default rounds those of convolutions."""
+
+    def settings() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = settings()
+    assert before == ("highest", True)
+    with computing_in(precision, "cuda"):
+        assert settings() == inside
+    assert settings() == before
+    with computing_in("fp32", "cpu"):
+        assert settings() == before
 
 
 def test_tf32_is_set_while_the_network_computes_and_not_after(
