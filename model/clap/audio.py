@@ -717,17 +717,18 @@ class Encoder(SwinNetwork):
         self.apply(init_weights)
         self.register_buffer("hann", torch_hann(config.n_fft), persistent=False)
 
-    def stage_features(self, waveform: Tensor) -> StageFeatures:
+    def stage_features(self, waveform: Tensor, power: Tensor | None = None) -> StageFeatures:
         """Encodes a mixture into the features of every stage.
 
         Args:
             waveform: float32[B, T] at the encoder's rate, at most a window; the spectrogram's
                 missing frames are zeros of power, as in the reference.
+            power: its :meth:`power`, where that is known.
 
         Returns:
             The patch embedding and each stage's output, coarsest last.
         """
-        log_mel = self._log_mel(waveform)
+        log_mel = self._log_mel(waveform, power)
         missing = self.config.num_frames - log_mel.shape[1]
         silence = 10.0 * math.log10(_POWER_FLOOR)
         log_mel = F.pad(log_mel, (0, 0, 0, missing), value=silence)
@@ -744,42 +745,58 @@ class Encoder(SwinNetwork):
         Returns:
             float[B, num_features].
         """
-        return self.pooled(self.patches(waveform, augment))
+        return self.pooled(self.clip_features(waveform, augment).stages[-1])
 
     def pooled(self, patches: Tensor) -> Tensor:
-        """The latent of a clip from its :meth:`patches`."""
+        """The latent of a clip from the last stage of its :meth:`clip_features`."""
         latent: Tensor = self.norm(patches).mean(dim=1)
         return latent
 
-    def patches(self, waveform: Tensor, augment: ImageHook | None = None) -> Tensor:
-        """What :meth:`latent` is the mean of: the last stage's output, float[B, N, num_features].
+    def clip_features(
+        self,
+        waveform: Tensor,
+        augment: ImageHook | None = None,
+        power: Tensor | None = None,
+        depth: int | None = None,
+    ) -> StageFeatures:
+        """The features of every stage as CLAP has them, where a clip's frames fill the image.
 
         Args:
             waveform: float32[B, clip_samples] at the encoder's rate.
             augment: see :meth:`latent`.
+            power: its :meth:`power`, where that is known.
+            depth: how many stages are computed; None: all.
+
+        Returns:
+            The patch embedding and each of these stages' output, coarsest last.
         """
-        image = self._normalise(self._log_mel(waveform))
+        image = self._normalise(self._log_mel(waveform, power))
         if augment is not None:
             image = augment(image)
         if image.shape[1] < self.config.num_frames:
             size = (self.config.num_frames, image.shape[2])
             image = F.interpolate(image[:, None], size, mode="bicubic", align_corners=True)[:, 0]
-        return self._transform(image).stages[-1]
+        return self._transform(image, depth)
 
-    def _log_mel(self, waveform: Tensor) -> Tensor:
+    def power(self, spectrum: Tensor) -> Tensor:
+        """What the mel filters take of a spectrum complex64[B, K, F], float32[B, F, K]."""
+        return (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)
+
+    def _log_mel(self, waveform: Tensor, power: Tensor | None = None) -> Tensor:
         """float32[B, T] → float32[B, F, mel_bins] in dB of power."""
         config = self.config
         with torch.autocast(waveform.device.type, enabled=False):
-            spectrum = torch.stft(
-                waveform.float(),
-                config.n_fft,
-                config.hop_samples,
-                window=self.hann,
-                center=True,
-                pad_mode="reflect",
-                return_complex=True,
-            )
-            power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)
+            if power is None:
+                spectrum = torch.stft(
+                    waveform.float(),
+                    config.n_fft,
+                    config.hop_samples,
+                    window=self.hann,
+                    center=True,
+                    pad_mode="reflect",
+                    return_complex=True,
+                )
+                power = self.power(spectrum)
             mel = self.logmel_extractor(power)
             return 10.0 * torch.log10(mel.clamp(min=_POWER_FLOOR))
 
@@ -789,13 +806,13 @@ class Encoder(SwinNetwork):
         normalised: Tensor = self.bn0(bands).squeeze(-1).transpose(1, 2)
         return normalised
 
-    def _transform(self, frames: Tensor) -> StageFeatures:
-        """Folds float[B, F, mel_bins] into the square image and runs the stages."""
+    def _transform(self, frames: Tensor, depth: int | None = None) -> StageFeatures:
+        """Folds float[B, F, mel_bins] into the square image and runs the first stages, or all."""
         config = self.config
         batch, _, bands = frames.shape
         pieces = frames.transpose(1, 2).reshape(batch, bands, config.freq_ratio, -1)
         image = pieces.transpose(1, 2).reshape(batch, 1, config.spec_size, config.spec_size)
         stages: list[Tensor] = [self.patch_embed(image)]
-        for stage in self.layers:
+        for stage in itertools.islice(self.layers, depth):
             stages.append(stage(stages[-1]))
         return StageFeatures(stages=tuple(stages))

@@ -143,7 +143,7 @@ def _latents(clap: Clap, windows: Tensor) -> tuple[Tensor, Tensor]:
     """float32[B, clip_samples] → float16[B, N, C] and float32[B, D], on the CPU."""
     latents, whole = [], []
     for part in windows.split(_AT_ONCE):
-        patches = clap.audio_branch.patches(part)
+        patches = clap.audio_branch.clip_features(part).stages[-1]
         embedded = clap.audio_projection(clap.audio_branch.pooled(patches)).float()
         latents.append(patches.half().cpu())
         whole.append(F.normalize(embedded, dim=-1).cpu())

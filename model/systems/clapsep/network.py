@@ -381,10 +381,17 @@ class Listener(nn.Module):
         super().__init__()
         self.tower, self.projection, self.head = tower, projection, head
 
-    def hear(self, waveform: Tensor) -> Heard:
-        """Hears mixtures float32[B, T] at the tower's rate, at most its clip's length."""
+    def hear(self, waveform: Tensor, power: Tensor | None = None) -> Heard:
+        """Hears mixtures.
+
+        Args:
+            waveform: float32[B, T] at the tower's rate, at most its clip's length.
+            power: its :meth:`Encoder.power`, where that is known.
+        """
         missing = self.tower.config.clip_samples - waveform.shape[-1]
-        patches = self.tower.patches(F.pad(waveform, (0, missing)))
+        if missing:
+            waveform, power = F.pad(waveform, (0, missing)), None
+        patches = self.tower.clip_features(waveform, None, power).stages[-1]
         first, _, second = self.projection
         whole = audio.feed_forward(first, second, self.tower.pooled(patches), "relu")
         return self.head.hear(patches, F.normalize(whole.float(), dim=-1))
@@ -646,12 +653,15 @@ class ClapSep(nn.Module):
             pad_mode="reflect",
             return_complex=True,
         )
+        # At equal rates and sizes the encoder's spectrogram is the one that is there already.
+        known = encoder_mixture is mixture and listening.n_fft == signal.n_fft
+        power = self.encoder.power(spectrum) if known else None
         with self._autocast(mixture):
-            features = self.encoder.stage_features(encoder_mixture)
+            features = self.encoder.stage_features(encoder_mixture, power)
             by_decoder = self.decoder.hear(features, spectrum.abs().transpose(1, 2))
             heard: Heard | None = None
             if self.listener is not None:
-                heard = self.listener.hear(encoder_mixture)
+                heard = self.listener.hear(encoder_mixture, power)
         return Encoded(
             features=features,
             by_decoder=by_decoder,

@@ -278,9 +278,9 @@ def test_tf32_is_set_while_the_network_computes_and_not_after(
     )
     original = network.encoder.stage_features
 
-    def stage_features(waveform: Tensor) -> StageFeatures:
+    def stage_features(waveform: Tensor, power: Tensor | None) -> StageFeatures:
         seen.append(torch.get_float32_matmul_precision())
-        return original(waveform)
+        return original(waveform, power)
 
     monkeypatch.setattr(network.encoder, "stage_features", stage_features)
     before = torch.get_float32_matmul_precision()

@@ -19,9 +19,10 @@ from model.checkpoints.convert import save, save_presence
 from model.checkpoints.fetch import CheckpointError
 from model.checkpoints.loading import Networks, load_clap, load_converted
 from model.checkpoints.tensorfiles import SourceFile, read_converted
+from model.clap import Clap
 from model.config import TINY, PresenceConfig
 from model.systems import Condition, PresenceDetector
-from model.systems.clapsep.network import ClapSep, Heard, PresenceHead
+from model.systems.clapsep.network import ClapSep, Heard, Listener, PresenceHead
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 AUDIO = Path(str(resources.files("manifests") / "examples" / "audio"))
@@ -132,6 +133,24 @@ def test_a_head_of_another_size_is_refused(tmp_path: Path, networks: Networks) -
 
 
 @pytest.fixture
+def one_rate() -> ClapSep:
+    """A network whose encoder hears at the rate, and by the spectrogram, that it masks."""
+    signal = TINY.signal
+    tower = dataclasses.replace(
+        TINY.clap.audio,
+        sample_rate_hz=signal.sample_rate_hz,
+        n_fft=signal.n_fft,
+        hop_samples=signal.hop_samples,
+        clip_samples=signal.window_samples,
+    )
+    clap = Clap(dataclasses.replace(TINY.clap, audio=tower))
+    torch.manual_seed(0)
+    network = ClapSep(dataclasses.replace(TINY, clap=clap.config))
+    network.listener = Listener(clap.audio_branch, clap.audio_projection, _head())
+    return network.eval().prepare()
+
+
+@pytest.fixture
 def listening(tmp_path: Path, networks: Networks) -> ClapSep:
     found = load_converted(str(_written(tmp_path, networks)[0]))
     found.clap.prepare()
@@ -158,6 +177,30 @@ def test_the_odds_are_of_each_mixture_and_query_alone_to_the_bit(listening: Clap
             assert alone is not None
             assert torch.equal(alone, together[place : place + 1])
     assert len(set(together.tolist())) == 5
+
+
+def test_a_spectrogram_that_both_take_is_computed_once(
+    one_rate: ClapSep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixture, asked = _noise(2, one_rate.window_samples), _asked(2)
+    transforms: list[int] = []
+    stft = torch.stft
+
+    def counted(waveform: Tensor, n_fft: int, *rest: object, **named: object) -> Tensor:
+        transforms.append(n_fft)
+        return stft(waveform, n_fft, *rest, **named)
+
+    monkeypatch.setattr(torch, "stft", counted)
+    with torch.inference_mode():
+        shared = one_rate.encode(mixture)
+        assert len(transforms) == 1
+        apart = one_rate.encode(mixture, mixture.clone())
+        assert len(transforms) == 4
+        assert torch.equal(one_rate.decode(shared, asked), one_rate.decode(apart, asked))
+        odds = [one_rate.presence(each, asked) for each in (shared, apart)]
+    assert odds[0] is not None
+    assert odds[1] is not None
+    assert torch.equal(odds[0], odds[1])
 
 
 def test_a_short_window_is_followed_by_silence(listening: ClapSep) -> None:
