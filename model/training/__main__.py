@@ -136,8 +136,7 @@ def _add_presence(arguments: argparse.Namespace) -> None:
 
 def _finetune(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments.settings)
-    capture = not arguments.no_capture
-    processes, device = engine.join(devices.resolved(arguments.device), capture=capture)
+    processes, device = engine.join(devices.resolved(arguments.device), capture=False)
     finetune.run(
         arguments.base,
         arguments.corpus,
@@ -148,7 +147,6 @@ def _finetune(arguments: argparse.Namespace) -> None:
         seed=settings.seed if arguments.seed is None else arguments.seed,
         device=device,
         workers=arguments.workers,
-        capture=capture,
         processes=processes,
         say=logger.info if processes.is_first else lambda _: None,
     )
@@ -413,9 +411,9 @@ def _parser() -> argparse.ArgumentParser:
             "--workers", type=int, default=2 if each is fitting else 0,
             help="processes that draw batches ahead; 0: none",
         )  # fmt: skip
-        each.add_argument(
-            "--no_capture", action="store_true", help="on a GPU, run the steps without CUDA graphs"
-        )
+    fitting.add_argument(
+        "--no_capture", action="store_true", help="on a GPU, run the steps without CUDA graphs"
+    )
     tuning.add_argument(
         "--from", dest="base", default="clapsep-mini",
         help="a CLAPSep: a name of the registry, or a URI (default: clapsep-mini)",

@@ -540,7 +540,6 @@ def finetune(
     seed: int,
     device: str,
     workers: int,
-    capture: bool,
     processes: engine.Processes,
 ) -> Finetuned:
     """Trains a separator on a corpus, from the weights that it has.
@@ -554,7 +553,6 @@ def finetune(
         seed: of what is drawn.
         device: a torch device.
         workers: processes that draw batches ahead.
-        capture: capture the step on a GPU.
         processes: those that train together; the first one measures.
 
     Raises:
@@ -588,7 +586,7 @@ def finetune(
 
     engine.run_stage(
         task, planner, (seed, 3), options.optimiser, report,
-        workers=workers, capture=capture, processes=processes,
+        workers=workers, capture=False, processes=processes,
     )  # fmt: skip
     tuned = task.average.module
     _step_back(tuned, start, settings.moved_share)
@@ -852,7 +850,6 @@ def run(
     seed: int,
     device: str,
     workers: int,
-    capture: bool,
     processes: engine.Processes,
     say: Callable[[str], None],
 ) -> None:
@@ -868,7 +865,6 @@ def run(
         seed: of all that is drawn.
         device: a torch device.
         workers: processes that draw batches ahead.
-        capture: capture the step on a GPU.
         processes: those that train together; the first one writes.
         say: is given lines for the user.
 
@@ -897,7 +893,7 @@ def run(
     base_sha256 = networks.model_sha256
     tuned = finetune(
         networks, corpus, settings,
-        train=train, seed=seed, device=device, workers=workers, capture=capture,
+        train=train, seed=seed, device=device, workers=workers,
         processes=processes,
     )  # fmt: skip
     if not processes.is_first:

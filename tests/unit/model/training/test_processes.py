@@ -16,6 +16,7 @@ import soundfile
 import torch
 
 import shared_training
+from model.checkpoints.loading import load_converted
 from model.config import ClapSepConfig, to_json
 from model.training import engine
 from model.training.drawing import QUERIES, Drawn, MixturePlanner
@@ -23,6 +24,7 @@ from model.training.material import Material
 from tiny_model import write_tiny_model
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+OPTIMISER = {"steps": 2, "validate_every": 1, "precision": "fp32"}
 ROOT = Path(__file__).resolve().parents[4]
 
 
@@ -111,6 +113,44 @@ def test_one_process_writes_what_both_trained(tmp_path: Path) -> None:
     assert done.stderr.count("step 2 of 2") == 1
     assert done.stderr.count("give it as --model") == 1
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_cache")
+def test_both_stages_are_trained_by_two_processes(
+    corpus_folder: Path, material: Material, small_config: ClapSepConfig, tmp_path: Path
+) -> None:
+    """From nothing, and again from where the first process was when it last validated."""
+    settings = {
+        "clap": {"batch_size": 4, "optimiser": OPTIMISER},
+        "words": {"steps": 3},
+        "separation": {
+            "batch_size": 4,
+            "query_variants": 1,
+            "validation_mixtures": 2,
+            "queries": {"source_shares": [0.5, 0.5]},
+            "optimiser": OPTIMISER,
+        },
+    }
+    (tmp_path / "config.json").write_text(to_json(small_config), encoding="utf-8")
+    (tmp_path / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    material.save(tmp_path / "plan.npz")
+    words = (
+        "-m", "model.training", "fit", "--corpus", corpus_folder, "--plan", tmp_path / "plan.npz",
+        "--config", tmp_path / "config.json", "--settings", tmp_path / "settings.json",
+        "--device", "cpu", "--workers", "1", "--output", tmp_path / "run",
+    )  # fmt: skip
+    for _ in range(2):
+        done = torchrun(*words)
+        assert done.returncode == 0, done.stderr
+        curve = json.loads((tmp_path / "run" / "curve.json").read_text(encoding="utf-8"))
+        steps = [(row["stage"], row["step"]) for row in curve]
+        assert steps == [("clap", 1), ("clap", 2), ("separation", 1), ("separation", 2)]
+        load_converted(str(tmp_path / "run" / "weights" / "model.safetensors"))
+        stored = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)
+        stored["curve"].pop()
+        stored["learner"]["steps"] = 1
+        torch.save(stored, tmp_path / "run" / "resume.pt")
 
 
 def test_what_does_not_combine_is_said(
