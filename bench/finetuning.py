@@ -35,9 +35,9 @@ from model.training import sound
 
 CLASSES = ("clock_tick", "fire_crackle", "footsteps")
 NUM_CLIPS = 10
-NUM_OTHERS = 12
+NUM_OTHERS = 8
 """Other recordings of a class that are measured."""
-NUM_REST = 48
+NUM_REST = 40
 """Pairs of other classes."""
 PARTNERS = 2
 LEVEL = 10 ** (-24 / 20)

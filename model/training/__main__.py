@@ -425,9 +425,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     tuning.add_argument("--run", nargs="+", default=[], help="the run folders that were reviewed")
     tuning.add_argument(
-        "--train", choices=finetune.TRAINED, default="all",
-        help="decoder: the encoder stays as it is (default: all; of a model with LoRA adapters, "
-        "these and the decoder)",
+        "--train", choices=finetune.TRAINED, default="query",
+        help="query: the layers by which the query steers the decoder (default); decoder; all: the "
+        "encoder too, or where the model has LoRA adapters, these",
     )  # fmt: skip
     tuning.add_argument("--seed", type=int, help="of all that is drawn (default: 0)")
     tuning.add_argument(

@@ -57,7 +57,9 @@ from model.training.settings import (
 
 logger = logging.getLogger(__name__)
 
-TRAINED = ("all", "decoder")
+TRAINED = ("query", "decoder", "all")
+"""What can be trained: the layers by which the query steers the decoder; the decoder; everything,
+or with LoRA adapters in the configuration these and the decoder."""
 MODES = {"text_pn": "what is wanted and what is not", "text_p": "what is wanted alone"}
 CARD, FIGURES, CLIPS, CONFIG = "README.md", "figures.json", "clips.csv", "config.json"
 _FEWEST_RECORDINGS = 3
@@ -484,10 +486,11 @@ def load_base(name_or_uri: str) -> Networks:
     return load_converted(name_or_uri)
 
 
-def separator_settings(settings: FinetuneSettings, encoder: str) -> SeparatorTraining:
+def separator_settings(settings: FinetuneSettings, encoder: str, decoder: str) -> SeparatorTraining:
     """The settings of the separation stage."""
     return SeparatorTraining(
         encoder=encoder,
+        decoder=decoder,
         batch_size=settings.batch_size,
         fixed_statistics=True,
         query_variants=settings.query_variants,
@@ -548,8 +551,7 @@ def finetune(
         base: the networks, on the CPU.
         corpus: see :func:`gather`.
         settings: how.
-        train: ``all`` or ``decoder``; with a configuration that has LoRA adapters, ``all`` trains
-            those of the encoder instead of the encoder.
+        train: one of :data:`TRAINED`.
         seed: of what is drawn.
         device: a torch device.
         workers: processes that draw batches ahead.
@@ -563,11 +565,12 @@ def finetune(
     clap = base.clap.to(device).requires_grad_(False).eval()
     base.separator.listener = None
     separator = copy.deepcopy(base.separator)  # which shares tensors with the CLAP
-    encoder = "frozen" if train == "decoder" else "whole" if config.lora is None else "lora"
-    choose_trained(separator, encoder)
+    decoder = "query" if train == "query" else "whole"
+    encoder = "frozen" if train != "all" else "whole" if config.lora is None else "lora"
+    choose_trained(separator, encoder, decoder)
     separator.to(device)
     size = processes.part_of(settings.batch_size, "finetuning.batch_size")
-    options = separator_settings(dataclasses.replace(settings, batch_size=size), encoder)
+    options = separator_settings(dataclasses.replace(settings, batch_size=size), encoder, decoder)
     store = sound.ClipStore(corpus.samples)
     rate_hz = config.signal.sample_rate_hz
     renderer = sound.Renderer(store, config.signal.window_samples, rate_hz).to(device)
@@ -686,7 +689,7 @@ class Bundle:
         corpus: what it was trained on.
         heard: the user's clips, with those that were left out.
         settings: how.
-        train: ``all`` or ``decoder``.
+        train: one of :data:`TRAINED`.
         seed: of what was drawn.
     """
 
@@ -777,7 +780,9 @@ class Bundle:
         trained = (
             "the decoder, and adapters (LoRA) on the encoder's window attention, merged into it"
         )
-        if self.train == "decoder":
+        if self.train == "query":
+            trained = "the layers by which the query steers the decoder"
+        elif self.train == "decoder":
             trained = "the decoder"
         elif self.tuned.networks.config.lora is None:
             trained = "decoder and encoder"
@@ -861,7 +866,7 @@ def run(
         runs: run folders that the reviews are of.
         output: folder to write.
         settings: how.
-        train: ``all`` or ``decoder``.
+        train: one of :data:`TRAINED`.
         seed: of all that is drawn.
         device: a torch device.
         workers: processes that draw batches ahead.

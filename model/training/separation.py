@@ -15,7 +15,7 @@ from model.clap import Clap
 from model.config import ClapSepConfig, LoraConfig
 from model.systems import Condition
 from model.systems.clapsep import lora
-from model.systems.clapsep.network import ClapSep
+from model.systems.clapsep.network import ClapSep, Film
 from model.training.contrastive import embed_clips, embed_wordings
 from model.training.drawing import (
     ABSENT,
@@ -50,16 +50,21 @@ def build_separator(config: ClapSepConfig, clap: Clap, settings: SeparatorTraini
     precision = settings.optimiser.precision
     separator = ClapSep(config, precision="bf16" if precision == "bf16" else "fp32")
     separator.encoder.load_state_dict(clap.audio_branch.state_dict())
-    choose_trained(separator, settings.encoder)
+    choose_trained(separator, settings.encoder, settings.decoder)
     return separator.to(clap.device)
 
 
-def choose_trained(separator: ClapSep, encoder: str) -> None:
-    """Lets the decoder be trained, and of the encoder what :attr:`SeparatorTraining.encoder` says.
+def choose_trained(separator: ClapSep, encoder: str, decoder: str = "whole") -> None:
+    """Lets that be trained which :class:`SeparatorTraining` names so, and nothing else.
 
     ``lora`` adds adapters, which do nothing yet.
     """
     separator.requires_grad_(True)
+    if decoder == "query":
+        separator.decoder.requires_grad_(False)
+        for module in separator.decoder.modules():
+            if isinstance(module, Film):
+                module.requires_grad_(True)
     if encoder == "lora":
         lora.add_adapters(separator.encoder, separator.config.lora or LoraConfig())
     elif encoder == "frozen":

@@ -146,6 +146,9 @@ class SeparatorTraining:
     encoder: str = "whole"
     """What is trained beside the decoder: ``whole``, the encoder; ``lora``, adapters on its window
     attention and the biases there (the paper); ``frozen``, nothing."""
+    decoder: str = "whole"
+    """``whole``; or ``query``: only the layers by which the query steers it, whose changes reach
+    queries as far as they are like those that were trained."""
     batch_size: int = 256
     windows: WindowSettings = WindowSettings()
     queries: QuerySettings = QuerySettings()
@@ -171,6 +174,8 @@ class SeparatorTraining:
         """Checks the name."""
         if self.encoder not in ("whole", "lora", "frozen"):
             raise ValueError(f"encoder={self.encoder!r}: expected 'whole', 'lora' or 'frozen'")
+        if self.decoder not in ("whole", "query"):
+            raise ValueError(f"decoder={self.decoder!r}: expected 'whole' or 'query'")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

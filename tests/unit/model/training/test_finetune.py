@@ -101,7 +101,7 @@ def test_a_made_up_class_is_learnt_and_the_folder_is_a_model(
     caplog.set_level("INFO")
     base = write_model(tmp_path, small_config)
     output = tmp_path / "runs" / "mine"
-    assert train(base, sounds, output, SETTINGS) == 0
+    assert train(base, sounds, output, SETTINGS, "--train", "all") == 0
     said = caplog.text
     assert re.search(r"left out: .*silent.wav: silent", said)
     assert re.search(r"left out: .*notes.txt: Format not recognised", said)
@@ -158,14 +158,17 @@ def test_recordings_are_held_out_as_a_whole(
 
 
 @pytest.mark.usefixtures("own_cache")
-@pytest.mark.parametrize("chosen", ["all", "decoder"])
+@pytest.mark.parametrize("chosen", ["query", "decoder", "all"])
 def test_what_is_trained(
     sounds: Path, small_config: ClapSepConfig, tmp_path: Path, chosen: str
 ) -> None:
     base, output = write_model(tmp_path, small_config), tmp_path / "mine"
     assert train(base, sounds, output, QUICK, "--train", chosen) == 0
     moved = _moved(base, output)
-    assert any(name.startswith("decoder.") for name in moved)
+    query = {name for name in moved if re.search(r"\.skip_conv\.(beta|gamma)\.", name)}
+    assert len(query) == 4 * 4
+    decoder = {name for name in moved if name.startswith("decoder.")}
+    assert (decoder == query) == (chosen == "query")
     assert any(name.startswith("encoder.layers.") for name in moved) == (chosen == "all")
     assert not any("running_" in name for name in moved)
 
@@ -175,7 +178,7 @@ def test_the_published_layout_gets_adapters(sounds: Path, tmp_path: Path) -> Non
     """Its small stand-in: CLAP hears at 48 kHz, and the encoder has LoRA in its configuration."""
     config = dataclasses.replace(TINY_CONFIG, lora=LoraConfig(rank=2, alpha=2.0))
     base, output = write_model(tmp_path, config), tmp_path / "mine"
-    assert train(base, sounds, output, QUICK) == 0
+    assert train(base, sounds, output, QUICK, "--train", "all") == 0
     moved = {name for name in _moved(base, output) if name.startswith("encoder.")}
     adapted = re.compile(r"encoder\.layers\.\d+\.blocks\.\d+\.attn\.(qkv|proj)\.(weight|bias)")
     own = load_converted(str(output)).separator.state_dict()
@@ -301,7 +304,9 @@ def test_what_is_not_there_is_asked_for_and_never_named(
     ((wrong, label),) = corpus.mistaken.items()
     assert str(corpus.material.class_names[wrong]) == "not low hum"
     settings = finetune.separator_settings(
-        FinetuneSettings(batch_size=400, text_only_share=0.0, clips_only_share=0.0), "whole"
+        FinetuneSettings(batch_size=400, text_only_share=0.0, clips_only_share=0.0),
+        "whole",
+        "whole",
     )
     lengths = np.array([len(each) for each in corpus.samples])
     near = np.zeros((corpus.material.num_classes, 0), dtype=np.int64)
