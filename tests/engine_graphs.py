@@ -5,6 +5,7 @@ What comes out is looked for on disk: an engine that loses elements still says t
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -260,7 +261,7 @@ def _hang_or_work(number: int, folder: str, how: str) -> int:
 
 
 def environments(folder: Path) -> Graph:
-    """Says which GPU each of several processes sees."""
+    """Says which GPU each of several processes sees, and what it has imported, and how."""
     return Graph(
         lambda root: (
             root
@@ -273,10 +274,11 @@ def environments(folder: Path) -> Graph:
     )
 
 
-def _gpu(_: int, pid: int) -> tuple[int, str | None, bool]:
+def _gpu(_: int, pid: int) -> tuple[int, str | None, bool, bool]:
     from model import devices
 
-    return pid, os.environ.get(devices.VISIBLE), "torch" in sys.modules
+    gpu = os.environ.get(devices.VISIBLE)
+    return pid, gpu, "torch" in sys.modules, gc.get_freeze_count() > 0
 
 
 def grouped(folder: Path, count: int) -> Graph:

@@ -61,6 +61,15 @@ _PROGRESS = frozenset(
 """What of a worker's measurements only changes when work goes on; times do when it hangs too."""
 
 
+_WORKER = """import sys
+from pipelines import flags
+with flags.without_collections():
+    from pipelines.runners import local_worker
+local_worker.run(sys.argv[1:])
+"""
+"""The program of a worker: ``-m`` would import Beam before anything could be said about how."""
+
+
 class WorkerError(RuntimeError):
     """A worker process died, or failed at a step, or the runner does not end."""
 
@@ -335,7 +344,7 @@ def local_runner(
         gpus = devices.visible_gpus(execution.device)
         watch = WorkerWatch(Path(name), gpus, execution.max_silence_s)
         _register(watch)
-        command = [sys.executable, "-m", "pipelines.runners.local_worker", name, str(os.getpid())]
+        command = [sys.executable, "-c", _WORKER, name, str(os.getpid())]
         environment = SubprocessSDKEnvironment.from_command_string(f"exec {shlex.join(command)}")
         hook, threading.excepthook = threading.excepthook, _quiet_about_connections
         try:

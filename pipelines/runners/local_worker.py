@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines import flags
+from apache_beam.runners.worker import sdk_worker_main
 
 POLL_S = 0.5
 
@@ -28,9 +28,6 @@ def run(argv: Sequence[str]) -> None:
     # An interrupt from the terminal reaches the whole group; the launcher decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(Path(folder), int(parent)), daemon=True).start()
-    with flags.without_collections():
-        from apache_beam.runners.worker import sdk_worker_main
-
     sdk_worker_main.main(sys.argv[:1])
 
 
@@ -38,7 +35,3 @@ def _watch(folder: Path, parent: int) -> None:
     while os.getppid() == parent and folder.is_dir() and not (folder / "stop").exists():
         time.sleep(POLL_S)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    run(sys.argv[1:])

@@ -17,7 +17,6 @@ from pipelines.preflight import PACKAGES
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "CHANGELOG.md", "LICENSE", "NOTICE", "constraints.txt")
 BUILD_FILES = ("setup.py", "MANIFEST.in", "pyproject.toml", *DOCUMENTS)
-NOT_FOR_PEOPLE = {"pipelines.runners.local_worker"}  # started by a job, with arguments of its own
 NOT_SHIPPED = ("tests/unit/test_x.py", "bench/pipeline.py", "docs/sql.md", "out/run.json")
 
 
@@ -29,7 +28,7 @@ def entry_modules() -> list[str]:
         for path in (ROOT / name).rglob("*.py")
         if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
     }
-    return sorted(found - NOT_FOR_PEOPLE)
+    return sorted(found)
 
 
 def package_files(root: Path) -> set[str]:

@@ -64,7 +64,9 @@ def test_the_poisoned_clip_fails_and_the_others_are_the_same(tmp_path: Path) -> 
 RUN = """
 import sys
 sys.path[:0] = ["tests", "."]
-import tone_runs
+from pipelines import flags
+with flags.without_collections():
+    import tone_runs
 with tone_runs.tones_as_models():
     tone_runs.run(*sys.argv[1:])
 """

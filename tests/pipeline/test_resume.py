@@ -183,7 +183,9 @@ def test_a_folder_that_is_no_output_is_not_overwritten(tmp_path: Path, capsys) -
 SLOW_RUN = """
 import sys, time
 sys.path[:0] = ["tests", "."]
-import tone_runs, tones
+from pipelines import flags
+with flags.without_collections():
+    import tone_runs, tones
 decode = tones.ToneSeparator.decode
 def slow(self, *arguments):
     time.sleep(0.4)

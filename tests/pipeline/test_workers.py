@@ -360,8 +360,8 @@ def test_workers_have_the_gpus_in_turn(
     watch = WorkerWatch(tmp_path, devices.visible_gpus(device))
     found: list[str | None] = []
     for number in range(5):
-        command = watch.command_of_next(b"exec python -m pipelines.runners.local_worker x 1")
-        assert command.endswith(b"python -m pipelines.runners.local_worker x 1")
+        command = watch.command_of_next(b"exec python -c program x 1")
+        assert command.endswith(b"python -c program x 1")
         given = re.search(rb"exec env CUDA_VISIBLE_DEVICES=(\S+) ", command)
         found.append(given[1].decode() if given else None)
         _Worker(watch, str(number))
@@ -377,8 +377,9 @@ def test_a_worker_sees_its_gpu_before_torch_is_imported(
     two = dataclasses.replace(TWO, device="auto")
     engine_graphs.run(engine_graphs.environments(tmp_path), two, PipelineOptions([]))
     seen = {literal_eval(text) for text in engine_graphs.kept(tmp_path)["seen"]}
-    assert {(gpu, has_torch) for _, gpu, has_torch in seen} == {("0", False), ("1", False)}
-    assert len({pid for pid, _, _ in seen}) == 2
+    assert {(gpu, has_torch) for _, gpu, has_torch, _ in seen} == {("0", False), ("1", False)}
+    assert len({pid for pid, *_ in seen}) == 2
+    assert all(frozen for *_, frozen in seen)  # what was imported is not searched for garbage
 
 
 @pytest.mark.slow
@@ -425,7 +426,7 @@ def test_gpus_that_are_not_there_are_refused(
 def _workers() -> list[psutil.Process]:
     """The worker processes of this process's job."""
     children = psutil.Process().children()
-    return [each for each in children if "pipelines.runners.local_worker" in _command(each)]
+    return [each for each in children if local._WORKER in _command(each)]
 
 
 def _command(process: psutil.Process) -> list[str]:
