@@ -38,12 +38,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import bare  # noqa: F401  before all that imports the product
+import counts
 import network_forms as forms
 import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
-import training_step
 from torch import Tensor
 
 from model import devices
@@ -352,13 +352,13 @@ def kernels(call: Callable[[], object], device: str, top: int = 20) -> list[dict
 
 def training(config: ClapSepConfig, batch: int, rounds: int, device: str) -> dict[str, Any]:
     """Milliseconds that the trainer takes to learn from a batch, eager and as a CUDA graph."""
-    module = training_step.step_module(batch, config).to(device)
+    module = counts.step_module(batch, config).to(device)
     optimiser, average = (
         Optimiser(module, OptimiserSettings()),
         MovingAverage(module.separator, 0.999),
     )
     optimiser.rate.fill_(1e-5)
-    made = training_step.batch_of(batch, device, config)
+    made = counts.batch_of(batch, device, config)
 
     def learn() -> Tensor:
         optimiser.forget()

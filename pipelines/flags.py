@@ -128,7 +128,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--compile",
         action="store_true",
         help="Run the network through torch.compile: minutes at the start, for long runs on a "
-        "GPU. Where it cannot be done, a warning is logged. Changes results by rounding.",
+        "GPU, whose CUDA graphs then hold what was compiled. Where it cannot be done, a warning is "
+        "logged. Changes results by rounding.",
     )
     group.add_argument(
         "--batch_size",

@@ -16,7 +16,7 @@ INSTALLED = {
     "markupsafe", "mpmath", "networkx", "setuptools", "sympy", "typing_extensions",
 }
 OURS = {
-    "bare", "bench", "model", "network_forms", "reference_style", "terminal", "training_step",
+    "bare", "bench", "counts", "model", "network_forms", "reference_style", "terminal",
 }
 
 class Bare(importlib.machinery.PathFinder):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import training_step
+from bench import counts
 from model.clap import Clap
 from model.config import ClapSepConfig
 from model.training.drawing import NONE
@@ -202,12 +202,12 @@ def step_condition(positive: torch.Tensor) -> object:
 
 def test_a_step_never_waits_for_the_device() -> None:
     """On the meta device, where reading a value is an error; by CUDA's rules for bfloat16."""
-    forward, backward = training_step.network(2)
-    moving, averaging = training_step.optimiser()
+    forward, backward = counts.network(2)
+    moving, averaging = counts.optimiser()
     for part in (forward, backward, moving, averaging):
         assert part.total.calls > 0
         assert not part.waits
     assert backward.total.flop == pytest.approx(2 * forward.total.flop, rel=0.2)
-    again = training_step.network(4)[0]
+    again = counts.network(4)[0]
     assert again.total.calls == forward.total.calls
     assert again.total.flop == pytest.approx(2 * forward.total.flop, rel=1e-3)

@@ -1,17 +1,17 @@
-"""Operations, bytes and products of one training step of the separator, without running it.
+"""Operations, bytes and products of a pass through the network and of a training step.
 
-    python bench/training_step.py                # the bundled size, 256 mixtures, bfloat16
-    python bench/training_step.py --top 30
+    python bench/counts.py                 # a step of the bundled size, 256 mixtures, bfloat16
+    python bench/counts.py --passes        # passes of 32 clips, both sizes, bfloat16
 
-Forward and backward are walked on torch's ``meta`` device, where tensors have shapes and types and
-no values: a batch of any size is counted in seconds, and an operation that reads a value, for which
-a GPU would be waited for, is an error. CUDA's rules for bfloat16 are played there, as are its
-fused attention kernels; views are not counted. Clipping, optimiser and moving average do not
-depend on the batch, and are counted as they run on a CPU.
+Nothing is run: forward and backward are walked on torch's ``meta`` device, where tensors have
+shapes and types and no values. A batch of any size is counted in seconds, and an operation that
+reads a value, for which a GPU would be waited for, is an error. CUDA's rules for bfloat16 are
+played there, as are its fused attention kernels; views are not counted. Clipping, optimiser and
+moving average do not depend on the batch, and are counted as they run on a CPU.
 
-Bytes are those of each operation's arguments and results. What a step takes at least, as its
-operations are now, follows from a card's rates: each operation the longer of moving its bytes and
-computing its products, one after the other.
+Bytes are those of each operation's arguments and results. What is taken at least, as operations are
+now, follows from a card's rates: each operation the longer of moving its bytes and computing its
+products, one after the other.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from model.config import MINI, ClapSepConfig
+from model.checkpoints.loading import build
+from model.config import MINI, PUBLISHED, ClapSepConfig
+from model.systems import Condition
 from model.systems.clapsep.network import ClapSep
 from model.training.drawing import QUERIES
 from model.training.engine import MovingAverage, Optimiser
@@ -191,6 +193,33 @@ class CudaBfloat16(TorchFunctionMode):
         return self._rounded[id(value)]
 
 
+@contextlib.contextmanager
+def as_on_cuda() -> Iterator[CudaBfloat16]:
+    """Has what the product asks of autocast answered as on CUDA."""
+    rules = CudaBfloat16()
+    with (
+        mock.patch.object(torch, "autocast", rules.autocast),
+        mock.patch.object(torch, "is_autocast_enabled", rules.inside),
+        mock.patch.object(torch, "get_autocast_dtype", return_value=torch.bfloat16),
+        rules,
+    ):
+        yield rules
+
+
+def forward_pass(config: ClapSepConfig, batch: int) -> Counted:
+    """A pass of clips with one query each, in bfloat16."""
+    network = build(lambda: ClapSep(config, "bf16")).prepare().to("meta")
+    mixture = torch.empty(batch, network.window_samples, device="meta")
+    query = torch.empty(batch, network.embedding_dim, device="meta")
+    condition = Condition(positive=query, negative=query)
+    counted = Counted()
+    with as_on_cuda(), torch.no_grad():
+        network.separate(mixture, condition)  # constants
+        with counted:
+            network.separate(mixture, condition)
+    return counted
+
+
 def step_module(batch: int, config: ClapSepConfig = MINI) -> SeparationStep:
     """A network and its loss, as they are trained in bfloat16."""
     separator = ClapSep(config, "bf16").requires_grad_(True)
@@ -217,13 +246,7 @@ def network(batch: int) -> tuple[Counted, Counted]:
     module = step_module(batch).to("meta")
     made = batch_of(batch, "meta")
     forward, backward = Counted(), Counted()
-    rules = CudaBfloat16()
-    with (
-        mock.patch.object(torch, "autocast", rules.autocast),
-        mock.patch.object(torch, "is_autocast_enabled", rules.inside),
-        mock.patch.object(torch, "get_autocast_dtype", return_value=torch.bfloat16),
-        rules,
-    ):
+    with as_on_cuda() as rules:
         module(made)  # constants
         rules._rounded.clear()
         with forward:
@@ -268,7 +291,7 @@ def report(parts: dict[str, Counted], top: int) -> None:
             line(f"  {operation[:25]}", found)
     sums = [counted.total for counted in parts.values()]
     whole = Sum(*(sum(getattr(one, name) for one in sums) for name in Sum.__slots__))
-    line("a step", whole, sum(sum(counted.waits.values()) for counted in parts.values()))
+    line("together", whole, sum(sum(counted.waits.values()) for counted in parts.values()))
     print(
         f"of which products alone {1e3 * whole.flop / FLOP_PER_S:.2f} ms, "
         f"bytes alone {1e3 * whole.moved / BYTES_PER_S:.2f} ms"
@@ -278,15 +301,21 @@ def report(parts: dict[str, Counted], top: int) -> None:
 def run(argv: list[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch_size", type=int, default=256, help="mixtures")
+    parser.add_argument("--passes", action="store_true", help="passes instead of a step")
+    parser.add_argument("--batch_size", type=int, help="32 clips in a pass, 256 mixtures in a step")
     parser.add_argument("--top", type=int, default=12, help="operations shown of each part")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print(
-        f"torch {torch.__version__}; {options.batch_size} mixtures with {QUERIES} queries, "
-        f"bfloat16; {BYTES_PER_S / 1e12:g} TB/s and {FLOP_PER_S / 1e12:g} TFLOP/s"
-    )
-    forward, backward = network(options.batch_size)
+    batch = options.batch_size or (32 if options.passes else 256)
+    print(f"torch {torch.__version__}, bfloat16; {BYTES_PER_S / 1e12:g} TB/s,", end=" ")
+    print(f"{FLOP_PER_S / 1e12:g} TFLOP/s")
+    if options.passes:
+        for name, config in (("published size", PUBLISHED), ("bundled size", MINI)):
+            print(f"a pass of {batch} clips, {name}")
+            report({"forward": forward_pass(config, batch)}, options.top)
+        return
+    print(f"a training step of {batch} mixtures with {QUERIES} queries, bundled size")
+    forward, backward = network(batch)
     moving, averaging = optimiser()
     parts = {
         "forward": forward, "backward": backward, "clip, optimiser": moving, "average": averaging,
