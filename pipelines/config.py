@@ -529,6 +529,8 @@ def export_config(arguments: Arguments, execution: Execution) -> ExportConfig:
     common = _common(arguments, execution)
     _check_least("--shard_rows", given.shard_rows, 1)
     _check_range("--margin_s", given.margin_s, 0.0, _MAX_CLIP_S)
+    if not given.where.strip():
+        raise UsageError("--where: found an empty condition; leave the flag out to take everything")
     runs = _absolutes("--runs", given.runs)
     if repeated := [uri for uri, count in Counter(runs).items() if count > 1]:
         raise UsageError(f"--runs: {repeated[0]} is given twice")

@@ -254,13 +254,15 @@ def separated_lines(
     return text
 
 
-def done_lines(folder: OutputFolder, row_counts: RowCounts) -> list[str]:
+def done_lines(
+    folder: OutputFolder, row_counts: RowCounts, without_rows: str = NOTHING_TO_DO
+) -> list[str]:
     """How many rows a job did that does not separate, and why others failed."""
     rows = screen.counted(row_counts.rows, "row")
     done = f"{row_counts.stems:,} of {rows} done, {row_counts.dead_letters:,} failed"
     if row_counts.finished_before:
         done += f", {row_counts.finished_before:,} finished before"
-    return [done if row_counts.rows else NOTHING_TO_DO, *reasons(row_counts, folder)]
+    return [done if row_counts.rows else without_rows, *reasons(row_counts, folder)]
 
 
 def last_lines(

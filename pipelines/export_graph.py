@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from apache_beam.pipeline import Pipeline
 from apache_beam.pvalue import PCollection
 
 from manifests.columns import EXPORT_FIELDS, EXPORTED_SCHEMA, METRICS_SCHEMA, SEGMENTS_SCHEMA
+from manifests.files import without_span
 from manifests.row import EXPORT_FOLDER, ManifestRow
 from pipelines import console, flags
 from pipelines.config import ExportConfig
@@ -108,7 +110,9 @@ class Selection:
         """Raises UsageError where :meth:`rows` would."""
         with duckdb.connect(config={"enable_external_access": "false"}) as database:
             for folder in self.runs:
-                self._picked(database, folder, storage).limit(0).fetchall()
+                picked = self._picked(database, folder, storage)
+                with self._conditioned():
+                    picked.aggregate("count(*)").fetchall()
 
     def _picked(
         self, database: duckdb.DuckDBPyConnection, folder: RunFolder, storage: Storage
@@ -118,8 +122,14 @@ class Selection:
         if self.cut == SEGMENTS:
             segments = database.from_arrow(_table(folder, SEGMENTS, SEGMENTS_SCHEMA, storage))
             items = _joined(clips, segments)
-        try:
+        with self._conditioned():
             return items.filter(self.where).order("id")
+
+    @contextlib.contextmanager
+    def _conditioned(self) -> Iterator[None]:
+        """Raises UsageError where the condition cannot be read, or computed on what is there."""
+        try:
+            yield
         except duckdb.Error as err:
             raise UsageError(f"--where {self.where!r}: {_first_lines(err)}") from err
 
@@ -127,7 +137,10 @@ class Selection:
         """A row that names the clip's own sources, and in further columns what is taken."""
         row_id = record["id"]
         start_s, end_s = self._part(record)
-        recording = record["offset_s"] or 0.0
+        mixture_uri, begin_s = record["mixture_uri"], record["offset_s"] or 0.0
+        if mixture_uri:
+            mixture_uri, span = without_span(mixture_uri)
+            begin_s += span.start_s
         if self.cut == SEGMENTS:
             row_id = f"{row_id}/{record['segment']:04d}"
         if folder.name:
@@ -135,15 +148,15 @@ class Selection:
         fields = {name: plain(record.get(name)) for name in _FIELD_NAMES}
         fields.update(
             id=row_id,
-            start_s=recording + (start_s or 0.0),
-            end_s=recording + (record["duration_s"] or 0.0 if end_s is None else end_s),
+            start_s=begin_s + (start_s or 0.0),
+            end_s=begin_s + (record["duration_s"] or 0.0 if end_s is None else end_s),
         )
         if self.signal == "stem" and not self.labels:
             uri = record["stem_uri"]
             if uri and folder.written_to and uri.startswith(f"{folder.written_to}/"):
                 uri = folder.uri + uri.removeprefix(folder.written_to)
         else:
-            uri, start_s, end_s = record["mixture_uri"], fields["start_s"], fields["end_s"]
+            uri, start_s, end_s = mixture_uri, fields["start_s"], fields["end_s"]
         extra = {
             AUDIO_URI: uri or "",
             START_S: "" if start_s is None else repr(start_s),
@@ -315,7 +328,7 @@ class ExportJob:
         wall_s: float,
     ) -> list[str]:  # fmt: skip
         """What is said at the end."""
-        text = console.done_lines(folder, row_counts)
+        text = console.done_lines(folder, row_counts, "nothing to do: --where picks nothing")
         named = {"data set": EXPORT_FOLDER, "list": EXPORTED}
         return text + console.last_lines(folder, row_counts, measured, named)
 
@@ -408,9 +421,11 @@ class _SelectFn(beam.DoFn):
 
     def _failure(self, row: ManifestRow, selection: Selection) -> Failure | None:
         if not row.extra[AUDIO_URI]:
-            what = (
-                "mixture_uri" if selection.labels or selection.signal == "mixture" else "stem_uri"
-            )
-            message = f"the clip has no {what} of which a part could be taken"
+            message = "the clip was mixed on the fly and has no recording"
+            if selection.signal == "stem" and not selection.labels:
+                message = (
+                    "the clip has no stem, as where --keep_stems left it out; --signal mixture "
+                    "takes the recording"
+                )
             return failed(row, "manifest", "no_audio", message)
         return None

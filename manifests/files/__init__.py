@@ -140,6 +140,18 @@ def split_fragment(uri: str) -> tuple[str, Fragment]:
     )
 
 
+def without_span(uri: str) -> tuple[str, Fragment]:
+    """The recording of which a URI names a stretch of time, and what it names.
+
+    Raises:
+        ValueError: as :func:`split_fragment`.
+    """
+    _, fragment = split_fragment(uri)
+    if not fragment.start_s and fragment.end_s is None:
+        return uri, fragment
+    return re.sub("[#&]t=[^#&]*$", "", uri), fragment
+
+
 _FRAGMENTS: Final = "expected shard.tar#member, file.parquet#row=N, or #t=START,END in seconds"
 
 

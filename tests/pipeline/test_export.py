@@ -46,7 +46,7 @@ def run_folder(tmp_path: Path) -> Path:
                 "label": label,
                 "dataset": "007",
                 "positive_text": "a dog",
-                "mixture_uri": f"gs://b/rec {number // 2}.wav",
+                "mixture_uri": f"memory://b/rec {number // 2}.wav",
                 "offset_s": 10.0 if number == 1 else None,
                 "duration_s": 2.0,
                 "stem_uri": f"/was/here/stems/{number}.flac",
@@ -60,7 +60,7 @@ def run_folder(tmp_path: Path) -> Path:
                     "id": row_id,
                     "label": label,
                     "positive_text": "a dog",
-                    "mixture_uri": f"gs://b/rec {number // 2}.wav",
+                    "mixture_uri": f"memory://b/rec {number // 2}.wav",
                     "start_s": start_s,
                     "end_s": end_s,
                     "presence": start_s / 2,
@@ -219,6 +219,26 @@ def test_labels_are_one_file_a_recording(
     assert "dog in the rain" in noisy.read_text("utf-8")
 
 
+def test_labels_of_a_stretch_say_times_in_its_recording(
+    exported: Callable[..., Path], run_folder: Path
+) -> None:
+    for name, schema in (("metrics", METRICS_SCHEMA), ("segments", SEGMENTS_SCHEMA)):
+        (path,) = (run_folder / name).iterdir()
+        rows = pq.read_table(path).to_pylist()
+        for row in rows:
+            if row["mixture_uri"] == "memory://b/rec 0.wav":
+                row["mixture_uri"] += "#t=1:40,180"
+        pq.write_table(pa.Table.from_pylist(rows, schema), path)
+    output = exported("audacity")
+    files = sorted((output / "data").iterdir())
+    assert len(files) == 4
+    (first,) = (path for path in files if path.name.startswith("rec_0"))
+    starts = [float(line.split("\t")[0]) for line in first.read_text("utf-8").splitlines()]
+    assert starts == [100.25, 101.25, 110.25, 111.25]
+    items = {row["id"]: row for row in pq.read_table(output / "exported").to_pylist()}
+    assert items[f"{IDS[0]}/0001"]["start_s"] == 100.25
+
+
 def test_a_condition_picks_by_columns_of_both_tables(exported: Callable[..., Path]) -> None:
     where = "presence > 0.5 AND clip_presence = 0.9 AND label = 'dog' AND model = 'm'"
     rows = pq.read_table(exported("parquet", "--where", where) / "data").to_pylist()
@@ -229,7 +249,7 @@ def test_nothing_picked_is_no_failure(
     exported: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     exported("parquet", "--where", "presence > 2")
-    assert "nothing to do" in capsys.readouterr().out.lower()
+    assert "nothing to do: --where picks nothing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -239,6 +259,8 @@ def test_nothing_picked_is_no_failure(
         ("presence >", "syntax error"),
         ("true; DROP TABLE clips", "modifiers"),
         ("id IN (SELECT column0 FROM read_csv('/etc/hostname'))", "disabled"),
+        ("CAST(label AS INT) > 5", "Could not convert string"),
+        (" ", "empty condition"),
     ],
 )
 def test_a_condition_that_is_none_is_exit_2(

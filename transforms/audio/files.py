@@ -7,7 +7,6 @@ import dataclasses
 import errno
 import functools
 import io
-import re
 import struct
 import tarfile
 import threading
@@ -23,7 +22,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from manifests.audio_formats import FLAC, WAV, recognised
-from manifests.files import split_fragment
+from manifests.files import split_fragment, without_span
 from manifests.row import ShardPlace
 from manifests.shards import (
     BROKEN,
@@ -218,8 +217,8 @@ def within(
         AudioError: the part begins behind the end of the stretch.
         ValueError: the fragment of the URI cannot be followed.
     """
-    _, fragment = split_fragment(uri)
-    if not fragment.start_s and fragment.end_s is None:
+    recording, fragment = without_span(uri)
+    if recording == uri:
         return uri, offset_s, duration_s
     start_s = fragment.start_s + (offset_s or 0.0)
     if fragment.end_s is not None:
@@ -228,7 +227,7 @@ def within(
             raise AudioError("zero_duration", message)
         left_s = fragment.end_s - start_s
         duration_s = left_s if duration_s is None else min(duration_s, left_s)
-    return re.sub("[#&]t=[^#&]*$", "", uri), start_s, duration_s
+    return recording, start_s, duration_s
 
 
 @contextmanager
