@@ -331,6 +331,8 @@ def mixture_key(row: ManifestRow) -> str:
         row.levels_db if row.mixture_uri is None else (),
         row.offset_s or 0.0,
         row.duration_s,
+        # Only where there are some: the parts of --shard follow from this key.
+        *([row.onsets_s] if row.onsets_s and row.mixture_uri is None else []),
     )
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]  # it is shuffled
 

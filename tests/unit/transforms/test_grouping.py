@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import apache_beam as beam
 import pytest
@@ -38,6 +39,20 @@ def test_mixtures_made_on_the_fly_are_the_same_at_the_same_levels() -> None:
     assert zero != three
     swapped = {**made, "interferer_uris": ("j.wav", "i.wav")}
     assert mixture_key(tone_clips.row("a", **swapped)) != zero
+
+
+def test_mixtures_whose_sources_begin_at_other_times_are_others() -> None:
+    made: dict[str, Any] = {
+        "mixture_uri": None,
+        "target_uri": "t.wav",
+        "interferer_uris": ("i.wav",),
+        "duration_s": 9.0,
+    }
+    keys = [
+        mixture_key(tone_clips.row("a", **made, onsets_s=onsets))
+        for onsets in ((), (0.0, 1.0), (0.0, 2.0))
+    ]
+    assert len(set(keys)) == 3
 
 
 def test_every_row_is_in_one_piece_of_a_bounded_size() -> None:
