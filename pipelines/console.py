@@ -22,14 +22,14 @@ from rich.text import Text
 from manifests.columns import COARSER, MAX_GROUPS
 from manifests.recordings import skipped_line
 from pipelines.output_folder import OutputFolder
-from pipelines.output_folder.names import DEAD_LETTERS, RUN, SUMMARY
+from pipelines.output_folder.names import DEAD_LETTERS, RUN, SUMMARY, WINDOWS
 from pipelines.runners import Measurements
 from terminal import screen
 from transforms import storage
 from transforms.elements import BROKEN, CHANGED, DOUBLE, GONE, UNFOUND, UNKNOWN
 from transforms.storage import Storage, join
 from transforms.tables.row_counts import Resumed, RowCounts
-from transforms.windows import SCREENED, STEP
+from transforms.windows import SCREENED, STEP, UNHEARD
 from transforms.writing import NOT_KEPT, OTHER_FORMAT
 
 LINE_INTERVAL_S = 10.0
@@ -246,6 +246,9 @@ def separated_lines(
     if left := measured.counters.get(f"{STEP}/{SCREENED}"):
         were = screen.counted(left, "stem is", "stems are")
         text.append(f"{were} not plausible, and not separated (--screen)")
+    if lost := measured.counters.get(f"{STEP}/{UNHEARD}"):
+        of = screen.counted(lost, "recording", "recordings")
+        text.append(f"{of} of finished rows could not be heard, and {WINDOWS} has no file for that")
     if other := measured.counters.get(f"WriteStems/{OTHER_FORMAT}"):
         text.append(
             f"{screen.counted(other, 'stem or residual is', 'stems or residuals are')} float WAV, "

@@ -39,7 +39,7 @@ from model.signal import input_gain, to_mono
 from model.signal.stft import sinc_resample
 from model.signal.windowing import WindowPlan, iter_windows
 from transforms import model_cache
-from transforms.audio.files import READ_ERRORS, WriteError, error_code, write_errors
+from transforms.audio.files import READ_ERRORS, WriteError, describe, error_code, write_errors
 from transforms.audio.mixtures import ReadSettings, read_mixture
 from transforms.elements import (
     Clip,
@@ -132,6 +132,15 @@ class Answer:
     likely: tuple[float, ...]
 
 
+class WindowsError(RuntimeError):
+    """The windows of a recording cannot be had; ``code`` says why in one word."""
+
+    def __init__(self, code: str, message: str) -> None:
+        """An error with a code."""
+        super().__init__(message)
+        self.code = code
+
+
 class Ear:
     """A loaded model's CLAP and listener. Safe to use from several threads."""
 
@@ -167,6 +176,7 @@ class Ear:
             else:
                 factor = np.float32(gain.at(window.start, len(samples)))
                 embedding, heard, reason = self._hear(samples * factor)
+            row_counts.add(heard=1)  # a sign of life, within long recordings too
             yield HeardWindow(
                 start_s=start_s,
                 end_s=end_s,
@@ -253,6 +263,7 @@ class WindowFiles:
         Raises:
             AudioError, OSError: the recording cannot be read.
             WriteError: the file cannot be written.
+            WindowsError: it is there, and the store does not give it.
         """
         uri = self.uri_of(row)
         with self._locks[int(uri[-10:-8], 16) % len(self._locks)]:
@@ -287,6 +298,8 @@ class WindowFiles:
             logger.warning("%s is heard again: %s", uri, devices.first_line(err))
         except FileNotFoundError:
             pass
+        except OSError as err:
+            raise WindowsError(error_code(err), describe(err, uri)) from err
         return None
 
     def _written(
@@ -353,7 +366,7 @@ def screened(
 
     Returns:
         The mixture with the other queries, if there are any, and a row of metrics for each that was
-        taken; or a failure for each, where windows cannot be written.
+        taken; or a failure for each, where windows cannot be written, or not be had.
     """
     settings, row = files.settings, mixture.queries[0].row
     blocks = None if known else _blocks_of(mixture, settings)
@@ -362,6 +375,8 @@ def screened(
         answer = files.answer(row, queries, blocks)
     except WriteError as err:
         return [failed(q.row, "write", error_code(err), str(err)) for q in mixture.queries]
+    except WindowsError as err:
+        return [failed(q.row, "read", err.code, str(err)) for q in mixture.queries]
     except READ_ERRORS:  # separating it says so, and how
         return [mixture]
     if answer is None or settings.screen is None:
@@ -445,7 +460,7 @@ class ScreenMixtures(beam.PTransform[Any, Any]):
 
     In: ``MixtureQueries``, ``Clip`` or ``LongRecording``. Out: the same, with what remains of their
     queries; ``MetricsRow`` for each other query; ``Failure`` for queries whose windows cannot be
-    written. Every query in exactly one. The windows of each recording are in their file then.
+    written or had. Every query in exactly one. Each recording has its file of windows then.
 
     Attributes:
         settings: how recordings are heard.
@@ -527,7 +542,7 @@ class _HearFn(_WindowsFn):
         try:
             if self.files.answer(row, (), None) is None:
                 self.files.answer(row, (), _whole(row, self._settings))
-        except READ_ERRORS as err:
+        except (*READ_ERRORS, WindowsError) as err:
             logger.debug("%s: its windows are not heard: %s", row.id, err)
             return [UNHEARD]
         return []

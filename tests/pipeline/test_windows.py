@@ -257,7 +257,12 @@ def test_it_does_not_matter_what_was_asked_before(
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_recordings_of_finished_rows_are_heard_when_windows_are_wanted(
-    length: str, recordings: Path, tmp_path: Path, listener: ToneListener, loaded: tone_runs.Loaded
+    length: str,
+    recordings: Path,
+    tmp_path: Path,
+    listener: ToneListener,
+    loaded: tone_runs.Loaded,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "out"
     assert ask(output, recordings, (FIRST,), *LENGTHS[length]) == 0
@@ -274,6 +279,7 @@ def test_recordings_of_finished_rows_are_heard_when_windows_are_wanted(
     assert ask(output, recordings, (FIRST,), "--resume", "--windows", *LENGTHS[length]) == 0
     assert len(windows(output)) == 3
     assert tone_runs.record(output)["counters"]["ScreenMixtures/unheard"] == 1
+    assert "1 recording of finished rows could not be heard" in capsys.readouterr().out
 
 
 def test_a_file_that_is_damaged_is_heard_again(
@@ -305,6 +311,25 @@ def test_rows_whose_windows_cannot_be_written_are_dead_letters(
     assert [(row["stage"], row["error_type"]) for row in letters] == [("write", "disk_full")] * 4
     assert ask(output, recordings, (FIRST, SECOND), "--windows", "--resume") == 0
     assert len(windows(output)) == 4
+
+
+def test_rows_whose_windows_cannot_be_had_are_dead_letters(
+    recordings: Path, tmp_path: Path
+) -> None:
+    output, opened = tmp_path / "out", Storage.open
+
+    def forbidden(self: Storage, uri: str) -> Any:
+        if "/windows/" in uri:
+            raise PermissionError(13, "Permission denied")
+        return opened(self, uri)
+
+    assert ask(output, recordings, (FIRST,), "--screen", "0.5") == 0
+    with mock.patch.object(Storage, "open", forbidden):
+        assert ask(output, recordings, (FIRST, ABSENT), "--screen", "0.5", "--resume") == 1
+    letters = tone_runs.table(output, "dead_letters")
+    assert [row["id"] for row in letters] == [f"long/{ABSENT}", f"short/{ABSENT}"]
+    assert {(row["stage"], row["error_type"]) for row in letters} == {("read", "permission")}
+    assert "/windows/" in letters[0]["message"]
 
 
 def test_a_recording_that_cannot_be_read_leaves_no_windows(
