@@ -4,7 +4,7 @@
 
     extract = Extractor("clapsep-mini")
     found = extract(samples, 44_100, positive="a dog barking", negative="traffic")
-    found.stem, found.residual
+    found.stem, found.residual, found.segments
 
 The stem has the bits that ``python -m pipelines.separate`` gives for the same recording and query,
 before they are rounded to those of a file: both run the same functions.
@@ -35,7 +35,16 @@ from model.inference import (
     WindowEstimates,
     WindowQueries,
 )
-from model.signal import AS_IT_IS, FloatArray, InputGain, input_gain
+from model.signal import (
+    AS_IT_IS,
+    ActivityOptions,
+    Envelope,
+    FloatArray,
+    InputGain,
+    Stretch,
+    active_stretches,
+    input_gain,
+)
 from model.signal.windowing import DEFAULT_OVERLAP, WindowPlan
 from model.systems import Normalisation, QuerySetting, adapt, fuse
 
@@ -65,11 +74,15 @@ class Extraction(Generic[Signal]):
         presence: how likely the sound is in the recording, from 0 to 1: in that window and channel
             where it is the likeliest. In a stream it is for what was heard so far, so that the last
             block has that of the whole. None: the model does not say.
+        segments: where the stem is active: ``start_s`` and ``end_s`` in the recording, ``peak_db``
+            and ``stem_to_mixture_db``, as in the pipeline's ``segments/``. A stream knows them when
+            it has ended: its last block has them, and all others None.
     """
 
     stem: Signal
     residual: Signal
     presence: float | None = None
+    segments: tuple[Stretch, ...] | None = None
 
 
 class Extractor:
@@ -85,6 +98,7 @@ class Extractor:
         num_threads: int = 0,
         overlap: float = DEFAULT_OVERLAP,
         condition_norm: Normalisation = "normalised",
+        activity: ActivityOptions | None = None,
     ) -> None:
         """Loads a model.
 
@@ -97,6 +111,8 @@ class Extractor:
             num_threads: threads on a CPU, each of which runs batches of its own; 0: one a core.
             overlap: the part of a window that it shares with the next, in [0, 1).
             condition_norm: ``unnormalised`` reproduces the authors' evaluation script.
+            activity: when a stem counts as active; None: as where the pipeline has no
+                ``--segment_…`` flags.
 
         Raises:
             UnknownModelError: no such name; the message says which are near.
@@ -120,6 +136,7 @@ class Extractor:
         self._network = kind(self._separator, device, settings)
         self._plan = WindowPlan(window_samples=self._separator.window_samples, overlap=overlap)
         self._name = model
+        self._activity = activity or ActivityOptions()
 
     def __call__(
         self,
@@ -159,10 +176,11 @@ class Extractor:
         stream = self._begin(rate, positive, negative, examples, negative_examples, text_weight)
         model_hz = self._separator.sample_rate_hz
         heard = signal.resample(mixture, rate, model_hz)
-        pieces = _of_one_query(stream.pieces([heard], self._gain([heard])))
+        active = _Active(model_hz, self._activity)
+        pieces = active.stems(stream.pieces(active.mixtures([heard]), self._gain([heard])))
         stem = signal.resample(np.concatenate(list(pieces), axis=1), model_hz, rate)
         stem = signal.fit_length(stem, mixture.shape[1])
-        return _extraction(stem, mixture - stem, samples, stream)
+        return _extraction(stem, mixture - stem, samples, stream, active.segments())
 
     def stream(
         self,
@@ -228,13 +246,19 @@ class Extractor:
             mixture = signal.Cutter(waiting.popleft() for _ in itertools.count())
             num_done = 0
             heard = signal.resample_blocks(_noted(recording.read(), waiting), rate, model_hz)
-            pieces = stream.pieces(heard, gain)
-            for block in signal.resample_blocks(_of_one_query(pieces), model_hz, rate):
+            active = _Active(model_hz, self._activity)
+            pieces = active.stems(stream.pieces(active.mixtures(heard), gain))
+            last: Extraction[Signal] | None = None
+            for block in signal.resample_blocks(pieces, model_hz, rate):
                 stem = block[:, : recording.num_samples - num_done]
                 num_done += stem.shape[1]
                 if stem.shape[1]:
+                    if last is not None:
+                        yield last
                     residual = mixture.take(stem.shape[1]) - stem
-                    yield _extraction(stem, residual, recording.like, stream)
+                    last = _extraction(stem, residual, recording.like, stream)
+            if last is not None:
+                yield dataclasses.replace(last, segments=active.segments())
 
     def _begin(
         self,
@@ -515,23 +539,46 @@ def _noted(blocks: Iterable[FloatArray], waiting: deque[FloatArray]) -> Iterator
         yield block
 
 
-def _of_one_query(pieces: Iterable[list[FloatArray]]) -> Iterator[FloatArray]:
-    """The pieces of a stream's only stem, without empty ones."""
-    for (piece,) in pieces:
-        if not np.isfinite(piece).all():
-            raise SeparationError("not_finite", "the network's output is not finite")
-        if piece.shape[1]:
-            yield piece
+class _Active:
+    """Measures a recording and its only stem as they go by, at the model's rate."""
+
+    def __init__(self, rate_hz: int, options: ActivityOptions) -> None:
+        self._stem, self._options = Envelope(rate_hz), options
+        self._mixture = Envelope(rate_hz, centred=True)
+
+    def mixtures(self, blocks: Iterable[FloatArray]) -> Iterator[FloatArray]:
+        """The blocks of the recording."""
+        for block in blocks:
+            self._mixture.add(signal.to_mono(block))
+            yield block
+
+    def stems(self, pieces: Iterable[list[FloatArray]]) -> Iterator[FloatArray]:
+        """The pieces of the stem, without empty ones."""
+        for (piece,) in pieces:
+            if not np.isfinite(piece).all():
+                raise SeparationError("not_finite", "the network's output is not finite")
+            if piece.shape[1]:
+                self._stem.add(signal.to_mono(piece))
+                yield piece
+
+    def segments(self) -> tuple[Stretch, ...]:
+        """Where the stem is active, once all of it has gone by."""
+        return tuple(active_stretches(self._stem, self._mixture, self._options))
 
 
 def _extraction(
-    stem: FloatArray, residual: FloatArray, like: Signal, stream: RecordingStream
+    stem: FloatArray,
+    residual: FloatArray,
+    like: Signal,
+    stream: RecordingStream,
+    segments: tuple[Stretch, ...] | None = None,
 ) -> Extraction[Signal]:
     (log_odds,) = stream.presence
     return Extraction(
         stem=_restored(stem, like),
         residual=_restored(residual, like),
         presence=None if np.isnan(log_odds) else float(scipy.special.expit(log_odds)),
+        segments=segments,
     )
 
 

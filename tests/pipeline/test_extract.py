@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,13 @@ def test_the_demo_mixture_gives_the_stem_of_the_pipeline(
     samples, rate_hz = soundfile.read(MIXTURE)
     found = extractor(samples, rate_hz, "a dog barking", "a stream of running water")
     assert _as_files(found, rate_hz, tmp_path) == expected
+    columns = ("start_s", "end_s", "peak_db", "stem_to_mixture_db")
+    segments = [
+        {name: row[name] for name in columns}
+        for row in tone_runs.table(tmp_path / "out", "segments")
+    ]
+    assert segments
+    assert [dataclasses.asdict(each) for each in found.segments or ()] == segments
 
 
 def test_examples_give_the_stem_of_the_pipeline(extractor: Extractor, tmp_path: Path) -> None:

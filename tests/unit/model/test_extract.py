@@ -21,6 +21,7 @@ from model.devices import MachineError
 from model.extract import Extractor
 from model.inference import SeparationError
 from model.registry import UnknownModelError
+from model.signal import ActivityOptions
 from model.systems import Capabilities, Condition
 from transforms import audio
 
@@ -184,6 +185,24 @@ def test_a_stream_has_the_bits_of_the_whole(
     np.testing.assert_array_equal(residual, whole.residual)
 
 
+def test_segments_of_a_stream_come_with_its_last_block(extractor: Extractor) -> None:
+    samples = np.concatenate([0.01 * _tones("rain"), _tones("bell", "rain"), 0.01 * _tones("rain")])
+    whole = extractor(samples, RATE_HZ, "bell").segments
+    assert whole
+    assert (whole[0].start_s, whole[-1].end_s) == pytest.approx((2.0, 4.0), abs=0.3)
+    blocks = np.split(samples, range(3_000, len(samples), 3_000))
+    *others, last = (each.segments for each in extractor.stream(blocks, RATE_HZ, "bell"))
+    assert others
+    assert set(others) == {None}
+    assert last == whole
+
+
+def test_what_counts_as_active_can_be_said(loaded: tone_runs.Loaded) -> None:
+    options = ActivityOptions(min_length_s=60.0)
+    extractor = Extractor("tones", num_threads=1, activity=options)
+    assert extractor(_tones("bell"), RATE_HZ, "bell").segments == ()
+
+
 def test_a_stream_of_mono_tensors_gives_mono_tensors(extractor: Extractor) -> None:
     mixture = torch.from_numpy(_tones("bell", "rain"))
     found = list(extractor.stream(mixture.split(3_000), RATE_HZ, positive="bell"))
@@ -218,6 +237,7 @@ def test_a_stream_holds_a_part_of_the_recording(
             num_bytes += block.nbytes
             yield block
 
+    levelled(tones.tone("bell", 1.0), RATE_HZ, positive="bell")  # imports are not the recording's
     tracemalloc.start()
     try:
         num_samples = sum(
