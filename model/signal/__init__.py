@@ -314,10 +314,11 @@ class _BlockSums:
         self.num_samples += len(numbers)
         while len(numbers):
             part = numbers[: self._block_samples - self._num_open]
-            self._open.append(part)
             self._num_open += len(part)
             numbers = numbers[len(part) :]
-            if self._num_open == self._block_samples:
+            is_whole = self._num_open == self._block_samples
+            self._open.append(part if is_whole else part.copy())  # a part would hold all numbers
+            if is_whole:
                 self._whole.append(self._open_sum())
                 self._open, self._num_open = [], 0
 
