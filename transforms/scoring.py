@@ -198,14 +198,17 @@ class Scoring:
         ratios = self.ratios(signals)
         embedded = self._embedded([stem.query for stem in stems], signals)
         centred = functools.partial(self.envelope, centred=True)
-        envelopes = self._mapped(centred, mixtures)
+        of_mixtures = self._mapped(centred, mixtures)
+        energies = [
+            envelope.centred_energy(power)
+            for envelope, power in zip(of_mixtures, self._mapped(power_of, mixtures), strict=True)
+        ]
+        of_stems = self._mapped(self.envelope, mids)
+        powers_of_stems = self._mapped(power_of, mids)
         scores = []
         for index, (stem, embeddings) in enumerate(zip(stems, embedded, strict=True)):
-            of_mixture = envelopes[owners[index]]
-            powers = Powers(
-                stem=power_of(signals[index].stem),
-                mixture=of_mixture.centred_energy(power_of(signals[index].mixture)),
-            )
+            owner = owners[index]
+            powers = Powers(stem=powers_of_stems[index], mixture=energies[owner])
             others = self.others(
                 stem.query,
                 embeddings,
@@ -216,8 +219,8 @@ class Scoring:
             )
             segments = self.segments(
                 stem.query,
-                self.envelope(mids[index]),
-                of_mixture,
+                of_stems[index],
+                of_mixtures[owner],
                 stem.window_odds,
                 functools.partial(self._embed_part, mids[index]),
             )
