@@ -8,7 +8,7 @@ the folder, and a fixed set of pairs of other classes, by their captions.
 
     python bench/finetuning.py --corpus CORPUS ... --work FOLDER --output TABLE.txt
 
-A run whose folder is in FOLDER already is only measured.
+A run whose folder is in FOLDER already is only measured, and what is measured is kept there.
 """
 
 from __future__ import annotations
@@ -136,6 +136,20 @@ def rest_of(known: Mapping[str, list[Recording]], classes: Sequence[str]) -> lis
     return found
 
 
+def measured(
+    path: Path, loaded: registry.LoadedModel, mixtures: Sequence[Mixture]
+) -> dict[str, np.ndarray]:
+    """The improvements, kept in a file, so that a stopped bench goes on."""
+    if not path.exists():
+        found = improvements(loaded, mixtures)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".partial").open("wb") as stream:
+            np.savez(stream, **found)  # type: ignore[arg-type]
+        path.with_suffix(".partial").rename(path)
+    with np.load(path) as stored:
+        return {mode: stored[mode] for mode in stored.files}
+
+
 def improvements(
     loaded: registry.LoadedModel, mixtures: Sequence[Mixture]
 ) -> dict[str, np.ndarray]:
@@ -211,7 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = untrained(options.corpus)
     rest = rest_of(known, options.classes)
     base = registry.load("clapsep-mini")
-    before_rest = improvements(base, rest)
+    kept = options.work / "measured"
+    before_rest = measured(kept / "rest-base.npz", base, rest)
     parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     labels: list[str] = []
     groups: list[str] = []
@@ -235,9 +250,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         tuned = registry.load(str(run))
         mixtures = mixtures_of(known, options.classes, seed)
         for name, values in (
-            ("before", improvements(base, mixtures)),
-            ("after", improvements(tuned, mixtures)),
-            ("rest", improvements(tuned, rest)),
+            ("before", measured(kept / f"{seed}-base.npz", base, mixtures)),
+            ("after", measured(kept / f"{seed}-tuned.npz", tuned, mixtures)),
+            ("rest", measured(kept / f"rest-{seed}.npz", tuned, rest)),
         ):
             for mode in values:
                 parts[f"{name} {mode}"].append(values[mode])

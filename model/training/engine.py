@@ -175,8 +175,6 @@ class CaptureError(RuntimeError):
 class Optimiser:
     """Muon for matrices, all of one shape at a time, and AdamW for the rest, or for everything.
 
-    Or SGD with momentum for everything: see :class:`model.training.settings.OptimiserSettings`.
-
     The learning rate is a tensor on the device, so that a captured step follows it.
 
     Source:
@@ -205,24 +203,13 @@ class Optimiser:
             shape: torch.zeros(len(group), *shape, device=device)
             for shape, group in self._groups.items()
         }
-        self._rest: torch.optim.Optimizer
-        if settings.matrices == "sgd":
-            self._rest = torch.optim.SGD(
-                rest,
-                lr=self.rate,
-                momentum=settings.momentum,
-                dampening=settings.momentum,
-                weight_decay=settings.weight_decay,
-                fused=True,
-            )
-        else:
-            self._rest = torch.optim.AdamW(
-                rest,
-                lr=self.rate,
-                weight_decay=settings.weight_decay,
-                fused=True,
-                capturable=on_gpu,
-            )
+        self._adam = torch.optim.AdamW(
+            rest,
+            lr=self.rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+            capturable=on_gpu,
+        )
 
     def forget(self) -> None:
         """Drops the gradients of the step before."""
@@ -249,7 +236,7 @@ class Optimiser:
 
     def step(self) -> None:
         """Moves the parameters by their gradients."""
-        self._rest.step()
+        self._adam.step()
         if self._groups:
             self._step_matrices()
 
@@ -280,12 +267,12 @@ class Optimiser:
 
     def state(self) -> dict[str, Any]:
         """What goes on in a resumed run."""
-        return {"adam": self._rest.state_dict(), "momenta": self._momenta}
+        return {"adam": self._adam.state_dict(), "momenta": self._momenta}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from :meth:`state`."""
-        self._rest.load_state_dict(state["adam"])
-        for group in self._rest.param_groups:
+        self._adam.load_state_dict(state["adam"])
+        for group in self._adam.param_groups:
             group["lr"] = self.rate
         for shape, momentum in state["momenta"].items():
             self._momenta[shape].copy_(momentum)

@@ -96,7 +96,8 @@ class Clip:
         start_s, end_s = self.span_s
         if not start_s and end_s is None:
             return self.uri
-        return f"{self.uri}#t={start_s:g},{'' if end_s is None else f'{end_s:g}'}".rstrip(",")
+        span = f"{start_s:.3f}" if end_s is None else f"{start_s:.3f},{end_s:.3f}"
+        return f"{self.uri}#t={span}"
 
 
 class CorpusError(ValueError):
@@ -148,12 +149,17 @@ def clips_judged(reviews: Path, runs: Sequence[str]) -> list[Clip]:
     found: list[Clip] = []
     for run in runs:
         name = run.rstrip("/").rpartition("/")[2]
-        own = [row for row in rows if len(runs) == 1 or row["run"] == name]
-        segments = _segments_of(run)
-        for row in {(row["id"], _seconds(row, "start_s", reviews)): row for row in own}.values():
-            known = segments.get((row["id"], round(float(row["start_s"]), 3)))
-            if known is not None:
-                found.append(_judged(known, present=row["present"].strip().lower() == "yes"))
+        own = {
+            (row["id"], _seconds(row, "start_s", reviews)): row["present"].strip().lower() == "yes"
+            for row in rows
+            if len(runs) == 1 or row["run"] == name
+        }
+        segments = _segments_of(run, sorted({clip_id for clip_id, _ in own}))
+        found += [
+            _judged(segments[place], present=present)
+            for place, present in own.items()
+            if place in segments
+        ]
     if not found:
         raise CorpusError(
             f"--corpus {reviews}: none of its rows is about a segment of --run {' '.join(runs)}"
@@ -178,7 +184,7 @@ def _read_reviews(reviews: Path) -> list[dict[str, str]]:
             raise CorpusError(
                 f"--corpus {reviews}, line {number}: {row['present']!r}; expected yes or no"
             )
-        row.update({name: _plain(row[name]) for name in ("run", "id")})
+        row.update({name: _plain(row[name] or "") for name in ("run", "id")})
     return rows
 
 
@@ -190,22 +196,23 @@ def _plain(text: str) -> str:
 def _seconds(row: Mapping[str, str], name: str, reviews: Path) -> float:
     try:
         return round(float(row[name]), 3)
-    except ValueError as err:
+    except (TypeError, ValueError) as err:
         raise CorpusError(f"--corpus {reviews}, id {row['id']!r}, {name}: {row[name]!r}") from err
 
 
-def _segments_of(run: str) -> dict[tuple[str, float], dict[str, Any]]:
-    """The segments of a run by id and start, with ``offset_s`` of what was separated."""
-    segments = _table(run, "segments", _SEGMENT_COLUMNS)
-    offsets = {row["id"]: row["offset_s"] for row in _table(run, "metrics", ("id", "offset_s"))}
+def _segments_of(run: str, ids: Sequence[str]) -> dict[tuple[str, float], dict[str, Any]]:
+    """The segments of clips by id and start, with ``offset_s`` of what was separated."""
+    segments = _table(run, "segments", _SEGMENT_COLUMNS, ids)
+    clips = _table(run, "metrics", ("id", "offset_s"), ids)
+    offsets = {row["id"]: row["offset_s"] for row in clips}
     return {
         (row["id"], round(row["start_s"], 3)): {**row, "offset_s": offsets.get(row["id"]) or 0.0}
         for row in segments
     }
 
 
-def _table(run: str, name: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of a table of a run, which may have been done in parts (``shard=…``)."""
+def _table(run: str, name: str, columns: Sequence[str], ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of a table of a run, which may have been done in parts (``shard=…``), about some ids."""
     import pyarrow as pa
     import pyarrow.dataset
 
@@ -220,7 +227,9 @@ def _table(run: str, name: str, columns: Sequence[str]) -> list[dict[str, Any]]:
                 f"--run {run}: has no {name}/; expected what pipelines.separate wrote"
             )
         table = pyarrow.dataset.dataset(files, filesystem=filesystem, format="parquet")
-        rows: list[dict[str, Any]] = table.to_table(columns=list(columns)).to_pylist()
+        wanted = pyarrow.dataset.field("id").isin(list(ids))
+        chosen = table.to_table(columns=list(columns), filter=wanted)
+        rows: list[dict[str, Any]] = chosen.to_pylist()
     except (OSError, pa.ArrowException) as err:
         raise CorpusError(f"--run {run}: {name}/ cannot be read: {err}") from err
     return rows
@@ -309,7 +318,7 @@ def held_out(clips: Sequence[Clip], share: float, seed: int) -> set[str]:
     kept: set[str] = set()
     for name in sorted(recordings, key=lambda name: (len(recordings[name]), name)):
         own = sorted(recordings[name])
-        wanted = max(1, round(share * len(own))) - len(out & recordings[name])
+        wanted = min(max(1, round(share * len(own))), len(own) - 1) - len(out & recordings[name])
         free = [each for each in own if each not in out | kept]
         chosen = rng.permutation(len(free))[: max(0, wanted)]
         out |= {free[place] for place in chosen}
@@ -509,7 +518,6 @@ def separator_settings(settings: FinetuneSettings, encoder: str, decoder: str) -
             warmup_steps=settings.warmup_steps,
             held_share=settings.held_share,
             weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
             clip_norm=settings.clip_norm,
             ema_decay=settings.ema_decay,
             precision="fp32",

@@ -46,21 +46,6 @@ def test_adamw_moves_the_entries_of_a_matrix_one_by_one() -> None:
     torch.testing.assert_close(moved, -0.01 * layer.weight.grad.sign(), rtol=1e-3, atol=1e-6)
 
 
-def test_sgd_moves_by_the_mean_of_the_gradients() -> None:
-    """Each gradient counts by the momentum; the first one counts in full."""
-    layer = nn.Linear(20, 50)
-    before = layer.weight.detach().clone()
-    optimiser = Optimiser(layer, OptimiserSettings(matrices="sgd", momentum=0.9, weight_decay=0.0))
-    gradients = torch.randn(2, 50, 20, generator=torch.Generator().manual_seed(0))
-    for rate, gradient in zip((0.01, 0.02), gradients, strict=True):
-        optimiser.rate.fill_(rate)
-        layer.weight.grad, layer.bias.grad = gradient.clone(), torch.zeros(50)
-        optimiser.step()
-    mean = 0.9 * gradients[0] + 0.1 * gradients[1]
-    expected = before - 0.01 * gradients[0] - 0.02 * mean
-    torch.testing.assert_close(layer.weight.detach(), expected)
-
-
 def test_a_parameter_without_gradient_is_named() -> None:
     module = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
     optimiser = Optimiser(module, OptimiserSettings())
