@@ -393,6 +393,7 @@ EXPORTED_TABLE: Final = (
         meaning="What holds the item, as a path below the output folder.",
     ),
     _text("key", "The item's name in that file."),
+    _text("row_sha256", "Digest of what was taken; `--resume` compares it."),
     _real("duration_s", "Length of its audio; null where the layout holds none."),
     _count("sample_rate_hz", "Rate of its audio."),
     _count("n_channels", "Channels of its audio."),

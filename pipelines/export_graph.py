@@ -20,13 +20,15 @@ from apache_beam.pvalue import PCollection
 from manifests.columns import EXPORT_FIELDS, EXPORTED_SCHEMA, METRICS_SCHEMA, SEGMENTS_SCHEMA
 from manifests.files import without_span
 from manifests.row import EXPORT_FOLDER, ManifestRow
-from pipelines import console, flags
+from pipelines import console, flags, output_folder
 from pipelines.config import ExportConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder import OutputFolder, clearing
 from pipelines.output_folder.names import (
     DEAD_LETTERS,
     EXPORTED,
+    JOURNAL,
+    LISTING,
     METRICS,
     ROW_COUNTS,
     RUN,
@@ -34,26 +36,33 @@ from pipelines.output_folder.names import (
 )
 from pipelines.runners import Measurements
 from transforms.audio.files import StemFormat
-from transforms.elements import Failure, Shard, failed
+from transforms.elements import Failure, Shard, TableRow, failed
 from transforms.exporting import (
     AUDIO_URI,
     END_S,
     FIELDS,
     LABELS,
     START_S,
+    STEM_START_S,
+    STEM_URI,
     ExportSettings,
     WriteItems,
+    WriteList,
     plain,
+    table_row,
 )
-from transforms.manifest_io import AdmitRows
+from transforms.kept import EXPORTED_KEPT, GoOn
+from transforms.manifest_io import AdmitRows, extra_names
 from transforms.storage import Storage, join
 from transforms.storage.access import UriAccess
 from transforms.tables import WriteTable, dead_letters, row_counts
 from transforms.tables.dead_letters import WriteDeadLetters, write_and_count
+from transforms.tables.metrics_rows import WriteJournal, interval_s
 from transforms.tables.row_counts import RowCounts
 
 _FIELD_NAMES = tuple(column.name for column in EXPORT_FIELDS)
 _ROWS_AT_ONCE = 4_096
+_DIGEST = "md5_number_lower(CAST(row(*COLUMNS(*)) AS VARCHAR)) AS number"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +123,20 @@ class Selection:
                 with self._conditioned():
                     picked.aggregate("count(*)").fetchall()
 
+    def digest(self, storage: Storage) -> str:
+        """What tells this selection from another: how many rows there are, and what they say.
+
+        Raises:
+            UsageError: as :meth:`rows`.
+        """
+        count, digest = 0, 0
+        with duckdb.connect(config={"enable_external_access": "false"}) as database:
+            for folder in self.runs:
+                picked = self._picked(database, folder, storage).project(_DIGEST)
+                for rows, number in picked.aggregate("count(*), bit_xor(number)").fetchall():
+                    count, digest = count + rows, digest ^ (number or 0)
+        return f"{count} rows ({digest:016x})"
+
     def _picked(
         self, database: duckdb.DuckDBPyConnection, folder: RunFolder, storage: Storage
     ) -> duckdb.DuckDBPyRelation:
@@ -151,13 +174,17 @@ class Selection:
             start_s=begin_s + (start_s or 0.0),
             end_s=begin_s + (record["duration_s"] or 0.0 if end_s is None else end_s),
         )
-        if self.signal == "stem" and not self.labels:
-            uri = record["stem_uri"]
-            if uri and folder.written_to and uri.startswith(f"{folder.written_to}/"):
-                uri = folder.uri + uri.removeprefix(folder.written_to)
-        else:
+        stem = record["stem_uri"]
+        if stem and folder.written_to and stem.startswith(f"{folder.written_to}/"):
+            stem = folder.uri + stem.removeprefix(folder.written_to)
+        uri, of_stem = stem, {}
+        if self.labels:
+            begin = "" if start_s is None else repr(start_s)
+            of_stem = {STEM_URI: stem or "", STEM_START_S: begin}
+        if self.signal != "stem" or self.labels:
             uri, start_s, end_s = mixture_uri, fields["start_s"], fields["end_s"]
         extra = {
+            **of_stem,
             AUDIO_URI: uri or "",
             START_S: "" if start_s is None else repr(start_s),
             END_S: "" if end_s is None else repr(end_s),
@@ -302,14 +329,17 @@ class ExportJob:
         """Loads nothing: no model is needed."""
 
     def settings(self, loaded: None) -> dict[str, Any]:
-        """What decides the results."""
-        return self.config.settings()
+        """What decides the results: where the runs have changed, files would lack or have rows."""
+        storage = output_folder.storage_of(self.config, self.access)
+        return {**self.config.settings(), "selected": self._selection(storage).digest(storage)}
 
     def graph(self, folder: OutputFolder, loaded: None) -> ExportRuns:
         """The graph of the run."""
         config = self.config
         selection = self._selection(folder.storage)
         return ExportRuns(
+            folder=folder,
+            is_local=config.execution.is_local,
             selection=selection,
             layout=config.layout,
             settings=ExportSettings(
@@ -375,13 +405,15 @@ class ExportRuns(beam.PTransform[Any, Any]):
     In: a pipeline. Out: nothing that anybody needs; everything is in files.
     """
 
+    folder: OutputFolder
+    is_local: bool
     selection: Selection
     layout: str
     settings: ExportSettings
 
     def expand(self, root: Pipeline) -> PCollection[str]:
         """Builds the job: the URI of the row counts comes out last."""
-        storage, uri = self.settings.storage, self.settings.uri
+        folder, storage = self.folder, self.folder.storage
         selected = (
             root
             | "Selection" >> beam.Create([self.selection], reshuffle=False)
@@ -389,20 +421,65 @@ class ExportRuns(beam.PTransform[Any, Any]):
             >> beam.ParDo(_SelectFn(self.settings)).with_outputs(dead_letters.FAILED, main="rows")
         )
         rows, unusable = selected["rows"], selected[dead_letters.FAILED]
-        admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
-        items, unwritten = admitted | "WriteItems" >> WriteItems(self.settings, self.layout)
-        table = items | "WriteTable" >> WriteTable(
-            uri=join(uri, EXPORTED), schema=EXPORTED_SCHEMA, storage=storage, prefix="part-000"
+        left: Mapping[str, Any] = {}
+        if folder.earlier.kept:
+            names = rows | "Columns" >> beam.FlatMap(extra_names).with_output_types(str)
+            left = {"rows": rows, "invalid": unusable, "names": names} | "GoOn" >> GoOn(
+                output=folder.uri,
+                listing=folder.place(LISTING),
+                storage=storage,
+                rules=folder.earlier.rules,
+                table=EXPORTED_KEPT,
+                left_out=(AUDIO_URI, START_S, END_S, FIELDS, STEM_URI, STEM_START_S),
+            )
+            admitted, duplicates = left["rows"], left["failed"]
+        else:
+            admitted, duplicates = rows | "AdmitRows" >> AdmitRows()
+        items, unwritten = {"rows": admitted, "selected": rows} | "WriteItems" >> WriteItems(
+            self.settings, self.layout, goes_on=bool(left)
+        )
+        done = items | "Journal" >> WriteJournal(
+            folder.place(JOURNAL),
+            storage,
+            interval_s=interval_s(is_local=self.is_local),
+            schema=EXPORTED_SCHEMA,
         )
         return write_and_count(
-            {row_counts.METRICS_FILES: table},
+            {**self._write_tables(done, left), **left.get("counted", {})},
             rows=rows,
             invalid=unusable,
-            done=items,
+            done=done,
             failed=(unusable, duplicates, unwritten),
-            letters=WriteDeadLetters(join(uri, DEAD_LETTERS), storage),
-            counts_uri=join(uri, ROW_COUNTS),
+            letters=WriteDeadLetters(
+                folder.place(DEAD_LETTERS),
+                storage,
+                folder.prefix,
+                left.get("letter_names"),
+                left.get("letters"),
+            ),
+            counts_uri=folder.place(ROW_COUNTS),
         )
+
+    def _write_tables(self, done: Any, left: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the table and the list of what is exported; gives what is to be counted."""
+        new, every_item, counted = done, done, {}
+        if left:
+            counted[row_counts.RECOVERED] = left[row_counts.RECOVERED]
+            new = (done, left[row_counts.RECOVERED]) | "NewRows" >> beam.Flatten()
+            every_item = (new, left["in_tables"]) | "EveryRow" >> beam.Flatten()
+        _ = every_item | "WriteList" >> WriteList(self.settings, self.layout)
+        counted[row_counts.METRICS_FILES] = (
+            new
+            | "TableRows" >> beam.Map(table_row).with_output_types(TableRow)
+            | "WriteTable"
+            >> WriteTable(
+                uri=self.folder.place(EXPORTED),
+                schema=EXPORTED_SCHEMA,
+                storage=self.folder.storage,
+                prefix=self.folder.prefix,
+            )
+        )
+        return counted
 
 
 class _SelectFn(beam.DoFn):

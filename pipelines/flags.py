@@ -536,9 +536,8 @@ _EXIT_CODES = """exit codes:
   1    more rows failed than --max_failure_rate allows; all results are written
   2    a flag, a manifest, a model or the output folder cannot be used; nothing was run
 """
-_RESUME = "--resume goes on"
-_ENDS = f"""  3    the job itself failed; {_RESUME}
-  130  interrupted; only complete files are left, {_RESUME}
+_ENDS = """  3    the job itself failed; --resume goes on
+  130  interrupted; only complete files are left, --resume goes on
 """
 
 
@@ -561,7 +560,6 @@ class Command:
         examples: calls, a line each.
         groups: add its own groups of flags.
         shared: names of flags of ``pipelines.separate`` that it has too.
-        resumes: whether it can go on with what an earlier run left.
     """
 
     name: str
@@ -570,7 +568,6 @@ class Command:
     examples: str
     groups: tuple[Callable[[argparse.ArgumentParser], None], ...]
     shared: tuple[str, ...] = ()
-    resumes: bool = True
 
     def parser(self) -> JobParser:
         """Builds the parser; shared flags are those of the main job, declared there."""
@@ -578,8 +575,7 @@ class Command:
             prog=f"python -m {self.name}",
             usage=f"%(prog)s {self.usage}",
             description=self.description,
-            epilog=f"examples:\n{self.examples}\n{_EXIT_CODES}"
-            + (_ENDS if self.resumes else _ENDS.replace(_RESUME, "--overwrite begins again")),
+            epilog=f"examples:\n{self.examples}\n{_EXIT_CODES}{_ENDS}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         for add in self.groups:
@@ -662,8 +658,7 @@ EXPORT = Command(
   python -m pipelines.export --runs out/ --layout raven --output selections/
 """,
     groups=(_add_export,),
-    shared=tuple(n for n in _SHARED if n not in ("manifest", "shard", "num_threads", "resume")),
-    resumes=False,
+    shared=tuple(name for name in _SHARED if name not in ("manifest", "shard", "num_threads")),
 )
 
 

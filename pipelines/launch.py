@@ -161,12 +161,12 @@ def _run_and_say(job: Job, options: PipelineOptions) -> int:
     Raises:
         UsageError: as :func:`run`, or the project's packages are not its own.
     """
-    goes_on = "--resume goes on from here" if job.command.resumes else "--overwrite begins again"
+    goes_on = "--resume goes on from here"
     try:
         check_packages()
         return run(job, options)
     except JobGoesOnError as err:
-        sys.stderr.write(f"no longer waiting: {err}; {_how_to_close(job)}\n")
+        sys.stderr.write(f"no longer waiting: {err}; {_HOW_TO_CLOSE}\n")
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         output_folder.storage_of(job.config, job.access).discard_unfinished(job.config.output)
@@ -190,11 +190,8 @@ def _run_and_say(job: Job, options: PipelineOptions) -> int:
         return EXIT_JOB_FAILED
 
 
-def _how_to_close(job: Job) -> str:
-    """How a run ends well whose job goes on without this command."""
-    if job.command.resumes:
-        return "the same command with --resume closes the run when the job has ended"
-    return f"the tables are complete when the job has ended, though {RUN} does not say so"
+_HOW_TO_CLOSE = "the same command with --resume closes the run when the job has ended"
+"""How a run ends well whose job goes on without this command."""
 
 
 def run(job: Job, options: PipelineOptions) -> int:
@@ -306,7 +303,7 @@ class _Run:
             record.write_record(self.storage, folder.place(RUN), entry)
             sys.stderr.write(
                 "  This command waits for it and closes the run. The job goes on without it; after "
-                f"an interruption, {_how_to_close(self.job)}.\n"
+                f"an interruption, {_HOW_TO_CLOSE}.\n"
             )
 
         started_s = time.monotonic()
@@ -330,7 +327,7 @@ class _Run:
         if self.job.config.shard is not None or self.job.config.recordings is not None:
             return None
         if not self.manifests:
-            return len(self.job.config.rows)
+            return len(self.job.config.rows) or None
         known = [each.rows for each in self.manifests if each.rows is not None]
         return sum(known) if len(known) == len(self.manifests) else None
 

@@ -28,7 +28,13 @@ from apache_beam.transforms.combiners import Count, ToList
 
 import transforms.threaded  # noqa: F401 - registers the coders of our records
 from manifests.columns import EXPORT_FIELDS, EXPORTED_SCHEMA
-from manifests.row import EXPORT_FOLDER, EXPORT_LISTS, ManifestRow, output_name
+from manifests.row import (
+    EXPORT_FOLDER,
+    EXPORT_LISTS,
+    SCHEMA_VERSION,
+    ManifestRow,
+    output_name,
+)
 from model.signal import resample_blocks, resampled_length
 from transforms.audio import AudioError, AudioPart, later
 from transforms.audio.files import (
@@ -40,16 +46,17 @@ from transforms.audio.files import (
     error_code,
     held_by,
     open_audio,
-    recorded_at,
     write_errors,
 )
-from transforms.elements import Failure, Stage, TableRow, failed
+from transforms.elements import Failure, MetricsRow, Stage, TableRow, failed
 from transforms.storage import Storage, join
 from transforms.storage.access import UriAccess
-from transforms.tables import dead_letters, row_counts
+from transforms.tables import dead_letters, metrics_rows, row_counts
 
 AUDIO_URI, START_S, END_S, FIELDS = "audio_uri", "start_s", "end_s", "fields"
 """Columns of an export's rows: which part of a file is taken, and what is said of it, as JSON."""
+STEM_URI, STEM_START_S = "stem_uri", "stem_start_s"
+"""Columns of the rows of labels, which are about recordings: where in which stem an item begins."""
 OPUS_RATE_HZ = 48_000
 _BLOCK_SAMPLES = 2**16
 _ROWS_PER_GROUP = 64
@@ -83,29 +90,57 @@ class ExportSettings:
         return STEM_FORMATS[self.clip_format].ending
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """An exported item: where it is, and what is said of it.
-
-    Attributes:
-        file: the file that holds it, as a path below the output folder.
-        key: its name in that file.
-        fields: by the names of ``EXPORT_FIELDS``.
-        part: of the audio that was written; None where none was.
-    """
-
-    file: str
-    key: str
-    fields: Mapping[str, Any]
-    part: AudioPart | None = None
-
-
 @dataclasses.dataclass(eq=False)
 class WriteItems(beam.PTransform[Any, Any]):
     """Rows of a selection → the files of a data set.
 
-    In: ``ManifestRow`` with the columns above. Out: ``TableRow`` of ``EXPORTED_SCHEMA`` for each
-    item that was written, and ``Failure``.
+    In: ``{"rows": ManifestRow, "selected": ManifestRow}`` with the columns above: what is to be
+    done, and all that is selected. Out: ``MetricsRow`` with the columns of ``EXPORTED_SCHEMA`` for
+    each row that is done, and ``Failure``. A file that holds several items is written with all of
+    them, whichever of them are to be done.
+
+    Attributes:
+        settings: of the data set.
+        layout: a name of ``LAYOUTS``.
+        goes_on: whether some of what is selected is done already.
+    """
+
+    settings: ExportSettings
+    layout: str
+    goes_on: bool = False
+
+    def expand(
+        self, inputs: Mapping[str, PCollection[ManifestRow]]
+    ) -> tuple[PCollection[MetricsRow], PCollection[Failure]]:
+        """Gathers the rows of each file, and writes the files."""
+        layout, shard_rows = LAYOUTS[self.layout], self.settings.shard_rows
+        count = beam.pvalue.AsSingleton(inputs["selected"] | "Count" >> Count.Globally())
+        names = ("rows", "selected") if self.goes_on else ("rows",)
+        keyed = {
+            name: inputs[name]
+            | f"Key_{name}"
+            >> beam.Map(_keyed, layout, shard_rows, count).with_output_types(
+                tuple[str, ManifestRow]
+            )
+            for name in names
+        }
+        outputs = (
+            keyed
+            | "ByFile" >> beam.CoGroupByKey()
+            | "Write"
+            >> beam.ParDo(_WriteFn(self.settings, layout))
+            .with_output_types(MetricsRow, **{dead_letters.FAILED: Failure})
+            .with_outputs(dead_letters.FAILED, main="items")
+        )
+        return outputs["items"], outputs[dead_letters.FAILED]
+
+
+@dataclasses.dataclass(eq=False)
+class WriteList(beam.PTransform[Any, Any]):
+    """Every item of a data set → the file that names them, where the layout has one.
+
+    In: ``MetricsRow`` as of :class:`WriteItems`. Out: the URI of the list; nothing where there is
+    none.
 
     Attributes:
         settings: of the data set.
@@ -115,37 +150,22 @@ class WriteItems(beam.PTransform[Any, Any]):
     settings: ExportSettings
     layout: str
 
-    def expand(
-        self, rows: PCollection[ManifestRow]
-    ) -> tuple[PCollection[TableRow], PCollection[Failure]]:
-        """Gathers the rows of each file, writes the files, and lists the items."""
+    def expand(self, items: PCollection[MetricsRow]) -> PCollection[str]:
+        """Gathers a line for each item in one place."""
         layout = LAYOUTS[self.layout]
-        count = rows | "Count" >> Count.Globally()
-        outputs = (
-            rows
-            | "Key"
-            >> beam.Map(
-                _keyed, layout, self.settings.shard_rows, beam.pvalue.AsSingleton(count)
-            ).with_output_types(tuple[str, ManifestRow])
-            | "ByFile" >> beam.GroupByKey()
-            | "Write"
-            >> beam.ParDo(_WriteFn(self.settings, layout)).with_outputs(
-                dead_letters.FAILED, main="items"
-            )
+        if layout.list_name is None:
+            return items | "NoList" >> beam.FlatMap(_nothing).with_output_types(str)
+        uri = join(self.settings.uri, layout.list_name)
+        return (
+            items
+            | "Lines" >> beam.Map(layout.line).with_output_types(str)
+            | "OneList" >> ToList()
+            | "Write" >> beam.Map(_write_list, uri, self.settings.storage).with_output_types(str)
         )
-        items = outputs["items"]
-        if layout.list_name is not None:
-            _ = (
-                items
-                | "Lines" >> beam.Map(layout.line).with_output_types(str)
-                | "OneList" >> ToList()
-                | "WriteList"
-                >> beam.Map(
-                    _write_list, join(self.settings.uri, layout.list_name), self.settings.storage
-                ).with_output_types(str)
-            )
-        table = items | "TableRows" >> beam.Map(_table_row).with_output_types(TableRow)
-        return table, outputs[dead_letters.FAILED]
+
+
+def _nothing(_: MetricsRow) -> Iterator[str]:
+    yield from ()
 
 
 class Layout:
@@ -164,10 +184,10 @@ class Layout:
     def write(
         self, key: str, rows: Sequence[ManifestRow], settings: ExportSettings
     ) -> Iterator[Any]:
-        """Writes the rows of a key; yields an :class:`Item` or a :class:`Failure` for each."""
+        """Writes the rows of a key; yields a ``MetricsRow`` or a ``Failure`` for each."""
         raise NotImplementedError
 
-    def line(self, item: Item) -> str:
+    def line(self, item: MetricsRow) -> str:
         """What the list says of an item: JSON on one line."""
         raise NotImplementedError
 
@@ -193,7 +213,7 @@ class _EachItsFile(Layout):
             except READ_ERRORS as err:
                 yield _failure(row, err, settings)
                 continue
-            yield Item(file=file, key=row.id, fields=fields, part=part)
+            yield _item(row, file, row.id, fields, part)
 
 
 class AudioFolder(_EachItsFile):
@@ -201,9 +221,9 @@ class AudioFolder(_EachItsFile):
 
     list_name = f"{EXPORT_FOLDER}/{EXPORT_LISTS[0]}"
 
-    def line(self, item: Item) -> str:
+    def line(self, item: MetricsRow) -> str:
         """A line of ``metadata.jsonl``."""
-        return as_json({"file_name": item.file.removeprefix(f"{EXPORT_FOLDER}/"), **item.fields})
+        return as_json({"file_name": _in_folder(item), **_fields(item)})
 
 
 class Nemo(_EachItsFile):
@@ -211,12 +231,11 @@ class Nemo(_EachItsFile):
 
     list_name = f"{EXPORT_FOLDER}/{EXPORT_LISTS[1]}"
 
-    def line(self, item: Item) -> str:
+    def line(self, item: MetricsRow) -> str:
         """A line of NeMo's manifest; its ``text`` is what was asked for."""
-        duration_s = 0.0 if item.part is None else item.part.duration_s
-        path = item.file.removeprefix(f"{EXPORT_FOLDER}/")
-        told = {"audio_filepath": path, "duration": duration_s, "offset": 0.0}
-        return as_json({**told, "text": item.fields["positive_text"] or "", **item.fields})
+        duration_s = item.values["duration_s"]
+        told = {"audio_filepath": _in_folder(item), "duration": duration_s, "offset": 0.0}
+        return as_json({**told, "text": item.values["positive_text"] or "", **_fields(item)})
 
 
 class _Packed(Layout):
@@ -248,7 +267,7 @@ class WebDataset(_Packed):
         """Writes a tar."""
         file = f"{EXPORT_FOLDER}/shard-{key}.tar"
         uri = join(settings.uri, file)
-        items: list[Item] = []
+        items: list[MetricsRow] = []
         with (
             _scratch(settings, uri) as (path, scratch),
             settings.storage.temporary(uri) as undated_path,
@@ -261,12 +280,12 @@ class WebDataset(_Packed):
                         except READ_ERRORS as err:
                             yield _failure(row, err, settings)
                             continue
-                        item = Item(file=file, key=sample_key(row.id), fields=fields, part=part)
+                        key = sample_key(row.id)
                         sample = {settings.ending: audio, "json": as_json(fields).encode()}
                         tar = undated if fields["recorded_at"] is None else dated
-                        tar.write({"__key__": item.key, **sample})
-                        items.append(item)
-                has_dated = any(item.fields["recorded_at"] is not None for item in items)
+                        tar.write({"__key__": key, **sample})
+                        items.append(_item(row, file, key, fields, part))
+                has_dated = any(item.values["recorded_at"] is not None for item in items)
                 if has_dated:
                     with tarfile.open(undated_path) as rest:
                         for member in rest:
@@ -294,7 +313,7 @@ class ParquetDataset(_Packed):
         """Writes a Parquet file."""
         file = f"{EXPORT_FOLDER}/part-{key}.parquet"
         uri = join(settings.uri, file)
-        items: list[Item] = []
+        items: list[MetricsRow] = []
         group: list[dict[str, Any]] = []
         with _scratch(settings, uri) as (path, scratch):
             with pq.ParquetWriter(path, PARQUET_SCHEMA) as table:
@@ -306,7 +325,7 @@ class ParquetDataset(_Packed):
                         continue
                     name = f"{output_name(row.id)}.{settings.ending}"
                     group.append({"audio": {"bytes": audio, "path": name}, **fields})
-                    items.append(Item(file=file, key=row.id, fields=fields, part=part))
+                    items.append(_item(row, file, row.id, fields, part))
                     if len(group) == _ROWS_PER_GROUP:
                         table.write_table(pa.Table.from_pylist(group, PARQUET_SCHEMA))
                         group.clear()
@@ -318,7 +337,7 @@ class ParquetDataset(_Packed):
 
 
 class _Labels(Layout):
-    """One table of times for each recording, of which no more than the header is read."""
+    """One table of times for each recording, which is not read; when it began, stems say."""
 
     ending = ""
 
@@ -331,10 +350,13 @@ class _Labels(Layout):
         file = f"{EXPORT_FOLDER}/{label_name(key)}{self.ending}"
         uri = join(settings.uri, file)
         ordered = sorted(rows, key=lambda row: (float(row.extra[START_S]), row.id))
-        is_allowed = settings.access.refusal(key) is None
-        origin = recorded_at(settings.storage, key) if is_allowed else None
+        moments = {uri: _moment(uri, settings) for uri in {row.extra[STEM_URI] for row in rows}}
         fields = [
-            _dated(fields_of(row), later(origin, float(row.extra[START_S]))) for row in ordered
+            _dated(
+                fields_of(row),
+                later(moments[row.extra[STEM_URI]], float(row.extra[STEM_START_S] or 0.0)),
+            )
+            for row in ordered
         ]
         text = "".join(self.lines(fields))
         try:
@@ -344,7 +366,7 @@ class _Labels(Layout):
                 yield failed(row, "write", error_code(err), describe(err, uri))
             return
         for row, each in zip(ordered, fields, strict=True):
-            yield Item(file=file, key=row.id, fields=each)
+            yield _item(row, file, row.id, each)
 
     def lines(self, items: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         """The lines of a table, each with its end."""
@@ -488,14 +510,65 @@ class _WriteFn(beam.DoFn):
     def __init__(self, settings: ExportSettings, layout: Layout) -> None:
         self._settings, self._layout = settings, layout
 
-    def process(self, group: tuple[str, Iterable[ManifestRow]]) -> Iterator[Any]:
-        rows = sorted(group[1], key=lambda row: row.id)
-        for result in self._layout.write(group[0], rows, self._settings):
+    def process(self, group: tuple[str, Mapping[str, Iterable[ManifestRow]]]) -> Iterator[Any]:
+        """Writes a file, with what is done already, where anything of it is to be done."""
+        key, found = group
+        rows = {row.id: row for row in found["rows"]}
+        if not rows:
+            return
+        done = {row.id: row for row in found.get("selected", ()) if row.id not in rows}
+        every = sorted((*rows.values(), *done.values()), key=lambda row: row.id)
+        for result in self._layout.write(key, every, self._settings):
             if isinstance(result, Failure):
+                if result.row is not None and result.row.id in done:
+                    raise RuntimeError(
+                        f"{result.message}; it was exported before, and the file that it is in has "
+                        "to be written again: --overwrite begins again without it"
+                    )
                 yield dead_letters.dead(result)
-                continue
-            row_counts.done("Export", 0.0 if result.part is None else result.part.duration_s)
-            yield result
+            elif result.id in rows:
+                row_counts.done("Export", result.values["duration_s"] or 0.0)
+                yield result
+
+
+def _item(
+    row: ManifestRow, file: str, key: str, fields: Mapping[str, Any], part: AudioPart | None = None
+) -> MetricsRow:
+    """A row of the table of exported items.
+
+    Args:
+        row: that is done.
+        file: the file that holds the item, as a path below the output folder.
+        key: its name in that file.
+        fields: by the names of ``EXPORT_FIELDS``.
+        part: of the audio that was written; None where none was.
+    """
+    values = dict.fromkeys(EXPORTED_SCHEMA.names) | dict(fields)
+    values.update(file=file, key=key, row_sha256=row.sha256, schema_version=SCHEMA_VERSION)
+    if part is not None:
+        values.update(
+            duration_s=part.duration_s,
+            sample_rate_hz=part.sample_rate_hz,
+            n_channels=part.num_channels,
+        )
+    row_id, dataset, split = (values.pop(name) for name in ("id", "dataset", "split"))
+    return MetricsRow(id=row_id, dataset=dataset, split=split, values=values, extra={})
+
+
+def _fields(item: MetricsRow) -> dict[str, Any]:
+    """What an item says of itself, by the names of ``EXPORT_FIELDS``."""
+    record = table_row(item).record
+    return {column.name: record[column.name] for column in EXPORT_FIELDS}
+
+
+def _in_folder(item: MetricsRow) -> str:
+    """Path of an item's file below the folder of the data set."""
+    return str(item.values["file"]).removeprefix(f"{EXPORT_FOLDER}/")
+
+
+def table_row(item: MetricsRow) -> TableRow:
+    """An item on its way to the table of exported items, which has no partitions."""
+    return dataclasses.replace(metrics_rows.table_row(item), partition="")
 
 
 def _failure(row: ManifestRow, error: BaseException, settings: ExportSettings) -> Failure:
@@ -503,6 +576,16 @@ def _failure(row: ManifestRow, error: BaseException, settings: ExportSettings) -
     where = settings.uri if is_write else row.extra[AUDIO_URI]
     stage: Stage = "write" if is_write else "read"
     return failed(row, stage, error_code(error), describe(error, where))
+
+
+def _moment(stem_uri: str, settings: ExportSettings) -> datetime | None:
+    """When a stem begins by the recorder's clock; None where it is not there or does not say."""
+    try:
+        settings.access.require(stem_uri)
+        with open_audio(settings.storage, stem_uri) as reader:
+            return reader.tags.recorded_at
+    except READ_ERRORS:
+        return None
 
 
 def _dated(fields: dict[str, Any], moment: datetime | None) -> dict[str, Any]:
@@ -588,15 +671,3 @@ def _write_list(lines: list[str], uri: str, storage: Storage) -> str:
     text = "".join(f"{line}\n" for line in sorted(lines))
     storage.write_bytes(uri, text.encode("utf-8", "replace"))
     return uri
-
-
-def _table_row(item: Item) -> TableRow:
-    record: dict[str, Any] = dict.fromkeys(EXPORTED_SCHEMA.names)
-    record.update(item.fields, file=item.file, key=item.key)
-    if item.part is not None:
-        record.update(
-            duration_s=item.part.duration_s,
-            sample_rate_hz=item.part.sample_rate_hz,
-            n_channels=item.part.num_channels,
-        )
-    return TableRow(partition="", key=item.fields["id"], record=record, extra={})

@@ -29,6 +29,7 @@ from apache_beam.transforms.window import GlobalWindow
 from manifests.columns import (
     DEAD_LETTER_SCHEMA,
     EMBEDDINGS_SCHEMA,
+    EXPORTED_SCHEMA,
     MANIFEST_SCHEMA,
     METRICS_SCHEMA,
     SEGMENTS_SCHEMA,
@@ -102,6 +103,7 @@ class KeptTable:
 
 
 METRICS_KEPT = KeptTable(schema=METRICS_SCHEMA, digest="row_sha256", segments=SEGMENTS_SCHEMA)
+EXPORTED_KEPT = KeptTable(schema=EXPORTED_SCHEMA, digest="row_sha256")
 RENDERED_KEPT = KeptTable(schema=MANIFEST_SCHEMA, digest=EXTRA_PREFIX + SOURCE_COLUMN)
 
 

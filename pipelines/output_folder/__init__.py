@@ -164,14 +164,15 @@ def examine(config: CommonConfig, storage: Storage, command: str) -> Earlier:
     """
     uri, output = join(config.output, RUN), config.output
     record, damage = _record(storage, uri)
-    metrics, rendered = (tables_in(storage, output, name) for name in (METRICS, MANIFEST))
-    tables = rendered if command == SYNTHESIZE else metrics
+    metrics, rendered, exported = (
+        tables_in(storage, output, name) for name in (METRICS, MANIFEST, EXPORTED)
+    )
+    tables = {SYNTHESIZE: rendered, EXPORT: exported}.get(command, metrics)
     segments, embeddings, letters = (
         tables_in(storage, output, name) for name in (SEGMENTS, EMBEDDINGS, DEAD_LETTERS)
     )
     pieces = pieces_in(storage, output)
-    ours = [*metrics, *segments, *embeddings, *rendered, *letters, *pieces]
-    ours += tables_in(storage, output, EXPORTED)
+    ours = [*metrics, *segments, *embeddings, *rendered, *exported, *letters, *pieces]
     if record is None and damage is None and ours:
         damage = "is missing"
     if record is None and damage is None:
@@ -186,8 +187,7 @@ def examine(config: CommonConfig, storage: Storage, command: str) -> Earlier:
         also = "" if damage is None else f" (its {RUN} {damage})"
         raise UsageError(
             f"{output} holds the results of a run{also}; "
-            f"{'add ' if command == EXPORT else 'add --resume to go on with it, '}"
-            "--overwrite to begin again, or take another --output"
+            "add --resume to go on with it, --overwrite to begin again, or take another --output"
         )
     before = command if record is None else _command_of(record)
     if before != command:
@@ -213,7 +213,9 @@ def examine(config: CommonConfig, storage: Storage, command: str) -> Earlier:
         journal_uris=tuple(pieces),
         letter_uris=tuple(letters),
         sources=sources,
-        rules=_rules(config, storage, sources, trusted=record is not None),
+        rules=KeptRules(covers=True, trusted=record is not None)
+        if command == EXPORT  # what is selected is all that a data set is about
+        else _rules(config, storage, sources, trusted=record is not None),
     )
 
 

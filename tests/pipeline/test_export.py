@@ -22,6 +22,7 @@ from manifests.columns import EXPORT_FIELDS, METRICS_SCHEMA, SEGMENTS_SCHEMA
 from manifests.row import output_name
 from pipelines import export
 from transforms.exporting import LAYOUTS, annotation, file_name, sample_key
+from transforms.tables import metrics_rows
 
 RATE_HZ = 8_000
 IDS = ("001", "2024.01.05_rec", "2024.01.06_rec", "NA", "a/b", "../x\ty\nz", "d.flac/e")
@@ -406,3 +407,115 @@ def test_no_file_name_has_the_word_of_a_split() -> None:
 
 def test_a_label_without_a_text_is_the_id() -> None:
     assert annotation({"label": None, "positive_text": None, "id": "a\tb"}) == "a b"
+
+
+def _content(output: Path) -> dict[str, bytes]:
+    """All files of a data set."""
+    files = (path for path in (output / "data").rglob("*") if path.is_file())
+    return {str(path.relative_to(output)): path.read_bytes() for path in files}
+
+
+def _items(output: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(output / "exported").to_pylist()
+    return sorted(rows, key=lambda row: str(row["id"]))
+
+
+def _counts(output: Path) -> tuple[int, int, int]:
+    found = json.loads((output / "run.json").read_text("utf-8"))["row_counts"]
+    return found["finished_before"], found["stems"], found["dead_letters"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_export_that_was_stopped_goes_on_to_the_same_files(
+    layout: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was done when it failed is kept, though a shard of it is only half in the journal."""
+    write_piece, written = metrics_rows.write_piece, list[Any]()
+
+    def failing(*given: Any) -> None:
+        if written:
+            raise MemoryError("injected")
+        written.extend(given[2])
+        write_piece(*given)
+
+    monkeypatch.setattr(metrics_rows, "LOCAL_JOURNAL_S", 0.0)
+    words = ["--runs", str(run_folder), "--layout", layout, "--shard_rows", "5"]
+    words += ["--progress", "none", "--output"]
+    whole, output = tmp_path / "whole", tmp_path / "stopped"
+    assert export.run([*words, str(whole)]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics_rows, "write_piece", failing)
+        assert export.run([*words, str(output)]) == 3
+    assert 0 < len(written) < 2 * len(IDS)
+    assert export.run([*words, str(output), "--resume"]) == 0
+    assert _content(output) == _content(whole)
+    assert _items(output) == _items(whole)
+    assert _counts(output) == (len(written), 2 * len(IDS) - len(written), 0)
+    assert not (output / "_work").exists()
+
+
+@pytest.mark.parametrize("layout", ["audiofolder", "webdataset"])
+def test_what_failed_is_tried_again(
+    layout: str, exported: Callable[..., Path], run_folder: Path
+) -> None:
+    stem = run_folder / "stems" / "3.flac"
+    stem.rename(stem.with_suffix(".away"))
+    more = ("--max_failure_rate", "0.5", "--shard_rows", "5")
+    output = exported(layout, *more)
+    before = _content(output)
+    assert exported(layout, *more, "--resume") == output  # nothing has changed
+    assert _counts(output) == (2 * len(IDS) - 2, 0, 2)
+    assert _content(output) == before
+    stem.with_suffix(".away").rename(stem)
+    exported(layout, *more, "--resume")
+    assert _counts(output) == (2 * len(IDS) - 2, 2, 0)
+    assert len(_items(output)) == 2 * len(IDS)
+    assert not list((output / "dead_letters").glob("*.parquet"))
+    again = _content(output)
+    exported(layout, *more, "--overwrite")
+    assert _content(output) == again
+
+
+def test_a_shard_is_not_written_again_without_what_was_in_it(
+    exported: Callable[..., Path], run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stems = run_folder / "stems"
+    (stems / "3.flac").rename(stems / "3.away")
+    output = exported("webdataset", "--max_failure_rate", "0.5")
+    before = _content(output)
+    (stems / "3.away").rename(stems / "3.flac")
+    (stems / "0.flac").unlink()
+    exported("webdataset", "--resume", code=3)
+    said = capsys.readouterr().err
+    assert "0.flac" in said
+    assert "--overwrite begins again without it" in said
+    assert _content(output) == before
+
+
+@pytest.mark.parametrize("what", ["where", "layout", "rows"])
+def test_another_selection_is_not_mixed_in(
+    what: str, exported: Callable[..., Path], run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A layout that packs many items has other files for it."""
+    output = exported("parquet")
+    before = _content(output)
+    words = ["--runs", str(run_folder), "--layout", "parquet", "--output", str(output)]
+    if what == "where":
+        words += ["--where", "presence > 0.2"]
+    elif what == "layout":
+        words += ["--layout", "nemo"]
+        words.remove("parquet")
+        words.remove("--layout")
+    else:
+        (table,) = (run_folder / "segments").iterdir()
+        rows = pq.read_table(table).to_pylist()
+        pq.write_table(pa.Table.from_pylist(rows[1:], SEGMENTS_SCHEMA), table)
+    assert export.run([*words, "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert "--resume: the run in --output had other settings" in said
+    assert {
+        "where": "where: 'true' then, 'presence > 0.2' now",
+        "layout": "layout: 'parquet' then, 'nemo' now",
+        "rows": "14 rows (",
+    }[what] in said
+    assert _content(output) == before

@@ -13,7 +13,6 @@ import threading
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from datetime import datetime
 from typing import IO, Any, BinaryIO, Generic, Literal, NoReturn, TypeVar
 
 import numpy as np
@@ -21,7 +20,7 @@ import pyarrow as pa
 import soundfile
 from numpy.typing import NDArray
 
-from manifests.audio_formats import FLAC, WAV, recognised
+from manifests.audio_formats import FLAC
 from manifests.files import split_fragment, without_span
 from manifests.row import ShardPlace
 from manifests.shards import (
@@ -43,11 +42,8 @@ from transforms.audio import (
     Request,
     Stretch,
     Tags,
-    audio_start,
     decoding,
     isolation,
-    later,
-    wav_data,
 )
 from transforms.elements import Samples
 from transforms.storage import LARGE_OBJECT_BYTES, Storage, copied
@@ -770,19 +766,3 @@ def _id3(tags: Tags) -> bytes:
 def _in_sevens(size: int) -> bytes:
     """A size in ID3: four times seven bits."""
     return bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0))
-
-
-def recorded_at(storage: Storage, uri: str) -> datetime | None:
-    """When a recording begins, by the header of a WAV file; None where that says nothing.
-
-    No decoder looks at it. None too where it cannot be reached.
-    """
-    try:
-        whole, offset_s, _ = within(uri, None, None)
-        with _opened(storage, whole, None) as raw:
-            wav = wav_data(raw) if recognised(audio_start(raw)[1]) is WAV else None
-    except READ_ERRORS:
-        return None
-    if wav is None:
-        return None
-    return later(Tags.read(wav.texts, wav.bext, wav.rate_hz).recorded_at, offset_s or 0.0)
