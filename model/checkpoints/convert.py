@@ -1,16 +1,13 @@
-"""Converts networks to one weight file, and describes weight files.
+"""Converts networks to one weight file with the configuration inside, and describes weight files.
 
-``python -m model.checkpoints convert`` writes one safetensors file with the configuration inside;
-``python -m model.checkpoints inspect`` says what a file is.
+The command is :mod:`model.checkpoints.__main__`.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +19,6 @@ from model.checkpoints.tensorfiles import SourceFile
 from model.clap import Clap
 from model.config import PUBLISHED, ClapSepConfig, from_json, to_json
 from model.systems.clapsep.network import PresenceHead
-from terminal import flags, screen
 
 # Computed when a network is built; the mel filters are kept, since librosa's may change.
 _RECOMPUTED = re.compile("|".join(pattern for pattern in loading.DERIVED if "melW" not in pattern))
@@ -143,7 +139,12 @@ def _equal(value: Tensor, other: Tensor | None) -> bool:
     return other is not None and value.shape == other.shape and torch.equal(value, other)
 
 
-def _convert(options: argparse.Namespace) -> str:
+def convert(options: argparse.Namespace) -> str:
+    """Converts what the flags name; returns the SHA-256 of the file that was written.
+
+    Raises:
+        CheckpointError: a file cannot be had or is not what it should be, or none can be written.
+    """
     text = None if options.config is None else fetch(options.config).path.read_text("utf-8")
     config = PUBLISHED if text is None else from_json(ClapSepConfig, text)
     if options.clapsep is None:
@@ -183,45 +184,3 @@ def file_facts(uri: str) -> dict[str, str]:
     types = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
     numbers = sum(value.numel() for value in state.values())
     return facts | {"tensors": f"{len(state)} of {numbers:,} numbers ({', '.join(types)})"}
-
-
-def run(argv: Sequence[str] | None = None) -> int:
-    """Converts or describes weight files; returns the exit code."""
-    screen.steady()
-    parser = flags.Parser(prog="python -m model.checkpoints", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    convert = commands.add_parser("convert", help="published checkpoints → one safetensors file")
-    convert.add_argument(
-        "--clap", type=os.path.expanduser, required=True, help="URI of the CLAP checkpoint"
-    )
-    convert.add_argument(
-        "--clapsep",
-        type=os.path.expanduser,
-        help="URI of the CLAPSep checkpoint; without it, CLAP alone",
-    )
-    convert.add_argument(
-        "--output", type=os.path.expanduser, required=True, help="URI of the file to write"
-    )
-    convert.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32", help="of matrices")
-    convert.add_argument("--merge_lora", action="store_true", help="fold the adapters in")
-    convert.add_argument(
-        "--config",
-        type=os.path.expanduser,
-        help="URI of a JSON configuration; default: the published",
-    )
-    convert.add_argument("--clap_sha256", help="expected digest")
-    convert.add_argument("--clapsep_sha256", help="expected digest")
-    inspect = commands.add_parser("inspect", help="say what a weight file is")
-    inspect.add_argument("uri", type=os.path.expanduser)
-    options = parser.parse_args(argv)
-    try:
-        if options.command == "convert":
-            sha256 = _convert(options)
-            sys.stdout.write(f"wrote {options.output} (SHA-256 {sha256})\n")
-        else:
-            for name, value in file_facts(options.uri).items():
-                sys.stdout.write(f"{name:>14}  {value}\n")
-    except CheckpointError as err:
-        sys.stderr.write(f"{err}\n")
-        return 1
-    return 0

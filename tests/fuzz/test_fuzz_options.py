@@ -15,7 +15,7 @@ import fuzzing
 from manifests import validate
 from manifests.benchmarks import __main__ as benchmarks
 from model import registry
-from model.checkpoints import convert
+from model.checkpoints.__main__ import run as checkpoints
 from pipelines import flags, report, runners
 from pipelines.config import SeparateConfig, score_config, separate_config, synthesize_config
 from pipelines.flags import UsageError
@@ -95,7 +95,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "validate": validate.run,
     "benchmarks": benchmarks.run,
     "registry": registry.run,
-    "checkpoints": convert.run,
+    "checkpoints": checkpoints,
 }
 
 

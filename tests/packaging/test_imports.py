@@ -143,3 +143,28 @@ def test_an_answer_about_flags_loads_no_framework(module: str, words: str) -> No
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("model.checkpoints.__main__", "--help"),
+        ("model.checkpoints.__main__", "convert --help"),
+        ("model.checkpoints.__main__", "convert --clap a"),
+        ("model.registry", "--help"),
+        ("manifests.recordings", "--help"),
+        ("pipelines.export", "--help"),
+        ("pipelines.report", "--help"),
+    ],
+)
+def test_flags_of_other_commands_are_answered_without_a_framework(module: str, words: str) -> None:
+    script = (
+        f"import sys, importlib; job = importlib.import_module({module!r})\n"
+        f"try: job.run({words.split()!r})\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'apache_beam', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -11,7 +11,8 @@ import torch
 from golden import pairs
 from model import config
 from model.checkpoints import convert, loading
-from model.checkpoints.convert import run, save
+from model.checkpoints.__main__ import run
+from model.checkpoints.convert import save
 from model.checkpoints.fetch import CheckpointError
 from model.checkpoints.loading import Networks, load_clap, load_converted, load_published
 from model.config import TINY, ClapSepConfig
