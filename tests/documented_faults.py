@@ -410,17 +410,23 @@ soundfile.SoundFile = Crashing
 """In the decoder's own process, from its start: libsndfile as it would be with a hole in it."""
 
 
+def end_idle_decoders() -> None:
+    """So that what comes next starts its own, with what is installed then."""
+    while isolation._IDLE:
+        isolation._IDLE.pop().end()
+
+
 @contextmanager
 def _isolated(folder: Path) -> Iterator[None]:
     site = folder / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(CRASHES)
+    end_idle_decoders()  # another test may have left some that have no hole
     try:
         with mock.patch.dict(os.environ, PYTHONPATH=str(site)):
             yield
     finally:
-        while isolation._IDLE:
-            isolation._IDLE.pop().end()
+        end_idle_decoders()
 
 
 def _raising_read(block: np.ndarray, file: soundfile.SoundFile) -> int:

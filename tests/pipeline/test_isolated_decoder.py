@@ -13,8 +13,7 @@ from textwrap import dedent
 import pytest
 
 import tone_runs
-from documented_faults import CRASHES
-from transforms.audio import isolation
+from documented_faults import CRASHES, end_idle_decoders
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,15 +23,10 @@ def decoder_with_a_hole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(dedent(CRASHES))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    _end_idle()  # another test may have left some that have no hole
+    end_idle_decoders()  # another test may have left some that have no hole
     with tone_runs.tones_as_models():
         yield
-    _end_idle()
-
-
-def _end_idle() -> None:
-    while isolation._IDLE:
-        isolation._IDLE.pop().end()
+    end_idle_decoders()
 
 
 def digests(output: Path) -> dict[str, str]:
