@@ -208,7 +208,7 @@ def as_on_cuda() -> Iterator[CudaBfloat16]:
 
 def forward_pass(config: ClapSepConfig, batch: int) -> Counted:
     """A pass of clips with one query each, in bfloat16."""
-    network = build(lambda: ClapSep(config, "bf16")).prepare().to("meta")
+    network = build(lambda: ClapSep(config, "bf16")).to("meta").prepare()
     mixture = torch.empty(batch, network.window_samples, device="meta")
     query = torch.empty(batch, network.embedding_dim, device="meta")
     condition = Condition(positive=query, negative=query)

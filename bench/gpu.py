@@ -265,7 +265,7 @@ def networks(
     plain = forms.reference_network(states, config).to(device)
     calls = {_PLAIN: lambda: plain(scene.mixture, scene.condition, scene.heard)}
     for precision in precisions(device):
-        ours = forms.our_network(states, precision, config).to(device)
+        ours = forms.our_network(states, precision, config, device)
         calls[f"{precision} eager"] = eager(ours, scene)
         calls[f"{precision} graphs"] = graphs(ours, scene, device)
     found = compare(calls, batch, rounds, device)
@@ -289,7 +289,7 @@ def compiled(
     for precision in precisions(device)[::-1]:  # the one that counts first
         if precision == "tf32":
             continue
-        ours = forms.our_network(states, precision, config).to(device)
+        ours = forms.our_network(states, precision, config, device)
         if compile_separator(ours, device):
             calls[f"{precision} compiled"] = eager(ours, scene)
             calls[f"{precision} compiled graphs"] = graphs(ours, scene, device)
@@ -536,14 +536,14 @@ def run(argv: Sequence[str] | None = None) -> None:
     best = precisions(device)[-1]
 
     def served() -> dict[str, Any]:
-        network = forms.our_network(own_states, best, MINI).to(device)
+        network = forms.our_network(own_states, best, MINI, device)
         batches = (2,) if small else (8, 32, 128)
         return streams(with_presence(network, own, presence), own_scene, batches, device)
 
     def kernels_of(
         config: ClapSepConfig, states: forms.States, scene: Scene
     ) -> list[dict[str, Any]]:
-        network = forms.our_network(states, best, config).to(device)
+        network = forms.our_network(states, best, config, device)
         return kernels(eager(network, scene), device)
 
     report.part(f"bundled model with presence in {best}, arrays to arrays", 10, served)

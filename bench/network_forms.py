@@ -86,9 +86,12 @@ def reference_network(states: States, config: ClapSepConfig = PUBLISHED) -> Refe
 
 
 def our_network(
-    states: States, precision: Precision = "fp32", config: ClapSepConfig = PUBLISHED
+    states: States,
+    precision: Precision = "fp32",
+    config: ClapSepConfig = PUBLISHED,
+    device: str = "cpu",
 ) -> ClapSep:
-    """Ours, adapters merged."""
+    """Ours, adapters merged, prepared on a device."""
     encoder, tuned, decoder = states
     separator = build(lambda: ClapSep(config, precision))
     merged = {**encoder, **tuned}
@@ -98,13 +101,13 @@ def our_network(
     assign(separator.encoder, {key: merged.get(key, value) for key, value in computed.items()})
     given = separator.decoder.state_dict()
     assign(separator.decoder, {key: decoder.get(key, value) for key, value in given.items()})
-    return separator.prepare()
+    return separator.to(device).prepare()
 
 
 def formula_networks(device: str) -> tuple[ReferenceStyle, ClapSep]:
     """Both, with the same weights."""
     states = formula_states()
-    return reference_network(states).to(device), our_network(states).to(device)
+    return reference_network(states).to(device), our_network(states, device=device)
 
 
 def interleaved(

@@ -238,7 +238,7 @@ class _Graph:
 class Graphs(Eager):
     """Replays as one graph what a separator does with tensors of shapes that it has met before.
 
-    A network is 370 to 520 operations, which take a processor about as long to launch as a GPU to
+    A network is 300 to 500 operations, which take a processor about as long to launch as a GPU to
     compute, where batches are small. A shape is run operation by operation at first, recorded when
     it comes a third time, and replayed from then on. Shapes that stay rare, such as the last batch
     of many, are not recorded: nothing is filled up with silence, and a graph costs memory. All

@@ -53,10 +53,9 @@ class ConvolutionModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """float[B, F, C] → float[B, F, C]."""
         norm, widen, depthwise, batch_norm, project = self.layers.values()
-        hidden = F.glu(widen(norm(x).transpose(1, 2)), dim=1)
+        hidden = F.glu(widen(audio.layer_norm(norm, x).transpose(1, 2)), dim=1)
         hidden = project(F.silu(batch_norm(depthwise(hidden)))).transpose(1, 2)
-        out: Tensor = self.ln(hidden + x)
-        return out
+        return audio.layer_norm(self.ln, hidden + x)
 
 
 class TransformerMasker(nn.Module):
@@ -81,10 +80,9 @@ class TransformerMasker(nn.Module):
         return x
 
     def _layer(self, layer: Any, x: Tensor) -> Tensor:
-        x = layer.norm1(x + self._attend(layer.self_attn, x))
+        x = audio.layer_norm(layer.norm1, x + self._attend(layer.self_attn, x))
         mixed = audio.feed_forward(layer.linear1, layer.linear2, x, "relu")
-        out: Tensor = layer.norm2(x + mixed)
-        return out
+        return audio.layer_norm(layer.norm2, x + mixed)
 
     def _attend(self, attention: Any, x: Tensor) -> Tensor:
         qkv = audio.project(x, attention.in_proj_weight, attention.in_proj_bias)
@@ -121,7 +119,8 @@ class Masker(nn.ModuleList):
         of_query = first.weight[:, first.in_features - frames.shape[-1] :]
         x = _repeat(heard, rows) + audio.project(frames, of_query.contiguous(), None)
         for layer in self[1:]:
-            x = audio.linear(layer, x)
+            norm = isinstance(layer, nn.LayerNorm)
+            x = audio.layer_norm(layer, x) if norm else audio.linear(layer, x)
         return x
 
 
@@ -193,8 +192,7 @@ class SkipConnection(nn.Module):
     ) -> Tensor:
         """float[M, N, out_features] of :meth:`hear`, float[B, D] → float[B, N, out_features]."""
         out = self.skip_conv(_repeat(heard, rows), condition)
-        normalised: Tensor = self.norm(out if state is None else out + state)
-        return normalised
+        return audio.layer_norm(self.norm, out if state is None else out + state)
 
 
 class DecoderStage(nn.Module):
@@ -247,7 +245,7 @@ class InversePatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float[B, N, C] → float[B, S, S]."""
-        grid = self.norm(x).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        grid = audio.layer_norm(self.norm, x).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         image: Tensor = self.proj(grid.contiguous())
         return image.squeeze(1)
 

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tones
+from bench import counts
 from model import devices, inference
 from model.checkpoints.loading import build
 from model.config import TINY, PresenceConfig
@@ -445,7 +446,7 @@ def _clapsep(precision: str, listens: bool) -> ClapSep:
             separator.listener = Listener(ClapSep(TINY).encoder, projection, head)
         return separator
 
-    return build(network).prepare()
+    return build(network)
 
 
 SYSTEMS: dict[str, Callable[[], Any]] = {
@@ -466,19 +467,15 @@ SYSTEMS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_nothing_that_is_recorded_waits_for_the_device(
-    system: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_that_is_recorded_waits_for_the_device(system: str) -> None:
     """On the meta device there are no values: to read one, or a shape by values, is an error.
 
     Every operation is watched for tensors on another device. The first call may place constants
     there, as the calls before a recording may.
     """
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     separator = SYSTEMS[system]()
     if isinstance(separator, torch.nn.Module):
-        separator.to("meta")
+        separator.to("meta").prepare()
     samples = min(separator.window_samples, 20_000)
     mixture = torch.empty(2, samples, device="meta")
     query = torch.empty(3, separator.embedding_dim, device="meta")
@@ -486,7 +483,7 @@ def test_nothing_that_is_recorded_waits_for_the_device(
     condition = Condition(positive=query, negative=query, reference=reference)
     rows = torch.empty(3, dtype=torch.int64, device="meta")
     forward = inference.Eager(separator)
-    with torch.inference_mode():
+    with counts.as_on_cuda(), torch.inference_mode():
         forward.answer(forward.encode(mixture), rows, condition)
         with OnOneDevice():
             estimates, odds = forward.answer(forward.encode(mixture), rows, condition)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench import counts
 from float_noise import rounding
 from model.checkpoints.loading import build
 from model.clap import audio
@@ -126,6 +127,23 @@ def test_double_precision_is_kept() -> None:
     layer, x = nn.Linear(8, 8).double(), torch.randn(4, 8).double()
     with torch.inference_mode():
         assert audio.linear(layer, x).dtype == torch.float64
+
+
+def test_on_a_gpu_layer_norms_keep_to_two_bytes_where_all_else_does() -> None:
+    """By CUDA's rules, on the meta device; a CPU does so by itself."""
+    norm = nn.LayerNorm(16)
+    x = torch.randn(3, 16)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert audio.layer_norm(norm, x.bfloat16()).dtype == torch.bfloat16
+        assert torch.equal(audio.layer_norm(norm, x), norm(x))
+    norm.to("meta")
+    wide, narrow = x.to("meta"), x.to("meta", torch.bfloat16)
+    with counts.as_on_cuda() as rules, rules.autocast():
+        assert audio.layer_norm(norm, narrow).dtype == torch.float32
+        audio.cast_weights(norm, torch.bfloat16)
+        assert norm.weight.dtype == torch.bfloat16
+        assert audio.layer_norm(norm, narrow).dtype == torch.bfloat16
+        assert audio.layer_norm(norm, wide).dtype == torch.float32
 
 
 def test_weights_cast_beforehand_give_what_autocast_gives() -> None:
