@@ -229,12 +229,14 @@ def separated_lines(
     audio_s, on_average = measured.audio_s, measured.line()
     rate = f", {audio_s / wall_s:.1f} times real time" if wall_s > 0 and row_counts.stems else ""
     summary = read_summary(folder.storage, folder.place(SUMMARY))
-    clips = screen.counted(row_counts.stems, "clip")
+    clips, audio = screen.counted(row_counts.stems, "clip"), f"{audio_s:.0f}"
+    if 0.0 < audio_s < 9.5:
+        audio = f"{audio_s:.2g}"
     text = [table_text(summary)] if summary else []
     text.append(
         NOTHING_TO_DO
         if row_counts.rows == 0
-        else f"{clips} ({audio_s:.0f} s of audio) in {wall_s:.0f} s{rate}; "
+        else f"{clips} ({audio} s of audio) in {wall_s:.0f} s{rate}; "
         f"{row_counts.finished_before:,} finished before; {row_counts.dead_letters:,} failed"
     )
     text += reasons(row_counts, folder)

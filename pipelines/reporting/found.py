@@ -248,14 +248,17 @@ def segment_data(runs: Sequence[Run]) -> dict[str, Any] | None:
 
 
 def read_reviews(uri: str, storage: Storage) -> pd.DataFrame:
-    """Reads what a page saved.
+    """Reads what a page saved, or a spreadsheet after it, be it with semicolons or tabs.
 
     Raises:
         RunError: it is not such a table.
     """
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        header = text.partition("\n")[0]
+        separator = next((each for each in ",;\t" if each in header), ",")
+        lines = io.StringIO(text, newline="")
+        rows = list(csv.DictReader(lines, delimiter=separator, strict=True))
     except (UnicodeDecodeError, csv.Error) as err:
         raise RunError(f"--reviews {uri}: is not CSV in UTF-8 ({err})") from err
     if rows and (lacking := [name for name in _COLUMNS if name not in rows[0]]):
@@ -273,7 +276,7 @@ def _judgement(row: dict[str, Any], number: int, uri: str) -> dict[str, Any]:
     if present not in ("yes", "no"):
         raise RunError(f"--reviews {uri}, line {number}, present: {present!r}; expected yes or no")
     try:
-        start_s = round(float(row["start_s"]), 3)
+        start_s = round(float(str(row["start_s"]).replace(",", ".")), 3)
     except (TypeError, ValueError) as err:
         raise RunError(f"--reviews {uri}, line {number}, start_s: {row['start_s']!r}") from err
     return {

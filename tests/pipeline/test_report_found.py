@@ -137,6 +137,21 @@ def test_reviews_give_precision_and_a_threshold(tmp_path: Path) -> None:
     assert "40 % (" in page
 
 
+@pytest.mark.parametrize(("separator", "point"), [(";", ","), ("\t", "."), (",", ".")])
+def test_reviews_that_a_spreadsheet_saved(separator: str, point: str, tmp_path: Path) -> None:
+    run = write_archive(tmp_path / "run", 4)
+    cells = [
+        ["run", "id", "start_s", "end_s", "positive_text", "score", "present"],
+        ["run", "rec/00001", f"1{point}5", f"2{point}5", "a dog", f"0{point}25", "YES"],
+    ]
+    text = "\r\n".join(separator.join(row) for row in cells)
+    (tmp_path / "reviews.csv").write_text(f"\ufeff{text}\r\n", encoding="utf-8")
+    words = [str(run), "--output", str(tmp_path / "out")]
+    assert report.run([*words, "--reviews", str(tmp_path / "reviews.csv"), "--listen", "0"]) == 0
+    (found,) = csv.DictReader((tmp_path / "out" / "precision.csv").open(encoding="utf-8"))
+    assert (found["num_judged"], found["num_right"]) == ("1", "1")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
