@@ -73,7 +73,8 @@ class Shard:
         """Checks that there is such a part."""
         if not 0 <= self.index < self.count:
             last = max(self.count - 1, 0)
-            raise ValueError(f"{self}: the parts of {self.count} are 0/{self.count} to {last}/…")
+            parts = f"0/{self.count} to {last}/{self.count}" if self.count else "0/1 for all"
+            raise ValueError(f"{self}: expected {parts}")
 
     @classmethod
     def of(cls, text: str) -> Shard:
