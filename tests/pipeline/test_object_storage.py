@@ -196,20 +196,27 @@ def test_the_endpoint_can_be_given_by_storage_options(
     assert front.url not in (output / "run.json").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("by_options", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("by_options", "workers"),
+    [
+        (False, 1),
+        pytest.param(False, 2, marks=pytest.mark.slow),
+        pytest.param(True, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_weights_come_from_a_bucket_in_any_process(
-    front: StorageFront, bucket: str, tmp_path: Path, by_options: bool
+    front: StorageFront, bucket: str, tmp_path: Path, by_options: bool, workers: int
 ) -> None:
     """The command itself, with worker processes, and what it knows by its environment only."""
     local = tiny_model.write_tiny_model(tmp_path / "tiny.safetensors")
     gcsfs.core.GCSFileSystem().put(local, f"{bucket}/tiny.safetensors")
     environment = {**os.environ, "CLAPSEP_CACHE": str(tmp_path / "cache")}
-    arguments = ["--num_workers", "2"]
+    arguments = ["--num_workers", str(workers)]
     if by_options:
         environment.pop("STORAGE_EMULATOR_HOST")
         options = {"gs": {"endpoint_url": front.url, "token": "anon"}}
         arguments = ["--storage_options", json.dumps(options)]
-    output = f"with_weights_{by_options}"
+    output = f"with_weights_{by_options}_{workers}"
     command = [sys.executable, "-m", "pipelines.separate", "--manifest", f"{bucket}/in/a.jsonl"]
     command += ["--output", f"{bucket}/{output}", "--model", f"{bucket}/tiny.safetensors"]
     done = subprocess.run(
