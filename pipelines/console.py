@@ -253,8 +253,8 @@ def separated_lines(
         text.append(f"{of} of finished rows could not be heard, and {WINDOWS} has no file for that")
     if other := measured.counters.get(f"WriteStems/{OTHER_FORMAT}"):
         text.append(
-            f"{screen.counted(other, 'stem or residual is', 'stems or residuals are')} float WAV, "
-            "since FLAC cannot hold more; the column stem_note says why"
+            f"{screen.counted(other, 'stem or residual is', 'stems or residuals are')} not what "
+            "--stem_format says, which cannot hold them; the column stem_note says why"
         )
     return text
 

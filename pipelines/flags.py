@@ -253,8 +253,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         choices=_STEM_FORMATS,
         default="flac",
         help="flac: 24 bits; wav: 32-bit float; flac16 and wav16: 16 bits; opus and mp3, for "
-        "listening. Default %(default)s. What a format cannot hold (samples over full scale, a "
-        "rate that it lacks) becomes float WAV or FLAC all the same.",
+        "listening, resampled where they lack the rate. Default %(default)s. What else a format "
+        "cannot hold (samples over full scale, channels) becomes float WAV or FLAC all the same.",
     )
     group.add_argument(
         "--stem_quality",
@@ -513,8 +513,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         "--clip_format",
         choices=_STEM_FORMATS,
         default="flac",
-        help="As --stem_format of pipelines.separate; opus is resampled to 48 kHz where it lacks "
-        "the rate. Default %(default)s.",
+        help="As --stem_format of pipelines.separate. Default %(default)s.",
     )
     group.add_argument(
         "--clip_quality",

@@ -35,7 +35,6 @@ from manifests.row import (
     ManifestRow,
     output_name,
 )
-from model.signal import resample_blocks, resampled_length
 from transforms.audio import AudioError, AudioPart, later
 from transforms.audio.files import (
     READ_ERRORS,
@@ -57,7 +56,6 @@ AUDIO_URI, START_S, END_S, FIELDS = "audio_uri", "start_s", "end_s", "fields"
 """Columns of an export's rows: which part of a file is taken, and what is said of it, as JSON."""
 STEM_URI, STEM_START_S = "stem_uri", "stem_start_s"
 """Columns of the rows of labels, which are about recordings: where in which stem an item begins."""
-OPUS_RATE_HZ = 48_000
 _BLOCK_SAMPLES = 2**16
 _ROWS_PER_GROUP = 64
 
@@ -614,7 +612,6 @@ def _encode(
         float(row.extra[name]) if row.extra[name] else None for name in (START_S, END_S)
     )
     duration_s = None if end_s is None else end_s - (start_s or 0.0)
-    kind = STEM_FORMATS[settings.clip_format]
     with open_audio(settings.storage, source, start_s, duration_s) as reader:
         part, tags = reader.part, reader.tags
         if in_memory and part.num_values > settings.max_in_memory_s * 2 * 48_000:
@@ -624,15 +621,6 @@ def _encode(
                 "one sample; take --layout audiofolder, or --cut segments",
             )
         blocks = reader.blocks(_BLOCK_SAMPLES)
-        if settings.clip_format == "opus" and part.sample_rate_hz not in (kind.rates_hz or ()):
-            blocks = resample_blocks(blocks, part.sample_rate_hz, OPUS_RATE_HZ)
-            length = resampled_length(part.num_samples, part.sample_rate_hz, OPUS_RATE_HZ)
-            part = AudioPart(
-                sample_rate_hz=OPUS_RATE_HZ,
-                num_channels=part.num_channels,
-                start=0,
-                num_samples=length,
-            )
         _require_held(settings, part, 0.0, source)
         writer = StemWriter(path, part, settings.clip_format, uri, settings.clip_quality, tags)
         with contextlib.closing(writer):
@@ -640,7 +628,7 @@ def _encode(
                 writer.write(block)
             writer.complete()
     _require_held(settings, part, writer.peak, source)
-    return dataclasses.replace(part, start=0), _dated(fields_of(row), tags.recorded_at)
+    return dataclasses.replace(writer.part, start=0), _dated(fields_of(row), tags.recorded_at)
 
 
 def _require_held(settings: ExportSettings, part: AudioPart, peak: float, source: str) -> None:

@@ -330,10 +330,11 @@ class StemFiles:
                 "stem_format": stem.form,
                 "stem_note": note_of(stem, residual),
             }
+        part = self._part if self._left_out is not None else self._stem.part
         return StemFacts(
-            duration_s=self._part.duration_s,
-            sample_rate_hz=self._part.sample_rate_hz,
-            n_channels=self._part.num_channels,
+            duration_s=part.duration_s,
+            sample_rate_hz=part.sample_rate_hz,
+            n_channels=part.num_channels,
             n_windows=num_windows,
             peak=self._peak,
             inference_s=inference_s,
@@ -382,6 +383,11 @@ class _GrowingFile:
         writer.write(block)
         self.written = dataclasses.replace(self.written, peak=peak)
 
+    @property
+    def part(self) -> AudioPart:
+        """What the file holds."""
+        return self._part if self._writer is None else self._writer.part
+
     def complete(self) -> None:
         """Completes the file and reads it back."""
         if self._writer is None:
@@ -402,7 +408,7 @@ class _GrowingFile:
 
     def _holding(self, writer: StemWriter, peak: float) -> StemWriter:
         """The writer of a file that holds samples of that peak, and all that came before."""
-        if held_by(self.written.form, self._part.sample_rate_hz, peak)[1] is None:
+        if held_by(self.written.form, self._part.sample_rate_hz, peak)[0] == self.written.form:
             return writer
         writer.end()
         before = self.path

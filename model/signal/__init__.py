@@ -110,27 +110,57 @@ def resample_blocks(
     Raises:
         ValueError: a rate is not positive, or there are no samples.
     """
-    resampled_length(0, source_hz, target_hz)
-    stream: soxr.ResampleStream | None = None
-    received = produced = 0
+    resampler = Resampler(source_hz, target_hz)
     for block in blocks:
-        received += block.shape[1]
-        if source_hz == target_hz:
-            piece = np.array(block, dtype=np.float32)
-        else:
-            if stream is None:
-                stream = _open_stream(source_hz, target_hz, block.shape[0])
-                tail = np.zeros((_tail_samples(source_hz, target_hz), block.shape[0]), np.float32)
-            frames = np.ascontiguousarray(block.T, dtype=np.float32)
-            piece = np.ascontiguousarray(stream.resample_chunk(frames).T)
-        produced += piece.shape[1]
+        piece = resampler.push(block)
         if piece.shape[1]:
             yield piece
-    if received == 0:
-        raise ValueError("there are no samples to resample")
-    missing = resampled_length(received, source_hz, target_hz) - produced
-    if stream is not None and missing:
-        yield np.ascontiguousarray(stream.resample_chunk(tail, last=True)[:missing].T)
+    piece = resampler.flush()
+    if piece.shape[1]:
+        yield piece
+
+
+class Resampler:
+    """`resample` for a recording that is handed over in pieces, in memory for one of them."""
+
+    def __init__(self, source_hz: int, target_hz: int) -> None:
+        """Begins a recording.
+
+        Raises:
+            ValueError: a rate is not positive.
+        """
+        resampled_length(0, source_hz, target_hz)
+        self._rates = source_hz, target_hz
+        self._stream: soxr.ResampleStream | None = None
+        self._received = self._produced = self._num_channels = 0
+
+    def push(self, block: FloatArray) -> FloatArray:
+        """Takes the next piece, float32[C, n]; gives float32[C, m], what is certain by then."""
+        self._received += block.shape[1]
+        self._num_channels = block.shape[0]
+        if self._rates[0] == self._rates[1]:
+            piece = np.array(block, dtype=np.float32)
+        else:
+            if self._stream is None:
+                self._stream = _open_stream(*self._rates, self._num_channels)
+            frames = np.ascontiguousarray(block.T, dtype=np.float32)
+            piece = np.ascontiguousarray(self._stream.resample_chunk(frames).T)
+        self._produced += piece.shape[1]
+        return piece
+
+    def flush(self) -> FloatArray:
+        """Ends the recording; gives the rest of it, float32[C, m].
+
+        Raises:
+            ValueError: there were no samples.
+        """
+        if self._received == 0:
+            raise ValueError("there are no samples to resample")
+        missing = resampled_length(self._received, *self._rates) - self._produced
+        if self._stream is None or not missing:
+            return np.zeros((self._num_channels, 0), np.float32)
+        tail = np.zeros((_tail_samples(*self._rates), self._num_channels), np.float32)
+        return np.ascontiguousarray(self._stream.resample_chunk(tail, last=True)[:missing].T)
 
 
 class Cutter:

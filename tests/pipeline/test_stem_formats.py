@@ -52,7 +52,7 @@ def test_samples_over_full_scale_are_kept(
     ]
     arguments = ("--max_clip_in_memory_s", "0.01") * (length == "long")
     assert _run(tmp_path, rows, *arguments) == 0
-    assert "3 stems or residuals are float WAV" in capsys.readouterr().out
+    assert "3 stems or residuals are not what --stem_format says" in capsys.readouterr().out
 
     found = {row["id"]: row for row in tone_runs.table(tmp_path / "out", "metrics")}
     written = {name: (row["stem_format"], row["stem_note"]) for name, row in found.items()}
@@ -173,20 +173,35 @@ def test_every_format_keeps_rate_and_length(tmp_path: Path, form: str, length: s
 
 
 @pytest.mark.parametrize(
-    ("form", "rate_hz", "note"),
+    ("form", "rate_hz", "held_hz"),
     [
-        ("opus", 44_100, "Opus has no sample rate of 44100 Hz"),
-        ("mp3", 96_000, "MP3 has no sample rate of 96000 Hz"),
+        ("opus", 44_100, 48_000),
+        ("opus", 32_000, 48_000),
+        ("opus", 22_050, 24_000),
+        ("opus", 96_000, 48_000),
+        ("mp3", 96_000, 48_000),
     ],
 )
-def test_what_a_lossy_format_lacks_becomes_flac(
-    tmp_path: Path, form: str, rate_hz: int, note: str
+@pytest.mark.parametrize("length", ["clip", "long"])
+def test_a_rate_that_a_lossy_format_lacks_is_resampled(
+    tmp_path: Path, form: str, rate_hz: int, held_hz: int, length: str
 ) -> None:
-    rows = [_row("a", _noise(tmp_path / "a.wav", rate_hz, 0.5))]
-    assert _run(tmp_path, rows, "--stem_format", form) == 0
+    noise = _noise(tmp_path / "a.wav", rate_hz, 0.5, seconds=0.6, from_s=0.3)
+    more = ["--stem_format", form, "--residual"]
+    more += ["--max_clip_in_memory_s", "0.01"] * (length == "long")
+    assert _run(tmp_path, [_row("a", noise)], *more) == 0
     (row,) = tone_runs.table(tmp_path / "out", "metrics")
-    assert (row["stem_format"], row["stem_note"]) == ("flac", note)
-    assert row["stem_uri"].endswith("/a.flac")
+    name = {"opus": "Opus", "mp3": "MP3"}[form]
+    note = f"{name} has no sample rate of {rate_hz} Hz: resampled to {held_hz} Hz"
+    assert (row["stem_format"], row["stem_note"]) == (form, f"{note}; residual: {note}")
+    assert row["sample_rate_hz"] == held_hz
+    heard, found_hz = soundfile.read(row["stem_uri"])
+    assert found_hz == held_hz
+    assert len(heard) == pytest.approx(0.6 * held_hz, abs=1)
+    quiet, loud = np.array_split(heard, 2)  # nothing is shifted
+    assert np.sqrt(np.mean(loud[50:-50] ** 2)) > 1.8 * np.sqrt(np.mean(quiet[50:-50] ** 2))
+    assert _run(tmp_path, [_row("a", noise)], *more, "--resume", "--verify") == 0
+    assert tone_runs.record(tmp_path / "out")["row_counts"]["finished_before"] == 1
 
 
 def test_quality_decides_the_size(tmp_path: Path) -> None:

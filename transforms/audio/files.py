@@ -34,6 +34,7 @@ from manifests.shards import (
     unpacked,
     write_recordings,
 )
+from model.signal import Resampler, resampled_length
 from transforms.audio import (
     NO_TAGS,
     AudioError,
@@ -72,6 +73,12 @@ class StemKind:
     is_lossy: bool = False
     rates_hz: tuple[int, ...] | None = None
     max_channels: int = 8
+
+    def rate_of(self, rate_hz: int) -> int:
+        """The rate at which audio of ``rate_hz`` is written: no lower, unless there is none."""
+        if self.rates_hz is None:
+            return rate_hz
+        return min((each for each in self.rates_hz if each >= rate_hz), default=self.rates_hz[-1])
 
 
 _MPEG_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
@@ -497,15 +504,17 @@ def held_by(
 ) -> tuple[StemFormat, str | None]:
     """The format that holds a stem, and why it is not ``form``.
 
-    What MP3 or Opus does not hold is FLAC; what is over full scale, or what FLAC does not hold, is
-    float WAV.
+    A rate that Opus or MP3 lacks is resampled to one that it has: the format is ``form``, and there
+    is something to say all the same. Channels that MP3 does not hold are FLAC; what is over full
+    scale, or what FLAC does not hold, is float WAV.
     """
     kind = STEM_FORMATS[form]
     name = kind.format if form != "opus" else "Opus"
-    if kind.rates_hz is not None and rate_hz not in kind.rates_hz:
-        return held_by("flac", rate_hz, peak)[0], f"{name} has no sample rate of {rate_hz} Hz"
     if num_channels > kind.max_channels:
         return held_by("flac", rate_hz, peak)[0], f"{name} holds no {num_channels} channels"
+    held_hz = kind.rate_of(rate_hz)
+    if held_hz != rate_hz:
+        return form, f"{name} has no sample rate of {rate_hz} Hz: resampled to {held_hz} Hz"
     in_tens = rate_hz % 10 == 0 and rate_hz <= (FLAC.max_written_rate_hz or 0)
     if kind.format == "FLAC" and not (rate_hz < 2**16 or in_tens):
         return "wav", f"FLAC has no sample rate of {rate_hz} Hz"
@@ -532,9 +541,11 @@ class StemWriter:
     ) -> None:
         """Opens ``path`` for a stem of the rate, channels and length of ``part``.
 
+        It gets another rate where the format lacks that one; :attr:`part` says what it holds.
+
         Args:
             path: the local file.
-            part: what it is to hold.
+            part: what it is given.
             form: in which format.
             uri: what messages call it; None: ``path``.
             quality: of a lossy format, in [0, 1]; None: what libsndfile thinks good.
@@ -543,7 +554,14 @@ class StemWriter:
         Raises:
             WriteError: it cannot be opened, or the format does not hold such a stem.
         """
-        self._path, self._part, self._kind = path, part, STEM_FORMATS[form]
+        self._path, self._kind = path, STEM_FORMATS[form]
+        rate_hz = self._kind.rate_of(part.sample_rate_hz)
+        self._resampler: Resampler | None = None
+        if rate_hz != part.sample_rate_hz:
+            self._resampler = Resampler(part.sample_rate_hz, rate_hz)
+            length = resampled_length(part.num_samples, part.sample_rate_hz, rate_hz)
+            part = dataclasses.replace(part, sample_rate_hz=rate_hz, start=0, num_samples=length)
+        self.part = part
         self._uri = path if uri is None else uri
         kind: dict[str, Any] = {"format": self._kind.format, "subtype": self._kind.subtype}
         if kind["format"] == "WAV" and part.num_values * _FLOAT_BYTES > _MAX_WAV_BYTES:
@@ -572,6 +590,11 @@ class StemWriter:
         Raises:
             WriteError: it cannot be written.
         """
+        if self._resampler is not None:
+            block = self._resampler.push(block)
+        self._append(block)
+
+    def _append(self, block: Samples) -> None:
         if block.shape[-1] == 0:
             return
         self.peak = max(self.peak, float(np.abs(block).max()))
@@ -591,9 +614,11 @@ class StemWriter:
         Raises:
             WriteError: it is not whole.
         """
+        if self._resampler is not None:
+            self._append(self._resampler.flush())
         self.end()
         with write_errors(self._uri):
-            require_whole(self._path, self._part)
+            require_whole(self._path, self.part)
 
     def end(self) -> None:
         """Ends the file where it is.
