@@ -225,7 +225,8 @@ METRICS_TABLE: Final = (
     _real(
         "presence",
         "How likely it is, from 0 to 1, that the recording holds what the positive query asks for: "
-        "the highest of its windows and channels. Null where the model does not say.",
+        "the highest of its windows and channels, or of its windows in `windows/` where `--screen` "
+        "left it out. Null where the model does not say.",
     ),
     _real("active_s", "For how long the stem is active: the length of its segments."),
     _count("n_segments", "Rows of `segments/` that are about the stem."),
@@ -250,7 +251,7 @@ METRICS_TABLE: Final = (
     _text("stem_uri", "The stem."),
     _text("residual_uri", "The mixture minus the stem, where it was asked for."),
     _text("stem_format", "Format of the stem, where this run wrote it."),
-    _text("stem_note", "Why that is not the format that was asked for."),
+    _text("stem_note", "Why there is no stem, or one of another format than was asked for."),
 )
 """One row a clip. What was asked of what is that of the manifest's row; credentials in its URIs are
 hidden."""

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.columns import EMBEDDINGS_SCHEMA, SEGMENTS_SCHEMA, WINDOWS_SCHEMA
+from manifests.columns import EMBEDDINGS_SCHEMA, SEGMENTS_SCHEMA
 from manifests.files import existing_path, links_of, split_fragment
 from manifests.files.readers import iter_rows
 from manifests.row import (
@@ -148,7 +148,10 @@ def written(
     named: set[str] = set()
     tables: list[str] = []
     unreadable: list[str] = []
-    candidates = [uri for name in _TABLES for uri in tables_in(storage, output, name)]
+    # Windows have a file for each recording: their names, digests, must do to tell them.
+    tables += tables_in(storage, output, WINDOWS)
+    others = [name for name in _TABLES if name != WINDOWS]
+    candidates = [uri for name in others for uri in tables_in(storage, output, name)]
     for uri in (*candidates, *pieces_in(storage, output)):
         try:
             names = _names_in(storage, uri, [redact(before or output), redact(output)])
@@ -186,7 +189,7 @@ _NAMING_COLUMNS = (
     "mixture_uri",
     "reference_uri",
 )
-_WITHOUT_AUDIO = [each.names for each in (SEGMENTS_SCHEMA, EMBEDDINGS_SCHEMA, WINDOWS_SCHEMA)]
+_WITHOUT_AUDIO = [each.names for each in (SEGMENTS_SCHEMA, EMBEDDINGS_SCHEMA)]
 _INTERFERERS = EXTRA_PREFIX + INTERFERER_COLUMN
 
 
