@@ -844,6 +844,22 @@ RELIABILITY: dict[str, Case] = {
             "test_segments_that_are_gone_and_those_that_are_of_no_row_are_put_right",
         )
     ),
+    "a file of embeddings is gone, or a run was killed before it wrote them": Elsewhere(
+        (
+            "pipeline/test_embeddings.py::test_rows_whose_embeddings_are_gone_are_done_again",
+            "pipeline/test_embeddings.py::"
+            "test_what_a_killed_run_had_in_its_journal_is_not_embedded_again",
+        )
+    ),
+    "a file of windows is cut or not a table": Elsewhere(
+        ("pipeline/test_windows.py::test_a_file_that_is_damaged_is_heard_again",)
+    ),
+    "windows cannot be written, or the store does not give them": Elsewhere(
+        (
+            "pipeline/test_windows.py::test_rows_whose_windows_cannot_be_written_are_dead_letters",
+            "pipeline/test_windows.py::test_rows_whose_windows_cannot_be_had_are_dead_letters",
+        )
+    ),
     "rows stand twice in the metrics": _resumed("rows_that_the_tables_have_twice_are_there_once"),
     "a stem was deleted or cut": _resumed("stems_are_looked_at_before_they_are_trusted"),
     "the output folder is another command's": Elsewhere(
