@@ -4,7 +4,8 @@ For every seed: ten clips of each class, of ten recordings, become a folder of f
 ``python -m model.training finetune`` is given as a user would. Then the model before and after is
 asked for sounds in mixtures of recordings that are neither among these nor in the training of the
 bundled model (model/weights/training_clips.csv): other recordings of the classes, by the name of
-the folder, and a fixed set of pairs of other classes, by their captions.
+the folder (``--names`` gives other ones than the labels), and a fixed set of pairs of other
+classes, by their captions.
 
     python bench/finetuning.py --corpus CORPUS ... --work FOLDER --output TABLE.txt
 
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -97,7 +99,10 @@ def given(known: Mapping[str, list[Recording]], label: str, seed: int) -> list[R
 
 
 def mixtures_of(
-    known: Mapping[str, list[Recording]], classes: Sequence[str], seed: int
+    known: Mapping[str, list[Recording]],
+    classes: Sequence[str],
+    seed: int,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Mixture]:
     """Other recordings of the classes, each beside some sounds of other kinds."""
     rng = np.random.default_rng([seed, 1])
@@ -113,7 +118,7 @@ def mixtures_of(
                     Mixture(
                         wanted=wanted,
                         other=other,
-                        words=label.replace("_", " "),
+                        words=names.get(label, label).replace("_", " "),
                         other_words=other.caption,
                     )
                 )
@@ -183,13 +188,18 @@ def _window(recording: Recording, separator: object) -> torch.Tensor:
 
 
 def prepare(
-    folder: Path, known: Mapping[str, list[Recording]], classes: Sequence[str], seed: int
+    folder: Path,
+    known: Mapping[str, list[Recording]],
+    classes: Sequence[str],
+    seed: int,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Copies the ten clips of each class."""
     for label in classes:
-        (folder / label).mkdir(parents=True, exist_ok=True)
+        own = folder / names.get(label, label)
+        own.mkdir(parents=True, exist_ok=True)
         for number, each in enumerate(given(known, label, seed)):
-            shutil.copy(each.path, folder / label / f"{number:02d}{each.path.suffix}")
+            shutil.copy(each.path, own / f"{number:02d}{each.path.suffix}")
 
 
 def lines_of(
@@ -219,10 +229,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--classes", nargs="+", default=CLASSES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument(
+        "--names", nargs="+", default=[], help="LABEL=WORDS: what a folder is called"
+    )
     parser.add_argument("--settings", type=Path, help="of the fine-tuning")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(argv)
     known = untrained(options.corpus)
+    names = dict(each.split("=", 1) for each in options.names)
     rest = rest_of(known, options.classes)
     base = registry.load("clapsep-mini")
     kept = options.work / "measured"
@@ -234,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for seed in options.seeds:
         run = options.work / f"run-{seed}"
         if not run.exists():
-            prepare(options.work / f"mine-{seed}", known, options.classes, seed)
+            prepare(options.work / f"mine-{seed}", known, options.classes, seed, names)
             words = [
                 "finetune",
                 "--corpus",
@@ -248,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             subprocess.run([sys.executable, "-m", "model.training", *words], check=True)
             lines.append(f"seed {seed}: {time.time() - begun:.0f} s")
         tuned = registry.load(str(run))
-        mixtures = mixtures_of(known, options.classes, seed)
+        mixtures = mixtures_of(known, options.classes, seed, names)
         for name, values in (
             ("before", measured(kept / f"{seed}-base.npz", base, mixtures)),
             ("after", measured(kept / f"{seed}-tuned.npz", tuned, mixtures)),
@@ -263,12 +277,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         {mode: np.concatenate(parts[f"{name} {mode}"]) for mode in modes}
         for name in ("before", "after")
     )
-    names = np.array(labels)
+    of_class = np.array(labels)
     header = f"{'mixtures of':32} {'asked by':8} {'n':>4} "
     lines.append(header + "  ".join(f"{each:>24}" for each in ("before", "after", "change")))
-    lines += lines_of("their other recordings", before, after, np.ones(len(names), bool), groups)
+    lines += lines_of("their other recordings", before, after, np.ones(len(of_class), bool), groups)
     for label in options.classes:
-        lines += lines_of(f"  {label}", before, after, names == label, groups)
+        lines += lines_of(f"  {label}", before, after, of_class == label, groups)
     seeds = len(options.seeds)
     lines += lines_of(
         "other classes",

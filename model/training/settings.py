@@ -230,7 +230,7 @@ class PresenceTraining:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneSettings:
-    """Fine-tuning with a few recordings: docs/training.md says how these values were found."""
+    """Fine-tuning with a few recordings; ADR 209 has what was tried."""
 
     steps: int = 60
     batch_size: int = 8
