@@ -175,6 +175,32 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_ACTIVITY = (
+    (
+        "level_db",
+        "DB",
+        "A stretch needs a moment at which the stem is at least so high over the mixture.",
+    ),
+    ("percentile", "0..100", "Of the stem's own level around a moment."),
+    ("percentile_s", "S", "Over so many seconds around it."),
+    (
+        "rise_db",
+        "DB",
+        "At the same moment, the stem is at least so high over that percentile; below 0 with a "
+        "high percentile.",
+    ),
+    ("hysteresis_db", "DB", "A stretch goes on while neither level is missed by more."),
+    ("min_gap_s", "S", "Stretches that are nearer to each other are one."),
+    (
+        "min_length_s",
+        "S",
+        "After that, the moments of a stretch at which the stem is that high last at least so long "
+        "together.",
+    ),
+)
+"""The flags of ``model.signal.ActivityOptions``: name, what stands for a value, and help."""
+
+
 def _add_segments(parser: argparse.ArgumentParser) -> None:
     from model.signal import ActivityOptions  # its defaults; whoever parses nothing needs no numpy
 
@@ -182,58 +208,14 @@ def _add_segments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "segments", "Where a stem is active, in steps of 100 ms; one row of segments/ a stretch."
     )
-    group.add_argument(
-        "--segment_level_db",
-        type=float,
-        default=usual.level_db,
-        metavar="DB",
-        help="A stretch needs a moment at which the stem is at least so high over the mixture. "
-        "Default %(default)g.",
-    )
-    group.add_argument(
-        "--segment_percentile",
-        type=float,
-        default=usual.percentile,
-        metavar="0..100",
-        help="Of the stem's own level around a moment. Default %(default)g.",
-    )
-    group.add_argument(
-        "--segment_percentile_s",
-        type=float,
-        default=usual.percentile_s,
-        metavar="S",
-        help="Over so many seconds around it. Default %(default)g.",
-    )
-    group.add_argument(
-        "--segment_rise_db",
-        type=float,
-        default=usual.rise_db,
-        metavar="DB",
-        help="At the same moment, the stem is at least so high over that percentile; below 0 with "
-        "a high percentile. Default %(default)g.",
-    )
-    group.add_argument(
-        "--segment_hysteresis_db",
-        type=float,
-        default=usual.hysteresis_db,
-        metavar="DB",
-        help="A stretch goes on while neither level is missed by more. Default %(default)g.",
-    )
-    group.add_argument(
-        "--segment_min_gap_s",
-        type=float,
-        default=usual.min_gap_s,
-        metavar="S",
-        help="Stretches that are nearer to each other are one. Default %(default)g.",
-    )
-    group.add_argument(
-        "--segment_min_length_s",
-        type=float,
-        default=usual.min_length_s,
-        metavar="S",
-        help="After that, the moments of a stretch at which the stem is that high last at least so "
-        "long together. Default %(default)g.",
-    )
+    for name, metavar, text in _ACTIVITY:
+        group.add_argument(
+            f"--segment_{name}",
+            type=float,
+            default=getattr(usual, name),
+            metavar=metavar,
+            help=f"{text} Default %(default)g.",
+        )
     group.add_argument(
         "--segment_scores",
         action="store_true",
@@ -616,10 +598,7 @@ _SHARED = (
     *("progress", "log_level", "num_threads", "isolate_decoder", "max_silence_s"),
     "dask_client_address",
 )
-_SEGMENTS = (
-    *("segment_level_db", "segment_percentile", "segment_percentile_s", "segment_rise_db"),
-    *("segment_hysteresis_db", "segment_min_gap_s", "segment_min_length_s", "segment_scores"),
-)
+_SEGMENTS = (*(f"segment_{name}" for name, *_ in _ACTIVITY), "segment_scores")
 SCORE = Command(
     name="pipelines.score",
     usage="--manifest URI --stems URI --system NAME --output URI [flags]",

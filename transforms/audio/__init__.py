@@ -502,14 +502,12 @@ def rewritten_wav(raw: BinaryIO, data: WavData) -> BinaryIO:
     return io.BufferedReader(view, 2**18)
 
 
-class Stretch(io.RawIOBase):
-    """Bytes, and after them a stretch of a file, as a file of their own."""
+class ReadOnly(io.RawIOBase):
+    """A file of which one can read from any place; what it holds is given by ``readinto``."""
 
-    def __init__(self, head: bytes, raw: BinaryIO, start: int, num_bytes: int) -> None:
+    def __init__(self, num_bytes: int) -> None:
         super().__init__()
-        self._head, self._raw, self._start = head, raw, start
-        self._end = len(head) + num_bytes
-        self._position = 0
+        self._end, self._position = num_bytes, 0
 
     def readable(self) -> bool:
         """Always."""
@@ -524,6 +522,14 @@ class Stretch(io.RawIOBase):
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._end}[whence]
         self._position = max(0, base + offset)
         return self._position
+
+
+class Stretch(ReadOnly):
+    """Bytes, and after them a stretch of a file, as a file of their own."""
+
+    def __init__(self, head: bytes, raw: BinaryIO, start: int, num_bytes: int) -> None:
+        super().__init__(len(head) + num_bytes)
+        self._head, self._raw, self._start = head, raw, start
 
     def readinto(self, buffer: Any) -> int:
         """Reads on."""

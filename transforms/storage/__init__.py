@@ -54,6 +54,7 @@ from manifests.files import (
     upload,
 )
 from model.checkpoints.fetch import RetryPolicy, is_transient, status_of
+from transforms.audio import ReadOnly
 from transforms.storage.access import ARCHIVES
 
 T = TypeVar("T")
@@ -662,28 +663,16 @@ class Storage:
             path = os.path.dirname(path)
 
 
-class _Blocks(io.RawIOBase):
+class _Blocks(ReadOnly):
     """A large remote file, of which each read is a request."""
 
     def __init__(self, storage: Storage, uri: str, num_bytes: int) -> None:
-        super().__init__()
-        self._storage, self._uri, self._num_bytes = storage, uri, num_bytes
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._num_bytes}[whence]
-        self._position = max(0, base + offset)
-        return self._position
+        super().__init__(num_bytes)
+        self._storage, self._uri = storage, uri
 
     def readinto(self, buffer: Any) -> int:
         start = self._position
-        stop = min(self._num_bytes, start + len(buffer))
+        stop = min(self._end, start + len(buffer))
         if stop <= start:
             return 0
         buffer[: stop - start] = self._storage.read_range(self._uri, start, stop)
