@@ -804,6 +804,13 @@ RELIABILITY: dict[str, Case] = {
             "pipeline/test_overwrite.py::test_nothing_goes_before_the_model_was_loaded",
         )
     ),
+    "a run would read, by whatever spelling or link, from the folder into which it writes its "
+    "audio": Elsewhere(
+        (
+            "pipeline/test_refusals.py::test_what_a_run_writes_is_not_what_it_reads",
+            "pipeline/test_refusals.py::test_a_row_that_reads_what_the_run_writes_is_a_dead_letter",
+        )
+    ),
     "`--overwrite` that is stopped while it deletes": Elsewhere(
         ("pipeline/test_overwrite.py::test_an_overwrite_that_was_stopped_is_not_resumed",)
     ),
@@ -945,6 +952,16 @@ RELIABILITY: dict[str, Case] = {
             "fuzz/test_fuzz_manifests.py::test_damaged_files",
             "fuzz/test_fuzz_manifests.py::test_huge_and_odd_content",
             "fuzz/test_fuzz_manifests.py::test_odd_parquet_schemas",
+        )
+    ),
+    "a file in an archive whose name is not UTF-8": Elsewhere(
+        ("pipeline/test_recordings.py::test_a_name_that_is_not_utf_8_is_a_dead_letter",)
+    ),
+    "FLAC, Ogg, MP3 files or tars that `cat` joined": Elsewhere(
+        (
+            "unit/transforms/test_audio_io.py::test_flac_files_that_were_joined_are_all_read",
+            "unit/transforms/test_audio_io.py::test_other_files_that_were_joined_are_refused",
+            "unit/manifests/test_shards.py::test_tars_that_were_joined_are_all_read",
         )
     ),
     "one Parquet row with text that is not UTF-8, or a date that no calendar has": _odd_parquet,
