@@ -467,7 +467,10 @@ def require_same_settings(earlier: Earlier, settings: Mapping[str, Any]) -> None
             "another --output, or --overwrite to begin again"
         )
     before = {name: value for name, value in _LATER_SETTINGS.items() if name in settings}
-    different = differences({**before, **earlier.record.get("settings", {})}, settings)
+    before |= earlier.record.get("settings", {})
+    if before.get("screen") is None and "screen" in settings:
+        before["screen"] = settings["screen"]  # what was finished has its stems; the rest is new
+    different = differences(before, settings)
     if different:
         raise UsageError(
             "--resume: the run in --output had other settings: " + "; ".join(different)

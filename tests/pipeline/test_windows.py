@@ -241,6 +241,23 @@ def test_a_later_question_is_answered_without_the_recording(
     assert letters == {f"{name}/{SECOND}": "read" for name in ("long", "short")}
 
 
+def test_windows_that_were_kept_answer_later_questions_by_a_screen(
+    recordings: Path, tmp_path: Path, listener: ToneListener
+) -> None:
+    output = tmp_path / "out"
+    assert ask(output, recordings, (FIRST,), "--windows") == 0
+    for file in recordings.iterdir():
+        file.write_bytes(b"")
+    assert ask(output, recordings, (FIRST, ABSENT), "--screen", "0.5", "--resume") == 0
+    assert listener.num_windows == 4
+    rows = metrics(output)
+    assert [rows[f"short/{label}"]["stem_uri"] is None for label in (FIRST, ABSENT)] == [
+        False,
+        True,
+    ]
+    assert tone_runs.record(output)["settings"]["screen"] == 0.5
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 def test_it_does_not_matter_what_was_asked_before(
     length: str, recordings: Path, tmp_path: Path
