@@ -123,7 +123,7 @@ def _add_presence(arguments: argparse.Namespace) -> None:
     device = torch.device(devices.resolved(arguments.device))
     clap = networks.clap.to(device).requires_grad_(False).eval()
     material = Material.load(arguments.plan)
-    store = _store_of(material, arguments.corpus, clap.sample_rate_hz)
+    store = store_of(material, arguments.corpus, clap.sample_rate_hz)
     renderer = sound.Renderer(store, clap.clip_samples, clap.sample_rate_hz).to(device)
     head, figures = presence.train_presence(
         clap, material, renderer, configs.PresenceConfig(), settings.presence, settings.seed
@@ -152,7 +152,12 @@ def _finetune(arguments: argparse.Namespace) -> None:
     )
 
 
-def _store_of(material: Material, corpora: Sequence[Path], rate_hz: int) -> sound.ClipStore:
+def store_of(material: Material, corpora: Sequence[Path], rate_hz: int) -> sound.ClipStore:
+    """The clips of a plan, decoded.
+
+    Raises:
+        ValueError: the plan names another corpus.
+    """
     folders = {corpus.name: corpus for corpus in corpora}
     paths = [_located(path, folders) for path in material.path]
     return sound.ClipStore(sound.decode_all(paths, rate_hz))
@@ -186,7 +191,7 @@ class TrainingRun:
         torch.manual_seed(self._settings.seed)
         self._material = Material.load(arguments.plan)
         rate, samples = self._config.signal.sample_rate_hz, self._config.signal.window_samples
-        store = _store_of(self._material, arguments.corpus, rate)
+        store = store_of(self._material, arguments.corpus, rate)
         self._lengths = store.lengths.numpy().copy()
         self._renderer = sound.Renderer(store, samples, rate).to(self._device)
         self._curve: list[dict[str, Any]] = []
