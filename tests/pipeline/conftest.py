@@ -41,14 +41,8 @@ def chromium(started: browser.Browser) -> Iterator[browser.Browser]:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    """Not for all modules at once: each of its idle processes takes a fortieth of a core."""
     with dask_cluster(tmp_path_factory.mktemp("cluster"), []) as found:
         yield found
-
-
-@pytest.fixture
-def cluster(scheduler: DaskCluster) -> DaskCluster:
-    """A Dask cluster of all tests; one of its two workers does several tasks at once."""
-    scheduler.keep(("--resources", "MEMORY=1e9"), ("--nthreads", "4"))
-    return scheduler

@@ -29,6 +29,12 @@ from pipelines.runners.dask import runner
 from pipelines.runners.dask.cluster import ClusterError
 
 
+@pytest.fixture
+def cluster(scheduler: DaskCluster) -> DaskCluster:
+    scheduler.keep(("--resources", "MEMORY=1e9"), ())
+    return scheduler
+
+
 def _run(graph: engine_graphs.Graph, cluster: DaskCluster | str | None) -> PipelineResult:
     """Runs a graph on a cluster, which may be named by its address; None: in this process."""
     where = Execution(

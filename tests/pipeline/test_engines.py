@@ -44,6 +44,13 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tone_runs.write_manifest(folder / "rows.jsonl", rows)
 
 
+@pytest.fixture
+def cluster(scheduler: DaskCluster) -> DaskCluster:
+    """Two workers, of which one does several bundles beside each other with one model for all."""
+    scheduler.keep((), ("--nthreads", "4"))
+    return scheduler
+
+
 @pytest.fixture(scope="module")
 def alone(manifest: Path, model: str) -> Path:
     output = manifest.parent / "alone"
