@@ -84,6 +84,8 @@ def test_the_record_says_what_was_run_and_what_came_of_it(plain: Path) -> None:
         "skipped": {},
         "segments": 6,
         "segments_written": 6,
+        "embeddings": 0,
+        "embeddings_written": 0,
     }
     assert record["manifests"][0]["rows"] == 6
     assert len(record["manifests"][0]["sha256"]) == 64

@@ -177,6 +177,7 @@ def test_only_what_is_plausible_is_separated(
     counts = tone_runs.record(output)["row_counts"]
     assert (counts["rows"], counts["stems"], counts["dead_letters"]) == (6, 6, 0)
     assert counts["embeddings"] == counts["embeddings_written"] == 3
+    assert tone_runs.record(output)["counters"]["ScreenMixtures/screened"] == 3
     assert "3 stems are not plausible, and not separated (--screen)" in capsys.readouterr().out
     assert loaded.model.separator.heard > 0  # type: ignore[attr-defined]
 

@@ -16,6 +16,7 @@ class _Result:
 
     def __init__(self) -> None:
         self.values = {("WriteStems", "out"): 3, ("WriteStems", "audio_msec"): 30_000}
+        self.values[("ReadManifest", "in")] = 7
         self.fails = False
 
     def metrics(self) -> _Result:
@@ -39,10 +40,10 @@ def test_progress_is_asked_now_and_then_and_kept_where_nobody_answers(
     runner, result = dataflow.SubmittingRunner("warning", lambda _: None), _Result()
     assert runner.counts() == {}  # before there is a job
     runner._result = result
-    assert runner.counts() == {"done": 3, "failed": 0, "audio_s": 30.0}
+    assert runner.counts() == {"done": 3, "failed": 0, "audio_s": 30.0, "rows": 7}
     result.values |= {("WriteStems", "out"): 5, ("read", "dead"): 2, ("separate", "dead"): 1}
     assert runner.counts()["done"] == 3  # not asked again at once
     now[0] = 31.0
-    assert runner.counts() == {"done": 5, "failed": 3, "audio_s": 30.0}
+    assert runner.counts() == {"done": 5, "failed": 3, "audio_s": 30.0, "rows": 7}
     now[0], result.fails = 62.0, True
-    assert runner.counts() == {"done": 5, "failed": 3, "audio_s": 30.0}
+    assert runner.counts() == {"done": 5, "failed": 3, "audio_s": 30.0, "rows": 7}

@@ -136,7 +136,7 @@ def test_missing_clips_are_skipped_and_counted(build, tmp_path):
         (tmp_path / f"{name}.flac").touch()
     code, rows, said = build("esc50", *PAIRS, "--on_missing", "skip", root=str(tmp_path))
     assert (code, [row.id for row in rows]) == (0, ["dog_barking--bell"])
-    assert "OUT: 1 rows, 4 left out for missing clips" in said
+    assert "OUT: 1 row, 4 left out for missing clips" in said
     assert f"missing: {tmp_path}/river.flac" in said
 
 
