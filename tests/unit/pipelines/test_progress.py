@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 
 import pytest
 from rich.console import Console
@@ -32,17 +33,17 @@ def test_without_a_total_or_at_the_end_no_time_is_left(total: int | None) -> Non
     assert "left" not in line({}, 40, 20.0)
 
 
-def test_lines_come_while_it_runs_and_stop_when_it_has_ended(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(console, "LINE_INTERVAL_S", 0.02)
+def test_lines_come_while_it_runs_and_stop_when_it_has_ended(capsys) -> None:
     asked = []
+    first = threading.Event()
 
     def snapshot() -> dict[str, float]:
         asked.append(1)
+        first.set()
         return COUNTS
 
-    with ProgressDisplay("log", 100, snapshot) as display:
-        while not asked:
-            pass
+    with ProgressDisplay("log", 100, snapshot, interval_s=0.02) as display:
+        assert first.wait(60.0)
     assert not display.is_running
     said = capsys.readouterr().err.splitlines()
     assert len(said) == len(asked)
