@@ -32,7 +32,7 @@ import torch
 from model import registry
 from model.bootstrap import Summary, summarise
 from model.metrics import distortion
-from model.systems import Condition
+from model.systems import Condition, Separator
 from model.training import sound
 
 CLASSES = ("clock_tick", "fire_crackle", "footsteps")
@@ -179,9 +179,9 @@ def improvements(
     return {mode: np.concatenate(parts) for mode, parts in found.items()}
 
 
-def _window(recording: Recording, separator: object) -> torch.Tensor:
+def _window(recording: Recording, separator: Separator) -> torch.Tensor:
     """A clip from its beginning, repeated to a window, at one level."""
-    rate_hz, size = separator.sample_rate_hz, separator.window_samples  # type: ignore[attr-defined]
+    rate_hz, size = separator.sample_rate_hz, separator.window_samples
     samples = sound.decode(str(recording.path), rate_hz).astype(np.float32)
     repeated = np.resize(samples, size)
     return torch.from_numpy(repeated / np.sqrt(np.mean(repeated**2)))

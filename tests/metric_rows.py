@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 import tone_clips
 from manifests.columns import METRIC_COLUMNS
 from transforms.elements import MetricsRow, Provenance, Scores
+from transforms.tables import metrics_rows
 from transforms.tables.metrics_rows import StemFacts, metrics_row
 
 PROVENANCE = Provenance(
@@ -69,3 +72,18 @@ def realistic(count: int) -> Iterator[MetricsRow]:
             scorer_sha256="s" * 64,
             code_version="1",
         )
+
+
+@contextlib.contextmanager
+def journal_that_fails() -> Iterator[list[Any]]:
+    """Ends a job at the second piece of its journal; yields the rows of the first."""
+    write_piece, written = metrics_rows.write_piece, list[Any]()
+
+    def failing(*given: Any) -> None:
+        if written:
+            raise MemoryError("injected")
+        written.extend(given[2])
+        write_piece(*given)
+
+    with mock.patch.object(metrics_rows, "write_piece", failing):
+        yield written

@@ -18,6 +18,7 @@ import pytest
 import soundfile
 import webdataset
 
+import metric_rows
 from manifests.columns import EXPORT_FIELDS, METRICS_SCHEMA, SEGMENTS_SCHEMA
 from manifests.row import output_name
 from pipelines import export
@@ -430,21 +431,12 @@ def test_an_export_that_was_stopped_goes_on_to_the_same_files(
     layout: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was done when it failed is kept, though a shard of it is only half in the journal."""
-    write_piece, written = metrics_rows.write_piece, list[Any]()
-
-    def failing(*given: Any) -> None:
-        if written:
-            raise MemoryError("injected")
-        written.extend(given[2])
-        write_piece(*given)
-
     monkeypatch.setattr(metrics_rows, "LOCAL_JOURNAL_S", 0.0)
     words = ["--runs", str(run_folder), "--layout", layout, "--shard_rows", "5"]
     words += ["--progress", "none", "--output"]
     whole, output = tmp_path / "whole", tmp_path / "stopped"
     assert export.run([*words, str(whole)]) == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics_rows, "write_piece", failing)
+    with metric_rows.journal_that_fails() as written:
         assert export.run([*words, str(output)]) == 3
     assert 0 < len(written) < 2 * len(IDS)
     assert export.run([*words, str(output), "--resume"]) == 0

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import metric_rows
 import tone_runs
 from pipelines import flags
 from pipelines.output_folder import lock
@@ -103,26 +104,17 @@ def test_a_finished_run_has_nothing_to_resume(
 
 
 def test_a_job_that_failed_is_said_in_a_line_and_goes_on_from_its_journal(
-    tmp_path: Path, rows: list[dict[str, object]], undisturbed: Path, monkeypatch, capsys
+    tmp_path: Path, rows: list[dict[str, object]], undisturbed: Path, capsys
 ) -> None:
-    write_piece, written = metrics_rows.write_piece, []
-
-    def failing(storage, uri, kept, *schema) -> None:
-        if written:
-            raise MemoryError("injected")
-        written.extend(kept)
-        write_piece(storage, uri, kept, *schema)
-
-    monkeypatch.setattr(metrics_rows, "write_piece", failing)
     output, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
     arguments = ["--manifest", manifest, "--output", output]
-    assert tone_runs.run(*arguments, "--batch_size", "1") == 3
+    with metric_rows.journal_that_fails() as written:
+        assert tone_runs.run(*arguments, "--batch_size", "1") == 3
     said = capsys.readouterr().err
     assert "MemoryError: injected" in said
     assert "Traceback" not in said
     assert tone_runs.record(output)["status"] == "failed"
     assert written
-    monkeypatch.setattr(metrics_rows, "write_piece", write_piece)
 
     assert tone_runs.run(*arguments, "--resume") == 0
     tone_runs.assert_same_results(undisturbed, output)

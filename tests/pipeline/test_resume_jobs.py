@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import jobs
+import metric_rows
 import tone_runs
 from jobs import JOBS
 from manifests.files.readers import iter_rows
 from manifests.row import ManifestRow
 from pipelines import flags
-from transforms.tables import metrics_rows
 
 pytestmark = pytest.mark.usefixtures("loaded")
 each_job = pytest.mark.parametrize("name", ["score", "synthesize"])
@@ -117,19 +117,10 @@ def test_rows_that_have_changed_are_done_again_and_named(
 
 @each_job
 def test_a_job_that_failed_goes_on_from_its_journal(
-    name: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, inputs: Path, tmp_path: Path
 ) -> None:
-    write_piece, written = metrics_rows.write_piece, list[Any]()
-
-    def failing(*given: Any) -> None:
-        if written:
-            raise MemoryError("injected")
-        written.extend(given[2])
-        write_piece(*given)
-
     output = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics_rows, "write_piece", failing)
+    with metric_rows.journal_that_fails() as written:
         assert _run(name, inputs, output) == flags.EXIT_JOB_FAILED
     assert _run(name, inputs, output, "--resume") == 0
     assert _counts(output) == (len(written), DONE - len(written))

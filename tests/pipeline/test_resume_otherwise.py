@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+import metric_rows
 import tone_runs
 import tones
 from manifests.columns import METRICS_SCHEMA
@@ -414,20 +415,10 @@ def test_a_damaged_journal_is_named_and_its_rows_are_done_again(
     rows: Rows,
     tmp_path: Path,
     how: Callable[[Path], Any],
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     out, manifest = tmp_path / "out", tmp_path / "rows.jsonl"
-    write_piece, written = metrics_rows.write_piece, list[Any]()
-
-    def failing(storage: Storage, uri: str, found: list[Any], *schema: Any) -> None:
-        if written:
-            raise MemoryError("injected")
-        written.extend(found)
-        write_piece(storage, uri, found, *schema)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics_rows, "write_piece", failing)
+    with metric_rows.journal_that_fails():
         assert run(manifest, out, "--batch_size", "1") == 3
     (piece,) = (out / "_work" / "journal").iterdir()
     how(piece)

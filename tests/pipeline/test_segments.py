@@ -13,12 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+import metric_rows
 import tone_runs
 import tones
 from manifests.columns import SEGMENTS_SCHEMA
 from model import signal
-from transforms.storage import Storage
-from transforms.tables import metrics_rows
 
 pytestmark = pytest.mark.usefixtures("loaded")
 Rows = list[dict[str, Any]]
@@ -181,18 +180,9 @@ def test_rows_that_are_made_again_replace_their_segments(
 
 
 def test_segments_of_a_run_that_was_stopped_come_from_its_journal(
-    tmp_path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, rows: Rows
 ) -> None:
-    write_piece, written = metrics_rows.write_piece, list[Any]()
-
-    def failing(storage: Storage, uri: str, found: list[Any], *more: Any) -> None:
-        if written:
-            raise MemoryError("injected")
-        written.extend(found)
-        write_piece(storage, uri, found, *more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics_rows, "write_piece", failing)
+    with metric_rows.journal_that_fails() as written:
         assert run(tmp_path, rows, "--batch_size", "1") == 3
     assert any(row.segments for row in written)
     assert run(tmp_path, rows, "--resume") == 0
