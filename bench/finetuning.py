@@ -31,7 +31,7 @@ import torch
 
 from model import registry
 from model.bootstrap import Summary, summarise
-from model.metrics import distortion
+from model.metrics import FILTER_TAPS, distortion
 from model.systems import Condition, Separator
 from model.training import sound
 
@@ -44,7 +44,6 @@ NUM_REST = 40
 PARTNERS = 2
 LEVEL = 10 ** (-24 / 20)
 BATCH = 8
-NUM_LAGS = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,7 +172,7 @@ def improvements(
             with torch.inference_mode():
                 condition = Condition(positive=words, negative=negative)
                 estimate = separator.decode(separator.encode(mixture), condition)
-            moments = distortion.measure(torch.stack([estimate, mixture], 1), wanted, NUM_LAGS)
+            moments = distortion.measure(torch.stack([estimate, mixture], 1), wanted, FILTER_TAPS)
             ours, theirs = distortion.filtered(moments).value_db.unbind(1)
             found[mode].append((ours - theirs).numpy())
     return {mode: np.concatenate(parts) for mode, parts in found.items()}

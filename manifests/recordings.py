@@ -217,7 +217,6 @@ def _require_query(query: NamedQuery) -> None:
     row = parse_record(record, uri="command line", row=1, folder="/")
     if isinstance(row, RowError):
         flag = "--" + re.sub("_(text|uris)$", "", row.field or "positive")
-        flag = "--text_weight" if row.field == "text_weight" else flag
         raise ValueError(f"{flag}: found {row.value}; expected {row.expected}")
 
 

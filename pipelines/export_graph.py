@@ -279,7 +279,9 @@ class ExportJob:
     @property
     def access(self) -> UriAccess:
         """The audio that may be read: what the flags name, and the runs themselves."""
-        found = self.config.access
+        return self._beside_runs(self.config.access)
+
+    def _beside_runs(self, found: UriAccess) -> UriAccess:
         for uri in self.config.runs:
             found = found.beside(uri)
         return found
@@ -290,10 +292,7 @@ class ExportJob:
         if self.config.allowed_uri_prefix or not all(allowed):
             return self.access
         prefixes = tuple(prefix for each in allowed for prefix in each)
-        found = dataclasses.replace(self.config.access, prefixes=prefixes)
-        for uri in self.config.runs:
-            found = found.beside(uri)
-        return found
+        return self._beside_runs(dataclasses.replace(self.config.access, prefixes=prefixes))
 
     def check(self, storage: Storage) -> None:
         """Checks the condition on the runs, and that these lie outside of what is deleted.

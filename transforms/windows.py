@@ -1,4 +1,4 @@
-"""Hears every 10 s of recordings once, and leaves out what queries cannot be meant by.
+"""Hears every 10 s of recordings once, and leaves out queries that no window is likely to answer.
 
 The model's own CLAP embeds each window, and where the model tells presence, what its listener heard
 is kept beside the embedding. Both go to a file for each recording, named after it: whatever worker
@@ -276,16 +276,15 @@ class WindowFiles:
     def _answered(
         self, windows: Iterable[HeardWindow], queries: Sequence[RowQuery]
     ) -> Answer | None:
-        best, duration_s, failed_s = [math.nan] * len(queries), 0.0, 0.0
+        best, duration_s, has_failed = [math.nan] * len(queries), 0.0, False
         for window in windows:
             duration_s = window.end_s
-            if window.undefined_reason == Undefined.SCORER_FAILED.value:
-                failed_s += window.end_s - window.start_s
+            has_failed |= window.undefined_reason == Undefined.SCORER_FAILED.value
             best = [
                 float(np.fmax(so_far, self.ear.likely(window, query)))
                 for so_far, query in zip(best, queries, strict=True)
             ]
-        if failed_s:  # what nobody heard may hold anything
+        if has_failed:  # what nobody heard may hold anything
             best = [math.nan] * len(queries)
         return Answer(duration_s=duration_s, likely=tuple(best)) if duration_s else None
 
@@ -357,7 +356,7 @@ def _windows_in(file: pq.ParquetFile) -> Iterator[HeardWindow]:
 def screened(
     mixture: Mixture, files: WindowFiles, *, known: bool
 ) -> list[Mixture | MetricsRow | Failure]:
-    """Takes from a mixture the queries that its windows cannot be meant by.
+    """Takes from a mixture the queries that none of its windows is likely to answer.
 
     Args:
         mixture: with its queries.
@@ -456,7 +455,7 @@ def _streamed(row: ManifestRow, settings: WindowSettings) -> Blocks:
 
 @dataclasses.dataclass(eq=False)
 class ScreenMixtures(beam.PTransform[Any, Any]):
-    """Mixtures → mixtures without the queries that their windows cannot be meant by.
+    """Mixtures → mixtures without the queries that none of their windows is likely to answer.
 
     In: ``MixtureQueries``, ``Clip`` or ``LongRecording``. Out: the same, with what remains of their
     queries; ``MetricsRow`` for each other query; ``Failure`` for queries whose windows cannot be
@@ -525,8 +524,8 @@ class _ScreenFn(_WindowsFn):
 class HearRecordings(beam.PTransform[Any, Any]):
     """Hears recordings of which nothing is to be separated any more, so that their files are there.
 
-    In: ``ManifestRow``, one for each recording. Out: nothing. One that can no longer be read is
-    counted, and no dead letter: its rows are finished.
+    In: ``ManifestRow``, one for each recording. Out: ``UNHEARD`` for each that can no longer be
+    read, which is counted and no dead letter: its rows are finished.
     """
 
     settings: WindowSettings

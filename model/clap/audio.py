@@ -773,7 +773,6 @@ class Encoder(SwinNetwork):
         waveform: Tensor,
         augment: ImageHook | None = None,
         power: Tensor | None = None,
-        depth: int | None = None,
     ) -> StageFeatures:
         """The features of every stage as CLAP has them, where a clip's frames fill the image.
 
@@ -781,10 +780,9 @@ class Encoder(SwinNetwork):
             waveform: float32[B, clip_samples] at the encoder's rate.
             augment: see :meth:`latent`.
             power: its :meth:`power`, where that is known.
-            depth: how many stages are computed; None: all.
 
         Returns:
-            The patch embedding and each of these stages' output, coarsest last.
+            The patch embedding and each stage's output, coarsest last.
         """
         image = self._normalise(self._log_mel(waveform, power))
         if augment is not None:
@@ -792,7 +790,7 @@ class Encoder(SwinNetwork):
         if image.shape[1] < self.config.num_frames:
             size = (self.config.num_frames, image.shape[2])
             image = F.interpolate(image[:, None], size, mode="bicubic", align_corners=True)[:, 0]
-        return self._transform(image, depth)
+        return self._transform(image)
 
     def power(self, spectrum: Tensor) -> Tensor:
         """What the mel filters take of a spectrum complex64[B, K, F], float32[B, F, K]."""
@@ -822,13 +820,13 @@ class Encoder(SwinNetwork):
         normalised: Tensor = self.bn0(bands).squeeze(-1).transpose(1, 2)
         return normalised
 
-    def _transform(self, frames: Tensor, depth: int | None = None) -> StageFeatures:
-        """Folds float[B, F, mel_bins] into the square image and runs the first stages, or all."""
+    def _transform(self, frames: Tensor) -> StageFeatures:
+        """Folds float[B, F, mel_bins] into the square image and runs the stages."""
         config = self.config
         batch, _, bands = frames.shape
         pieces = frames.transpose(1, 2).reshape(batch, bands, config.freq_ratio, -1)
         image = pieces.transpose(1, 2).reshape(batch, 1, config.spec_size, config.spec_size)
         stages: list[Tensor] = [self.patch_embed(image)]
-        for stage in itertools.islice(self.layers, depth):
+        for stage in self.layers:
             stages.append(stage(stages[-1]))
         return StageFeatures(stages=tuple(stages))

@@ -280,7 +280,7 @@ TIME_CONSTANT_S = 30.0
 FLOOR_DB = 40.0
 """How far below the loudest block the level of a stretch counts at least."""
 OFFSET_DB = 20.0
-"""How far below the level of a recording its constant offset may lie to be left there."""
+"""How far below the level of a recording its constant offset must lie to be left there."""
 QUIETEST_DBFS = -90.0
 """A level below this counts as this: the noise of 16 bits is not made a sound."""
 
@@ -509,8 +509,9 @@ class Envelope:
 
         Args:
             sample_rate_hz: its rate, at least 10 Hz.
-            centred: whether a constant offset that is more than :data:`OFFSET_DB` below the loudest
-                moment, less :data:`FLOOR_DB`, does not count: for recordings, which may have one;
+            centred: whether a constant offset does not count, unless it is more than
+                :data:`OFFSET_DB` below the quietest level that matters: :data:`FLOOR_DB` below the
+                loudest moment, at least :data:`QUIETEST_DBFS`. For recordings, which may have one;
                 stems have none. Takes 16 bytes for every 100 ms.
         """
         self._block_samples = round(ENVELOPE_S * sample_rate_hz)

@@ -434,7 +434,7 @@ def _parser() -> argparse.ArgumentParser:
         help="query: the layers by which the query steers the decoder (default); decoder; all: the "
         "encoder too, or where the model has LoRA adapters, these",
     )  # fmt: skip
-    tuning.add_argument("--seed", type=int, help="of all that is drawn (default: 0)")
+    tuning.add_argument("--seed", type=int, help="of all that is drawn (default: the settings')")
     tuning.add_argument(
         "--output", type=flags.path, required=True, help="new folder: the model, for --model"
     )

@@ -41,7 +41,7 @@ from model.checkpoints.loading import (
 from model.checkpoints.tensorfiles import SourceFile
 from model.clap import Clap
 from model.config import to_json
-from model.metrics import distortion
+from model.metrics import FILTER_TAPS, distortion
 from model.systems.clapsep import lora
 from model.systems.clapsep.network import ClapSep
 from model.training import engine, sound
@@ -71,7 +71,6 @@ _REST = ("cat_meowing", "fireworks", "guitar_chord", "river")
 """Bundled sounds that are never trained on: what other sounds lost is measured by them."""
 _SAME_KIND = 0.55
 """A bundled sound whose words are nearer than this to a label's is left out: it may be the same."""
-_NUM_LAGS = 512
 _BATCH = 16
 _SPAN = re.compile(r"(?P<uri>.+)#t=(?:npt:)?(?P<start>[0-9.]*)(?:,(?P<end>[0-9.]+))?")
 _REVIEW_COLUMNS = ("run", "id", "start_s", "end_s", "present")
@@ -477,7 +476,7 @@ def load_base(name_or_uri: str) -> Networks:
     Raises:
         CheckpointError: it cannot be had, or is another system.
     """
-    if name_or_uri in registry.entries() or not registry.is_uri(name_or_uri):
+    if not registry.is_uri(name_or_uri):
         entry = registry.find(name_or_uri)
         roles = {file.role for file in entry.files}
         if entry.loader == "model.registry:load_bundled":
@@ -626,7 +625,7 @@ def _improvements(validation: Validation, separator: ClapSep) -> dict[str, npt.N
     found = {}
     for mode in MODES:
         estimate = validation.estimates(separator, mode, 0).cpu()
-        moments = distortion.measure(torch.stack([estimate, mixture], 1), target, _NUM_LAGS)
+        moments = distortion.measure(torch.stack([estimate, mixture], 1), target, FILTER_TAPS)
         ours, theirs = distortion.filtered(moments).value_db.unbind(1)
         found[mode] = (ours - theirs).numpy()
     return found
