@@ -149,7 +149,7 @@ def without_span(uri: str) -> tuple[str, Fragment]:
     _, fragment = split_fragment(uri)
     if not fragment.start_s and fragment.end_s is None:
         return uri, fragment
-    return re.sub("[#&]t=[^#&]*$", "", uri), fragment
+    return re.sub("[#&]t=[^#&]*(?=(&[^#]*)?$)", "", uri), fragment
 
 
 _FRAGMENTS: Final = "expected shard.tar#member, file.parquet#row=N, or #t=START,END in seconds"

@@ -114,6 +114,7 @@ _SFC_SET_ADD_PEAK_CHUNK = 0x1050
 _SFC_SET_BROADCAST_INFO = 0x10F1
 _BROADCAST_INFO = struct.Struct("=256s32s32s10s8s2xQh64x10x180xI256x")
 """``SF_BROADCAST_INFO`` of libsndfile: what :meth:`Tags.broadcast` gives, and no history."""
+_MAX_COPY_TAGS = 50_000  # libsndfile 1.2.2 reads none of a chunk of 60 kB
 _FLOAT_BYTES = 4
 _MAX_WAV_BYTES = 2**32 - 2**16
 _BLOCK_SAMPLES = 2**16
@@ -444,13 +445,13 @@ def _from_copy(
     def fill(file: IO[bytes]) -> None:
         raw.seek(0)
         with decode(raw, Request(uri=uri)) as reader:
-            part = reader.part
-            if part.num_values * _FLOAT_BYTES > _MAX_WAV_BYTES:
+            part, tags = reader.part, reader.tags.to_json()
+            if part.num_values * _FLOAT_BYTES > _MAX_WAV_BYTES or len(tags) > _MAX_COPY_TAGS:
                 raise AudioError("too_long", f"{uri}: too long for a copy")
             with soundfile.SoundFile(
                 file, "w", part.sample_rate_hz, part.num_channels, format="WAV", subtype="FLOAT"
             ) as copy:
-                copy.comment = reader.tags.to_json()
+                copy.comment = tags
                 for block in reader.blocks(_BLOCK_SAMPLES):
                     copy.write(block.T)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests.files import Fragment, absolute, member_uri, resolve, split_fragment
+from manifests.files import Fragment, absolute, member_uri, resolve, split_fragment, without_span
 from manifests.row import ManifestRow, RowError, parse_record
 
 
@@ -100,3 +100,20 @@ def test_lists_of_examples_hold_stretches() -> None:
     assert isinstance(row, ManifestRow)
     assert row.mixture_uri == "/d/m.wav#t=10,20"
     assert row.positive_audio_uris == ("/d/rec.wav#t=6.3,7.0", "/d/other.wav#t=1")
+
+
+@pytest.mark.parametrize(
+    ("uri", "recording"),
+    [
+        ("rec.wav#t=1,2", "rec.wav"),
+        ("x.tar#a.wav&t=1,2", "x.tar#a.wav"),
+        ("x.parquet#row=3&t=1,2&column=audio", "x.parquet#row=3&column=audio"),
+        ("http://h/a.wav?k=1&t=9#t=1,2", "http://h/a.wav?k=1&t=9"),
+    ],
+)
+def test_the_recording_of_a_stretch_is_found_wherever_the_stretch_is_named(
+    uri: str, recording: str
+) -> None:
+    found, fragment = without_span(uri)
+    assert found == recording
+    assert (fragment.start_s, fragment.end_s) == (1.0, 2.0)

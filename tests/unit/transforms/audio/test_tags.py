@@ -207,12 +207,21 @@ def test_texts_after_the_samples_are_read_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "codec", "rate_hz"), [("a.m4a", "aac", 48_000), ("a.webm", "libopus", 48_000)]
+    ("name", "codec", "rate_hz", "comment"),
+    [
+        ("a.m4a", "aac", 48_000, "short"),
+        ("a.webm", "libopus", 48_000, "short"),
+        ("a.m4a", "aac", 48_000, 12_000 * "ä"),
+    ],
+    ids=["m4a", "webm", "long"],
 )
-def test_formats_that_ffmpeg_reads(name: str, codec: str, rate_hz: int, tmp_path: Path) -> None:
+def test_formats_that_ffmpeg_reads(
+    name: str, codec: str, rate_hz: int, comment: str, tmp_path: Path
+) -> None:
     path = tmp_path / name
     with av.open(str(path), "w") as container:
         container.metadata.update({"title": TEXTS["title"], "artist": "A. Bird", "track": "7"})
+        container.metadata["comment"] = comment
         stream = container.add_stream(codec, rate=rate_hz)
         stream.layout = "mono"
         frame = av.AudioFrame.from_ndarray(NOISE, format="fltp", layout="mono")
@@ -223,7 +232,8 @@ def test_formats_that_ffmpeg_reads(name: str, codec: str, rate_hz: int, tmp_path
     whole = tags_of(path)
     assert whole.texts["title"] == TEXTS["title"]
     assert whole.texts["artist"] == "A. Bird"
-    for offset_s in (1.0, 2.0):  # the second is read from a decoded copy
+    assert whole.texts["comment"] == comment
+    for offset_s in (1.0, 2.0):  # the second is read from a decoded copy, unless it says too much
         assert tags_of(path, offset_s, 0.5) == whole
 
 
