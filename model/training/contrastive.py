@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -136,6 +138,7 @@ class ClapTask:
     """Makes the batches of the contrastive stage; validates zero-shot."""
 
     figures: tuple[str, ...] = ("contrast", "logits", "embedding")
+    rates: Mapping[str, float] = MappingProxyType({})
 
     def __init__(
         self, clap: Clap, material: Material, renderer: Renderer, settings: ClapSettings

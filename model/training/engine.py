@@ -14,6 +14,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -181,8 +182,19 @@ class Optimiser:
         Jordan et al. 2024 (Muon); its step scaled as in Liu et al. 2025, arXiv 2502.16982.
     """
 
-    def __init__(self, module: nn.Module, settings: OptimiserSettings) -> None:
-        """Optimises the trainable parameters of a module, where they are."""
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: OptimiserSettings,
+        rates: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """Optimises the trainable parameters of a module, where they are.
+
+        Args:
+            module: on its device.
+            settings: see there.
+            rates: shares of the learning rate, by what the names of parameters begin with.
+        """
         named = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
         self.parameters = [value for _, value in named]
         self._names = [name for name, _ in named]
@@ -191,21 +203,22 @@ class Optimiser:
         on_gpu = device.type == "cuda"
         self.rate = torch.zeros((), device=device)
         self._dtype = torch.bfloat16 if on_gpu else torch.float32
-        self._groups: dict[tuple[int, int], list[nn.Parameter]] = {}
-        rest = []
-        for value in self.parameters:
+        self._groups: dict[tuple[int, int, float], list[nn.Parameter]] = {}
+        rest: dict[float, list[nn.Parameter]] = {}
+        for name, value in named:
+            share = next((rates[first] for first in rates if name.startswith(first)), 1.0)
             if settings.matrices == "muon" and _is_matrix(value):
                 low, high = sorted(value.shape)
-                self._groups.setdefault((low, high), []).append(value)
+                self._groups.setdefault((low, high, share), []).append(value)
             else:
-                rest.append(value)
+                rest.setdefault(share, []).append(value)
         self._momenta = {
-            shape: torch.zeros(len(group), *shape, device=device)
-            for shape, group in self._groups.items()
+            (low, high, share): torch.zeros(len(group), low, high, device=device)
+            for (low, high, share), group in self._groups.items()
         }
+        self._rates = {share: torch.zeros_like(self.rate) for share in rest}
         self._adam = torch.optim.AdamW(
-            rest,
-            lr=self.rate,
+            [{"params": values, "lr": self._rates[share]} for share, values in rest.items()],
             weight_decay=settings.weight_decay,
             fused=True,
             capturable=on_gpu,
@@ -236,34 +249,35 @@ class Optimiser:
 
     def step(self) -> None:
         """Moves the parameters by their gradients."""
+        for share, rate in self._rates.items():
+            torch.mul(self.rate, share, out=rate)
         self._adam.step()
         if self._groups:
             self._step_matrices()
 
     @torch.no_grad()
     def _step_matrices(self) -> None:
-        matrices: list[Tensor] = []
-        moves: list[Tensor] = []
         momentum = self._settings.momentum
-        for shape, group in self._groups.items():
-            upright = [value.shape == torch.Size(shape) for value in group]
+        for key, group in self._groups.items():
+            low, high, share = key
+            rate, matrices = self.rate * share, list[Tensor](group)
+            upright = [value.shape == (low, high) for value in matrices]
             gradient = torch.stack(
                 [
                     _gradient(value) if same else _gradient(value).mT
                     for value, same in zip(group, upright, strict=True)
                 ]
             )
-            mean = self._momenta[shape]
+            mean = self._momenta[key]
             mean.lerp_(gradient, 1.0 - momentum)
             even = orthogonalised(torch.lerp(gradient, mean, momentum).to(self._dtype)).float()
-            even *= self.rate * (-0.2 * math.sqrt(max(shape)))
-            matrices += group
-            moves += [
+            even *= rate * (-0.2 * math.sqrt(high))
+            moves = [
                 move if same else move.mT
                 for move, same in zip(even.unbind(0), upright, strict=True)
             ]
-        torch._foreach_mul_(matrices, 1.0 - self.rate * self._settings.weight_decay)
-        torch._foreach_add_(matrices, moves)
+            torch._foreach_mul_(matrices, 1.0 - rate * self._settings.weight_decay)
+            torch._foreach_add_(matrices, moves)
 
     def state(self) -> dict[str, Any]:
         """What goes on in a resumed run."""
@@ -272,10 +286,10 @@ class Optimiser:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from :meth:`state`."""
         self._adam.load_state_dict(state["adam"])
-        for group in self._adam.param_groups:
-            group["lr"] = self.rate
-        for shape, momentum in state["momenta"].items():
-            self._momenta[shape].copy_(momentum)
+        for group, rate in zip(self._adam.param_groups, self._rates.values(), strict=True):
+            group["lr"] = rate
+        for key, momentum in state["momenta"].items():
+            self._momenta[key].copy_(momentum)
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
@@ -335,6 +349,8 @@ class Task(Protocol):
     """Its ``forward(made)`` gives the loss and figures to follow, float32[len(figures)]."""
     average: MovingAverage[Any]
     figures: tuple[str, ...]
+    rates: Mapping[str, float]
+    """See :class:`Optimiser`."""
 
     def make(self, inputs: Tensors) -> Tensors:
         """What a step learns from, made of a drawn batch; without gradients, in fixed shapes."""
@@ -361,7 +377,7 @@ class Learner:
         if processes.count > 1:
             processes.share(task.step_module, task.average.module)
             share_statistics(task.step_module, processes)
-        self.optimiser = Optimiser(task.step_module, settings)
+        self.optimiser = Optimiser(task.step_module, settings, task.rates)
         device = self.optimiser.rate.device
         self._device = device
         sizes = {True: 0, False: 0}

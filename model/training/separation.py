@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -261,6 +262,7 @@ class SeparationTask:
         """For networks on a device; the CLAP stays as it is."""
         self.step_module: nn.Module = SeparationStep(separator, settings).to(clap.device)
         self.average = MovingAverage(separator, settings.optimiser.ema_decay)
+        self.rates: Mapping[str, float] = {"separator.encoder.": settings.encoder_rate}
         self._settings, self._renderer, self._material = settings, renderer, material
         level_dbfs = separator.input_level_dbfs
         self._level_db = 20 * math.log10(REFERENCE_RMS) if level_dbfs is None else level_dbfs

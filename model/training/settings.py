@@ -144,6 +144,8 @@ class SeparatorTraining:
     encoder: str = "whole"
     """What is trained beside the decoder: ``whole``, the encoder; ``lora``, adapters on its window
     attention and the biases there (the paper); ``frozen``, nothing."""
+    encoder_rate: float = 1.0
+    """Of the learning rate, for what is trained of the encoder: it knows sounds already."""
     decoder: str = "whole"
     """``whole``; or ``query``: only the layers by which the query steers it, whose changes reach
     queries as far as they are like those that were trained."""

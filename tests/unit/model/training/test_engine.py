@@ -46,6 +46,26 @@ def test_adamw_moves_the_entries_of_a_matrix_one_by_one() -> None:
     torch.testing.assert_close(moved, -0.01 * layer.weight.grad.sign(), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("matrices", ["muon", "adamw"])
+def test_what_has_a_share_of_the_learning_rate_moves_by_that_share(matrices: str) -> None:
+    moved = {}
+    for shares in ({}, {"slow.": 0.25}):
+        torch.manual_seed(0)
+        module = nn.ModuleDict({"slow": nn.Linear(20, 50), "fast": nn.Linear(50, 20)})
+        before = {name: value.detach().clone() for name, value in module.named_parameters()}
+        optimiser = Optimiser(module, OptimiserSettings(matrices=matrices), shares)
+        optimiser.rate.fill_(0.01)
+        for value in module.parameters():
+            value.grad = torch.randn_like(value)
+        optimiser.step()
+        moved[len(shares)] = {
+            name: value.detach() - before[name] for name, value in module.named_parameters()
+        }
+    for name, whole in moved[0].items():
+        share = 0.25 if name.startswith("slow.") else 1.0
+        torch.testing.assert_close(moved[1][name], share * whole, rtol=1e-3, atol=1e-6)
+
+
 def test_a_parameter_without_gradient_is_named() -> None:
     module = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
     optimiser = Optimiser(module, OptimiserSettings())
