@@ -37,6 +37,7 @@ from manifests.files import (
     filesystem,
     folder_of,
     links_of,
+    local_path,
     reading,
     reason_of,
     split_fragment,
@@ -388,10 +389,13 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     )
 
 
-def _require_no_part(uri: str, files: Any) -> None:
+def _require_no_part(uri: str, storage_options: StorageOptions) -> None:
     """Raises ManifestError where a part of a file that is there is named."""
     address, _ = split_fragment(uri)
-    if address != uri and files.exists(filesystem(address)[1]):
+    if address == uri:
+        return
+    files, path = filesystem(address, storage_options)
+    if files.exists(path):
         raise ManifestError(
             f"{uri}: --recordings takes files, folders and shards; a part of one goes with "
             "--mixture, or into a manifest"
@@ -414,7 +418,7 @@ def _look(uri: str, storage_options: StorageOptions) -> _Root:
         parts = path.split("/")
         first = next((at for at, part in enumerate(parts) if _PATTERN.search(part)), None)
         if first is None:
-            _require_no_part(uri, files)
+            _require_no_part(uri, storage_options)
             files.info(path)  # says what is the matter
             raise ManifestError(f"{uri}: no such file or folder")
         if any("**" in part and part != "**" for part in parts):
@@ -464,12 +468,12 @@ def list_root(
         name = posixpath.basename(root.file)
         yield from _listed([name], number, root, ())
         return
-    left_out = _place(output, storage_options) if output is not None else None
+    left_out = None if output is None else _folder_on(root.files, output, storage_options)
     stack: list[tuple[str, ...]] = [()]
     while stack:
         parts = stack.pop()
         path = posixpath.join(root.folder, *parts)
-        if left_out is not None and left_out == _identity(root.files, path):
+        if left_out is not None and left_out == _folder(root.files, path):
             yield Skipped(why=OUTPUT)
             continue
         names: list[str] = []
@@ -540,15 +544,16 @@ def _holds(link: str, folder: str) -> bool:
     return here == there or here.startswith(there.rstrip("/") + "/")
 
 
-def _place(uri: str, storage_options: StorageOptions) -> tuple[str, str]:
-    return _identity(*connect(uri, storage_options))
+def _folder_on(files: Any, uri: str, storage_options: StorageOptions) -> str | None:
+    """The folder of a URI on a file system that was reached with these options; None: elsewhere."""
+    protocols = (files.protocol,) if isinstance(files.protocol, str) else files.protocol
+    here = "file" if local_path(uri) is not None else uri.partition("://")[0].lower()
+    return _folder(files, connect(uri, storage_options)[1]) if here in protocols else None
 
 
-def _identity(files: Any, path: str) -> tuple[str, str]:
-    """A folder, whatever it is called."""
-    if isinstance(files, LocalFileSystem):
-        return "file", os.path.realpath(path)
-    return type(files).__name__, path.rstrip("/")
+def _folder(files: Any, path: str) -> str:
+    """The path of a folder, whatever it is called."""
+    return os.path.realpath(path) if isinstance(files, LocalFileSystem) else path.rstrip("/")
 
 
 def root_name(uri: str) -> str:
@@ -595,7 +600,6 @@ def apart(same_path: Iterable[Listed], roots: Sequence[str]) -> Iterator[Listed]
 def manifest_of(
     asked: Recordings,
     said: Callable[[Skipped], None],
-    storage_options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[ManifestRow | RowError | Broken]:
     """The rows that recordings and queries mean, in the order of names.
 
@@ -605,16 +609,13 @@ def manifest_of(
         ManifestError: a root is not there.
     """
 
-    def options(uri: str) -> StorageOptions:
-        return (storage_options or {}).get(uri.partition("://")[0] if "://" in uri else "file")
-
     def found() -> Iterator[Listed | Skipped | Broken]:
         for number, uri in enumerate(asked.roots):
-            yield from list_root(number, uri, asked.output, options(uri))
+            yield from list_root(number, uri, asked.output)
 
     @contextmanager
     def opened(uri: str) -> Iterator[BinaryIO]:
-        files, path = filesystem(uri, options(uri))
+        files, path = filesystem(uri)
         with reading(uri), files.open(path, "rb") as stream:
             yield stream
 

@@ -41,6 +41,7 @@ from terminal import screen
 from transforms.audio import MAX_RATE_HZ, MIN_RATE_HZ
 from transforms.audio.files import STEM_FORMATS
 from transforms.elements import Shard
+from transforms.storage import Storage
 from transforms.storage.access import UriAccess, redact, redacted_command, secrets_of
 
 _MAX_CLIP_S = 1e6
@@ -638,10 +639,9 @@ def _rows(
 def _queries(
     given: argparse.Namespace, storage_options: Mapping[str, Mapping[str, Any]], source: str
 ) -> tuple[NamedQuery, ...]:
-    uri = given.queries or ""
-    protocol = uri.partition("://")[0].lower() if is_url(uri) else "file"
+    options = Storage(options=storage_options).options_for(given.queries or "")
     try:
-        queries = asked_queries(given, storage_options.get(protocol))
+        queries = asked_queries(given, options)
     except (ValueError, ManifestError) as err:
         raise UsageError(str(err)) from err
     if not queries:

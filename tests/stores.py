@@ -6,8 +6,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
+from fsspec.implementations.memory import MemoryFileSystem
 
 import gcs_emulator
 import s3_emulator
@@ -33,3 +35,21 @@ def place(kind: str, folder: Path) -> Iterator[str]:
     else:
         with gcs_emulator.running(folder) as front:
             yield front.bucket("place")
+
+
+class Vault(MemoryFileSystem):
+    """A store that cannot be reached without its storage option."""
+
+    protocol = "vault"
+    store: ClassVar = {}
+    pseudo_dirs: ClassVar = [""]
+
+    def __init__(self, key: str, **others) -> None:
+        super().__init__(**others)
+        assert key == "open"
+
+
+def vault() -> str:
+    """The URI at which :class:`Vault` is found from now on, with ``{"key": "open"}``."""
+    fsspec.register_implementation("vault", Vault, clobber=True)
+    return "vault://"

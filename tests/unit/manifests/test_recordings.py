@@ -162,6 +162,29 @@ def test_a_root_that_is_not_there_is_said(tmp_path: Path, name: str) -> None:
         recordings.require_root(f"{tmp_path}/{name}")
 
 
+@pytest.fixture(scope="module")
+def vault() -> str:
+    return f"{stores.vault()}clips"
+
+
+def test_a_part_is_refused_at_a_store_that_needs_its_options_too(vault: str) -> None:
+    stores.Vault("open").pipe_file(f"{vault}/a.tar", b"")
+    with pytest.raises(ManifestError, match=r"a part of one goes with --mixture"):
+        recordings.require_root(f"{vault}/a.tar#b.wav", {"key": "open"})
+
+
+def test_the_output_at_another_store_is_not_asked_with_the_options_of_the_recordings(
+    vault: str, tmp_path: Path
+) -> None:
+    stores.Vault("open").pipe_file(f"{vault}/b.wav", b"")
+    write(tmp_path, "a.wav")
+    assert found(tmp_path, output=f"{vault}/out") == (["a"], {})
+    here = list_root(0, vault, f"memory://{vault}", {"key": "open"})
+    assert "b" in [each.path for each in here if isinstance(each, Listed)]
+    there = list(list_root(0, vault, f"{vault}/", {"key": "open"}))
+    assert there == [Skipped(why="output")]
+
+
 def _listed(root: int, path: str, uri: str) -> Listed:
     return Listed(root=root, path=path, uri=uri, form="audio", is_named=True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import stores
 from manifests.recordings import slugs
 from model.signal import ActivityOptions
 from pipelines.config import IN_PROCESS, SeparateConfig, separate_config
@@ -46,6 +47,15 @@ def _of_one(*arguments: str) -> SeparateConfig:
 
 def _queries(config: SeparateConfig) -> list[tuple[str, str | None, str | None]]:
     return [(row.id, row.positive_text, row.negative_text) for row in config.rows]
+
+
+def test_a_table_of_queries_behind_a_chain_is_read_with_the_options_of_its_store() -> None:
+    uri = f"{stores.vault()}q.csv"
+    stores.Vault("open").pipe_file(uri, b"name,positive_text\nbell,a bell\n")
+    options = json.dumps({"vault": {"key": "open"}})
+    for queries in (uri, f"simplecache::{uri}"):
+        config = _of_one("--queries", queries, "--storage_options", options)
+        assert _queries(config) == [("talk", "a bell", None)]
 
 
 def test_manifests_add_up() -> None:
