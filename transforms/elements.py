@@ -101,6 +101,11 @@ class Shard:
         """Name of the folder of its results."""
         return f"shard={self.index}-of-{self.count}"
 
+    @property
+    def parts(self) -> list[Shard]:
+        """All parts of the same division."""
+        return [Shard(index=index, count=self.count) for index in range(self.count)]
+
     def __str__(self) -> str:
         """As it stands on a command line."""
         return f"{self.index}/{self.count}"

@@ -203,7 +203,8 @@ class _EachItsFile(Layout):
             file = f"{EXPORT_FOLDER}/audio/{file_name(row.id)}.{settings.ending}"
             uri = join(settings.uri, file)
             try:
-                with settings.storage.temporary(uri) as temporary:
+                within = join(settings.uri, EXPORT_FOLDER)
+                with settings.storage.temporary(uri, within) as temporary:
                     part, fields = _encode(row, temporary, settings, uri)
                     with write_errors(uri):
                         settings.storage.publish(uri, temporary)

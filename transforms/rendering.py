@@ -258,7 +258,8 @@ def _write(row: ManifestRow, signals: MixedSources, settings: RenderSettings) ->
     _require_room(files, form)
     for path, samples in files:
         rate_hz, storage = settings.reading.model_rate_hz, settings.storage
-        write_audio(storage, join(settings.uri, path), samples[None], rate_hz, form)
+        folder, uri = path.partition("/")[0], join(settings.uri, path)
+        write_audio(storage, uri, samples[None], rate_hz, form, within=join(settings.uri, folder))
     settings.storage.settle(join(settings.uri, path) for path, _ in files)
     return [path for path, _ in files]
 

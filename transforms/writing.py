@@ -96,7 +96,12 @@ class WriteSettings:
         folder = [f"dataset={partition_value(row.dataset)}"] if row.dataset is not None else []
         suffix = STEM_FORMATS[form or self.stem_format].ending
         name = f"{output_name(row.id)}{ending}.{suffix}"
-        return join(self.uri, STEMS_FOLDER, *folder, name)
+        return join(self.stems_uri, *folder, name)
+
+    @property
+    def stems_uri(self) -> str:
+        """The folder of all stems."""
+        return join(self.uri, STEMS_FOLDER)
 
 
 @dataclasses.dataclass(eq=False)
@@ -400,7 +405,8 @@ class _GrowingFile:
         form, note = held_by(settings.stem_format, part.sample_rate_hz, peak, part.num_channels)
         uri = settings.stem_uri(self._row, self._ending, form)
         with write_errors(uri):
-            self.path = self._stack.enter_context(settings.storage.temporary(uri))
+            temporary = settings.storage.temporary(uri, settings.stems_uri)
+            self.path = self._stack.enter_context(temporary)
         self._writer = StemWriter(self.path, part, form, uri, settings.stem_quality, self._tags)
         self._stack.callback(self._writer.close)
         self.written = Written(uri=uri, form=form, note=note, peak=peak)

@@ -337,6 +337,7 @@ def clear(config: CommonConfig, storage: Storage, earlier: Earlier, command: str
         f"--overwrite: {uri} could not be read; stems that only it names stay"
         for uri in found.unreadable
     ]
+    said += [f"--overwrite left {link}, a link, and where it leads" for link in found.links]
     return said
 
 

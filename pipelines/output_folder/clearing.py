@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import posixpath
 import re
@@ -49,7 +50,7 @@ from pipelines.output_folder.names import (
 from pipelines.output_folder.record import ManifestFacts
 from transforms.audio import AudioError
 from transforms.storage import Storage, join
-from transforms.storage.access import redact, uris_of
+from transforms.storage.access import linked_partitions, redact, uris_of
 
 _FILE = r"\d{5}-of-\d{5}\.parquet"
 _TABLES: Mapping[str, re.Pattern[str]] = {
@@ -87,12 +88,14 @@ class EarlierFiles:
         tables: files of tables, with our names and our schemas.
         unknown: files in the folders of audio that no table names.
         unreadable: tables of ours of which nobody can say which files they name.
+        links: folders of audio, named by ids, that lead elsewhere: what lies there is nobody's.
     """
 
     audio: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
 
 
 def tables_in(storage: Storage, output: str, name: str) -> list[str]:
@@ -169,15 +172,22 @@ def written(
         tables.append(join(output, EVENTS))
     audio: list[str] = []
     unknown: list[str] = []
-    for folder in _AUDIO[command]:
-        for uri in storage.list_files(join(output, folder), ""):
-            known = f"{folder}/{_below(storage, uri, join(output, folder))}" in named
+    links: dict[str, None] = {}
+    for name in _AUDIO[command]:
+        folder = join(output, name)
+        for uri in storage.list_files(folder, ""):
+            link = storage.link_in(uri, folder)
+            if link is not None:
+                links[link] = None
+                continue
+            known = f"{name}/{_below(storage, uri, folder)}" in named
             (audio if known else unknown).append(uri)
     return EarlierFiles(
         audio=tuple(audio),
         tables=tuple(tables),
         unknown=tuple(unknown),
         unreadable=tuple(unreadable),
+        links=tuple(links),
     )
 
 
@@ -310,8 +320,9 @@ def reads_of(
 
 def _deleted_from(output: str) -> list[str]:
     """Folders that ``--overwrite`` deletes from; those in the output can be links to elsewhere."""
-    folders = (*_TABLES, *(folder for names in _AUDIO.values() for folder in names))
-    return [output, *(join(output, name) for name in folders)]
+    names = (*_TABLES, *(name for folders in _AUDIO.values() for name in folders))
+    folders = [join(output, name) for name in names]
+    return [output, *folders, *itertools.chain.from_iterable(map(linked_partitions, folders))]
 
 
 class Places:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import jobs
 import tone_runs
+from jobs import JOBS
 from manifests.files import UNFINISHED
 
 NUM_ROWS = 4
@@ -117,3 +119,77 @@ def test_a_link_that_leads_nowhere_is_named(made: Path, tmp_path: Path) -> None:
     assert _run(made, output) == 1
     said = [row["message"] for row in tone_runs.table(output, "dead_letters")]
     assert sum(f"a link that leads to no folder: '{output}/stems'" in text for text in said) == 3
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Files that are called as the stems of a run are, and are no stems."""
+    for number in range(NUM_ROWS):
+        path = tmp_path / "archive" / f"{number}.flac"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"a recording of somebody")
+    return path.parent
+
+
+@pytest.mark.parametrize("name", ["separate", "synthesize"])
+@pytest.mark.usefixtures("loaded")
+def test_nothing_is_written_through_a_link_that_an_id_names(
+    tmp_path: Path, archive: Path, name: str
+) -> None:
+    job, before = JOBS[name], _files(archive)
+    words = job.words(jobs.write_inputs(tmp_path), tmp_path / "out", *tone_runs.QUIET)
+    words[words.index("--max_failure_rate") + 1] = "1"
+    link = tmp_path / "out" / job.audio[0] / "dataset=even" / "clip"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(archive)
+    assert job.run(words) == 0
+    letters = tone_runs.table(tmp_path / "out", "dead_letters")
+    said = {row["id"]: row["message"] for row in letters if row["error_type"] == "permission"}
+    assert said.keys() == {"clip/0", "clip/2"}
+    assert all(f"{link} is a link to {archive}, and nothing" in text for text in said.values())
+    assert _files(archive) == before
+
+
+@pytest.mark.usefixtures("loaded")
+def test_overwriting_deletes_nothing_through_a_link_that_an_id_names(
+    made: Path, tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, before = tmp_path / "out", _files(archive)
+    shutil.copytree(made / "plain", output)
+    link = output / "stems" / "dataset=even" / "clip"
+    shutil.rmtree(link)
+    link.symlink_to(archive)
+    capsys.readouterr()
+    assert _run(made, output, "--overwrite") == 1
+    assert f"--overwrite left {link}, a link, and where it leads" in capsys.readouterr().err
+    assert _files(archive) == before
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("flag", ["--overwrite", "--resume"])
+@pytest.mark.usefixtures("loaded")
+def test_a_recording_in_a_partition_that_lies_elsewhere_is_not_replaced_by_its_stem(
+    made: Path, tmp_path: Path, flag: str
+) -> None:
+    recordings = tmp_path / "recordings"
+    shutil.copytree(made / "plain" / "stems" / "dataset=even", recordings)
+    output, before = tmp_path / "out", _files(recordings)
+    (output / "stems").mkdir(parents=True)
+    (output / "stems" / "dataset=even").symlink_to(recordings)
+    row = {"id": "clip/0", "dataset": "even", "positive_text": "bell"}
+    row["mixture_uri"] = str(recordings / "clip" / "0.flac")
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", [row])
+    if flag == "--overwrite":
+        for name in ("metrics", "run.json"):
+            copy = shutil.copytree if name == "metrics" else shutil.copy
+            copy(made / "plain" / name, output / name)
+    code = tone_runs.run("--manifest", manifest, "--output", output, flag)
+    assert code == (2 if flag == "--overwrite" else 1)
+    if flag == "--resume":
+        (letter,) = tone_runs.table(output, "dead_letters")
+        assert letter["error_type"] == "own_output"
+    assert _files(recordings) == before

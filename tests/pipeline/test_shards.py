@@ -113,6 +113,25 @@ def test_scoring_finds_the_stems_in_all_parts(made: Path, tmp_path: Path) -> Non
     assert _ids(tmp_path / "out", "metrics") == _ids(made / "whole", "metrics")
 
 
+def test_a_part_reads_nothing_that_another_part_writes(tmp_path: Path) -> None:
+    """What it found there would depend on how far the other one is."""
+    parts = _parts(tmp_path / "out")
+    parts[0].mkdir(parents=True)
+    (parts[0] / "stems").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk").mkdir()
+    folders = [tmp_path / "disk", *(part / "stems" for part in parts)]
+    rows = [
+        {"id": f"{at}/{name}", "mixture_uri": str(folder / f"{name}.wav"), "positive_text": "bell"}
+        for at, folder in enumerate(folders)
+        for name in "abcd"
+    ]
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    for index in range(COUNT):
+        assert _run(manifest, tmp_path / "out", "--shard", f"{index}/{COUNT}") == 0
+    letters = [row for part in parts for row in tone_runs.table(part, "dead_letters")]
+    assert [row["error_type"] for row in letters] == ["own_output"] * len(rows)
+
+
 def _copy(made: Path, tmp_path: Path, *names: str) -> Path:
     """An output folder with the records of these parts."""
     for name in names:

@@ -722,9 +722,22 @@ class _ErrorKeepingFile:
 
 
 def write_audio(
-    storage: Storage, uri: str, samples: Samples, rate_hz: int, form: StemFormat
+    storage: Storage,
+    uri: str,
+    samples: Samples,
+    rate_hz: int,
+    form: StemFormat,
+    within: str | None = None,
 ) -> float:
     """Writes float32[C, T] as a file that is whole; gives its peak.
+
+    Args:
+        storage: how it is reached.
+        uri: of the file.
+        samples: what it is to hold.
+        rate_hz: their rate.
+        form: as what they are written.
+        within: a folder below which nothing is written through a link.
 
     Raises:
         OSError: it cannot be written.
@@ -732,7 +745,7 @@ def write_audio(
     part = AudioPart(
         sample_rate_hz=rate_hz, num_channels=len(samples), start=0, num_samples=samples.shape[1]
     )
-    with write_errors(uri), storage.temporary(uri) as temporary:
+    with write_errors(uri), storage.temporary(uri, within) as temporary:
         writer = StemWriter(temporary, part, form, uri)
         with contextlib.closing(writer):
             writer.write(samples)

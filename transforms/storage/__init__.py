@@ -610,14 +610,42 @@ class Storage:
             sync_folder(folder)
 
     @contextmanager
-    def temporary(self, uri: str) -> Iterator[str]:
-        """Path of a local file to be filled and published as ``uri``; removed if it was not."""
+    def temporary(self, uri: str, within: str | None = None) -> Iterator[str]:
+        """Path of a local file to be filled and published as ``uri``; removed if it was not.
+
+        Args:
+            uri: of the file.
+            within: a folder; none below it that is a link, as :meth:`link_in` says, is written to.
+
+        Raises:
+            OSError: it cannot be written there.
+        """
         target = self.local_path(uri)
+        link = None if within is None else self.link_in(uri, within)
+        if link is not None:
+            raise PermissionError(
+                f"{link} is a link to {os.path.realpath(link)}, and nothing is written through it; "
+                f"{within} itself, or a dataset=… in it, may be one"
+            )
         folder = self.staging or tempfile.gettempdir()
         if target is not None and (self.staging is None or _device(target) != _device(folder)):
             folder = os.path.dirname(target)
         with unfinished_file(folder) as path:
             yield path
+
+    def link_in(self, uri: str, folder: str) -> str | None:
+        """The first local folder below another, on the way to a file, that is a link; or None.
+
+        Partitions, ``dataset=…``, may be: people put those on other disks.
+        """
+        path, place = self.local_path(uri), self.local_path(folder)
+        if path is None or place is None:
+            return None
+        for part in os.path.dirname(path).removeprefix(place).split("/"):
+            place = os.path.join(place, part)
+            if part and "=" not in part and os.path.islink(place):
+                return place
+        return None
 
     def discard_unfinished(self, output: str) -> None:
         """Removes what processes that were ended left of the files that they wrote.

@@ -129,7 +129,7 @@ Place = tuple[str, ...]
 """Scheme, host or bucket, and the parts of the path."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class UriAccess:
     """What the rows of a run may name.
 
@@ -191,19 +191,25 @@ class UriAccess:
             return
         try:
             address = _address(uri)
-            schemes = {_scheme_of(folder) for folder in self.written}
-            if _scheme_of(address) not in schemes:
+            if all(_scheme_of(address) != place[0] for place in self._written):
                 return
             place = place_of(address)
         except ValueError:  # refused elsewhere, or no place of ours
             return
-        for folder in self.written:
-            if _lies_in(place, place_of(folder)):
+        for end in range(len(place) + 1):
+            folder = self._written.get(place[:end])
+            if folder is not None:
                 raise AudioError(
                     OWN_OUTPUT,
                     f"{name}: {uri} lies in {folder}, where this run writes; move it, or take "
                     "another --output",
                 )
+
+    @functools.cached_property
+    def _written(self) -> dict[Place, str]:
+        """Where the folders lead into which is written, and those partitions that are links."""
+        folders = (each for folder in self.written for each in (folder, *linked_partitions(folder)))
+        return {place_of(folder): folder for folder in folders}
 
     def beside(self, folder: str) -> UriAccess:
         """The same, and what lies in a folder that the operator named."""
@@ -270,6 +276,15 @@ def place_of(uri: str) -> Place:
         return _web_place(scheme, rest)
     _require_no_dots(rest)
     return (scheme, *rest.rstrip("/").split("/"))
+
+
+def linked_partitions(folder: str) -> list[str]:
+    """The partitions in a local folder, ``dataset=…``, that are links to elsewhere."""
+    path = local_path(folder)
+    if path is None or not os.path.isdir(path):
+        return []
+    with os.scandir(path) as entries:
+        return [entry.path for entry in entries if "=" in entry.name and entry.is_symlink()]
 
 
 def _scheme_of(uri: str) -> str:
