@@ -466,7 +466,7 @@ def list_root(
     root = _look(uri, storage_options)
     if root.file is not None:
         name = posixpath.basename(root.file)
-        yield from _listed([name], number, root, ())
+        yield from _listed([name], (), number, root, ())
         return
     left_out = None if output is None else _folder_on(root.files, output, storage_options)
     stack: list[tuple[str, ...]] = [()]
@@ -498,21 +498,31 @@ def list_root(
             code = "permission" if isinstance(err, PermissionError) else "io_error"
             message = f"{root.uri(path)}: the folder cannot be listed: {reason_of(err)}"
             yield Broken(uri=root.uri(path), code=code, message=message)
-        yield from _listed(names, number, root, parts)
+        yield from _listed(names, folders, number, root, parts)
         yield from (Skipped(why=why, count=count) for why, count in sorted(skipped.items()))
         stack += [(*parts, name) for name in sorted(folders, reverse=True)]
 
 
-def _listed(names: list[str], number: int, root: _Root, parts: tuple[str, ...]) -> Iterator[Listed]:
-    """Files of one folder; where two differ in their suffix alone, the later one keeps it."""
-    known = []
+def _listed(
+    names: list[str], folders: Iterable[str], number: int, root: _Root, parts: tuple[str, ...]
+) -> Iterator[Listed]:
+    """Files of one folder, none called as another is.
+
+    Where two differ in their suffix alone, the later one keeps it, and so does a shard beside a
+    folder of its name, whose recordings would be called as those in the folder are.
+    """
+    known, beside = [], frozenset(folders)
     for name in names:
         found = form_of(name, root)
         if found is not None:
             known.append((found[1], name, found[0], found[2]))
-    before = None
+    before, whole = None, set[str]()
     for stem, name, form, is_named in sorted(known):
-        path = posixpath.join(*parts, name if stem == before else stem)
+        called = stem
+        if stem == before or stem in whole or (form != "audio" and stem in beside):
+            called = name
+            whole.add(name)
+        path = posixpath.join(*parts, called)
         uri = root.uri(posixpath.join(root.folder, *parts, name))
         yield Listed(root=number, path=path, uri=uri, form=form, is_named=is_named)
         before = stem

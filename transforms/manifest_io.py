@@ -315,7 +315,10 @@ def _place(row: ManifestRow) -> tuple[str, int]:
 def duplicate(row: ManifestRow) -> Failure:
     """The failure of a row whose id an earlier row has."""
     return failed(
-        row, "manifest", "duplicate_id", f"id {row.id[:200]!r} stands in an earlier row too"
+        row,
+        "manifest",
+        "duplicate_id",
+        f"id {row.id[:200]!r} stands in an earlier row too, which is done; give this row its own",
     )
 
 

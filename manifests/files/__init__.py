@@ -146,8 +146,8 @@ def without_span(uri: str) -> tuple[str, Fragment]:
     Raises:
         ValueError: as :func:`split_fragment`.
     """
-    _, fragment = split_fragment(uri)
-    if not fragment.start_s and fragment.end_s is None:
+    address, fragment = split_fragment(uri)
+    if address == uri:
         return uri, fragment
     return re.sub("[#&]t=[^#&]*(?=(&[^#]*)?$)", "", uri), fragment
 
@@ -384,12 +384,13 @@ def filesystem(uri: str, storage_options: StorageOptions = None) -> tuple[Any, s
     """As :func:`connect`, for what a person named: manifests, lists, and where they are written.
 
     Raises:
-        ManifestError: an unknown scheme, or one whose package is not installed.
+        ManifestError: an unknown scheme, one whose package is not installed, or one whose client
+            asks its server at once and finds none.
     """
     try:
         return connect(os.path.expanduser(uri), storage_options)
-    except (ImportError, ValueError) as err:
-        text = str(err)
+    except (ImportError, OSError, ValueError) as err:
+        text = reason_of(err) if isinstance(err, OSError) else str(err)
         raise ManifestError(text if uri in text else f"{uri}: {text}") from err
 
 

@@ -65,6 +65,7 @@ def test_remote_folder():
         ("none/*.csv", "no file here ends in .csv"),
         (".", "no file here ends in .csv"),
         ("nosuchscheme://x.csv", "Protocol not known"),
+        ("ftp://127.0.0.1:1/x.csv", r"^ftp://127.0.0.1:1/x.csv: connection refused"),
     ],
 )
 def test_nothing_there(tmp_path, monkeypatch, uri, message):

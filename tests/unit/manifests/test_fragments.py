@@ -117,3 +117,15 @@ def test_the_recording_of_a_stretch_is_found_wherever_the_stretch_is_named(
     found, fragment = without_span(uri)
     assert found == recording
     assert (fragment.start_s, fragment.end_s) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("uri", "recording"),
+    [
+        ("rec.wav#t=0", "rec.wav"),
+        ("x.tar#a.wav&t=0", "x.tar#a.wav"),
+        ("rec.wav#t=abc", "rec.wav#t=abc"),
+    ],
+)
+def test_a_stretch_from_the_start_on_is_all_of_its_recording(uri: str, recording: str) -> None:
+    assert without_span(uri)[0] == recording

@@ -128,6 +128,16 @@ def test_names_that_differ_in_their_suffix_stay_apart(tmp_path: Path) -> None:
     assert found(tmp_path)[0] == ["a", "a.wav", "a.b"]
 
 
+def test_a_name_that_was_left_whole_is_nobody_elses(tmp_path: Path) -> None:
+    write(tmp_path, "a.flac", "a.mp3", "a.mp3.wav", "a.mp3.wav.ogg")
+    assert found(tmp_path)[0] == ["a", "a.mp3", "a.mp3.wav", "a.mp3.wav.ogg"]
+
+
+def test_a_shard_beside_a_folder_of_its_name_keeps_its_suffix(tmp_path: Path) -> None:
+    write(tmp_path, "day.tar", "day/a.wav", "day.wav", "rows.parquet", "deep/x/b.wav", "deep/x.tar")
+    assert found(tmp_path)[0] == ["day.tar", "day.wav", "rows", "day/a", "deep/x.tar", "deep/x/b"]
+
+
 def test_the_output_links_in_circles_and_sockets_are_passed_over(tmp_path: Path) -> None:
     write(tmp_path, "a.wav", "out/stems/a/dog.flac", "x/b.wav")
     (tmp_path / "x" / "again").symlink_to(tmp_path)
