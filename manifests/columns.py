@@ -165,7 +165,7 @@ METRICS: Final = (
         "ref_clap_score",
         "Ref-CLAPScore",
         "Harmonic mean of `clap_score` and the cosine of the embeddings of stem and reference, "
-        "where both are positive.",
+        "where both are positive (`not_similar` otherwise).",
     ),
 )
 """The measured columns of which the summary has a line and reports a column."""
@@ -441,7 +441,8 @@ _PAGE: Final = (
     (
         "Metrics",
         "`metrics/`: one row a clip, and the manifest's own columns as `extra_…`. A metric is null "
-        "where it is undefined.",
+        "where it is undefined. Ratios and similarities are of the mean of the channels, at the "
+        "model's rate, before the stem is resampled to the recording's and written.",
         METRICS_TABLE,
     ),
     (

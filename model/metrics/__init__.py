@@ -31,6 +31,7 @@ class Undefined(enum.StrEnum):
 
     A stem *equals* the reference where the error is none or, for ratios that forgive a filter or a
     gain, below -120 dB; it is *without* the reference where it holds less than -160 dB of it.
+    Embeddings are *not similar* where the cosine of their angle is not above 0.
     """
 
     NOT_FINITE = "not_finite"
@@ -44,6 +45,7 @@ class Undefined(enum.StrEnum):
     NO_REFERENCE = "no_reference"
     NO_POSITIVE_QUERY = "no_positive_query"
     NO_NEGATIVE_QUERY = "no_negative_query"
+    NOT_SIMILAR = "not_similar"
     NOT_SCORED = "not_scored"
     NOT_STREAMED = "not_streamed"
     SCORER_FAILED = "scorer_failed"
@@ -153,14 +155,12 @@ def _with_reasons(
     return of_stem or stem, of_mixture or mixture, of_stem or of_mixture or improvement
 
 
-def _similarity(
-    formula: Callable[..., Tensor], otherwise: Undefined = Undefined.NOT_FINITE
-) -> Callable[..., list[tuple[Outcome]]]:
-    """Gives what a formula makes of embeddings, or a reason where that is NaN."""
+def _similarity(formula: Callable[..., Tensor]) -> Callable[..., list[tuple[Outcome]]]:
+    """Gives what a formula makes of embeddings; NaN is undefined."""
 
     def outcomes(*embeddings: Tensor) -> list[tuple[Outcome]]:
         values = formula(*embeddings).tolist()
-        return [(otherwise if math.isnan(value) else value,) for value in values]
+        return [(Undefined.NOT_FINITE if math.isnan(value) else value,) for value in values]
 
     return outcomes
 
@@ -200,11 +200,16 @@ def _contrast(stem: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     return cosine(stem, positive) - cosine(stem, negative)
 
 
-def _with_reference(stem: Tensor, positive: Tensor, reference: Tensor) -> Tensor:
-    """Harmonic mean of two similarities; NaN where they are not both positive."""
-    left, right = cosine(stem, positive), cosine(stem, reference)
-    mean = 2.0 * left * right / (left + right)
-    return torch.where((left > 0.0) & (right > 0.0), mean, torch.nan)
+def _with_reference(stem: Tensor, positive: Tensor, reference: Tensor) -> list[tuple[Outcome]]:
+    """Gives the harmonic means of the similarities to query and reference."""
+    pairs = zip(cosine(stem, positive).tolist(), cosine(stem, reference).tolist(), strict=True)
+    return [(_harmonic_mean(*pair),) for pair in pairs]
+
+
+def _harmonic_mean(left: float, right: float) -> Outcome:
+    if math.isnan(left) or math.isnan(right):
+        return Undefined.NOT_FINITE
+    return 2.0 * left * right / (left + right) if min(left, right) > 0.0 else Undefined.NOT_SIMILAR
 
 
 def _level(stem_powers: Sequence[float], mixture_powers: Sequence[float]) -> list[tuple[Outcome]]:
@@ -274,7 +279,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         columns=("ref_clap_score",),
         needs=("stem_embedding", "positive", "reference_embedding"),
-        compute=_similarity(_with_reference, otherwise=Undefined.SILENT_REFERENCE),
+        compute=_with_reference,
     ),
     Metric(
         columns=("stem_to_mixture_db",),

@@ -52,7 +52,9 @@ def test_reference_score_is_a_harmonic_mean_of_what_is_positive() -> None:
     }
     one, other = evaluate(inputs, 2)
     assert one["ref_clap_score"] == pytest.approx(2 * 0.5 * 1.0 / 1.5, abs=1e-7)
-    assert isinstance(other["ref_clap_score"], Undefined)
+    assert other["ref_clap_score"] is Undefined.NOT_SIMILAR
+    broken = {**inputs, "reference_embedding": torch.full((2, 2), torch.nan)}
+    assert {each["ref_clap_score"] for each in evaluate(broken, 2)} == {Undefined.NOT_FINITE}
 
 
 def test_scale_does_not_matter() -> None:
