@@ -36,7 +36,8 @@ DCASE_DATASET = "DCASE2024-T9"
 class MixedClip:
     """A mixture on disk, its target, and what they sound like.
 
-    ``negative`` is None where the list does not say.
+    ``negative`` is None where the list does not say, and so is ``source``, the clip of which the
+    target is a copy.
     """
 
     row_id: str
@@ -44,6 +45,7 @@ class MixedClip:
     target: str
     positive: str
     negative: str | None = None
+    source: str | None = None
 
 
 def read_audiosep_csv(
@@ -92,7 +94,11 @@ def _numbered(line: Line, uri: str, query_column: str) -> MixedClip:
         return MixedClip(row_id=row_id, mixture=mixture, target=target, positive=text)
     index = filled(line, "idx", uri)
     return MixedClip(
-        row_id=index, mixture=f"mixture-{index}.wav", target=f"segment-{index}.wav", positive=text
+        row_id=index,
+        mixture=f"mixture-{index}.wav",
+        target=f"segment-{index}.wav",
+        positive=text,
+        source=source or None,
     )
 
 
@@ -117,6 +123,7 @@ def build_mixed(
             n_sources=2 if clip.negative is not None else None,
             dataset=dataset,
             split="test",
+            group=stem_of(clip.source) if clip.source else None,
             **setting.columns([clip.positive], [clip.negative] if clip.negative else []),
         )
 
@@ -157,6 +164,7 @@ def read_dcase(
                 duration_s=DURATION_S,
                 dataset=DCASE_DATASET,
                 split="validation",
+                group=source,
             )
 
 
@@ -277,6 +285,7 @@ def build_drawn(
                 dataset=dataset,
                 split="test",
                 label=clip.label,
+                group=stem_of(clip.name),
                 **setting.columns([clip.caption], [other.caption]),
             )
 

@@ -2,6 +2,9 @@
 
 Pairs of the five benchmarks, the input-level sweep of its Table VI, mixtures of several sources
 with one or more targets (Table V), and the classes that a model has not been trained on (Fig. 6).
+
+The lists mix each target with several interferers (AudioCaps and ESC-50 with five). Such mixtures
+are alike: a row's ``group`` is its target, so that intervals draw targets and not mixtures.
 """
 
 from __future__ import annotations
@@ -104,6 +107,7 @@ def build_pairs(
             dataset=benchmark.dataset,
             split=split_of(name),
             label=name if benchmark.has_classes else None,
+            group=stem_of(pair.source_file),
             **setting.columns([pair.positive_caption], [pair.negative_caption]),
         )
 
@@ -208,6 +212,7 @@ def build_multisource(
                     dataset=dataset,
                     split=f"{num}-sources-{num_targets}-targets",
                     label=clip.label,
+                    group=stem_of(clip.name),
                     **setting.columns(captions[:num_targets], captions[num_targets:]),
                 )
 

@@ -77,12 +77,14 @@ NOTES = (
     "interchangeable.",
     "CLAPScore is the similarity of the stem to the positive query; improvement is the score minus "
     "the mixture's, contrast the score minus the similarity to the negative query, Ref-CLAPScore "
-    "the harmonic mean with the similarity to the reference. A score by the separator's own CLAP "
-    "is circular: compare the scorer's digest with that of the model's CLAP.",
+    "the harmonic mean with the similarity to the reference, undefined where one of the two is not "
+    "above 0. A score by the separator's own CLAP is circular: compare the scorer's digest with "
+    "that of the model's CLAP.",
     "n counts the clips with a defined value. A value that is undefined (silent reference, silent "
     "stem, no reference) is left out of every mean and counted as such; a row that failed gave no "
     "stem and is counted under failed.",
-    "Intervals are percentile bootstraps of the mean over clips.",
+    "Intervals are percentile bootstraps of the mean, which draw recordings where the manifest names "
+    "them in its column group, and clips where it does not.",
     "A protocol is what the manifest calls it in its column protocol, or else the digest of the "
     "manifest; two protocols never share a figure.",
     "Published figures are from Ma et al., CLAPSep, IEEE/ACM TASLP 2024 (arXiv 2402.17455), tables "

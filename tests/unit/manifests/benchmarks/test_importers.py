@@ -32,13 +32,23 @@ def write(path, text):
         (
             "idx,caption,labels,src_wav,noise_wav\n7,A dog barks,Dog,a.wav,b.wav\n",
             "labels",
-            MixedClip(row_id="7", mixture="mixture-7.wav", target="segment-7.wav", positive="Dog"),
+            MixedClip(
+                row_id="7",
+                mixture="mixture-7.wav",
+                target="segment-7.wav",
+                positive="Dog",
+                source="a.wav",
+            ),
         ),
         (
             "idx,caption,src_wav,noise_wav1,noise_wav1\n7,A dog,a.wav,b.wav,c.wav\n",
             "caption",
             MixedClip(
-                row_id="7", mixture="mixture-7.wav", target="segment-7.wav", positive="A dog"
+                row_id="7",
+                mixture="mixture-7.wav",
+                target="segment-7.wav",
+                positive="A dog",
+                source="a.wav",
             ),
         ),
         (
@@ -87,6 +97,15 @@ def test_mixtures_on_disk_are_scored_against_their_targets():
     )
 
 
+def test_mixtures_of_one_source_are_of_one_group():
+    clips = [
+        MixedClip(row_id=name, mixture="m", target="s", positive="dog", source=source)
+        for name, source in (("1", "x/a.wav"), ("2", "x/a.wav"), ("3", None))
+    ]
+    rows = build_mixed(clips, POSITIVE, audio_root="/v", dataset="d")
+    assert [row.group for row in rows] == ["x/a", "x/a", None]
+
+
 def test_a_negative_query_needs_a_negative_caption():
     clip = MixedClip(row_id="7", mixture="m.wav", target="s.wav", positive="dog")
     (row,) = build_mixed([clip], POSITIVE, audio_root="/v", dataset="d")
@@ -107,6 +126,7 @@ def test_dcase(tmp_path):
         duration_s=10.0,
         dataset="DCASE2024-T9",
         split="validation",
+        group="1",
     )
     assert second.id != first.id
 
@@ -180,6 +200,9 @@ def test_drawn_interferers_have_other_captions_and_differ():
     assert len({row.id for row in rows}) == len(rows) == 54
     assert all(row.positive_text != row.negative_text for row in rows)
     assert {row.label for row in rows} == {"l0", "l1", "l2"}
+    assert {(row.group, row.target_uri) for row in rows} == {
+        (str(i), f"/r/{i}.wav") for i in range(9)
+    }
 
 
 def test_draws_follow_from_seed_and_name():

@@ -21,6 +21,7 @@ def test_every_number_of_sources_and_targets():
         num, targets = row.num_sources, len(row.targets)
         assert row.split == f"{num}-sources-{targets}-targets"
         assert row.dataset == "multisource"
+        assert f"/a/{row.group}.wav" == row.targets[0]
     counts = {(row.num_sources, len(row.targets)) for row in rows}
     assert counts == {(n, k) for n in (2, 3, 4) for k in range(1, n)}
 

@@ -42,6 +42,7 @@ def test_row_of_a_pair():
         dataset="ESC-50",
         split="test",
         label="dog",
+        group="x/a",
     )
 
 
