@@ -442,7 +442,8 @@ _PAGE: Final = (
         "Metrics",
         "`metrics/`: one row a clip, and the manifest's own columns as `extra_…`. A metric is null "
         "where it is undefined. Ratios and similarities are of the mean of the channels, at the "
-        "model's rate, before the stem is resampled to the recording's and written.",
+        "model's rate, before the stem is resampled to the recording's and written; similarities "
+        "of what is longer than `--max_clip_in_memory_s` are of the stem as it is written.",
         METRICS_TABLE,
     ),
     (

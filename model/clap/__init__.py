@@ -419,7 +419,10 @@ class Clap(nn.Module):
         """float32[B, clip_samples] → float32[B, D], unit norm."""
         with computing_in(self.precision, windows.device.type):
             latent = self.audio_branch.latent(windows)
-        return F.normalize(self.audio_projection(latent.float()), dim=-1)
+        rows = latent.float()
+        # On a CPU the last bits of so small a product depend on how many rows it has.
+        parts = rows.split(1) if rows.device.type == "cpu" else (rows,)
+        return F.normalize(torch.cat([self.audio_projection(part) for part in parts]), dim=-1)
 
 
 def cover(clip: Tensor, length: int) -> list[Tensor]:

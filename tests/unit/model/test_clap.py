@@ -48,6 +48,19 @@ def test_embedding_does_not_depend_on_the_batch(clap: Clap) -> None:
     torch.testing.assert_close(reversed_order, together, rtol=0, atol=NOISE)
 
 
+def test_bits_of_an_embedding_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    clap = Clap(MINI.clap).prepare()
+    latents = torch.randn(
+        9, MINI.clap.audio.num_features, generator=torch.Generator().manual_seed(0)
+    )
+    monkeypatch.setattr(clap.audio_branch, "latent", lambda windows: latents[windows[:, 0].long()])
+    windows = torch.arange(9.0)[:, None]
+    together = clap.embed_windows(windows)
+    for size in (1, 2, 4):
+        parts = [clap.embed_windows(part) for part in windows.split(size)]
+        assert torch.equal(torch.cat(parts), together)
+
+
 def test_short_clip_is_repeated_whole_then_padded(clap: Clap) -> None:
     clip = noise(LENGTH // 3 - 10)
     (window,) = cover(clip, LENGTH)
