@@ -73,7 +73,8 @@ class Extraction(Generic[Signal]):
         residual: the recording minus the stem.
         presence: how likely the sound is in the recording, from 0 to 1: in that window and channel
             where it is the likeliest. In a stream it is for what was heard so far, so that the last
-            block has that of the whole. None: the model does not say.
+            block has that of the whole. None: the model does not say, or nothing is asked for but
+            what to suppress.
         segments: where the stem is active: ``start_s`` and ``end_s`` in the recording, ``peak_db``
             and ``stem_to_mixture_db``, as in the pipeline's ``segments/``. A stream knows them when
             it has ended: its last block has them, and all others None.
@@ -573,7 +574,7 @@ def _extraction(
     stream: RecordingStream,
     segments: tuple[Stretch, ...] | None = None,
 ) -> Extraction[Signal]:
-    (log_odds,) = stream.presence
+    (log_odds,) = np.where(stream.names, stream.presence, np.nan)
     return Extraction(
         stem=_restored(stem, like),
         residual=_restored(residual, like),

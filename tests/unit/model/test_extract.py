@@ -515,6 +515,7 @@ def test_presence_is_that_of_the_likeliest_window_and_channel(loaded: tone_runs.
     first, *_, last = [block.presence for block in blocks]
     assert first == pytest.approx(0.0, abs=1e-3)
     assert last == there
+    assert extractor(mixture, RATE_HZ, negative="bell").presence is None  # as in the metrics
     separator.says = False
     assert extractor(mixture, RATE_HZ, positive="bell").presence is None
 
