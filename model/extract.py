@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
@@ -87,7 +88,11 @@ class Extraction(Generic[Signal]):
 
 
 class Extractor:
-    """Extracts described sounds from recordings. Threads may share it."""
+    """Extracts described sounds from recordings.
+
+    Threads may share it. Pickled, for other processes, it is what it was made from: where it
+    arrives, the model is loaded again.
+    """
 
     def __init__(
         self,
@@ -120,6 +125,16 @@ class Extractor:
             ValueError: another argument has a value that it cannot have, or the model is an oracle.
             CheckpointError: the weights cannot be had or are not what they should be.
         """
+        self._made_from: dict[str, Any] = {
+            "model": model,
+            "device": device,
+            "precision": precision,
+            "batch_size": batch_size,
+            "num_threads": num_threads,
+            "overlap": overlap,
+            "condition_norm": condition_norm,
+            "activity": activity,
+        }
         settings = NetworkSettings(
             batch_size=batch_size, num_threads=num_threads, normalisation=condition_norm
         )
@@ -138,6 +153,10 @@ class Extractor:
         self._plan = WindowPlan(window_samples=self._separator.window_samples, overlap=overlap)
         self._name = model
         self._activity = activity or ActivityOptions()
+
+    def __reduce__(self) -> tuple[Callable[[], Extractor], tuple[()]]:
+        """Leaves the network behind, which has threads and locks."""
+        return functools.partial(Extractor, **self._made_from), ()
 
     def __call__(
         self,
@@ -574,7 +593,7 @@ def _extraction(
     stream: RecordingStream,
     segments: tuple[Stretch, ...] | None = None,
 ) -> Extraction[Signal]:
-    (log_odds,) = np.where(stream.names, stream.presence, np.nan)
+    (log_odds,) = np.where(stream.seeks, stream.presence, np.nan)
     return Extraction(
         stem=_restored(stem, like),
         residual=_restored(residual, like),

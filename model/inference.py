@@ -830,7 +830,7 @@ class RecordingStream:
         gains: of the windows so far.
         presence: float64[Q], for each query the highest log odds that what it asks for is in a
             channel of a window so far; NaN: the separator does not say, or there was no window.
-        names: bool[Q], whether a query has a positive part: what is to be suppressed alone names
+        seeks: bool[Q], whether a query has a positive part: what is to be suppressed alone names
             nothing that presence could be of.
     """
 
@@ -851,7 +851,7 @@ class RecordingStream:
         self.inference_s = np.zeros(len(positive))
         self.gains: list[float] = []
         self.presence = np.full(len(positive), np.nan)
-        self.names = positive.any(axis=1)
+        self.seeks = positive.any(axis=1)
 
     def pieces(self, blocks: Iterable[Samples], gain: InputGain) -> Iterator[list[Samples]]:
         """Separates the recording, in memory that does not grow with its length.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -313,6 +314,18 @@ def test_torch_has_as_many_threads_afterwards_as_before(loaded: tone_runs.Loaded
     finally:
         torch.set_num_threads(before)
     assert seen == {1}
+
+
+def test_a_pickled_extractor_is_made_again_from_the_same_arguments(
+    loaded: tone_runs.Loaded,
+) -> None:
+    never = ActivityOptions(min_length_s=60.0)
+    extractor = Extractor("tones", num_threads=1, batch_size=3, overlap=0.0, activity=never)
+    again = pickle.loads(pickle.dumps(extractor))
+    mixture = _loud_and_quiet(3.0)
+    found, other = (each(mixture, RATE_HZ, positive="bell") for each in (extractor, again))
+    assert np.array_equal(found.stem, other.stem)
+    assert found.segments == other.segments == ()
 
 
 def test_threads_share_an_extractor(extractor: Extractor) -> None:
