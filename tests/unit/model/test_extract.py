@@ -321,7 +321,7 @@ def test_a_pickled_extractor_is_made_again_from_the_same_arguments(
 ) -> None:
     never = ActivityOptions(min_length_s=60.0)
     extractor = Extractor("tones", num_threads=1, batch_size=3, overlap=0.0, activity=never)
-    again = pickle.loads(pickle.dumps(extractor))
+    again = pickle.loads(pickle.dumps(extractor))  # noqa: S301
     mixture = _loud_and_quiet(3.0)
     found, other = (each(mixture, RATE_HZ, positive="bell") for each in (extractor, again))
     assert np.array_equal(found.stem, other.stem)
