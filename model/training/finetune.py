@@ -273,7 +273,7 @@ def hear(clips: Sequence[Clip], rate_hz: int) -> Heard:
             samples = _read(clip, rate_hz)
             if len(samples) < _SHORTEST_S * rate_hz:
                 raise ValueError(f"shorter than {_SHORTEST_S:g} s")
-            if np.abs(samples).max() < 32_767 * _SILENT:
+            if not samples.any():
                 raise ValueError("silent")
         except (OSError, ValueError, CheckpointError, soundfile.SoundFileError) as err:
             reason = getattr(err, "error_string", "") or str(err).splitlines()[0]
@@ -286,9 +286,17 @@ def hear(clips: Sequence[Clip], rate_hz: int) -> Heard:
 
 
 def _read(clip: Clip, rate_hz: int) -> sound.Int16Array:
+    """Reads a clip so that its loudest sample is full scale, whatever its level; silence as zeros.
+
+    Windows get levels of their own, and 16 bits are too few for a quiet recording, and too many are
+    clipped of a loud one. A constant offset is no sound.
+    """
     filesystem, path = open_filesystem(clip.uri)
     with filesystem.open(path, "rb") as stream:
-        return sound.decode(cast(BinaryIO, stream), rate_hz, clip.span_s)
+        mono = sound.read_mono(cast(BinaryIO, stream), rate_hz, clip.span_s)
+    mono = mono - mono.mean(dtype=np.float64).astype(np.float32)
+    loudest = float(np.abs(mono).max())
+    return sound.quantised(mono / loudest if loudest >= _SILENT else np.zeros_like(mono))
 
 
 def held_out(clips: Sequence[Clip], share: float, seed: int) -> set[str]:

@@ -47,10 +47,20 @@ def band_frequencies() -> npt.NDArray[np.float64]:
 
 
 def decode(path: str | BinaryIO, sample_rate_hz: int, span_s: Span = (0.0, None)) -> Int16Array:
-    """Reads a clip, or a stretch of a recording, mono, at a rate.
+    """Reads a clip, or a stretch of a recording, as :func:`read_mono` does, in 16 bits.
+
+    What exceeds full scale is clipped.
+    """
+    return quantised(read_mono(path, sample_rate_hz, span_s))
+
+
+def read_mono(
+    path: str | BinaryIO, sample_rate_hz: int, span_s: Span = (0.0, None)
+) -> npt.NDArray[np.float32]:
+    """Reads a clip, or a stretch of a recording, mono, at a rate; float32[T].
 
     Raises:
-        ValueError: the stretch is empty.
+        ValueError: the stretch is empty, or a sample is not finite.
         soundfile.LibsndfileError: libsndfile does not read the file.
     """
     import soundfile
@@ -64,7 +74,13 @@ def decode(path: str | BinaryIO, sample_rate_hz: int, span_s: Span = (0.0, None)
             raise ValueError(f"no sound from {start_s:g} s on")
         file.seek(start)
         audio = file.read(end - start, dtype="float32", always_2d=True)
-    mono = resample(audio.mean(axis=1), rate, sample_rate_hz)
+    if not np.isfinite(audio).all():
+        raise ValueError("holds samples that are not finite")
+    return resample(audio.mean(axis=1), rate, sample_rate_hz)
+
+
+def quantised(mono: npt.NDArray[np.float32]) -> Int16Array:
+    """Rounds float32[T], ±1 being full scale, to 16 bits; what exceeds it is clipped."""
     scaled: Int16Array = np.rint(np.clip(mono, -1.0, 1.0) * _SCALE).astype(np.int16)
     return scaled
 

@@ -136,6 +136,23 @@ def test_a_made_up_class_is_learnt_and_the_folder_is_a_model(
 
 
 @pytest.mark.usefixtures("own_cache")
+def test_a_clip_is_heard_the_same_at_any_level(tmp_path: Path) -> None:
+    sound = tone(440.0, 1)
+    made = {"plain": sound, "quiet": 1e-3 * sound, "loud": 50 * sound, "offset": sound + 0.2}
+    made |= {"constant": np.full(RATE_HZ, 0.3), "broken": np.where(sound > 0.29, np.nan, sound)}
+    (tmp_path / "hum").mkdir()
+    for name, samples in made.items():
+        soundfile.write(tmp_path / "hum" / f"{name}.wav", samples, RATE_HZ, subtype="FLOAT")
+    heard = finetune.hear(finetune.clips_in_folders(tmp_path), RATE_HZ)
+    assert [Path(clip.uri).stem for clip in heard.clips] == ["loud", "offset", "plain", "quiet"]
+    for samples in heard.samples:
+        np.testing.assert_allclose(samples, heard.samples[2], atol=1)  # a step of 16 bits
+    assert np.abs(heard.samples[2]).max() == 32_767
+    broken, constant = heard.left_out
+    assert broken.endswith("broken.wav: holds samples that are not finite")
+    assert constant.endswith("constant.wav: silent")
+
+
 def test_recordings_are_held_out_as_a_whole(
     sounds: Path, small_config: ClapSepConfig, tmp_path: Path
 ) -> None:
