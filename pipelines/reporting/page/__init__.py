@@ -83,8 +83,8 @@ NOTES = (
     "n counts the clips with a defined value. A value that is undefined (silent reference, silent "
     "stem, no reference) is left out of every mean and counted as such; a row that failed gave no "
     "stem and is counted under failed.",
-    "Intervals are percentile bootstraps of the mean, which draw recordings where the manifest names "
-    "them in its column group, and clips where it does not.",
+    "Intervals are percentile bootstraps of the mean, which draw recordings where the manifest "
+    "names them in its column group, and clips where it does not.",
     "A protocol is what the manifest calls it in its column protocol, or else the digest of the "
     "manifest; two protocols never share a figure.",
     "Published figures are from Ma et al., CLAPSep, IEEE/ACM TASLP 2024 (arXiv 2402.17455), tables "
