@@ -107,7 +107,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="clapsep-mini",
         kind="separator",
-        loader="model.registry:load_bundled",
+        loader="model.registry:load_clapsep",
         summary="The bundled CLAPSep: small, trained by this project, works offline.",
         licence="Apache-2.0; trained on the clips that model/weights/README.md lists",
         source="this project; model/weights/README.md",
@@ -131,7 +131,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="clapsep-hybrid",
         kind="separator",
-        loader="model.registry:load_published",
+        loader="model.registry:load_clapsep",
         summary="The published CLAPSep for text, audio and mixed queries, on its CLAP.",
         licence=f"separator: none stated in its repository; CLAP: {_CC0}",
         source="Aisaka0v0/CLAPSep; Ma et al. 2024, arXiv 2402.17455",
@@ -287,7 +287,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="clap-music-audioset",
         kind="scorer",
-        loader="model.registry:load_published_clap",
+        loader="model.registry:load_own_clap",
         summary="The CLAP that published CLAPSep listens with; circular as its scorer.",
         licence=_CC0,
         source=_LAION,
@@ -298,7 +298,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="clap-music-speech-audioset",
         kind="scorer",
-        loader="model.registry:load_published_clap",
+        loader="model.registry:load_own_clap",
         summary="The CLAP of the CLAPScore's authors.",
         licence=_CC0,
         source=f"{_LAION}; as scorer: arXiv 2407.04936",

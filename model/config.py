@@ -287,7 +287,7 @@ def to_json(config: Any) -> str:
 
 
 def from_json(cls: type[_T], text: str) -> _T:
-    """Rebuilds the configuration that :func:`to_json` wrote.
+    """Rebuilds the configuration that :func:`to_json` wrote; what it lacks is as in ``cls()``.
 
     Raises:
         ValueError: the text is not JSON, names a field that ``cls`` does not have, or has a value
@@ -297,28 +297,39 @@ def from_json(cls: type[_T], text: str) -> _T:
         value = json.loads(text)
     except RecursionError as err:
         raise ValueError("values are nested too deeply") from err
-    return _build(cls, value, cls.__name__)
+    built: _T = _changed(cls(), value, cls.__name__)
+    return built
 
 
-def _build(cls: type[_T], value: Any, where: str) -> _T:
+def _changed(config: Any, value: Any, where: str) -> Any:
+    """The configuration with the fields that ``value`` names changed."""
     if not isinstance(value, dict):
         raise _wrong(where, "an object", value)
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(type(config))
     unknown = sorted(set(value) - set(hints))
     if unknown:
-        raise ValueError(f"{where}: unknown fields {unknown}; known: {sorted(hints)}")
-    return cls(
-        **{name: _convert(hints[name], item, f"{where}.{name}") for name, item in value.items()}
-    )
+        inside = [
+            f"; {name} belongs into {outer}"
+            for name in unknown
+            for outer, hint in hints.items()
+            if dataclasses.is_dataclass(hint) and name in typing.get_type_hints(hint)
+        ]
+        known = f"unknown fields {unknown}; known: {sorted(hints)}"
+        raise ValueError(f"{where}: {known}{''.join(inside)}")
+    given = {
+        name: _convert(hints[name], item, f"{where}.{name}", getattr(config, name))
+        for name, item in value.items()
+    }
+    return dataclasses.replace(config, **given)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: Any, where: str, default: Any = None) -> Any:
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _build(hint, value, where)
+        return _changed(hint() if default is None else default, value, where)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list) or not 0 < len(value) <= _MAX_ITEMS:
             raise _wrong(where, f"a list of 1 to {_MAX_ITEMS} items", value)
@@ -328,9 +339,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def _scalar(hint: type, value: Any, where: str) -> Any:
     if hint is int:
-        top = _MAX_LAYERS if where.rpartition(".")[2] in _COUNTS else _MAX_INTEGER
-        if type(value) is not int or not 0 < value <= top:
-            raise _wrong(where, f"a whole number from 1 to {top}", value)
+        name = where.rpartition(".")[2]
+        least, top = int(name != "seed"), _MAX_LAYERS if name in _COUNTS else _MAX_INTEGER
+        if type(value) is not int or not least <= value <= top:
+            raise _wrong(where, f"a whole number from {least} to {top}", value)
     elif hint is float:
         if type(value) not in (int, float) or not math.isfinite(value):
             raise _wrong(where, "a finite number", value)

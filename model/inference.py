@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -619,10 +620,10 @@ class Network:
         self, windows: Sequence[WindowQueries], rows: list[_Row], total: int
     ) -> Iterator[_Decoding]:
         """Encodes rows, and launches the decoding of all that is asked of them."""
-        for encoded in self._encoded(windows, rows, self._rows_at_once):
+        for encoded in self._encoded(windows, rows):
             started_s = encoded.started_s
             for pairs in self._parts(encoded, total):
-                yield from self._decoded(windows, encoded, pairs, self._rows_at_once, started_s)
+                yield from self._decoded(windows, encoded, pairs, started_s)
                 started_s = time.perf_counter()
 
     def _on_threads(
@@ -636,14 +637,14 @@ class Network:
 
         def encode(rows: list[_Row]) -> list[_Encoded]:
             found = []
-            for encoded in self._encoded(windows, rows, self._rows_at_once):
+            for encoded in self._encoded(windows, rows):
                 encoded.of.spent_s = time.perf_counter() - encoded.started_s
                 found.append(encoded)
             return found
 
         def decode(encoded: _Encoded, pairs: list[tuple[int, int]]) -> float:
             started_s = time.perf_counter()
-            for decoding in self._decoded(windows, encoded, pairs, self._rows_at_once, started_s):
+            for decoding in self._decoded(windows, encoded, pairs, started_s):
                 take(decoding)
             return time.perf_counter() - started_s
 
@@ -704,44 +705,48 @@ class Network:
             for begin in range(0, len(rows), size):
                 yield rows[begin : begin + size]
 
-    def _encoded(
-        self, windows: Sequence[WindowQueries], rows: list[_Row], size: int
-    ) -> Iterator[_Encoded]:
-        """Encodes rows together; what does not fit into memory is cut in two and tried again."""
-        size = size if self._settings.fixed_shapes else len(rows)
-        try:
-            encoded = self._encode(windows, rows, size)
-        except MODEL_ERRORS as err:
-            fits = self._less_than(size, err)
-        else:
-            yield encoded
-            return
-        _free_memory()
-        for begin in range(0, len(rows), fits):
-            yield from self._encoded(windows, rows[begin : begin + fits], fits)
+    def _encoded(self, windows: Sequence[WindowQueries], rows: list[_Row]) -> Iterator[_Encoded]:
+        """Encodes rows together, as far as they fit into memory."""
+        encode = functools.partial(self._encode, windows)
+        return self._fitting(encode, rows, self._rows_at_once)
 
     def _decoded(
         self,
         windows: Sequence[WindowQueries],
         encoded: _Encoded,
         pairs: list[tuple[int, int]],
-        at_once: int,
         started_s: float,
     ) -> Iterator[_Decoding]:
-        """Launches the decoding of pairs; what does not fit into memory, as :meth:`_encoded`."""
-        at_once = at_once if self._settings.fixed_shapes else len(pairs)
-        try:
-            decoding = self._decode(windows, encoded, pairs, at_once, started_s)
-        except MODEL_ERRORS as err:
-            fits = self._less_than(at_once, err)
-        else:
+        """Launches the decoding of pairs, as far as they fit into memory."""
+
+        def decode(part: list[tuple[int, int]], size: int) -> _Decoding:
+            return self._decode(windows, encoded, part, size, started_s)
+
+        for decoding in self._fitting(decode, pairs, self._rows_at_once):
             yield decoding
+            started_s = time.perf_counter()
+
+    def _fitting(
+        self, run: Callable[[list[_Item], int], _Result], items: list[_Item], size: int
+    ) -> Iterator[_Result]:
+        """What ``run`` makes of items together; what memory is too small for is cut in two.
+
+        Args:
+            run: takes items, and the number that they are filled up to.
+            items: of one pass.
+            size: that number, where shapes are fixed; otherwise it is theirs.
+        """
+        size = size if self._settings.fixed_shapes else len(items)
+        try:
+            made = run(items, size)
+        except MODEL_ERRORS as err:
+            fits = self._less_than(size, err)
+        else:
+            yield made
             return
         _free_memory()
-        for begin in range(0, len(pairs), fits):
-            part = pairs[begin : begin + fits]
-            yield from self._decoded(windows, encoded, part, fits, started_s)
-            started_s = time.perf_counter()
+        for begin in range(0, len(items), fits):
+            yield from self._fitting(run, items[begin : begin + fits], fits)
 
     def _less_than(self, size: int, err: Exception) -> int:
         """Half of a size for which memory was too small; the same without graphs, if there are.

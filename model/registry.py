@@ -120,18 +120,15 @@ def load_scorer(name_or_uri: str, *, device: str = "cpu", precision: str = "fp32
         UnknownModelError: no such name.
         CheckpointError: the weights cannot be had, or hold no CLAP.
     """
-    from model.checkpoints.loading import load_clap
-
     options = LoadOptions(device=device, precision=precision)
     if is_uri(name_or_uri):
+        from model.checkpoints.loading import load_clap
+
         return _ready(load_clap(name_or_uri), options)
     entry = find(name_or_uri)
-    if entry.kind == "scorer":
-        encoder: QueryEncoder = _loader(entry)(entry, options)
-        return encoder
-    roles = {file.role for file in entry.files}
-    file = entry.file("converted" if "converted" in roles else "clap")
-    return _ready(load_clap(file.location(), sha256=file.sha256), options)
+    load_encoder = _loader(entry) if entry.kind == "scorer" else load_own_clap
+    encoder: QueryEncoder = load_encoder(entry, options)
+    return encoder
 
 
 def load_query_encoder(
@@ -148,52 +145,51 @@ def load_query_encoder(
         UnknownModelError: no such name.
         CheckpointError: the weights cannot be had or are not what they should be.
     """
-    from model.checkpoints.loading import load_clap
-
-    if not is_uri(name_or_uri):
-        entry = find(name_or_uri)
-        if entry.loader not in _CLAPSEP_LOADERS:
-            return load(name_or_uri, device=device, precision=precision).query_encoder
-        roles = {file.role for file in entry.files}
-        file = entry.file("converted" if "converted" in roles else "clap")
-        clap = load_clap(file.location(), sha256=file.sha256)
-        clap.input_level_dbfs = entry.input_level_dbfs
-        return _ready(clap, LoadOptions(device=device, precision=precision))
+    if not is_uri(name_or_uri) and is_clapsep(entry := find(name_or_uri)):
+        return load_own_clap(entry, LoadOptions(device=device, precision=precision))
     return load(name_or_uri, device=device, precision=precision).query_encoder
 
 
-_CLAPSEP_LOADERS = frozenset({"model.registry:load_published", "model.registry:load_bundled"})
+def is_clapsep(entry: Entry) -> bool:
+    """Whether a model is a CLAPSep, of which :func:`networks_of` loads the parts."""
+    return _loader(entry) is load_clapsep
 
 
-def load_published(entry: Entry, options: LoadOptions) -> LoadedModel:
-    """Loads a model from CLAP's and CLAPSep's published checkpoints."""
+def networks_of(entry: Entry) -> Networks:
+    """Loads a CLAPSep's networks: a converted file, with presence where it has a head, or two.
+
+    Raises:
+        CheckpointError: the weights cannot be had or are not what they should be.
+    """
     from model.checkpoints import loading
 
-    clap, clapsep = entry.file("clap"), entry.file("clapsep")
-    networks = loading.load_published(
-        clap.location(),
-        clapsep.location(),
-        clap_sha256=clap.sha256,
-        clapsep_sha256=clapsep.sha256,
-    )
-    return _prepared(networks, entry, options)
+    files = {file.role: file for file in entry.files}
+    if "clapsep" in files:
+        clap, clapsep = files["clap"], files["clapsep"]
+        return loading.load_published(
+            clap.location(),
+            clapsep.location(),
+            clap_sha256=clap.sha256,
+            clapsep_sha256=clapsep.sha256,
+        )
+    file = files.get("presence") or files["converted"]
+    return loading.load_converted(file.location(), sha256=file.sha256)
 
 
-def load_bundled(entry: Entry, options: LoadOptions) -> LoadedModel:
-    """Loads a model from a converted file, with its presence head where it has one."""
-    from model.checkpoints.loading import load_converted
-
-    roles = {file.role for file in entry.files}
-    file = entry.file("presence" if "presence" in roles else "converted")
-    return _prepared(load_converted(file.location(), sha256=file.sha256), entry, options)
+def load_clapsep(entry: Entry, options: LoadOptions) -> LoadedModel:
+    """Loads a CLAPSep."""
+    return _prepared(networks_of(entry), entry, options)
 
 
-def load_published_clap(entry: Entry, options: LoadOptions) -> QueryEncoder:
-    """Loads a published CLAP alone."""
+def load_own_clap(entry: Entry, options: LoadOptions) -> QueryEncoder:
+    """Loads a CLAP alone, out of a CLAPSep's files or its own."""
     from model.checkpoints.loading import load_clap
 
-    file = entry.file("clap")
-    return _ready(load_clap(file.location(), sha256=file.sha256), options)
+    files = {file.role: file for file in entry.files}
+    file = files.get("converted") or files["clap"]
+    clap = load_clap(file.location(), sha256=file.sha256)
+    clap.input_level_dbfs = entry.input_level_dbfs
+    return _ready(clap, options)
 
 
 def _load_uri(uri: str, options: LoadOptions) -> LoadedModel:

@@ -36,7 +36,6 @@ from model.checkpoints.loading import (
     BUNDLE_PRESENCE,
     Networks,
     load_converted,
-    load_published,
 )
 from model.checkpoints.tensorfiles import SourceFile
 from model.clap import Clap
@@ -48,12 +47,7 @@ from model.training import engine, sound
 from model.training.drawing import MixturePlanner
 from model.training.material import BUNDLED_CAPTIONS, TEMPLATES, Material
 from model.training.separation import SeparationTask, Validation, choose_trained
-from model.training.settings import (
-    FinetuneSettings,
-    OptimiserSettings,
-    QuerySettings,
-    SeparatorTraining,
-)
+from model.training.settings import FinetuneSettings, SeparatorTraining
 
 logger = logging.getLogger(__name__)
 
@@ -484,22 +478,12 @@ def load_base(name_or_uri: str) -> Networks:
     Raises:
         CheckpointError: it cannot be had, or is another system.
     """
-    if not registry.is_uri(name_or_uri):
-        entry = registry.find(name_or_uri)
-        roles = {file.role for file in entry.files}
-        if entry.loader == "model.registry:load_bundled":
-            file = entry.file("presence" if "presence" in roles else "converted")
-            return load_converted(file.location(), sha256=file.sha256)
-        if entry.loader == "model.registry:load_published":
-            clap, clapsep = entry.file("clap"), entry.file("clapsep")
-            return load_published(
-                clap.location(),
-                clapsep.location(),
-                clap_sha256=clap.sha256,
-                clapsep_sha256=clapsep.sha256,
-            )
+    if registry.is_uri(name_or_uri):
+        return load_converted(name_or_uri)
+    entry = registry.find(name_or_uri)
+    if not registry.is_clapsep(entry):
         raise CheckpointError(f"--from {name_or_uri}: is no CLAPSep; others are not trained here")
-    return load_converted(name_or_uri)
+    return registry.networks_of(entry)
 
 
 def separator_settings(settings: FinetuneSettings, encoder: str, decoder: str) -> SeparatorTraining:
@@ -510,25 +494,8 @@ def separator_settings(settings: FinetuneSettings, encoder: str, decoder: str) -
         batch_size=settings.batch_size,
         fixed_statistics=True,
         query_variants=settings.query_variants,
-        queries=QuerySettings(
-            source_shares=settings.source_shares,
-            open_share=settings.background_share,
-            absent_share=settings.absent_share,
-            text_only_share=settings.text_only_share,
-            clips_only_share=settings.clips_only_share,
-        ),
-        optimiser=OptimiserSettings(
-            steps=settings.steps,
-            validate_every=settings.report_every,
-            matrices=settings.matrices,
-            learning_rate=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-            held_share=settings.held_share,
-            weight_decay=settings.weight_decay,
-            clip_norm=settings.clip_norm,
-            ema_decay=settings.ema_decay,
-            precision="fp32",
-        ),
+        queries=settings.queries,
+        optimiser=settings.optimiser,
     )
 
 
@@ -600,7 +567,7 @@ def finetune(
 
     def report(learner: engine.Learner) -> None:
         terms = ", ".join(f"{name} {value:.2f}" for name, value in learner.figures().items())
-        logger.info("step %d of %d: %s", learner.steps, settings.steps, terms)
+        logger.info("step %d of %d: %s", learner.steps, options.optimiser.steps, terms)
 
     engine.run_stage(
         task, planner, (seed, 3), options.optimiser, report,
@@ -806,7 +773,7 @@ class Bundle:
             base=self.base,
             base_sha256=self.base_sha256 or "not known",
             trained=trained,
-            steps=self.settings.steps,
+            steps=self.settings.optimiser.steps,
             batch_size=self.settings.batch_size,
             seed=self.seed,
             figures=table(self.tuned.figures),

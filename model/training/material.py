@@ -110,6 +110,16 @@ class Material:
         return [name for name in self.recordings if not self.is_open[name]]
 
     @functools.cached_property
+    def held_out(self) -> dict[int, list[int]]:
+        """Validation clips by class, without those of single captions."""
+        found: dict[int, list[int]] = {}
+        for clip in self.clips_of("val").tolist():
+            name = int(self.class_of[clip])
+            if not self.is_open[name]:
+                found.setdefault(name, []).append(clip)
+        return found
+
+    @functools.cached_property
     def texts_of(self) -> dict[int, tuple[list[int], list[int]]]:
         """By class: its captions as written, and in templates."""
         found: dict[int, tuple[list[int], list[int]]] = {}

@@ -405,10 +405,7 @@ class PresenceValidation:
         self._near = nearest_labels(words.texts, material, 2 * _ABSENT)
         self._rate_hz = round(renderer.num_samples / clap.clip_samples * clap.sample_rate_hz)
         rng = np.random.default_rng(0)
-        self._of_label: dict[int, list[int]] = {}
-        for clip in material.clips_of("val").tolist():
-            if not material.is_open[material.class_of[clip]]:
-                self._of_label.setdefault(int(material.class_of[clip]), []).append(clip)
+        self._of_label = material.held_out
         self._latents: list[tuple[Tensor, Tensor]] = []
         self._asked: list[list[_Asked]] = []
         for clip in sorted(itertools.chain.from_iterable(self._of_label.values())):

@@ -312,18 +312,9 @@ class SeparationTask:
         return self.validation.improvements(self.average.module)
 
 
-def _held_out_by_label(material: Material) -> dict[int, list[int]]:
-    by_label: dict[int, list[int]] = {}
-    for clip in material.clips_of("val").tolist():
-        name = int(material.class_of[clip])
-        if not material.is_open[name]:
-            by_label.setdefault(name, []).append(clip)
-    return by_label
-
-
 def _held_out_pairs(material: Material, count: int, rng: np.random.Generator) -> Ints:
     """Held-out clips of two labels each, int64[count, 2]."""
-    by_label = _held_out_by_label(material)
+    by_label = material.held_out
     labels = sorted(by_label)
     pairs = []
     for _ in range(count):
@@ -346,7 +337,7 @@ class Validation:
     ) -> None:
         """Mixes pairs of clips, int64[P, 2], at ``level_db``; ``rng`` places windows in them."""
         self._words = words
-        by_label = _held_out_by_label(material)
+        by_label = material.held_out
         others = [
             [
                 next((o for o in by_label.get(int(material.class_of[clip]), []) if o != clip), clip)

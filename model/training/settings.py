@@ -234,29 +234,27 @@ class PresenceTraining:
 class FinetuneSettings:
     """Fine-tuning with a few recordings; ADR 209 has what was tried."""
 
-    steps: int = 60
     batch_size: int = 8
-    matrices: str = "adamw"
-    learning_rate: float = 3e-4
-    warmup_steps: int = 10
-    held_share: float = 0.25
-    weight_decay: float = 0.0
-    clip_norm: float = 5.0
-    ema_decay: float = 0.98
+    optimiser: OptimiserSettings = OptimiserSettings(
+        steps=60,
+        validate_every=10,
+        matrices="adamw",
+        learning_rate=3e-4,
+        warmup_steps=10,
+        weight_decay=0.0,
+        ema_decay=0.98,
+        precision="fp32",
+    )
+    """Instead of validations there are lines with the terms of the loss."""
+    queries: QuerySettings = QuerySettings(
+        source_shares=(0.1, 0.9), open_share=0.4, text_only_share=0.6, clips_only_share=0.15
+    )
+    """Of sources that are bundled sounds, of other kinds than the user's, is ``open_share``."""
+    query_variants: int = 4
     moved_share: float = 1.0
     """Of the way from the weights before to those after, that is kept (Wortsman et al. 2022)."""
     held_out_share: float = 0.3
     """Of the recordings of each label: for the figures before and after."""
-    background_share: float = 0.4
-    """Of sources that are bundled sounds, of other kinds than the user's."""
-    source_shares: tuple[float, ...] = (0.1, 0.9)
-    """Of 1, 2 … sources."""
-    absent_share: float = 0.12
-    text_only_share: float = 0.6
-    clips_only_share: float = 0.15
-    query_variants: int = 4
-    report_every: int = 10
-    """Steps between lines of the terms of the loss."""
 
     def __post_init__(self) -> None:
         """Checks the shares."""

@@ -19,7 +19,8 @@ from pipelines import separate
 from tiny_model import write_tiny_model
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
-QUICK = {"finetuning": {"steps": 2, "batch_size": 2, "query_variants": 1, "report_every": 2}}
+OPTIMISER = {"steps": 2, "validate_every": 2}
+QUICK = {"finetuning": {"batch_size": 2, "query_variants": 1, "optimiser": OPTIMISER}}
 
 
 def commands(section: str) -> list[list[str]]:

@@ -22,6 +22,7 @@ from model.config import (
     from_json,
     to_json,
 )
+from model.training.settings import ClapSettings, TrainingSettings
 
 VARIANT = dataclasses.replace(
     TINY, decoder=dataclasses.replace(TINY.decoder, conv=True, phase=True), lora=None
@@ -42,6 +43,25 @@ def test_fields_left_out_have_their_defaults() -> None:
     assert config.clap.audio == EncoderConfig(depths=(2, 2, 6, 2))
     assert config.lora is None
     assert config.decoder == PUBLISHED.decoder
+
+
+def test_what_a_part_leaves_out_is_as_in_the_default_of_that_part() -> None:
+    """Of a part whose default is not that of its class."""
+    text = '{"clap": {"optimiser": {"steps": 5}, "windows": {"cut_share": 0}}, "seed": 0}'
+    settings = from_json(TrainingSettings, text)
+    expected = ClapSettings()
+    assert settings.clap.optimiser == dataclasses.replace(expected.optimiser, steps=5)
+    assert settings.clap.windows == dataclasses.replace(expected.windows, cut_share=0)
+    assert from_json(TrainingSettings, to_json(settings)) == settings
+
+
+def test_a_field_of_a_part_that_stands_outside_of_it_is_named_with_the_part() -> None:
+    text = '{"finetuning": {"steps": 40, "open_share": 0.5}}'
+    with pytest.raises(
+        ValueError, match=r"unknown fields .*; open_share belongs into queries"
+    ) as e:
+        from_json(TrainingSettings, text)
+    assert "; steps belongs into optimiser" in str(e.value)
 
 
 @pytest.mark.parametrize(

@@ -33,18 +33,16 @@ from model.training.settings import FinetuneSettings
 from tiny_model import CONFIG as TINY_CONFIG
 
 RATE_HZ = 32_000
+OPTIMISER = {
+    "steps": 60, "validate_every": 30, "matrices": "muon", "learning_rate": 1e-2, "ema_decay": 0.5
+}  # fmt: skip
 SETTINGS = {
-    "steps": 60,
     "batch_size": 4,
-    "matrices": "muon",
-    "learning_rate": 1e-2,
-    "ema_decay": 0.5,
+    "optimiser": OPTIMISER,
+    "queries": {"text_only_share": 1.0, "clips_only_share": 0.0},
     "query_variants": 1,
-    "text_only_share": 1.0,
-    "clips_only_share": 0.0,
-    "report_every": 30,
 }
-QUICK = SETTINGS | {"steps": 2, "batch_size": 2}
+QUICK = SETTINGS | {"batch_size": 2, "optimiser": OPTIMISER | {"steps": 2}}
 
 
 def tone(frequency_hz: float, take: int, seconds: float = 0.8) -> np.ndarray:
@@ -321,7 +319,12 @@ def test_what_is_not_there_is_asked_for_and_never_named(
     ((wrong, label),) = corpus.mistaken.items()
     assert str(corpus.material.class_names[wrong]) == "not low hum"
     settings = finetune.separator_settings(
-        FinetuneSettings(batch_size=400, text_only_share=0.0, clips_only_share=0.0),
+        FinetuneSettings(
+            batch_size=400,
+            queries=dataclasses.replace(
+                FinetuneSettings().queries, text_only_share=0.0, clips_only_share=0.0
+            ),
+        ),
         "whole",
         "whole",
     )

@@ -102,7 +102,8 @@ def test_one_process_writes_what_both_trained(tmp_path: Path) -> None:
     for number in range(3):
         name = tmp_path / "mine" / "owl" / f"{number}.wav"
         soundfile.write(name, 0.1 * rng.standard_normal(16_000), 32_000)
-    settings = {"steps": 2, "batch_size": 4, "query_variants": 1, "report_every": 1}
+    optimiser = {"steps": 2, "validate_every": 1}
+    settings = {"batch_size": 4, "query_variants": 1, "optimiser": optimiser}
     (tmp_path / "quick.json").write_text(json.dumps({"finetuning": settings}), encoding="utf-8")
     words = (
         "-m", "model.training", "finetune", "--from", tmp_path / "tiny.safetensors",
