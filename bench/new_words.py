@@ -32,12 +32,11 @@ from torch import Tensor, nn
 
 from model import registry
 from model.clap import Clap
-from model.training.__main__ import store_of
 from model.training.contrastive import ClapStep, embed_wordings, standardised
 from model.training.drawing import ClapPlanner, WindowDrawer, as_tensors
 from model.training.material import Material
 from model.training.settings import PLAIN_WINDOWS, ClapSettings, OptimiserSettings, QuerySettings
-from model.training.sound import Renderer
+from model.training.sound import ClipStore, Renderer, decode_all
 
 LEFT_OUT = {
     "baby_cry": ("Baby cry, infant cry", ("baby", "infant", "crying")),
@@ -198,7 +197,7 @@ def main() -> None:
     if options.latents and options.latents.is_file():
         latents = np.load(options.latents)
     else:
-        store = store_of(material, options.corpus, clap.sample_rate_hz)
+        store = ClipStore(decode_all(material.files_in(options.corpus), clap.sample_rate_hz))
         latents = hear(clap, material, Renderer(store, clap.clip_samples, clap.sample_rate_hz))
         if options.latents:
             np.save(options.latents, latents)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.clap import Clap
+from model.clap import Clap, TextTower
 from model.signal.stft import sinc_resample
 from model.training.drawing import Drawn, WindowDrawer, as_tensors
 from model.training.engine import MovingAverage, Tensors
@@ -213,6 +213,18 @@ def embed_clips(
             latent = clap.audio_branch.latent(sound)
         found.append(F.normalize(clap.audio_projection(latent.float()).float(), dim=-1))
     return torch.cat(found)
+
+
+@torch.no_grad()
+def text_latents(tower: TextTower, texts: Sequence[str]) -> Floats:
+    """What a text tower makes of texts, float32[N, C]; texts of like length go together."""
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+    found = np.zeros((len(texts), tower.config.hidden_size), dtype=np.float32)
+    for start in range(0, len(order), _BATCH):
+        chosen = order[start : start + _BATCH]
+        latents = tower.latent([texts[number] for number in chosen])
+        found[chosen] = latents.cpu().float().numpy()
+    return found
 
 
 @torch.no_grad()

@@ -44,6 +44,7 @@ from model.metrics import FILTER_TAPS, distortion
 from model.systems.clapsep import lora
 from model.systems.clapsep.network import ClapSep
 from model.training import engine, sound
+from model.training.contrastive import text_latents
 from model.training.drawing import MixturePlanner
 from model.training.material import BUNDLED_CAPTIONS, TEMPLATES, Material
 from model.training.separation import SeparationTask, Validation, choose_trained
@@ -51,9 +52,6 @@ from model.training.settings import FinetuneSettings, SeparatorTraining
 
 logger = logging.getLogger(__name__)
 
-TRAINED = ("query", "decoder", "all")
-"""What can be trained: the layers by which the query steers the decoder; the decoder; everything,
-or with LoRA adapters in the configuration these and the decoder."""
 MODES = {"text_pn": "what is wanted and what is not", "text_p": "what is wanted alone"}
 CARD, FIGURES, CLIPS, CONFIG = "README.md", "figures.json", "clips.csv", "config.json"
 _FEWEST_RECORDINGS = 3
@@ -65,7 +63,6 @@ _REST = ("cat_meowing", "fireworks", "guitar_chord", "river")
 """Bundled sounds that are never trained on: what other sounds lost is measured by them."""
 _SAME_KIND = 0.55
 """A bundled sound whose words are nearer than this to a label's is left out: it may be the same."""
-_BATCH = 16
 _SPAN = re.compile(r"(?P<uri>.+)#t=(?:npt:)?(?P<start>[0-9.]*)(?:,(?P<end>[0-9.]+))?")
 _REVIEW_COLUMNS = ("run", "id", "start_s", "end_s", "present")
 _SEGMENT_COLUMNS = ("id", "mixture_uri", "label", "positive_text", "start_s", "end_s")
@@ -404,7 +401,7 @@ def gather(
         logits=none, scores=none, embedding=none,
         is_open=is_open,
         class_names=np.array(names),
-        latents=_latents(clap, list(texts)),
+        latents=text_latents(clap.text_branch, list(texts)),
         wordings=np.array(wordings),
         tagger_names=np.zeros((0, 1), dtype=np.int64),
         pairs=pair, pair_texts=pair[:, 0], triples=pair, triple_texts=pair[:, 0],
@@ -460,16 +457,6 @@ def _background(clap: Clap, labels: Sequence[str]) -> list[tuple[str, str]]:
         theirs = clap.embed_text([caption for _, caption in rows])
     near = (theirs @ mine.T).amax(dim=1).tolist()
     return [row for row, similar in zip(rows, near, strict=True) if similar < _SAME_KIND]
-
-
-def _latents(clap: Clap, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-    with torch.no_grad():
-        return torch.cat(
-            [
-                clap.text_branch.latent(texts[start : start + _BATCH]).cpu().float()
-                for start in range(0, len(texts), _BATCH)
-            ]
-        ).numpy()
 
 
 def load_base(name_or_uri: str) -> Networks:
@@ -533,7 +520,7 @@ def finetune(
         base: the networks, on the CPU.
         corpus: see :func:`gather`.
         settings: how.
-        train: one of :data:`TRAINED`.
+        train: one of :data:`model.training.settings.TRAINED`.
         seed: of what is drawn.
         device: a torch device.
         workers: processes that draw batches ahead.
@@ -671,7 +658,7 @@ class Bundle:
         corpus: what it was trained on.
         heard: the user's clips, with those that were left out.
         settings: how.
-        train: one of :data:`TRAINED`.
+        train: one of :data:`model.training.settings.TRAINED`.
         seed: of what was drawn.
     """
 
@@ -848,7 +835,7 @@ def run(
         runs: run folders that the reviews are of.
         output: folder to write.
         settings: how.
-        train: one of :data:`TRAINED`.
+        train: one of :data:`model.training.settings.TRAINED`.
         seed: of all that is drawn.
         device: a torch device.
         workers: processes that draw batches ahead.

@@ -95,6 +95,23 @@ class Material:
         """Numbers of the clips of a split."""
         return np.nonzero(self.split == split)[0]
 
+    def files_in(self, corpora: Sequence[Path]) -> list[Path]:
+        """The clips in the folders of their corpora.
+
+        Raises:
+            ValueError: the plan names another corpus.
+        """
+        folders = {corpus.name: corpus for corpus in corpora}
+        files = []
+        for path in self.path.tolist():
+            corpus, _, name = path.partition("/")
+            if corpus not in folders:
+                raise ValueError(
+                    f"the plan names the corpus {corpus!r}; --corpus has {sorted(folders)}"
+                )
+            files.append(folders[corpus] / name)
+        return files
+
     @functools.cached_property
     def recordings(self) -> dict[int, list[list[int]]]:
         """Training clips by class and, within a class, by recording."""

@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model import registry
+from model.checkpoints import convert
+from model.checkpoints.loading import in_bundle, load_converted
+from model.checkpoints.tensorfiles import SourceFile
 from model.clap import Clap
 from model.config import PresenceConfig
 from model.signal import fit_length, input_gain, mix
@@ -49,7 +54,7 @@ from model.training.engine import MovingAverage
 from model.training.material import Material
 from model.training.separation import Words
 from model.training.settings import PLAIN_WINDOWS, PresenceTraining
-from model.training.sound import Renderer
+from model.training.sound import ClipStore, Renderer, decode_all
 
 logger = logging.getLogger(__name__)
 
@@ -555,3 +560,47 @@ def fit_logistic(
     start[0] = 1.0
     found = scipy.optimize.minimize(cost, start, jac=True, method="BFGS", options={"gtol": 1e-7})
     return found.x[:-1], float(found.x[-1])
+
+
+def run(
+    model: str,
+    plan: Path,
+    corpora: Sequence[Path],
+    output: Path,
+    settings: PresenceTraining,
+    *,
+    seed: int,
+    device: str,
+) -> None:
+    """Trains a presence head for a model, and writes it beside the model.
+
+    Args:
+        model: a name of the registry, or a converted file.
+        plan: what :mod:`model.training.material` prepared.
+        corpora: the folders of its clips.
+        output: file to write.
+        settings: how.
+        seed: of all that is drawn.
+        device: a torch device.
+
+    Raises:
+        ValueError: the output would be in another folder than the model, or over its file.
+    """
+    entry = registry.entries().get(model)
+    path = Path(in_bundle(model) if entry is None else entry.file("converted").location())
+    if output.resolve().parent != path.resolve().parent or output.resolve() == path.resolve():
+        raise ValueError(
+            f"--output {output}: expected a new file in the folder of the model, {path.parent}"
+        )
+    networks = load_converted(str(path))
+    if networks.separator.listener is not None:
+        raise ValueError(f"--model {path}: has a presence head; give the model that it stands for")
+    clap = networks.clap.to(device).requires_grad_(False).eval()
+    material = Material.load(plan)
+    store = ClipStore(decode_all(material.files_in(corpora), clap.sample_rate_hz))
+    renderer = Renderer(store, clap.clip_samples, clap.sample_rate_hz).to(device)
+    head, figures = train_presence(clap, material, renderer, PresenceConfig(), settings, seed)
+    source = SourceFile(role="model", uri=path.name, sha256=networks.model_sha256)
+    notes = ", ".join(f"validation AUROC {name} {value:.3f}" for name, value in figures.items())
+    digest = convert.save_presence(str(output), head, source, notes=notes)
+    logger.info("%s: %s; SHA-256 %s", output, notes, digest)

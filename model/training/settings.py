@@ -230,6 +230,11 @@ class PresenceTraining:
     ema_decay: float = 0.99
 
 
+TRAINED = ("query", "decoder", "all")
+"""What fine-tuning can train: the layers by which the query steers the decoder; the decoder;
+everything, or with LoRA adapters in the configuration these and the decoder."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneSettings:
     """Fine-tuning with a few recordings; ADR 209 has what was tried."""

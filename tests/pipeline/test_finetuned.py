@@ -43,7 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def finetune(words: list[str], *more: str) -> int:
     assert words[:4] == ["python", "-m", "model.training", "finetune"]
     chosen = [word.replace("clapsep-mini", "tiny.safetensors") for word in words[3:]]
-    return training.main([*chosen, "--settings", "quick.json", "--device", "cpu", *more])
+    return training.run([*chosen, "--settings", "quick.json", "--device", "cpu", *more])
 
 
 def test_the_commands_of_the_page_run(here: Path) -> None:

@@ -47,7 +47,7 @@ def train(
     (tmp_path / "settings.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
 
     def run(output: str) -> int:
-        return command.main(
+        return command.run(
             [
                 "fit", "--corpus", str(corpus_folder), "--plan", str(tmp_path / "plan.npz"),
                 "--config", str(tmp_path / "config.json"), "--device", "cpu", "--workers", "0",

@@ -86,7 +86,7 @@ def train(base: Path, corpus: Path, output: Path, settings: Mapping[str, Any], *
     chosen = output.parent / f"{output.name}.json"
     chosen.write_text(json.dumps({"finetuning": dict(settings)}), encoding="utf-8")
     words = ["finetune", "--from", str(base), "--corpus", str(corpus), "--output", str(output)]
-    return command.main([*words, "--device", "cpu", "--settings", str(chosen), *more])
+    return command.run([*words, "--device", "cpu", "--settings", str(chosen), *more])
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -408,7 +408,7 @@ def test_only_a_clapsep_is_trained(
     sounds: Path, tmp_path: Path, base: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["finetune", "--from", base, "--corpus", str(sounds), "--output", str(tmp_path / "o")]
-    assert command.main([*words, "--device", "cpu"]) == 2
+    assert command.run([*words, "--device", "cpu"]) == 2
     assert said in capsys.readouterr().err
 
 

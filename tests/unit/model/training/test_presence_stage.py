@@ -96,7 +96,7 @@ def trained(small_config: ClapSepConfig, tmp_path: Path) -> Path:
 
 def _train(corpus: Path, folder: Path, model: Path, output: Path) -> int:
     (folder / "settings.json").write_text(json.dumps(SMALL), encoding="utf-8")
-    return command.main(
+    return command.run(
         [
             "presence", "--corpus", str(corpus), "--plan", str(folder / "plan.npz"),
             "--model", str(model), "--device", "cpu", "--output", str(output),

@@ -173,5 +173,5 @@ def test_what_does_not_combine_is_said(
     with pytest.raises(ValueError, match="batch_size=5 cannot be divided among 2 processes"):
         engine.Processes(count=2).part_of(5, "batch_size")
     words = ["presence", "--model", "m", "--corpus", "c", "--plan", "p", "--output", "o"]
-    assert command.main(words) == 2
+    assert command.run(words) == 2
     assert "presence runs in one process; start it without torchrun" in capsys.readouterr().err
