@@ -167,10 +167,11 @@ class LongRecordings:
                 self.changed.notify_all()
             return recording.is_wanted
 
-    def embedded(self, uri: str, part: AudioPart) -> Embedded:
+    def embedded(self, recording: _Recording, uri: str, part: AudioPart) -> Embedded:
         """Embeds windows spread over a long file with the scorer, and averages them.
 
         Args:
+            recording: for which it is; where its bundle has failed, nobody would answer.
             uri: the file.
             part: what to hear of it.
 
@@ -192,6 +193,7 @@ class LongRecordings:
                 self.job.writing.storage, uri, part, clip_s, scoring.model_rate_hz
             )
             with self.changed:
+                recording.require_going_on()
                 self._requests.append((windows, answer))
                 self.changed.notify_all()
             found = [vector for vector in answer.result() if vector is not None]
@@ -385,9 +387,13 @@ class _Recording:
         Raises:
             _StoppedError: the bundle has failed.
         """
+        self.require_going_on()
+        return not self.has_ended and self._num_failed < self.num_stems
+
+    def require_going_on(self) -> None:
+        """Raises _StoppedError where the bundle has failed."""
         if self._stopped:
             raise _StoppedError
-        return not self.has_ended and self._num_failed < self.num_stems
 
     @property
     def is_done(self) -> bool:
@@ -544,14 +550,17 @@ class _Recording:
 
     def _until_stopped(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
         for block in blocks:
-            if self._stopped:
-                raise _StoppedError
+            self.require_going_on()
             yield block
 
     @loaded_once
     def mixture_embedding(self) -> Embedded:
         """The scorer's, for whichever stem asks first."""
-        return self.owner.embedded(self.mixture.uri, self.mixture.part)
+        return self.embedded(self.mixture.uri, self.mixture.part)
+
+    def embedded(self, uri: str, part: AudioPart) -> Embedded:
+        """As :meth:`LongRecordings.embedded`."""
+        return self.owner.embedded(self, uri, part)
 
 
 class _Arriving:
@@ -680,7 +689,7 @@ class LongStem:
 
     def _scores(self, stem_path: str) -> Scores:
         recording, row = self._recording, self._query.row
-        mixture, embedded = recording.mixture, recording.owner.embedded
+        mixture, embedded = recording.mixture, recording.embedded
         require_audible(recording.peak, mixture.uri)
         uri = row.reference_uri
         scoring = recording.job.scoring
@@ -714,7 +723,7 @@ class LongStem:
             begin, end = (round(time_s * part.sample_rate_hz) for time_s in (start_s, end_s))
             length = min(end, part.num_samples) - begin
             stretch = dataclasses.replace(part, start=begin, num_samples=length)
-            found = recording.owner.embedded(stem_path, stretch)
+            found = recording.embedded(stem_path, stretch)
             return None if isinstance(found, Undefined) else found
 
         odds = recording.job.separation.window_odds(

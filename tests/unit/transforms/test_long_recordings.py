@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -442,3 +443,36 @@ def test_a_bug_in_a_stem_is_raised_where_the_bundle_runs(
     monkeypatch.setattr(long_recordings.StemFiles, "take", broken)
     with pytest.raises(LookupError, match="a bug"):
         separate_all(_recordings(tmp_path, [30.0]), _job(tmp_path))
+
+
+def test_a_stem_that_asks_after_its_bundle_has_failed_waits_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hold what all later recordings of the process need in turn."""
+    reading, failed = threading.Event(), threading.Event()
+    scores, spread = long_recordings.LongStem._scores, long_recordings.spread_windows
+
+    def late(*given: Any) -> Any:
+        reading.set()
+        assert failed.wait(60)
+        return spread(*given)
+
+    def broken(stem: Any, path: str) -> Any:
+        if stem._index == 0:
+            return scores(stem, path)
+        assert reading.wait(60)
+        raise LookupError("a bug")
+
+    asked = _recordings(tmp_path, [3.0])
+    recordings = LongRecordings(lambda: _job(tmp_path), Overlap())
+    with monkeypatch.context() as patched:
+        patched.setattr(long_recordings, "spread_windows", late)
+        patched.setattr(long_recordings.LongStem, "_scores", broken)
+        with pytest.raises(LookupError, match="a bug"):
+            _all(recordings, asked)
+        failed.set()
+        for thread in threading.enumerate():
+            if thread.name == "long recording":
+                thread.join(timeout=60)
+                assert not thread.is_alive()
+    assert [type(each) for some in _all(recordings, asked) for each in some] == [MetricsRow] * 2
