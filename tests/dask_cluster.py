@@ -27,13 +27,13 @@ class DaskCluster:
             "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
         }  # fmt: skip
         file = folder / "scheduler.json"
-        self._scheduler = self._start(
+        self.scheduler = self._start(
             "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
             "--no-show", "--scheduler-file", str(file),
         )  # fmt: skip
         deadline_s = time.monotonic() + START_WAIT_S
         while not file.exists() or not file.read_text(encoding="utf-8"):
-            if self._scheduler.poll() is not None or time.monotonic() > deadline_s:
+            if self.scheduler.poll() is not None or time.monotonic() > deadline_s:
                 raise RuntimeError("the Dask scheduler did not start")
             time.sleep(0.1)
         self.address: str = json.loads(file.read_text(encoding="utf-8"))["address"]
@@ -70,9 +70,9 @@ class DaskCluster:
 
     def stop(self) -> None:
         """Ends all processes."""
-        for process in (*self.workers, self._scheduler):
+        for process in (*self.workers, self.scheduler):
             process.kill()
-        for process in (*self.workers, self._scheduler):
+        for process in (*self.workers, self.scheduler):
             process.wait()
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:

@@ -925,8 +925,14 @@ RELIABILITY: dict[str, Case] = {
             "test_hints_choose_the_worker_and_one_that_nobody_has_is_refused",
         )
     ),
-    "scheduler or all workers are gone for a minute": Elsewhere(
+    "scheduler or all workers are gone for a minute, or the scheduler does not answer": Elsewhere(
         ("pipeline/test_dask_engine.py::test_a_cluster_that_is_gone_ends_the_run",)
+    ),
+    "results do not reach the launcher, for lack of a connection or of time": Elsewhere(
+        (
+            "pipeline/test_dask_engine.py::"
+            "test_results_that_do_not_arrive_are_asked_for_again_for_a_while",
+        )
     ),
     "a runner that loses elements is chosen": _refused_engines,
     "a row names something outside of `--allowed_uri_prefix`, by whatever spelling, link, chain or "

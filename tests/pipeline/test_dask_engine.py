@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import signal
 import threading
 import time
 from collections import Counter
@@ -182,6 +183,38 @@ def test_a_step_that_fails_ends_the_run_with_its_reason(cluster: DaskCluster) ->
     assert "element 7 cannot be done" in launch.first_cause(caught.value)
 
 
+@pytest.mark.parametrize("failures", [1, 10**6])
+def test_results_that_do_not_arrive_are_asked_for_again_for_a_while(
+    failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask's own ``as_completed`` never gives what it cannot gather at once, and waits for ever."""
+    monkeypatch.setattr(cluster_module, "ABSENT_WAIT_S", 0.5)
+    asked = 0
+    ask = distributed.client.retry_operation
+
+    async def busy(*given: Any, **more: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked <= failures:
+            raise TimeoutError("timed out during handshake")
+        return await ask(*given, **more)
+
+    monkeypatch.setattr(distributed.client, "retry_operation", busy)
+    with (
+        distributed.LocalCluster(
+            n_workers=1, processes=False, protocol="tcp://", dashboard_address=None
+        ) as local,
+        cluster_module.connected(local.scheduler_address) as found,
+    ):
+        futures = [found.submit("run", abs, -number) for number in range(3)]
+        if failures > 1:
+            with pytest.raises(ClusterError, match=r"has not given results .* during handshake"):
+                list(found.results(futures))
+        else:
+            assert sorted(result for _, result in found.results(futures)) == [0, 1, 2]
+    assert asked > 1
+
+
 @pytest.mark.slow
 def test_the_run_goes_on_when_a_worker_is_killed(tmp_path: Path) -> None:
     folder = _folder(tmp_path / "kept")
@@ -198,19 +231,24 @@ def test_the_run_goes_on_when_a_worker_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("gone", "how"), [("worker", signal.SIGKILL), ("scheduler", signal.SIGSTOP)]
+)
 def test_a_cluster_that_is_gone_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gone: str, how: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster_module, "ABSENT_WAIT_S", 3.0)
+    monkeypatch.setattr(cluster_module, "ANSWER_WAIT_S", 3.0)
     folder = _folder(tmp_path / "kept")
     with dask_cluster(tmp_path / "cluster", [()]) as doomed:
+        process = {"worker": doomed.workers[0], "scheduler": doomed.scheduler}[gone]
 
         def end() -> None:
             while not engine_graphs.started(folder):
                 time.sleep(0.05)
-            doomed.workers[0].kill()
+            process.send_signal(how)
 
         killer = threading.Thread(target=end, daemon=True)
         killer.start()
-        with pytest.raises(ClusterError, match="without workers"):
+        with pytest.raises(ClusterError, match="without a scheduler or without workers"):
             _run(engine_graphs.slow(folder, count=1, each_s=engine_graphs.FOREVER_S), doomed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,9 +11,12 @@ from typing import Any
 
 from pipelines.runners.dask import bundles
 
+logger = logging.getLogger(__name__)
 CONNECT_WAIT_S = 30.0
 ABSENT_WAIT_S = 60.0
 """How long the cluster may be without a scheduler or without workers."""
+ANSWER_WAIT_S = 30.0
+"""How long a scheduler may take to answer, until it counts as absent."""
 POLL_S = 0.02
 PRESENCE_POLL_S = 2.0
 
@@ -71,18 +76,49 @@ class Cluster:
         """
         import distributed
 
-        waiting = distributed.as_completed(futures, self._client.loop, with_results=True)
+        waiting = distributed.as_completed(futures, self._client.loop)
         while waiting.count():
             batch = waiting.next_batch(block=False)
-            for future, result in batch:
-                if future.status == "error":
-                    self._raise(result[1])
-                if future.status != "finished":
-                    raise ClusterError(f"the Dask cluster at {self._address} has lost the job")
-                yield future, result
-            if not batch:
+            if batch:
+                yield from zip(batch, self._gathered(batch), strict=True)
+            else:
                 self._require_presence()
                 time.sleep(POLL_S)
+
+    def _gathered(self, futures: Sequence[Any]) -> Sequence[Any]:
+        """The results of futures that have ended; asks again where they do not arrive.
+
+        ``as_completed`` would gather them itself, and never give those for which it fails once.
+        """
+        ask = functools.partial(self._client.gather, list(futures))
+        failing_since_s: float | None = None
+        while True:
+            for future in futures:
+                if future.status == "error":
+                    self._raise(future.exception())
+                if future.status == "cancelled":
+                    raise ClusterError(f"the Dask cluster at {self._address} has lost the job")
+            try:
+                found: Sequence[Any] = self._client.sync(ask, callback_timeout=ANSWER_WAIT_S)
+            except Exception as err:
+                if not isinstance(err, OSError) and not any(f.status == "error" for f in futures):
+                    raise
+                # A connection, no answer in time, or a result that was lost and is computed anew.
+                logger.debug("the results of %d tasks did not arrive: %s", len(futures), err)
+                now_s = time.monotonic()
+                if any(future.status != "finished" for future in futures):
+                    failing_since_s = None
+                elif failing_since_s is None:
+                    failing_since_s = now_s
+                elif now_s - failing_since_s > ABSENT_WAIT_S:
+                    raise ClusterError(
+                        f"the Dask cluster at {self._address} has not given results that it has "
+                        f"for {ABSENT_WAIT_S:.0f} s: {err}"
+                    ) from err
+            else:
+                return found
+            self._require_presence()
+            time.sleep(POLL_S)
 
     def _raise(self, error: Exception) -> None:
         import distributed
@@ -112,7 +148,7 @@ class Cluster:
     def num_threads(self, at_least: int = 1) -> int:
         """Returns the threads of all workers that there are now, or ``at_least`` so many."""
         try:
-            threads = self._client.nthreads()
+            threads = self._client.sync(self._client.nthreads, callback_timeout=ANSWER_WAIT_S)
         except OSError:  # no scheduler answers
             threads = {}
         return max(at_least, sum(map(int, threads.values())))
