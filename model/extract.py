@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from model import devices, registry, signal, systems
+from model.clap import UnknownWordsError
 from model.inference import (
     Network,
     NetworkSettings,
@@ -340,6 +341,8 @@ class Extractor:
                 if clips:
                     mono = (clip.mono_at(rate_hz) for clip in clips)
                     shown = torch.from_numpy(systems.embed_examples(self._encoder, mono))
+            except UnknownWordsError as err:
+                raise ValueError(f"{name}={err}") from err
             except RuntimeError as err:
                 raise SeparationError("model_error", f"{name}: {err}") from err
         fused = fuse(spoken, shown, text_weight=text_weight)

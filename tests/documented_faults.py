@@ -33,6 +33,7 @@ import tone_runs
 import tones
 from faulty_storage import FaultyFileSystem
 from model import inference
+from model.clap import UnknownWordsError
 from model.systems import Capabilities, Condition
 from pipelines import flags, score, separate, synthesize
 from transforms.audio import decoding, isolation
@@ -255,7 +256,8 @@ ERRORS: dict[tuple[str, str], list[Fault]] = {
         _stem("long.wav", "stem_too_long"),
     ],
     ("unsupported_query", "embed_queries"): [
-        Fault(columns={**PLAIN, "negative_text": "rain"}, job="positive", said="negative query")
+        Fault(columns={**PLAIN, "negative_text": "rain"}, job="positive", said="negative query"),
+        Fault(columns={**PLAIN, "positive_text": "🐶"}, said="'🐶': the text encoder knows"),
     ],
     ("no_reference", "separate"): [Fault(columns=PLAIN, job="oracle", said="reference_uri")],
     ("out_of_memory", "separate"): [
@@ -293,9 +295,11 @@ class FaultyTones(tones.ToneSeparator):
 
 
 class FaultyClap(tones.ToneClap):
-    """Cannot embed one text, nor one clip."""
+    """Cannot embed two texts, nor one clip."""
 
     def embed_text(self, texts: Any) -> torch.Tensor:
+        if "🐶" in texts:
+            raise UnknownWordsError("'🐶': the text encoder knows nothing of it")
         if any("unspeakable" in text for text in texts):
             raise RuntimeError("it cannot be said")
         return super().embed_text(texts)

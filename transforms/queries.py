@@ -23,7 +23,7 @@ from apache_beam.transforms.window import GlobalWindow
 
 from manifests.row import DEFAULT_TEXT_WEIGHT, ManifestRow
 from model import systems
-from model.clap import QueryEncoder
+from model.clap import QueryEncoder, UnknownWordsError
 from model.devices import cores, require_working
 from model.systems import POLICIES, Capabilities, Policy, QuerySetting, adapt, fuse
 from transforms import model_cache
@@ -243,6 +243,8 @@ def embed_query_texts(encoder: QueryEncoder, texts: Sequence[str]) -> list[Embed
     try:
         return [_as_record(vector) for vector in systems.embed_texts(encoder, texts)]
     except _EMBED_ERRORS as err:
+        if isinstance(err, UnknownWordsError) and len(texts) == 1:
+            return [EmbeddedQuery(error_type=UNSUPPORTED, message=str(err))]
         if len(texts) == 1:
             _require_working(encoder, err)
             return [EmbeddedQuery(error_type="model_error", message=f"{texts[0][:200]!r}: {err}")]

@@ -267,6 +267,26 @@ def load_tokenizer(config: TextConfig) -> Any:
     return tokenizer
 
 
+class UnknownWordsError(ValueError):
+    """A text of which a text encoder knows nothing."""
+
+
+def require_known(tokenizer: Any, texts: Sequence[str]) -> None:
+    """Refuses texts that are nothing but unknown to a tokenizer, which makes all of them the same.
+
+    Raises:
+        UnknownWordsError: one is.
+    """
+    meaningless = tokenizer.get_added_tokens_decoder()  # padding, unknown, and the like
+    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    for text, encoding in zip(texts, encodings, strict=True):
+        if all(number in meaningless for number in encoding.ids):
+            raise UnknownWordsError(
+                f"{text[:200]!r}: the text encoder knows nothing of it; describe the sound "
+                "in English words"
+            )
+
+
 def packaged_file(source: str, name: str) -> bytes:
     """A file of a package that carries a sentence encoder, exactly as :data:`PACKAGED` knows it.
 
@@ -374,9 +394,13 @@ class Clap(nn.Module):
 
         Returns:
             float32[N, D], unit norm.
+
+        Raises:
+            UnknownWordsError: the text tower knows nothing of a caption.
         """
         if not texts:
             return torch.zeros(0, self.embedding_dim)
+        require_known(self.text_branch.tokenizer, texts)
         latent = self.text_branch.latent(texts).to(self.device)
         return F.normalize(self.text_projection(latent).float(), dim=-1)
 

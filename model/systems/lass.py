@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from model.checkpoints.fetch import fetch
 from model.checkpoints.loading import build, fill, published_state
-from model.clap import BertLayers
+from model.clap import BertLayers, require_known
 from model.config import TextConfig
 from model.devices import loaded_once
 from model.signal.stft import Transform
@@ -193,9 +193,14 @@ class BertQueries(nn.Module):
         return self
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
-        """float32[N, 256]; not of unit norm."""
+        """float32[N, 256]; not of unit norm.
+
+        Raises:
+            UnknownWordsError: the tokenizer knows nothing of a text.
+        """
         if not texts:
             return torch.zeros(0, self.embedding_dim)
+        require_known(self.tokenizer, texts)
         found = self.tokenizer.encode_batch(
             [f"[CLS] {text}" for text in texts], add_special_tokens=False
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from float_noise import rounding
 from golden import pairs
-from model.clap import MAX_WINDOWS, Clap, cover, quantise_int16
+from model.clap import MAX_WINDOWS, Clap, UnknownWordsError, cover, quantise_int16
 from model.config import MINI, TINY
 
 LENGTH = TINY.clap.audio.clip_samples
@@ -134,12 +134,21 @@ def test_sentence_clap_embeds_words() -> None:
     torch.manual_seed(0)
     config = dataclasses.replace(TINY.clap, text=MINI.clap.text)
     clap = Clap(config, digest="abc").prepare()
-    embeddings = clap.embed_text(["a dog barks", "", "rain"])
+    embeddings = clap.embed_text(["a dog barks", "a 🐶", "rain"])
     assert embeddings.shape == (3, 16)
     torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(3))
     torch.testing.assert_close(clap.embed_text(["rain"])[0], embeddings[2], rtol=0, atol=NOISE)
     assert (clap.digest, clap.sample_rate_hz, clap.clip_samples) == ("abc", 48_000, LENGTH)
     assert not any(key.startswith("text_branch.") for key in clap.state_dict())
+
+
+@pytest.mark.parametrize("text", ["🐶", "\u200b", "[PAD]", "🐶 🐱"])
+def test_text_of_which_nothing_is_known_is_refused(text: str) -> None:
+    config = dataclasses.replace(TINY.clap, text=MINI.clap.text)
+    clap = Clap(config).prepare()
+    with pytest.raises(UnknownWordsError, match="knows nothing of it") as caught:
+        clap.embed_text(["a dog barks", text])
+    assert str(caught.value).startswith(repr(text))
 
 
 def test_preparing_changes_no_embedding(clap: Clap) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 import tone_runs
 import tones
 from model import extract
+from model.clap import UnknownWordsError
 from model.devices import MachineError
 from model.extract import Extractor
 from model.inference import SeparationError
@@ -491,6 +492,17 @@ def test_a_query_that_the_model_does_not_understand_is_refused(loaded: tone_runs
         extractor(np.ones(9), RATE_HZ, positive="bell", negative="rain")
     with pytest.raises(ValueError, match="it takes no example clips"):
         extractor(np.ones(9), RATE_HZ, examples=np.ones(9))
+
+
+def test_a_text_of_which_the_model_knows_nothing_is_named(loaded: tone_runs.Loaded) -> None:
+    class English(tones.ToneClap):
+        def embed_text(self, texts: Sequence[str]) -> torch.Tensor:
+            raise UnknownWordsError(f"{texts[0]!r}: the text encoder knows nothing of it")
+
+    loaded.model = dataclasses.replace(loaded.model, query_encoder=English())
+    extractor = Extractor("tones", num_threads=1)
+    with pytest.raises(ValueError, match=r"^negative='🐶': the text encoder knows nothing of it$"):
+        extractor(np.ones(9), RATE_HZ, negative="🐶")
 
 
 def test_what_the_network_cannot_do_is_said(loaded: tone_runs.Loaded) -> None:
