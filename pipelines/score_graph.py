@@ -11,7 +11,7 @@ import apache_beam as beam
 from apache_beam.pipeline import Pipeline
 from apache_beam.pvalue import PCollection
 
-from manifests.row import ManifestRow
+from manifests.row import STEMS_FOLDER, ManifestRow
 from model import devices
 from pipelines import console, flags
 from pipelines.config import ScoreConfig
@@ -24,6 +24,7 @@ from pipelines.output_folder.names import (
     LISTING,
     METRICS,
     ROW_COUNTS,
+    RUN,
     SEGMENTS,
     SUMMARY,
 )
@@ -50,11 +51,20 @@ from transforms.manifest_io import (
 )
 from transforms.queries import AttachQueries, EmbedExamples
 from transforms.scoring import ClapScores, ScoreStems, ScoringSettings
-from transforms.storage import Storage, fixed_folder
+from transforms.storage import Storage, fixed_folder, join
 from transforms.storage.access import UriAccess, uris_of
 from transforms.tables.dead_letters import WriteDeadLetters, write_and_count
 from transforms.tables.metrics_rows import WriteJournal, interval_s, write_metrics
 from transforms.tables.row_counts import RowCounts
+
+
+def _require_no_run(storage: Storage, stems: str) -> None:
+    if "{" in stems or not storage.exists(join(stems, RUN)):
+        return
+    if STEMS_FOLDER in storage.list_folders(stems):
+        raise UsageError(
+            f"--stems {stems}: is the folder of a run; its stems are in {join(stems, STEMS_FOLDER)}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,7 +95,8 @@ class ScoreJob:
         """Checks the device, and that the stems lie outside of the output folder.
 
         Raises:
-            UsageError: they lie in it, or are of parts of different divisions.
+            UsageError: they lie in it, are of parts of different divisions, or a run is named and
+                not its stems.
             ValueError: there is no such device.
         """
         config = self.config
@@ -93,7 +104,8 @@ class ScoreJob:
         if config.execution.is_local:
             devices.gpus(config.device)
         if config.stems:
-            num_shards(storage, config.stems)
+            if num_shards(storage, config.stems) == 0:
+                _require_no_run(storage, config.stems)
             require_apart(config, storage, [("the stems", fixed_folder(config.stems))])
 
     def reads(self, row: ManifestRow) -> Iterator[tuple[str, str]]:

@@ -126,7 +126,9 @@ def test_stems_that_cannot_be_used_are_dead_letters(tmp_path: Path) -> None:
     assert [row["id"] for row in tone_runs.table(tmp_path / "out", "metrics")] == ["clip/3"]
 
 
-def test_our_own_run_scores_the_same_again(tmp_path: Path) -> None:
+def test_our_own_run_scores_the_same_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = tone_runs.write_mixtures(tmp_path / "in", count=3)
     manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
     assert (
@@ -135,6 +137,8 @@ def test_our_own_run_scores_the_same_again(tmp_path: Path) -> None:
         )
         == 0
     )
+    assert run(manifest, tmp_path / "again", "--stems", str(tmp_path / "first")) == 2
+    assert f"its stems are in {tmp_path / 'first' / 'stems'}" in capsys.readouterr().err
     arguments = ("--stems", str(tmp_path / "first" / "stems"))
     assert run(manifest, tmp_path / "again", *arguments) == 0
     first = tone_runs.table(tmp_path / "first", "metrics")
