@@ -135,7 +135,7 @@ METRICS: Final = (
         "CLAPScore",
         "Cosine of the stem's CLAP embedding and that of the positive query. A stem that is longer "
         "than the scorer's window is encoded in at most 12 windows, spread evenly from start to "
-        "end, and their mean is taken.",
+        "end, and their mean is taken, that of silent ones too.",
     ),
     _similarity(
         "clap_score_mixture",

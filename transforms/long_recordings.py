@@ -192,16 +192,16 @@ class LongRecordings:
             windows = spread_windows(
                 self.job.writing.storage, uri, part, clip_s, scoring.model_rate_hz
             )
+            if not any(window.any() for window in windows):
+                return None
             with self.changed:
                 recording.require_going_on()
                 self._requests.append((windows, answer))
                 self.changed.notify_all()
-            found = [vector for vector in answer.result() if vector is not None]
-        heard = [vector for vector in found if not isinstance(vector, Undefined)]
+            found = answer.result()
+        heard = [vector for vector in found if isinstance(vector, np.ndarray)]
         if len(heard) < len(found):
             return Undefined.SCORER_FAILED
-        if not heard:
-            return None
         mean = np.mean(heard, axis=0, dtype=np.float64)
         unit: Samples = (mean / np.linalg.norm(mean)).astype(np.float32)
         return unit
@@ -246,7 +246,8 @@ class LongRecordings:
         self, windows: Sequence[Samples], answer: Future[list[Embedded]]
     ) -> Iterable[Results]:
         try:
-            answer.set_result(self.job.scoring.embed(windows))
+            # Silence counts in a part of what sounds, as in a clip that is held in memory.
+            answer.set_result(self.job.scoring.embed(windows, silence_too=True))
         except Exception as err:  # raised by the thread that asks, and so by this one
             answer.set_exception(err)
         return ()

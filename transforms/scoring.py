@@ -353,9 +353,12 @@ class Scoring:
             for index in range(len(signals))
         ]
 
-    def embed(self, signals: Sequence[Samples | None]) -> list[Embedded]:
+    def embed(
+        self, signals: Sequence[Samples | None], *, silence_too: bool = False
+    ) -> list[Embedded]:
         """Embeds mono signals at the model's rate with the scorer; None for silent ones.
 
+        With ``silence_too`` silence has an embedding: as it has in a window of a longer signal.
         Batches are counted in windows of the scorer, so that long signals take no more memory at a
         time than short ones; what memory is too small for is halved, down to one window.
 
@@ -366,8 +369,12 @@ class Scoring:
         encoder = self.encoder
         if encoder is None:
             return found
-        audible = [i for i, signal in enumerate(signals) if signal is not None and signal.any()]
-        counts = {index: self._num_windows(encoder, signals[index]) for index in audible}
+        wanted = [
+            index
+            for index, signal in enumerate(signals)
+            if signal is not None and (silence_too or signal.any())
+        ]
+        counts = {index: self._num_windows(encoder, signals[index]) for index in wanted}
         size = self._settings.batch_size
         if self._pool is not None:
             size = min(size, -(-sum(counts.values()) // self._num_threads) or 1)

@@ -279,6 +279,22 @@ def test_a_streamed_recording_is_heard_as_in_memory(
     np.testing.assert_allclose(streamed.T, result.stems[0].audio, atol=1e-6 * peak)
 
 
+def test_a_pause_counts_for_the_scorer_as_in_memory(tmp_path: Path) -> None:
+    mono = np.concatenate([tones.tone("rain", 4.0), np.zeros(8 * tones.RATE_HZ, np.float32)])
+    soundfile.write(tmp_path / "m.wav", mono, tones.RATE_HZ, "FLOAT")
+    job = _job(tmp_path)
+    query = _query(tmp_path / "m.wav", "rain")
+    (row,) = separate_long([query], job)
+    clip = dataclasses.replace(
+        tone_clips.clip("m"), queries=(query,), references=(None,), audio=mono[None],
+        model_audio=mono[None],
+    )  # fmt: skip
+    (scored,) = job.scoring.score(job.separation.separate([clip]))
+    for name in ("clap_score", "clap_score_mixture"):
+        assert row.values[name] == pytest.approx(scored.scores[0].values[name], abs=1e-6)
+    assert row.values["clap_score_mixture"] < 0.9  # silence does not sound like rain
+
+
 def _recordings(folder: Path, seconds: Sequence[float]) -> list[list[RowQuery]]:
     """Recordings of their own, with two queries each, one of which has a reference."""
     asked = []
