@@ -348,7 +348,7 @@ class WavData:
         num_missing: bytes that are known to be missing.
         as_it_is: whether libsndfile finds the same.
         texts: its INFO list, as far as it stands before the samples, by libsndfile's names.
-        bext: the content of its Broadcast Wave chunk, if it stands there.
+        bext: the content of its Broadcast Wave chunk, or nothing.
     """
 
     order: str
@@ -413,6 +413,8 @@ def wav_data(raw: BinaryIO) -> WavData | None:
         announced = announced_64
     there = size - start
     found = _believed(raw, start, announced, there, order, long=long)
+    if found < there and not bext:
+        bext = _bext_behind(raw, start + found, size, order)
     encoding = struct.unpack(order + "H", form[:2])[0]
     if encoding == _EXTENSIBLE and len(form) >= 26:
         encoding = struct.unpack(order + "H", form[24:26])[0]
@@ -473,11 +475,26 @@ def _chunks(raw: BinaryIO, position: int, order: str) -> Iterator[tuple[bytes, i
         position += _CHUNK + size + size % 2
 
 
+def _bext_behind(raw: BinaryIO, position: int, end: int, order: str) -> bytes:
+    """The Broadcast Wave chunk behind the samples, where whole chunks lead to it."""
+    for name, start, size in _chunks(raw, position + position % 2, order):
+        if not _is_name(name) or start + size > end:
+            break
+        if name == b"bext":
+            return read_at(raw, start, min(size, HEAD_BYTES))
+    return b""
+
+
+def _is_name(name: bytes) -> bool:
+    """Whether a chunk may be called so: by letters and digits."""
+    return name.isascii() and name.strip().isalnum()
+
+
 def _ends_in_chunks(raw: BinaryIO, position: int, end: int, order: str) -> bool:
     """Whether chunks with names of letters, and nothing else, reach from there to the end."""
     position += position % 2
     for name, start, size in _chunks(raw, position, order):
-        if not name.isascii() or not name.strip().isalnum() or start + size > end:
+        if not _is_name(name) or start + size > end:
             return False
         position = start + size + size % 2
     return position >= end

@@ -692,20 +692,35 @@ class Storage:
 
 
 class _Blocks(ReadOnly):
-    """A large remote file, of which each read is a request."""
+    """A large remote file, of which each read is a request.
+
+    Its first and its last block are kept: whoever looks into headers and at the end, which several
+    do in turn before the first sample is read, asks for each once.
+    """
 
     def __init__(self, storage: Storage, uri: str, num_bytes: int) -> None:
         super().__init__(num_bytes)
         self._storage, self._uri = storage, uri
+        self._first, self._last, self._last_start = b"", b"", num_bytes
 
     def readinto(self, buffer: Any) -> int:
         start = self._position
         stop = min(self._end, start + len(buffer))
         if stop <= start:
             return 0
-        buffer[: stop - start] = self._storage.read_range(self._uri, start, stop)
-        self._position = stop
-        return stop - start
+        if start < len(self._first):
+            piece = self._first[start:stop]
+        elif start >= self._last_start:
+            piece = self._last[start - self._last_start :][: stop - start]
+        else:
+            piece = self._storage.read_range(self._uri, start, stop)
+            if start == 0:
+                self._first = piece
+            elif stop == self._end:
+                self._last, self._last_start = piece, start
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
 
 
 def _stat(path: str) -> os.stat_result:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 import av
+import fsspec
 import numpy as np
 import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from transforms import storage as storage_module
 from transforms.audio import AudioPart, Tags, wav_data
 from transforms.audio.files import (
     STEM_FORMATS,
@@ -54,11 +57,16 @@ def bext(
     return head + struct.pack("<H", 1) + bytes(254)
 
 
-def write_wave(path: Path, *chunks: tuple[bytes, bytes], kind: bytes = b"RIFF") -> Path:
-    """A 16-bit WAV file of NOISE with chunks before its samples."""
+Chunk = tuple[bytes, bytes]
+
+
+def write_wave(
+    path: Path, *chunks: Chunk, kind: bytes = b"RIFF", behind: Sequence[Chunk] = ()
+) -> Path:
+    """A 16-bit WAV file of NOISE with chunks before its samples, and behind them."""
     data = (NOISE[0] * 2**15).astype("<i2").tobytes()
     form = struct.pack("<HHIIHH", 1, 1, RATE_HZ, 2 * RATE_HZ, 2, 16)
-    every = [(b"fmt ", form), *chunks, (b"data", data)]
+    every = [(b"fmt ", form), *chunks, (b"data", data), *behind]
     body = b"".join(
         name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
         for name, content in every
@@ -111,6 +119,50 @@ def test_the_time_of_a_stem_is_that_of_its_first_sample(form: StemFormat, tmp_pa
     assert found.recorded_at == datetime(2024, 5, 4, 6, 30, 1, 250_000)
     assert found.texts["date"] == "2024-05-04T06:30:01.250000"
     assert tags_of(path, offset_s=0.5).recorded_at == datetime(2024, 5, 4, 6, 30, 1, 750_000)
+
+
+def test_a_broadcast_wave_chunk_behind_the_samples_is_read_too(tmp_path: Path) -> None:
+    chunk = (b"bext", bext(since_midnight=23_400 * RATE_HZ))
+    path = write_wave(tmp_path / "a.wav", behind=[(b"id3 ", b"odd"), chunk])
+    assert tags_of(path, 1.25).recorded_at == datetime(2024, 5, 4, 6, 30, 1, 250_000)
+    assert tags_of(path) == tags_of(write_wave(tmp_path / "b.wav", chunk))
+    other = (b"bext", bext(date=b"1999-01-01"))
+    assert tags_of(write_wave(tmp_path / "c.wav", chunk, behind=[other])) == tags_of(path)
+
+
+@pytest.mark.parametrize("tail", [b"bext", b"\xff" * 9_000, b"bext\xff\xff\xff\xff" + bytes(700)])
+def test_what_is_no_chunk_behind_the_samples_says_nothing(tail: bytes, tmp_path: Path) -> None:
+    whole = write_wave(tmp_path / "a.wav", behind=[(b"bext", bext())]).read_bytes()
+    (tmp_path / "cut.wav").write_bytes(whole[:-1])
+    plain = write_wave(tmp_path / "plain.wav").read_bytes()
+    (tmp_path / "tail.wav").write_bytes(plain + tail)
+    for name in ("cut.wav", "tail.wav"):
+        assert tags_of(tmp_path / name) == Tags()
+
+
+def test_tags_at_both_ends_of_a_large_remote_file_cost_a_request_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_module, "LARGE_OBJECT_BYTES", 10_000)
+    monkeypatch.setattr(storage_module, "_BLOCK_BYTES", 8_192)
+    path = write_wave(tmp_path / "a.wav", (b"LIST", info(INAM=b"pond")), behind=[(b"bext", bext())])
+    fsspec.filesystem("memory").pipe_file("/tags/a.wav", path.read_bytes())
+    ranges = []
+    read_range = Storage.read_range
+
+    def counted(storage: Storage, uri: str, start: int, stop: int) -> bytes:
+        ranges.append((start, stop))
+        return read_range(storage, uri, start, stop)
+
+    monkeypatch.setattr(Storage, "read_range", counted)
+    with open_audio(Storage(), "memory://tags/a.wav", 1.0, 0.01) as reader:
+        (block,) = reader.blocks(RATE_HZ)
+    assert reader.tags == tags_of(path, 1.0)
+    np.testing.assert_allclose(block, NOISE[:, RATE_HZ : RATE_HZ + 480], atol=2**-15)
+    size = path.stat().st_size
+    assert [stop - start for start, stop in ranges if start == 0] == [8_192]
+    assert len([start for start, stop in ranges if stop == size]) == 1
+    assert len(ranges) == 3
 
 
 def test_a_wav_stem_of_a_broadcast_wave_is_one(tmp_path: Path) -> None:
