@@ -63,7 +63,8 @@ _REST = ("cat_meowing", "fireworks", "guitar_chord", "river")
 """Bundled sounds that are never trained on: what other sounds lost is measured by them."""
 _SAME_KIND = 0.55
 """A bundled sound whose words are nearer than this to a label's is left out: it may be the same."""
-_SPAN = re.compile(r"(?P<uri>.+)#t=(?:npt:)?(?P<start>[0-9.]*)(?:,(?P<end>[0-9.]+))?")
+_SPAN = re.compile(r"(?P<uri>.+)#t=(?:npt:)?(?P<start>[0-9:.]*)(?:,[0-9:.]*)?")
+"""A stretch of a recording, as :mod:`manifests.files` reads it; a run has checked its times."""
 _REVIEW_COLUMNS = ("run", "id", "start_s", "end_s", "present")
 _SEGMENT_COLUMNS = ("id", "mixture_uri", "label", "positive_text", "start_s", "end_s")
 
@@ -230,7 +231,8 @@ def _judged(segment: Mapping[str, Any], *, present: bool) -> Clip:
     part = _SPAN.fullmatch(uri)
     if part is not None:
         uri = part["uri"]
-        begin += float(part["start"] or 0.0)
+        clock = reversed(part["start"].split(":"))  # seconds, minutes, hours
+        begin += sum(60.0**place * float(number or 0) for place, number in enumerate(clock))
     return Clip(
         uri=uri,
         span_s=(begin + segment["start_s"], begin + segment["end_s"]),

@@ -19,6 +19,7 @@ import soundfile
 import torch
 
 from manifests.columns import METRICS_SCHEMA, SEGMENTS_SCHEMA
+from manifests.files import split_fragment
 from model import registry
 from model.checkpoints import convert
 from model.checkpoints.fetch import CheckpointError
@@ -254,6 +255,19 @@ class TestReviews:
             writer.writeheader()
             writer.writerows(rows)
         return reviews
+
+    @pytest.mark.parametrize(
+        "span", ["6.3", "6.3,7.0", ",7", "npt:6.3,", "1:06.3,1:07", "0:01:06.3", "10:00:00,"]
+    )
+    def test_a_stretch_is_read_as_manifests_read_it(self, span: str) -> None:
+        uri = f"gs://b/rec #1.wav#t={span}"
+        address, fragment = split_fragment(uri)
+        segment = {"mixture_uri": uri, "offset_s": 1.0, "start_s": 0.5, "end_s": 2.0,
+                   "positive_text": "a hum", "label": None}  # fmt: skip
+        clip = finetune._judged(segment, present=True)
+        begin = fragment.start_s + 1.0
+        assert (clip.uri, clip.recording) == (address, address)
+        assert clip.span_s == pytest.approx((begin + 0.5, begin + 2.0))
 
     def test_spans_are_of_the_recordings(self, reviewed: Path) -> None:
         clips = finetune.clips_judged(reviewed, [str(reviewed.parent / "found")])
