@@ -245,9 +245,8 @@ class _Packed(Layout):
         return f"{number:05d}-of-{num_files:05d}"
 
     def _encoded(
-        self, row: ManifestRow, settings: ExportSettings, scratch: str
+        self, row: ManifestRow, settings: ExportSettings, scratch: str, uri: str
     ) -> tuple[bytes, AudioPart, dict[str, Any]]:
-        uri = row.extra[AUDIO_URI]
         part, fields = _encode(row, scratch, settings, uri, in_memory=True)
         return Path(scratch).read_bytes(), part, fields
 
@@ -275,7 +274,7 @@ class WebDataset(_Packed):
                 with _tar(undated_path) as undated:
                     for row in sorted(rows, key=_unknowns_last):
                         try:
-                            audio, part, fields = self._encoded(row, settings, scratch)
+                            audio, part, fields = self._encoded(row, settings, scratch, uri)
                         except READ_ERRORS as err:
                             yield _failure(row, err, settings)
                             continue
@@ -318,7 +317,7 @@ class ParquetDataset(_Packed):
             with pq.ParquetWriter(path, PARQUET_SCHEMA) as table:
                 for row in rows:
                     try:
-                        audio, part, fields = self._encoded(row, settings, scratch)
+                        audio, part, fields = self._encoded(row, settings, scratch, uri)
                     except READ_ERRORS as err:
                         yield _failure(row, err, settings)
                         continue

@@ -11,6 +11,7 @@ from pipelines.reporting.charts import Chart, charts_of
 from pipelines.reporting.listening import Example, clip_data, examples_of, script_json
 from pipelines.reporting.measured import Comparison, ResultLine, compare, lines_of, origin_in_runs
 from pipelines.reporting.runs import ReportConfig, Run, read_run
+from transforms.audio.files import write_errors
 from transforms.storage import Storage, join
 
 PLOTS = "plots"
@@ -42,7 +43,8 @@ def build(config: ReportConfig) -> list[str]:
     shown = _page(config, runs, lines, compared, svgs, examples, judged)
     files["report.html"] = shown.encode("utf-8")
     for name, data in files.items():
-        storage.write_bytes(join(config.output, name), data)
+        with write_errors(uri := join(config.output, name)):
+            storage.write_bytes(uri, data)
     return [join(config.output, name) for name in files]
 
 

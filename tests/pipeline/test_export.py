@@ -19,6 +19,7 @@ import soundfile
 import webdataset
 
 import metric_rows
+from full_disk import no_file_above
 from manifests.columns import EXPORT_FIELDS, METRICS_SCHEMA, SEGMENTS_SCHEMA
 from manifests.row import output_name
 from pipelines import export
@@ -292,6 +293,18 @@ def test_a_missing_stem_is_a_dead_letter(exported: Callable[..., Path], run_fold
     assert {row["id"] for row in letters} == {"NA/0001", "NA/0002"}
     assert {(row["stage"], row["error_type"]) for row in letters} == {("read", "missing")}
     assert len(pq.read_table(output / "exported")) == 2 * len(IDS) - 2
+
+
+@pytest.mark.parametrize("layout", ["audiofolder", "webdataset", "parquet"])
+def test_a_disk_without_room_for_clips_is_said_of_what_is_written(
+    exported: Callable[..., Path], run_folder: Path, layout: str
+) -> None:
+    with no_file_above(6 * RATE_HZ):  # a clip has 8 bytes for each
+        output = exported(layout, "--cut", "clips", "--clip_format", "wav", code=1)
+    letters = pq.read_table(output / "dead_letters").to_pylist()
+    assert {(row["stage"], row["error_type"]) for row in letters} == {("write", "disk_full")}
+    assert all(str(output) in row["message"] for row in letters)
+    assert not any(str(run_folder) in row["message"] for row in letters)
 
 
 def test_audio_outside_of_what_is_allowed_is_not_read(

@@ -114,7 +114,9 @@ def test_a_report_without_its_end_is_none(
     page = tmp_path / "whole" / "report.html"
     with no_file_above(page.stat().st_size - missing_bytes):
         assert write("out") != 0
-    assert "File too large" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "File too large" in said
+    assert f"{tmp_path}/out/report.html: " in said
     assert not (tmp_path / "out" / "report.html").exists()
     assert not list((tmp_path / "out").rglob("*.tmp"))
     assert write("out") == 0
