@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from pipelines.reporting.listening import (
 from pipelines.reporting.runs import ReportConfig, Run, RunError, or_none
 from transforms.audio.files import READ_ERRORS, describe
 from transforms.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 NUM_BINS = 10
 """Of scores, from a query's lowest to its highest: as many of each are judged."""
@@ -258,7 +261,7 @@ def read_reviews(uri: str, storage: Storage) -> pd.DataFrame:
         header = text.partition("\n")[0]
         separator = next((each for each in ",;\t" if each in header), ",")
         lines = io.StringIO(text, newline="")
-        rows = list(csv.DictReader(lines, delimiter=separator, strict=True))
+        rows = list(csv.DictReader(lines, delimiter=separator, strict=True, restval=""))
     except (UnicodeDecodeError, csv.Error) as err:
         raise RunError(f"--reviews {uri}: is not CSV in UTF-8 ({err})") from err
     if rows and (lacking := [name for name in _COLUMNS if name not in rows[0]]):
@@ -304,7 +307,18 @@ def judged(runs: Sequence[Run], reviews: pd.DataFrame) -> list[Judged]:
             "--reviews: none of its rows is about a segment of these runs; expected the names of "
             "the runs, ids and starts as the page saved them"
         )
+    places = [run.segments[["id", "start_s"]].round(3).assign(run=run.name) for run in runs]
+    asked = reviews.drop_duplicates(_PLACE).merge(pd.concat(places), "left", indicator=True)
+    if lost := int((asked["_merge"] == "left_only").sum()):
+        logger.warning(
+            "--reviews: %s of %s segments judged are in none of these runs, and do not count: by "
+            "run, id and start_s, which other flags of segments and some spreadsheets change",
+            *(lost, len(asked)),
+        )
     return found
+
+
+_PLACE = ["run", "id", "start_s"]
 
 
 def _judged(run: Run, reviews: pd.DataFrame) -> Iterator[Judged]:

@@ -172,6 +172,30 @@ def test_wrong_reviews_are_said(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_row_that_ends_early_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_archive(tmp_path / "run", 4)
+    reviews = tmp_path / "reviews.csv"
+    reviews.write_text("present,end_s,positive_text,score,start_s,run,id\nyes,1,x,1\n", "utf-8")
+    words = [str(run), "--output", str(tmp_path / "out"), "--reviews", str(reviews)]
+    assert report.run(words) == 2
+    assert "line 2, start_s: ''" in capsys.readouterr().err
+
+
+def test_judgements_of_segments_that_are_gone_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_archive(tmp_path / "run", 4)
+    row = {"run": "run", "id": "rec/00001", "start_s": "1.5", "present": "yes"}
+    gone = [{**row, "start_s": "1.4"}, {**row, "id": "1"}, {**row, "run": "other"}]
+    reviews = _reviews(tmp_path / "reviews.csv", [row, row, *gone])
+    words = [str(run), "--output", str(tmp_path / "out"), "--reviews", str(reviews)]
+    assert report.run([*words, "--listen", "0"]) == 0
+    assert "3 of 4 segments judged are in none of these runs" in capsys.readouterr().err
+    _reviews(reviews, [row])
+    assert report.run([*words, "--listen", "0"]) == 0
+    assert not capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of 20,000 rows."""
