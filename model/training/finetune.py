@@ -161,7 +161,10 @@ def clips_judged(reviews: Path, runs: Sequence[str]) -> list[Clip]:
 def _read_reviews(reviews: Path) -> list[dict[str, str]]:
     try:
         text = reviews.read_text(encoding="utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        header = text.partition("\n")[0]
+        separator = next((each for each in ",;\t" if each in header), ",")  # as spreadsheets save
+        lines = io.StringIO(text, newline="")
+        rows = list(csv.DictReader(lines, delimiter=separator, strict=True))
     except (UnicodeDecodeError, csv.Error) as err:
         raise CorpusError(f"--corpus {reviews}: is not CSV in UTF-8 ({err})") from err
     lacking = [name for name in _REVIEW_COLUMNS if not rows or name not in rows[0]]
@@ -186,8 +189,8 @@ def _plain(text: str) -> str:
 
 def _seconds(row: Mapping[str, str], name: str, reviews: Path) -> float:
     try:
-        return round(float(row[name]), 3)
-    except (TypeError, ValueError) as err:
+        return round(float(row[name].replace(",", ".")), 3)
+    except (AttributeError, ValueError) as err:
         raise CorpusError(f"--corpus {reviews}, id {row['id']!r}, {name}: {row[name]!r}") from err
 
 

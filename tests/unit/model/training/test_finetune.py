@@ -285,6 +285,19 @@ class TestReviews:
         assert last.span_s == (pytest.approx(2.0, abs=1e-4), pytest.approx(3.0, abs=1e-4))
         assert "#" not in last.recording
 
+    def test_a_spreadsheet_may_have_saved_them(self, reviewed: Path) -> None:
+        run = str(reviewed.parent / "found")
+        clips = finetune.clips_judged(reviewed, [run])
+        with reviewed.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        times = ("start_s", "end_s")
+        rows = [row | {name: row[name].replace(".", ",") for name in times} for row in rows]
+        text = "\r\n".join(
+            ";".join(row) for row in [list(rows[0]), *(row.values() for row in rows)]
+        )
+        reviewed.write_text(f"\ufeff{text}\r\n", encoding="utf-8")
+        assert finetune.clips_judged(reviewed, [run]) == clips
+
     @pytest.mark.usefixtures("own_cache")
     def test_they_are_trained_on(
         self, reviewed: Path, small_config: ClapSepConfig, tmp_path: Path
