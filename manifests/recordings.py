@@ -587,21 +587,22 @@ def apart(same_path: Iterable[Listed], roots: Sequence[str]) -> Iterator[Listed]
 
     The first, by the order of the roots, keeps it: what a run has done stays done where a later
     one has further roots. The others have the name of their root in front. Where that, the second
-    time, is what another file is called anyway, it has a digest of the file's URI. A file that two
-    roots hold is there once.
+    time, is what another file is called anyway, it has a digest of the file's URI.
     """
-    seen: set[str] = set()
-    for each in sorted(same_path, key=lambda each: (each.below is not None, each.root, each.uri)):
-        if each.uri in seen:
-            continue
+    ordered = sorted(same_path, key=lambda each: (each.below is not None, each.root, each.uri))
+    for number, each in enumerate(ordered):
         name = root_name(roots[each.root])
-        if not seen:
+        if number == 0:
             yield each
         elif each.below is None:
             yield dataclasses.replace(each, path=f"{name}/{each.path}", below=each.path)
         else:
             yield dataclasses.replace(each, path=f"{name}_{_digest(each.uri)}/{each.below}")
-        seen.add(each.uri)
+
+
+def once(same_uri: Iterable[Listed]) -> Listed:
+    """A file that several roots hold, as the first of them has it."""
+    return min(same_uri, key=lambda each: each.root)
 
 
 # ----- the command ------------------------------------------------------------------------------
@@ -651,12 +652,13 @@ def _opening(
 def _apart(
     found: Iterable[Listed | Skipped | Broken], roots: Sequence[str]
 ) -> Iterator[Listed | Skipped | Broken]:
-    listed: list[Listed] = []
+    by_uri: dict[str, list[Listed]] = defaultdict(list)
     for each in found:
         if isinstance(each, Listed):
-            listed.append(each)
+            by_uri[each.uri].append(each)
         else:
             yield each
+    listed = [once(same_uri) for same_uri in by_uri.values()]
     for _ in range(2):
         by_path: dict[str, list[Listed]] = defaultdict(list)
         for each in listed:

@@ -21,7 +21,7 @@ import transforms.threaded  # noqa: F401 - registers the coders of our records
 from manifests.audio_formats import FROM_START_SUFFIXES
 from manifests.files import split_fragment
 from manifests.files.readers import Split, expand, iter_split, plan_splits
-from manifests.recordings import Recordings, apart, list_root, rows_of
+from manifests.recordings import Recordings, apart, list_root, once, rows_of
 from manifests.row import ManifestRow, RowError
 from manifests.shards import Broken, Listed, Recording, Skipped, index
 from transforms.audio import AudioError
@@ -163,6 +163,13 @@ class AskRecordings(beam.PTransform[Any, Any]):
             )
         )
         listed = found["listed"]
+        if len(asked.roots) > 1:
+            listed = (
+                listed
+                | "KeyFiles" >> beam.Map(_by_uri).with_output_types(tuple[str, Listed])
+                | "ByFile" >> beam.GroupByKey()
+                | "Once" >> beam.Map(_once).with_output_types(Listed)
+            )
         for number in range(2 if len(asked.roots) > 1 else 0):
             listed = (
                 listed
@@ -238,6 +245,14 @@ def _other(found: Skipped | Broken | RowError) -> Any:
         manifest_row=0,
     )
     return dead_letters.dead(failure)
+
+
+def _by_uri(listed: Listed) -> tuple[str, Listed]:
+    return listed.uri, listed
+
+
+def _once(group: tuple[str, Iterable[Listed]]) -> Listed:
+    return once(group[1])
 
 
 def _by_path(listed: Listed) -> tuple[str, Listed]:

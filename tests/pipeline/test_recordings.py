@@ -99,7 +99,7 @@ def test_the_printed_manifest_gives_the_same_rows(archive: Path, tmp_path: Path,
 def test_roots_with_the_same_names_and_files_that_overlap(archive: Path, tmp_path: Path) -> None:
     shutil.copytree(archive, tmp_path / "second")
     output = tmp_path / "out"
-    roots = (archive, tmp_path / "second", f"{archive}/*.wav")
+    roots = (archive, tmp_path / "second", f"{archive}/*.wav", archive / "night")
     assert tone_runs.run("--recordings", *roots, "--positive", "bell", "--output", output) == 0
     assert ids(output) == [
         *("a/bell", "night/2024.01.05_b/bell", "night/a/bell"),

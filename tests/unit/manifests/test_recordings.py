@@ -220,6 +220,10 @@ def test_of_two_roots_with_one_path_the_later_has_its_roots_name_in_front(tmp_pa
     assert found.items() >= first.items()
     assert found.items() >= {"t": "2/day2/t.wav", "day3/r": "3/day3/r.wav"}.items()
     assert found["day3/s"] == "3/day3/s.wav"
+    # What lies in a folder and in one of its own is one file.
+    asked = Recordings(roots=(f"{tmp_path}/1/day2", f"{tmp_path}/1"), queries=(DOG,))
+    nested = [row.id for row in manifest_of(asked, lambda _: None) if isinstance(row, ManifestRow)]
+    assert nested == ["r/dog", "1/r/dog", "s/dog"]
     others = {path: uri for path, uri in found.items() if re.search(r"_[0-9a-f]{8}/", path)}
     assert sorted(others.values()) == ["2/day2/r.wav", "4/day3/s.wav"]
     assert len(found) == 8
