@@ -517,10 +517,18 @@ class Network:
         self._settings = settings
         self._transfers = transfers_for(device)
         self._forward = forward_for(separator, device, graphs=settings.graphs)
-        threads = (settings.num_threads or cores()) if device == "cpu" else 1
-        self._pool = ThreadPoolExecutor(threads, "network") if threads > 1 else None
-        self._num_threads = threads
+        self._num_threads = (settings.num_threads or cores()) if device == "cpu" else 1
+        self._threads: tuple[int, ThreadPoolExecutor] | None = None
         self._passed = passed
+
+    @property
+    def _pool(self) -> ThreadPoolExecutor | None:
+        """The threads of this process: one that was forked has none of its parent's."""
+        if self._num_threads == 1:
+            return None
+        if self._threads is None or self._threads[0] != os.getpid():
+            self._threads = (os.getpid(), ThreadPoolExecutor(self._num_threads, "network"))
+        return self._threads[1]
 
     def separate(self, windows: Sequence[WindowQueries]) -> list[WindowEstimates]:
         """Separates every window for each of its queries; each channel is encoded once.
@@ -543,7 +551,8 @@ class Network:
 
     def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
         """Applies a function to items on the threads of the network; for what follows a pass."""
-        return list(map(function, items) if self._pool is None else self._pool.map(function, items))
+        pool = self._pool
+        return list(map(function, items) if pool is None else pool.map(function, items))
 
     def _probe(self) -> None:
         """Separates a window of silence."""
@@ -573,10 +582,11 @@ class Network:
                 outputs[row.window][query, row.channel] = samples / gain
                 presence[row.window][query, row.channel] = odds
 
-        if self._pool is None:
+        pool = self._pool
+        if pool is None:
             passes = self._one_after_another(windows, take)
         else:
-            passes = self._on_threads(windows, self._pool, take)
+            passes = self._on_threads(windows, pool, take)
         seconds = [np.zeros(len(w.positive)) for w in windows]
         for each in passes:
             for index, query in each.pairs:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import pickle
+import sys
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -327,6 +329,22 @@ def test_a_pickled_extractor_is_made_again_from_the_same_arguments(
     found, other = (each(mixture, RATE_HZ, positive="bell") for each in (extractor, again))
     assert np.array_equal(found.stem, other.stem)
     assert found.segments == other.segments == ()
+
+
+def test_a_process_that_is_forked_goes_on_with_the_extractor(loaded: tone_runs.Loaded) -> None:
+    """As the workers of a DataLoader are on Linux: the threads of their parent do not come along."""
+    extractor = Extractor("tones", num_threads=2)
+    mixture = _loud_and_quiet(3.0)
+    stem = extractor(mixture, RATE_HZ, positive="bell").stem
+
+    def same() -> None:
+        sys.exit(not np.array_equal(extractor(mixture, RATE_HZ, positive="bell").stem, stem))
+
+    child = multiprocessing.get_context("fork").Process(target=same, daemon=True)
+    child.start()
+    child.join(timeout=60)
+    child.kill()
+    assert child.exitcode == 0
 
 
 def test_threads_share_an_extractor(extractor: Extractor) -> None:
