@@ -397,6 +397,40 @@ def one_thread_an_operation() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def torch_as_it_comes() -> Iterator[None]:
+    """Has this thread compute without autocast and make tensors on the CPU, whatever is set.
+
+    The settings are a caller's, for computations of its own, and are back afterwards.
+    """
+    import torch
+
+    with contextlib.ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextlib.contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Has torch make tensors of float32 where no type is said, and restores the setting afterwards.
+
+    The setting is the process's: while one thread is inside, others wait to enter.
+    """
+    import torch
+
+    with _THREADS:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
 def on_stream(stream: torch.cuda.Stream, function: Callable[[], _Result]) -> _Result:
     """Launches a function's operations on a stream, after all before and before all later ones.
 

@@ -59,6 +59,7 @@ _NUMBERS = (int, float, np.integer, np.floating)
 Signal = TypeVar("Signal", npt.NDArray[Any], Tensor)
 """A numpy array or a torch tensor on any device, of floating-point samples: [T] for a mono signal,
 [C, T] for one of C channels. Any scale will do; ±1 is full scale."""
+_Item = TypeVar("_Item")
 Clip: TypeAlias = npt.NDArray[Any] | Tensor | tuple[npt.NDArray[Any] | Tensor, int]
 """An example clip, like a recording: at the rate of the recording, or in a pair with its own."""
 Examples: TypeAlias = Clip | Sequence[Clip]
@@ -91,8 +92,9 @@ class Extraction(Generic[Signal]):
 class Extractor:
     """Extracts described sounds from recordings.
 
-    Threads may share it. Pickled, for other processes, it is what it was made from: where it
-    arrives, the model is loaded again.
+    Threads may share it. What is set in torch for other computations, as autocast, a default device
+    or a default type, changes nothing here. Pickled, for other processes, it is what it was made
+    from: where it arrives, the model is loaded again.
     """
 
     def __init__(
@@ -141,7 +143,8 @@ class Extractor:
         )
         device = devices.resolved(device, "device")
         devices.require_precision(precision, device, "precision")
-        loaded = registry.load(model, device=device, precision=precision)
+        with devices.torch_as_it_comes(), devices.float32_by_default():
+            loaded = registry.load(model, device=device, precision=precision)
         self._separator, self._encoder = loaded.separator, loaded.query_encoder
         if self._separator.capabilities.needs_reference:
             raise ValueError(
@@ -159,6 +162,7 @@ class Extractor:
         """Leaves the network behind, which has threads and locks."""
         return functools.partial(Extractor, **self._made_from), ()
 
+    @devices.torch_as_it_comes()
     def __call__(
         self,
         samples: Signal,
@@ -252,7 +256,7 @@ class Extractor:
             raise TypeError(
                 f"blocks: expected an iterable of arrays, found {type(blocks).__name__}"
             )
-        return self._streamed(blocks, rate, stream)
+        return _as_torch_comes(self._streamed(blocks, rate, stream))
 
     def _streamed(
         self, blocks: Iterable[Signal], rate: int, stream: RecordingStream
@@ -281,6 +285,7 @@ class Extractor:
             if last is not None:
                 yield dataclasses.replace(last, segments=active.segments())
 
+    @devices.torch_as_it_comes()
     def _begin(
         self,
         rate: int,
@@ -553,6 +558,17 @@ def _clips(name: str, given: Any, rate_hz: int) -> list[_ExampleClip]:
             raise ValueError(f"{place}: all samples are zero; expected a clip that can be heard")
         clips.append(clip)
     return clips
+
+
+def _as_torch_comes(blocks: Iterator[_Item]) -> Iterator[_Item]:
+    """The blocks, each computed as torch comes; in between its settings are the caller's."""
+    while True:
+        with devices.torch_as_it_comes():
+            try:
+                block = next(blocks)
+            except StopIteration:
+                return
+        yield block
 
 
 def _noted(blocks: Iterable[FloatArray], waiting: deque[FloatArray]) -> Iterator[FloatArray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import pickle
@@ -319,6 +320,44 @@ def test_torch_has_as_many_threads_afterwards_as_before(loaded: tone_runs.Loaded
     assert seen == {1}
 
 
+@contextlib.contextmanager
+def _set_in_torch(name: str) -> Iterator[None]:
+    """What a user may have set for computations of their own; ``meta`` stands for a GPU."""
+    if name == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            yield
+    elif name == "device":
+        torch.set_default_device("meta")
+        try:
+            yield
+        finally:
+            torch.set_default_device(None)
+    else:
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", ["autocast", "device", "dtype"])
+def test_what_is_set_in_torch_changes_nothing(name: str) -> None:
+    """One thread: others have settings of their own."""
+    mixture = _loud_and_quiet(1.0, 32_000)
+    query: dict[str, Any] = {"positive": "a bell", "examples": mixture[0]}
+    expected = Extractor(num_threads=1)(mixture, 32_000, **query)
+    with _set_in_torch(name):
+        dtype, device = torch.get_default_dtype(), torch.get_default_device()
+        extractor = Extractor(num_threads=1)
+        found = extractor(mixture, 32_000, **query)
+        blocks = list(extractor.stream([mixture[:, :9_000], mixture[:, 9_000:]], 32_000, **query))
+        assert (torch.get_default_dtype(), torch.get_default_device()) == (dtype, device)
+        assert torch.is_autocast_enabled("cpu") == (name == "autocast")
+    assert np.array_equal(found.stem, expected.stem)
+    assert found.presence == expected.presence
+    assert np.array_equal(np.concatenate([each.stem for each in blocks], axis=1), expected.stem)
+
+
 def test_a_pickled_extractor_is_made_again_from_the_same_arguments(
     loaded: tone_runs.Loaded,
 ) -> None:
@@ -332,7 +371,7 @@ def test_a_pickled_extractor_is_made_again_from_the_same_arguments(
 
 
 def test_a_process_that_is_forked_goes_on_with_the_extractor(loaded: tone_runs.Loaded) -> None:
-    """As the workers of a DataLoader are on Linux: the threads of their parent do not come along."""
+    """As the workers of a DataLoader are: the threads of their parent do not come along."""
     extractor = Extractor("tones", num_threads=2)
     mixture = _loud_and_quiet(3.0)
     stem = extractor(mixture, RATE_HZ, positive="bell").stem
