@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import queue
 import threading
 from collections import deque
@@ -68,6 +69,9 @@ BYTES_A_ROW = 2**24
 and estimates that were not written yet. A window of ten seconds takes 3 to 5 MB."""
 _FILES_EMBEDDED_AT_ONCE = 2
 """Of how many files the windows are held that the scorer is to hear, up to 15 MB each."""
+_AROUND_S = 0.1
+"""What is read before and after such a window: cut there, it would ring when it is resampled. In
+whole samples at the usual rates, so that the window begins where it would without."""
 BLOCK_S = 4.0
 ERRORS = (SeparationError, *READ_ERRORS)
 
@@ -827,14 +831,27 @@ def spread_windows(
 ) -> list[Samples]:
     """Reads windows spread over a part of a long file, float32[T] mono at ``rate_hz`` each.
 
+    They are what cutting the resampled part would give: what lies around a window in the part is
+    resampled with it.
+
     Raises:
         AudioError: the file cannot be used.
         OSError: it cannot be reached.
     """
     starts_s, length_s = window_starts_s(part, length_s), min(length_s, part.duration_s)
-    windows = _windows_in_passing(storage, uri, part, starts_s, length_s, rate_hz)
-    if windows is None:
-        windows = [_window(storage, uri, start_s, length_s, rate_hz) for start_s in starts_s]
+    end_s = part.start_s + part.duration_s
+    spans_s = [
+        (max(part.start_s, start_s - _AROUND_S), min(end_s, start_s + length_s + _AROUND_S))
+        for start_s in starts_s
+    ]
+    pieces = _in_passing(storage, uri, part, spans_s)
+    if pieces is None:
+        pieces = [_piece(storage, uri, *span_s) for span_s in spans_s]
+    windows = []
+    for start_s, (begin_s, _), (mono, file_hz) in zip(starts_s, spans_s, pieces, strict=True):
+        begin = round((start_s - begin_s) * rate_hz)
+        heard = waveforms.resample(mono, file_hz, rate_hz)
+        windows.append(heard[begin : begin + math.ceil(length_s * rate_hz - 1e-6)])
     return windows
 
 
@@ -847,39 +864,30 @@ def window_starts_s(part: AudioPart, length_s: float) -> Sequence[float]:
     return [part.start_s + index * step_s for index in range(count)]
 
 
-def _window(storage: Storage, uri: str, start_s: float, duration_s: float, rate_hz: int) -> Samples:
-    with open_audio(storage, uri, start_s, duration_s) as file:
-        samples = waveforms.to_mono(file.read())
-    return waveforms.resample(samples, file.part.sample_rate_hz, rate_hz)
+def _piece(storage: Storage, uri: str, begin_s: float, end_s: float) -> tuple[Samples, int]:
+    """Reads a stretch of a file: float32[T] mono, and its rate."""
+    with open_audio(storage, uri, begin_s, end_s - begin_s) as file:
+        return waveforms.to_mono(file.read()), file.part.sample_rate_hz
 
 
-def _windows_in_passing(
-    storage: Storage,
-    uri: str,
-    part: AudioPart,
-    starts_s: Sequence[float],
-    length_s: float,
-    rate_hz: int,
-) -> list[Samples] | None:
-    """Reads all windows in one pass; None for a file that can be decoded from any place."""
-    pieces: list[list[Samples]] = [[] for _ in starts_s]
+def _in_passing(
+    storage: Storage, uri: str, part: AudioPart, spans_s: Sequence[tuple[float, float]]
+) -> list[tuple[Samples, int]] | None:
+    """Reads all stretches in one pass; None for a file that can be decoded from any place."""
+    pieces: list[list[Samples]] = [[] for _ in spans_s]
     position = 0
     with open_audio(storage, uri, part.start_s, part.duration_s) as file:
         found = file.part
         if not found.from_start:
             return None
-        begins = [round(start_s * found.sample_rate_hz) - found.start for start_s in starts_s]
-        length = round(length_s * found.sample_rate_hz)
+        rate_hz = found.sample_rate_hz
+        spans = [[round(at_s * rate_hz) - found.start for at_s in span_s] for span_s in spans_s]
         for block in file.blocks(_block_samples(found)):
             mono = waveforms.to_mono(block)
-            for begin, window in zip(begins, pieces, strict=True):
-                inside = mono[max(0, begin - position) : max(0, begin + length - position)]
-                window.append(inside.copy())
+            for (begin, end), piece in zip(spans, pieces, strict=True):
+                piece.append(mono[max(0, begin - position) : max(0, end - position)].copy())
             position += len(mono)
-    return [
-        waveforms.resample(np.concatenate(window), found.sample_rate_hz, rate_hz)
-        for window in pieces
-    ]
+    return [(np.concatenate(piece), rate_hz) for piece in pieces]
 
 
 def require_audible(peak: float, uri: str) -> None:

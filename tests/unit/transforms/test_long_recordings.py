@@ -14,13 +14,20 @@ import torch
 import tone_clips
 import tone_runs
 import tones
+from model import signal as waveforms
 from model.clap import MAX_WINDOWS
 from model.inference import NetworkSettings
 from transforms import long_recordings
 from transforms.audio import AudioPart
+from transforms.audio.files import open_audio
 from transforms.audio.mixtures import ReadSettings
 from transforms.elements import Failure, LongRecording, MetricsRow, RowQuery
-from transforms.long_recordings import LongJob, LongRecordings, window_starts_s
+from transforms.long_recordings import (
+    LongJob,
+    LongRecordings,
+    spread_windows,
+    window_starts_s,
+)
 from transforms.model_cache import ModelChoice, ScorerChoice
 from transforms.scoring import Scoring, ScoringSettings
 from transforms.separation import Separation, SeparationSettings
@@ -210,6 +217,23 @@ def test_windows_for_the_scorer_cover_a_recording_as_they_cover_a_clip(duration_
     assert starts[0] == 7.0
     if duration_s > 10.0:
         assert starts[-1] + 10.0 == pytest.approx(7.0 + duration_s)
+
+
+@pytest.mark.parametrize("name", ["m.wav", "m.mp3"])
+@pytest.mark.parametrize("file_hz", [16_000, 44_100])
+def test_windows_for_the_scorer_are_cut_from_what_was_resampled(
+    tmp_path: Path, name: str, file_hz: int
+) -> None:
+    noise = 0.1 * np.random.default_rng(0).standard_normal(file_hz * 7)
+    soundfile.write(tmp_path / name, noise, file_hz)
+    storage, uri = Storage(), str(tmp_path / name)
+    with open_audio(storage, uri) as file:
+        part = dataclasses.replace(file.part, num_samples=file_hz * 7)
+        whole = waveforms.resample(file.read()[0, : part.num_samples], file_hz, 32_000)
+    windows = spread_windows(storage, uri, part, 2.5, 32_000)  # from 0, 2.25 and 4.5 s on
+    assert [len(window) for window in windows] == [80_000] * 3
+    for start, window in zip((0, 72_000, 144_000), windows, strict=True):
+        np.testing.assert_allclose(window, whole[start:][:80_000], atol=1e-6)
 
 
 class Levelled(tones.ToneSeparator):
