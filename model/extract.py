@@ -52,6 +52,8 @@ from model.systems import Normalisation, QuerySetting, adapt, fuse
 
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 10_000_000
 MAX_CHANNELS = 1_024
+_MANY_CHANNELS = 64
+"""More than these, and than samples, are taken for samples in the place of channels."""
 _KEPT_IN_MEMORY_BYTES = 2**26
 _KEPT_BLOCK_SAMPLES = 2**16
 _NUMBERS = (int, float, np.integer, np.floating)
@@ -481,13 +483,15 @@ def _channels(name: str, given: Signal, *, empty: bool = False) -> FloatArray:
     """
     array = _host_array(name, given)
     shape = array.shape
-    if array.ndim not in (1, 2) or (array.ndim == 2 and not 1 <= shape[0] <= MAX_CHANNELS):
+    most = min(MAX_CHANNELS, max(_MANY_CHANNELS, shape[-1])) if array.ndim else 0
+    if array.ndim not in (1, 2) or (array.ndim == 2 and not 1 <= shape[0] <= most):
         turn = ""
         if array.ndim == 2 and 1 <= shape[1] <= MAX_CHANNELS:
             turn = f"; the transpose, {name}.T, has {shape[1]} channels"
         raise ValueError(
             f"{name}: has shape {shape}; expected [samples] or [channels, samples] of at most "
-            f"{MAX_CHANNELS} channels{turn}"
+            f"{MAX_CHANNELS} channels, and of more than {_MANY_CHANNELS} only where there are as "
+            f"many samples{turn}"
         )
     if shape[-1] == 0 and not empty:
         raise ValueError(f"{name}: has shape {shape}, and so no samples; expected at least one")

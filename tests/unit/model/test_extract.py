@@ -417,6 +417,11 @@ def test_threads_share_an_extractor(extractor: Extractor) -> None:
             ValueError,
             r"shape \(9000, 2\); .* the transpose, samples\.T, has 2 channels",
         ),
+        (  # a block of a stereo file, as soundfile reads it
+            (np.zeros((1_024, 2)), 8_000),
+            ValueError,
+            r"shape \(1024, 2\); .* the transpose, samples\.T, has 2 channels",
+        ),
         (
             (np.array([[0, 1], [0, np.nan]]), 8_000),
             ValueError,
