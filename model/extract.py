@@ -23,7 +23,6 @@ from typing import IO, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import scipy.special
 import torch
 from torch import Tensor
 
@@ -37,6 +36,7 @@ from model.inference import (
     WindowEstimates,
     WindowQueries,
 )
+from model.metrics import presence_of
 from model.signal import (
     AS_IT_IS,
     ActivityOptions,
@@ -620,7 +620,7 @@ def _extraction(
     return Extraction(
         stem=_restored(stem, like),
         residual=_restored(residual, like),
-        presence=None if np.isnan(log_odds) else float(scipy.special.expit(log_odds)),
+        presence=None if np.isnan(log_odds) else presence_of(float(log_odds)),
         segments=segments,
     )
 

@@ -81,6 +81,8 @@ def test_the_demo_mixture_gives_the_stem_of_the_pipeline(
     ]
     assert segments
     assert [dataclasses.asdict(each) for each in found.segments or ()] == segments
+    (row,) = tone_runs.table(tmp_path / "out", "metrics")
+    assert found.presence == row["presence"]
 
 
 def test_examples_give_the_stem_of_the_pipeline(extractor: Extractor, tmp_path: Path) -> None:
