@@ -29,8 +29,8 @@ from model.metrics.distortion import MomentAccumulator, Moments, Problem, Ratios
 class Undefined(enum.StrEnum):
     """Why a metric has no value.
 
-    A stem *equals* the reference where the error is none or, for ratios that forgive a filter or a
-    gain, below -120 dB; it is *without* the reference where it holds less than -160 dB of it.
+    A stem *equals* the reference where the error is below -120 dB, as rounding is; it is *without*
+    the reference where it holds less than -160 dB of it.
     Embeddings are *not similar* where the cosine of their angle is not above 0.
     """
 
@@ -447,7 +447,8 @@ def snr_db(estimate: Tensor, reference: Tensor) -> Tensor:
         reference: float[B, T].
 
     Returns:
-        float64[B] in dB; NaN where a signal is silent or not finite, or they are equal.
+        float64[B] in dB; NaN where a signal is silent or not finite, or where their difference is
+        under -120 dB of the reference.
 
     Raises:
         ValueError: shapes differ, or T is 0.

@@ -285,9 +285,9 @@ class Ratios:
 
 def plain(moments: Moments) -> Ratios:
     """Power of the reference over that of the error."""
-    ratio = moments.powers[:, :1] / moments.errors
-    equal = moments.errors == 0.0
-    return _ratios(moments, ratio, {Problem.WITHOUT_DISTORTION: equal})
+    reference = moments.powers[:, :1]
+    equal = moments.errors < INDISTINCT_DISTORTION * reference
+    return _ratios(moments, reference / moments.errors, {Problem.WITHOUT_DISTORTION: equal})
 
 
 def scaled(moments: Moments) -> Ratios:

@@ -47,6 +47,10 @@ CASES = {
         *(REFERENCE, MIXTURE, REFERENCE),
         _only(*OF_STEM, reason=Undefined.STEM_EQUALS_REFERENCE),
     ),
+    "stem equals reference but for rounding": (
+        *(REFERENCE + 1e-7 * OTHER, MIXTURE, REFERENCE),
+        _only(*OF_STEM, reason=Undefined.STEM_EQUALS_REFERENCE),
+    ),
     "mixture equals reference": (
         *(STEM, REFERENCE, REFERENCE),
         _only(*OF_MIXTURE, reason=Undefined.MIXTURE_EQUALS_REFERENCE),
