@@ -221,8 +221,10 @@ class UriAccess:
         """Storage options under which a web server cannot lead out of the prefixes."""
         guarded = dict(options)
         if self.prefixes:
+            # Without the folders of all parts: fsspec tells file systems apart by their options.
+            client = _GuardedClient(UriAccess(prefixes=self.prefixes))
             for scheme in ("http", "https"):
-                guarded[scheme] = {**options.get(scheme, {}), "get_client": _GuardedClient(self)}
+                guarded[scheme] = {**options.get(scheme, {}), "get_client": client}
         return guarded
 
 
