@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from manifests.columns import LOWER_IS_BETTER, SHOWN_METRICS
+from manifests.columns import LOWER_IS_BETTER, METRIC_COLUMNS, SHOWN_METRICS
 from manifests.published import PublishedResult, load
 from model.bootstrap import Summary, summarise
 from pipelines.reporting.runs import Run, Setting, or_none
@@ -188,7 +188,8 @@ class Comparison:
         other: name of the run whose gain is given.
         dataset: the dataset, or ``all datasets``.
         metric: which.
-        difference: of ``other`` minus ``baseline``, over pairs in which both are defined.
+        difference: of ``other`` minus ``baseline``, over pairs in which both are defined and, of
+            similarities, to the same query by the same scorer.
         win_rate: part of those pairs in which ``other`` is better, ties counted as half; None
             without pairs.
         num_only_one: ids that only one of the runs has.
@@ -222,6 +223,26 @@ def _by_id(run: Run) -> pd.DataFrame:
     return named.drop_duplicates(["dataset", "id"], keep="last").set_index(["dataset", "id"])
 
 
+_TO_NEGATIVE = frozenset(("clap_score_negative", "clap_score_contrast"))
+_TO_POSITIVE = {name for name in METRIC_COLUMNS if "clap_score" in name} - {"clap_score_negative"}
+
+
+def _comparable(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> pd.Series[Any]:
+    """Says of clips whether a metric of both is of one kind.
+
+    A similarity to words is another quantity than one to example clips, and so is one by another
+    scorer. What runs of schema version 1 were asked is not known, and taken to be the same.
+    """
+    same = pd.Series(True, index=first.index)
+    if metric in _TO_POSITIVE | _TO_NEGATIVE:
+        same &= first["scorer"] == second["scorer"]
+    for name, metrics in (("positive", _TO_POSITIVE), ("negative", _TO_NEGATIVE)):
+        if metric in metrics:
+            one, other = first[name], second[name]
+            same &= (one == other) | one.isna() | other.isna()
+    return same
+
+
 def _compare(
     baseline: tuple[Run, pd.DataFrame], other: tuple[Run, pd.DataFrame], metric: str, scope: str
 ) -> Comparison:
@@ -231,7 +252,7 @@ def _compare(
     shared = first.index.intersection(second.index)
     num_only_one = len(first) + len(second) - 2 * len(shared)
     first, second = first.loc[shared], second.loc[shared]
-    gain = (second[metric] - first[metric]).to_numpy()
+    gain = (second[metric] - first[metric]).where(_comparable(first, second, metric)).to_numpy()
     defined = gain[np.isfinite(gain)]
     better = defined < 0 if metric in LOWER_IS_BETTER else defined > 0
     wins = better.sum() + 0.5 * (defined == 0).sum()

@@ -28,8 +28,9 @@ _COLUMNS = (
     *("id", "label", *_SETTING_COLUMNS, *METRIC_COLUMNS, "undefined_reason", "duration_s"),
     *("sample_rate_hz", "model", "model_sha256", "scorer_sha256", "stem_uri"),
 )
+_EXAMPLES = ("positive_audio_uris", "negative_audio_uris")
 _LATER_COLUMNS = (
-    *("group", "positive_text", "mixture_uri", "offset_s"),
+    *("group", "positive_text", "negative_text", *_EXAMPLES, "mixture_uri", "offset_s"),
     *("presence", "active_s", "n_segments", "stem_to_mixture_db"),
 )
 """Columns that runs of schema version 1 lack."""
@@ -154,7 +155,8 @@ def read_run(uri: str, name: str, storage: Storage) -> Run:
 
     The clips have the columns of ``METRICS_SCHEMA`` that a report needs, with NaN where a metric is
     undefined, and ``setting``, a :class:`Setting`, ``protocol``, ``made_by`` (the model with the
-    beginning of its digest) and ``scorer`` (the same of the scorer's).
+    beginning of its digest), ``scorer`` (the same of the scorer's), and ``positive`` and
+    ``negative``, what similarities are to: the words of the query, or else its example clips.
 
     Raises:
         RunError: there are no metrics and no dead letters, or a table is not one of ours.
@@ -291,11 +293,21 @@ def _clips_of(table: pa.Table, protocol: str) -> pd.DataFrame:
     settings = [known.setdefault(each, each) for each in (_setting(row, protocol) for row in rows)]
     clips: pd.DataFrame = table.drop_columns([PROTOCOL_COLUMN]).to_pandas()
     clips[_NAMES] = clips[_NAMES].where(clips[_NAMES] != "")  # stems may be nobody's
+    positive, negative = (_listed(clips.pop(name)) for name in _EXAMPLES)
     return clips.assign(
+        positive=clips["positive_text"].astype(object).combine_first(positive),
+        negative=clips["negative_text"].astype(object).combine_first(negative),
         setting=pd.Series(settings, dtype=object),
         protocol=pd.Series([each.protocol for each in settings], dtype=clips["id"].dtype),
         made_by=clips["model"].fillna("unnamed") + " " + _short(clips["model_sha256"]),
         scorer=_short(clips["scorer_sha256"]),
+    )
+
+
+def _listed(uris: pd.Series[Any]) -> pd.Series[Any]:
+    """Lists as one text each; None where there is none."""
+    return uris.map(lambda own: None if own is None or not len(own) else "\n".join(own)).astype(
+        object
     )
 
 

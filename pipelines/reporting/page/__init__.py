@@ -79,7 +79,8 @@ NOTES = (
     "the mixture's, contrast the score minus the similarity to the negative query, Ref-CLAPScore "
     "the harmonic mean with the similarity to the reference, undefined where one of the two is not "
     "above 0. A score by the separator's own CLAP is circular: compare the scorer's digest with "
-    "that of the model's CLAP.",
+    "that of the model's CLAP. Scores of two runs are compared where they are by the same scorer "
+    "and to the same words or example clips: to others they are other quantities.",
     "n counts the clips with a defined value. A value that is undefined (silent reference, silent "
     "stem, no reference) is left out of every mean and counted as such; a row that failed gave no "
     "stem and is counted under failed.",

@@ -105,6 +105,26 @@ def test_a_win_is_a_lower_value_where_lower_is_better(tmp_path: Path) -> None:
     assert found.difference.mean == pytest.approx(-0.3 / 4)
 
 
+def test_similarities_are_compared_where_they_are_to_the_same_query_by_one_scorer(
+    tmp_path: Path,
+) -> None:
+    words = {"positive_text": "a dog", "negative_text": "rain", "clap_score_contrast": 0.1}
+    shown = {"positive_text": None, "positive_audio_uris": ["/dog.wav"]}
+    before = [report_runs.clip(n, **words) for n in range(5)]
+    after = [
+        report_runs.clip(0, **words, clap_score=0.9),
+        report_runs.clip(1, **{**words, **shown}, clap_score=0.9),
+        report_runs.clip(2, **words, clap_score=0.9, scorer_sha256="d4" * 32),
+        report_runs.clip(3, **{**words, "negative_text": "wind"}, clap_score=0.9),
+        report_runs.clip(4, **{**words, "positive_text": "a cat"}, clap_score=0.9),
+    ]
+    runs = read(tmp_path / "a", before), read(tmp_path / "b", after)
+    metrics = ["clap_score", "clap_score_contrast", "sdri_db"]
+    similar, contrast, ratio = (each.difference for each in compare(*runs, metrics))
+    assert (similar.n, contrast.n, ratio.n) == (2, 1, 5)
+    assert similar.mean == pytest.approx(0.9 - before[0]["clap_score"])
+
+
 def test_several_datasets_are_compared_one_by_one_too(tmp_path: Path) -> None:
     rows = [report_runs.clip(1), report_runs.clip(2, dataset="ESC-50", sdri_db=0.0)]
     other = [{**rows[0], "sdri_db": 3.0}, rows[1]]
