@@ -257,6 +257,8 @@ def _results(job: _Job, draw: corpus_sets.Draw) -> Results:
             audio_root=job.corpus,
             storage=job.storage,
             limit=job.own.limit,
+            max_in_memory_s=job.config.max_clip_in_memory_s,
+            max_failure_rate=job.config.max_failure_rate,
         )
     return results.Results(
         split=job.own.split,

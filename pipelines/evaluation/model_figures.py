@@ -6,6 +6,7 @@ What it separates is measured by runs of :mod:`pipelines.separate`.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,14 +25,14 @@ from model.clap import QueryEncoder
 from model.registry import LoadedModel
 from model.signal.windowing import WindowPlan, separate_array
 from model.systems import Condition, Separator
+from transforms.audio.mixtures import VALUES_PER_SECOND
 from transforms.elements import EmbeddedQuery
 from transforms.queries import embed_query_examples, embed_query_texts, read_shot
 from transforms.storage import Storage
 
 HELDOUT_PHRASINGS = 3
 """How many of a class's held-out phrasings are tried, one at a time for all classes."""
-_MAX_VALUES = 60 * 2 * 48_000
-"""Samples of a clip that are held in memory."""
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,8 @@ def classify(
     audio_root: str,
     storage: Storage,
     limit: int | None = None,
+    max_in_memory_s: float = 60.0,
+    max_failure_rate: float = 0.0,
 ) -> tuple[ZeroShot, ...]:
     """Ranks the split's classes for each of its clips by the cosine of clip and text.
 
@@ -70,18 +73,30 @@ def classify(
         audio_root: absolute folder of the clips.
         storage: how they are reached.
         limit: how many clips, the classes evenly; None: all. All classes compete in any case.
+        max_in_memory_s: of 48 kHz stereo; a clip of more samples cannot be embedded.
+        max_failure_rate: of clips that cannot be embedded, which are left out, and said.
 
     Returns:
         The results for the corpus's captions and, where every class has them, for held-out
-        phrasings. Of a class with several captions the most frequent one counts.
+        phrasings. Of a class with several captions the most frequent one counts. Nothing where no
+        clip is left.
 
     Raises:
-        ValueError: a clip or a text cannot be embedded.
+        ValueError: more clips than may, or a text, cannot be embedded.
     """
     labels = draw.labels()
     chosen = _evenly(draw.clips, limit)
-    uris = [clip_uri(audio_root, clip.path) for clip in chosen]
-    audio = np.stack([_heard(uri, clap, storage) for uri in uris])
+    max_values = int(max_in_memory_s * VALUES_PER_SECOND)
+    heard = [_heard(clip_uri(audio_root, clip.path), clap, storage, max_values) for clip in chosen]
+    failed = [each.message for each in heard if each.error_type is not None]
+    if len(failed) > max_failure_rate * len(chosen):
+        raise ValueError(f"zero-shot: {failed[0]}")
+    for message in failed:
+        logger.warning("zero-shot: left out: %s", message)
+    chosen = [clip for clip, each in zip(chosen, heard, strict=True) if each.error_type is None]
+    if not chosen:
+        return ()
+    audio = _vectors(each for each in heard if each.error_type is None)
     truth = np.array([labels.index(clip.label) for clip in chosen])
     rounds = {"caption": [[_caption(draw.clips, label) for label in labels]]}
     known = [draw.phrasings.get(label, ()) for label in labels]
@@ -111,10 +126,9 @@ def _caption(clips: Iterable[CorpusClip], label: str) -> str:
     return max(captions, key=captions.count)
 
 
-def _heard(uri: str, clap: QueryEncoder, storage: Storage) -> NDArray[np.float32]:
-    shots = iter([read_shot(uri, storage, clap.sample_rate_hz, _MAX_VALUES)])
-    vector: NDArray[np.float32] = _vectors([embed_query_examples(clap, [uri], shots)])[0]
-    return vector
+def _heard(uri: str, clap: QueryEncoder, storage: Storage, max_values: int) -> EmbeddedQuery:
+    shots = iter([read_shot(uri, storage, clap.sample_rate_hz, max_values)])
+    return embed_query_examples(clap, [uri], shots)
 
 
 def _vectors(found: Iterable[EmbeddedQuery]) -> NDArray[np.float32]:

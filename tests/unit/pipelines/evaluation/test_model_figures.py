@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,10 +25,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _classify(
-    corpus: str, clap: ToneClap, limit: int | None = None, phrasings: object = PHRASINGS
+    corpus: str, clap: ToneClap, phrasings: object = PHRASINGS, **limits: Any
 ) -> tuple[ZeroShot, ...]:
     draw = Draw(read_corpus(corpus), audio_root=corpus, phrasings=phrasings)
-    return classify(clap, draw, audio_root=corpus, storage=Storage(), limit=limit)
+    return classify(clap, draw, audio_root=corpus, storage=Storage(), **limits)
 
 
 def test_a_clap_that_knows_the_tones_is_always_right(corpus: str) -> None:
@@ -79,8 +80,23 @@ def test_heldout_phrasings_are_left_out_where_a_class_has_too_few(corpus: str) -
 def test_a_clip_that_cannot_be_embedded_is_named(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path)
     soundfile.write(corpus / "frog-test-a.wav", np.zeros(8_000, np.float32), 8_000)
-    with pytest.raises(ValueError, match=r"frog-test-a\.wav"):
+    with pytest.raises(ValueError, match=r"zero-shot: .*frog-test-a\.wav"):
         _classify(str(corpus), ToneClap())
+
+
+def test_clips_that_may_fail_are_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = str(write_corpus(tmp_path))
+    soundfile.write(tmp_path / "frog-test-a.wav", np.zeros(8_000, np.float32), 8_000)
+    found = _classify(corpus, ToneClap(), max_failure_rate=0.1)
+    assert [each.top1.n for each in found] == [10, 10]
+    assert caplog.messages == [
+        f"zero-shot: left out: {tmp_path / 'frog-test-a.wav'}: all samples are zero"
+    ]
+    with pytest.raises(ValueError, match="--max_clip_in_memory_s"):
+        _classify(corpus, ToneClap(), max_in_memory_s=0.001)
+    assert _classify(corpus, ToneClap(), max_in_memory_s=0.001, max_failure_rate=1.0) == ()
 
 
 class _Separator(ToneSeparator, nn.Module):
