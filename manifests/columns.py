@@ -443,7 +443,9 @@ _PAGE: Final = (
         "`metrics/`: one row a clip, and the manifest's own columns as `extra_…`. A metric is null "
         "where it is undefined. Ratios and similarities are of the mean of the channels, at the "
         "model's rate, before the stem is resampled to the recording's and written; similarities "
-        "of what is longer than `--max_clip_in_memory_s` are of the stem as it is written.",
+        "of what is longer than `--max_clip_in_memory_s` are of the stem as it is written. A "
+        "reference keeps its constant offset, which stems of the bundled model lack where it is "
+        "large: ratios count that as an error.",
         METRICS_TABLE,
     ),
     (

@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 MODES = {"text_pn": "what is wanted and what is not", "text_p": "what is wanted alone"}
 CARD, FIGURES, CLIPS, CONFIG = "README.md", "figures.json", "clips.csv", "config.json"
+_SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".aiff", ".aif")
 _FEWEST_RECORDINGS = 3
 _SHORTEST_S = 0.1
 _SILENT = 1e-4
@@ -99,7 +100,7 @@ def clips_in_folders(corpus: Path) -> list[Clip]:
     """The clips of a folder that has a folder for each label.
 
     A file is a recording. Files in a folder inside of a label's were cut from one recording, which
-    has the folder's name.
+    has the folder's name. A recording beside the labels' folders has no label.
 
     Raises:
         CorpusError: it is no such folder.
@@ -108,7 +109,12 @@ def clips_in_folders(corpus: Path) -> list[Clip]:
         raise CorpusError(f"--corpus {corpus}: expected a folder, or a reviews.csv with --run")
     found = []
     for folder in sorted(corpus.iterdir()):
-        if not folder.is_dir() or folder.name.startswith("."):
+        if folder.name.startswith("."):
+            continue
+        if folder.suffix.lower() in _SOUNDS and folder.is_file():
+            lost = Clip(uri=str(folder), span_s=(0.0, None), recording=str(folder), label="")
+            found.append(lost)
+        if not folder.is_dir():
             continue
         for path in sorted(folder.rglob("*")):
             inside = path.relative_to(folder)
@@ -122,7 +128,7 @@ def clips_in_folders(corpus: Path) -> list[Clip]:
                         label=folder.name,
                     )
                 )
-    if not found:
+    if not any(clip.label for clip in found):
         raise CorpusError(
             f"--corpus {corpus}: has no folders with recordings; expected a folder for each label, "
             f"such as {corpus / 'owl' / '1.wav'}"
@@ -265,7 +271,10 @@ def hear(clips: Sequence[Clip], rate_hz: int) -> Heard:
             if not clip.uri:
                 raise ValueError("its row has no mixture_uri")
             if not clip.label:
-                raise ValueError("its row has neither label nor positive_text")
+                raise ValueError(
+                    "has no label: lies in no label's folder, or its row has neither label nor "
+                    "positive_text"
+                )
             samples = _read(clip, rate_hz)
             if len(samples) < _SHORTEST_S * rate_hz:
                 raise ValueError(f"shorter than {_SHORTEST_S:g} s")

@@ -140,6 +140,8 @@ def test_a_clip_is_heard_the_same_at_any_level(tmp_path: Path) -> None:
     made = {"plain": sound, "quiet": 1e-3 * sound, "loud": 50 * sound, "offset": sound + 0.2}
     made |= {"constant": np.full(RATE_HZ, 0.3), "broken": np.where(sound > 0.29, np.nan, sound)}
     (tmp_path / "hum").mkdir()
+    (tmp_path / "README.txt").write_text("mine")
+    soundfile.write(tmp_path / "lost.WAV", sound, RATE_HZ)
     for name, samples in made.items():
         soundfile.write(tmp_path / "hum" / f"{name}.wav", samples, RATE_HZ, subtype="FLOAT")
     heard = finetune.hear(finetune.clips_in_folders(tmp_path), RATE_HZ)
@@ -147,7 +149,8 @@ def test_a_clip_is_heard_the_same_at_any_level(tmp_path: Path) -> None:
     for samples in heard.samples:
         np.testing.assert_allclose(samples, heard.samples[2], atol=1)  # a step of 16 bits
     assert np.abs(heard.samples[2]).max() == 32_767
-    broken, constant = heard.left_out
+    broken, constant, lost = heard.left_out
+    assert re.search("lost.WAV: has no label: lies in no label's folder", lost)
     assert broken.endswith("broken.wav: holds samples that are not finite")
     assert constant.endswith("constant.wav: silent")
 
