@@ -226,7 +226,8 @@ METRICS_TABLE: Final = (
         "presence",
         "How likely it is, from 0 to 1, that the recording holds what the positive query asks for: "
         "the highest of its windows and channels, or of its windows in `windows/` where `--screen` "
-        "left it out. Null where the model does not say.",
+        "left it out. Null where the model does not say, or nothing is asked for but what to "
+        "suppress.",
     ),
     _real("active_s", "For how long the stem is active: the length of its segments."),
     _count("n_segments", "Rows of `segments/` that are about the stem."),

@@ -17,7 +17,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -251,6 +251,18 @@ def _judged(segment: Mapping[str, Any], *, present: bool) -> Clip:
     )
 
 
+def with_one_label(clips: Iterable[Clip]) -> list[Clip]:
+    """Gives clips whose labels are the same words (``Garden_gate``, ``garden gate``) the first one.
+
+    Otherwise the same query would ask for one of them and for silence of the other.
+    """
+    first: dict[str, str] = {}
+    return [
+        dataclasses.replace(clip, label=first.setdefault(_words(clip.label).casefold(), clip.label))
+        for clip in clips
+    ]
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Heard:
     """Clips with their samples; what cannot be used is left out, and said."""
@@ -446,10 +458,14 @@ def _pairs(material: Material, seed: int) -> tuple[list[list[int]], list[list[in
     return own, [[first, second] for first in rest for second in rest if first != second]
 
 
+def _words(label: str) -> str:
+    return re.sub(r"[_\s]+", " ", label).strip()
+
+
 def _words_of(label: str) -> list[str]:
     """A label as it is, with spaces; and the captions that training had for such a label."""
     known: dict[str, list[str]] = json.loads(BUNDLED_CAPTIONS.read_text(encoding="utf-8"))
-    plain = re.sub(r"[_\s]+", " ", label).strip()
+    plain = _words(label)
     captions = known.get(re.sub(r"[\s-]+", "_", plain.lower()), [])
     return [plain, *(text for text in captions if text != plain)]
 
@@ -872,7 +888,7 @@ def run(
     clips += [clip for path in reviews for clip in clips_judged(path, runs)]
     networks = load_base(base)
     rate_hz = networks.config.signal.sample_rate_hz
-    heard = hear(clips, rate_hz)
+    heard = hear(with_one_label(clips), rate_hz)
     for line in heard.left_out:
         say(f"left out: {line}")
     out = held_out(heard.clips, settings.held_out_share, seed)

@@ -155,6 +155,15 @@ def test_a_clip_is_heard_the_same_at_any_level(tmp_path: Path) -> None:
     assert constant.endswith("constant.wav: silent")
 
 
+def test_labels_of_the_same_words_are_one(tmp_path: Path) -> None:
+    for label in ("Garden gate", "garden_gate", "garden  gates"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "1.wav").touch()
+    clips = finetune.with_one_label(finetune.clips_in_folders(tmp_path))
+    assert [clip.label for clip in clips] == ["Garden gate", "garden  gates", "Garden gate"]
+    assert len({clip.recording for clip in clips}) == 3
+
+
 def test_recordings_are_held_out_as_a_whole(
     sounds: Path, small_config: ClapSepConfig, tmp_path: Path
 ) -> None:
