@@ -250,7 +250,9 @@ def _results(job: _Job, draw: corpus_sets.Draw) -> Results:
     choice = model_choice(job.config)
     loaded = model_cache.load_model(choice)
     classes: tuple[model_figures.ZeroShot, ...] = ()
-    if job.zero_shot:
+    if job.zero_shot and not loaded.clap_sha256:
+        sys.stderr.write(f"note: {loaded.name} has no CLAP, and so no zero-shot classification\n")
+    elif job.zero_shot:
         classes = model_figures.classify(
             loaded.query_encoder,
             draw,

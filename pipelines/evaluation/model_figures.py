@@ -246,8 +246,11 @@ def real_time_factor(separator: Separator, device: str) -> float:
     )
 
     def separate(windows: Tensor) -> Tensor:
-        rows = torch.zeros(len(windows), dtype=torch.int64)
-        return separator.separate(windows.to(device), condition.index(rows))
+        asked = condition.index(torch.zeros(len(windows), dtype=torch.int64))
+        mixture = windows.to(device)
+        if separator.capabilities.needs_reference:
+            asked = dataclasses.replace(asked, reference=mixture)
+        return separator.separate(mixture, asked)
 
     plan = WindowPlan(window_samples=separator.window_samples)
     elapsed_s = 0.0

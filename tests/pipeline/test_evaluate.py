@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +138,16 @@ def test_classes_can_be_named_without_separating(corpus: Path, tmp_path: Path) -
     assert record["zero_shot"]["caption"]["top1"]["n"] == 6
     assert record["datasets"] == {}
     assert not (tmp_path / evaluate.RUN).exists()
+
+
+def test_a_system_without_a_clap_names_no_classes(
+    corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with tone_runs.tones_as_models() as loaded:
+        loaded.model = dataclasses.replace(loaded.model, clap_sha256="")
+        assert _run(corpus, tmp_path, "--sets", "zero_shot") == 0
+    assert "note: tones has no CLAP, and so no zero-shot classification" in capfd.readouterr().err
+    assert _record(tmp_path)["zero_shot"] == {}
 
 
 def test_a_row_that_fails_ends_the_evaluation(

@@ -13,6 +13,7 @@ from torch import nn
 
 import tone_runs
 from manifests.benchmarks.corpus_sets import Draw, read_corpus
+from model import registry
 from model.catalogue import Entry, WeightsFile
 from pipelines.evaluation.model_figures import ZeroShot, bundle_files, classify, measure_cost
 from tones import LABELS, PHRASINGS, ToneClap, ToneSeparator, write_corpus
@@ -149,6 +150,10 @@ def test_shared_parameters_are_counted_once_in_all(tmp_path: Path) -> None:
 def test_a_system_without_networks_has_no_parameters() -> None:
     cost = measure_cost(dataclasses.replace(tone_runs.loaded_tones(), card=_card()), "cpu")
     assert (cost.parameters, cost.parameters_in_all, cost.file_bytes) == ({}, 0, {})
+
+
+def test_an_oracle_is_timed_too() -> None:
+    assert measure_cost(registry.load("oracle-irm"), "cpu").real_time_factor > 0
 
 
 def test_all_parts_of_a_split_file_belong_to_the_bundle(tmp_path: Path) -> None:
