@@ -260,7 +260,7 @@ def _loader(entry: Entry) -> Callable[[Entry, LoadOptions], Any]:
 
 def is_uri(name_or_uri: str) -> bool:
     """Whether a model is given by a URI, or as a folder here, instead of by name."""
-    if name_or_uri in entries():
+    if not name_or_uri or name_or_uri in entries():
         return False
     path = Path(name_or_uri)
     return "/" in name_or_uri or "\\" in name_or_uri or path.suffix != "" or path.is_dir()
@@ -278,7 +278,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         card = find(options.name)
     except UnknownModelError as err:
-        sys.stderr.write(f"{err}\n")
+        said = str(err)
+        if is_uri(options.name):
+            said = (
+                f"{options.name}: is a URI, and no name of a model; "
+                "python -m model.checkpoints inspect says what it is"
+            )
+        sys.stderr.write(f"{said}\n")
         return 1
     for name, value in _facts(card).items():
         sys.stdout.write(f"{name:>16}  {value}\n")

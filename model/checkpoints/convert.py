@@ -166,9 +166,12 @@ def convert(options: argparse.Namespace) -> str:
 def file_facts(uri: str) -> dict[str, str]:
     """What a weight file is, by name: format, kind, digest, sizes, configuration, sources.
 
+    A folder stands for the file that is loaded of it.
+
     Raises:
         CheckpointError: the URI cannot be had, or is no weight file.
     """
+    uri = loading.in_bundle(uri)
     file = fetch(uri)
     content = tensorfiles.read(file.path, uri)
     facts = {"uri": uri, "sha256": file.sha256, "bytes": f"{file.num_bytes:,}"}

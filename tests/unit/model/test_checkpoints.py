@@ -108,6 +108,10 @@ def test_inspect_converted(
     assert lines["clap_sha256"] == networks.clap_sha256
     assert json.loads(lines["config"]) == json.loads(config.to_json(TINY))
     assert lines["source clapsep"] == f"{paths[1]} {networks.sources[1].sha256}"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "out.safetensors").rename(tmp_path / "mine" / "model.safetensors")
+    assert run(["inspect", str(tmp_path / "mine")]) == 0
+    assert networks.model_sha256 in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("index", "kind"), [(0, "clap"), (1, "clapsep")])

@@ -188,6 +188,13 @@ def test_card_of_one_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "hf://spaces/AisakaMikoto/CLAPSep/model/best_model.ckpt, 177,818,986 bytes" in card
     assert registry.run(["nothing"]) == 1
     assert "unknown model 'nothing'" in capsys.readouterr().err
+    assert registry.run(["runs/mine"]) == 1
+    assert "model.checkpoints inspect says what it is" in capsys.readouterr().err
+
+
+def test_an_empty_name_is_no_folder_here() -> None:
+    with pytest.raises(UnknownModelError, match="unknown model ''"):
+        registry.load("")
 
 
 def test_listing_the_models_does_not_load_torch() -> None:
