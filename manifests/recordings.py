@@ -27,6 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 from manifests import QUERY_FLAGS
 from manifests.audio_formats import AUDIO_SUFFIXES
 from manifests.files import (
+    IS_NEITHER,
     PARQUET_SUFFIXES,
     TAR_SUFFIXES,
     ManifestError,
@@ -420,7 +421,7 @@ def _look(uri: str, storage_options: StorageOptions) -> _Root:
         if first is None:
             _require_no_part(uri, storage_options)
             files.info(path)  # says what is the matter
-            raise ManifestError(f"{uri}: no such file or folder")
+            raise ManifestError(f"{uri}: {IS_NEITHER}")
         if any("**" in part and part != "**" for part in parts):
             raise ValueError("** stands alone between slashes, as in folder/**/*.flac")
         folder = "/".join(parts[:first]) or "/"

@@ -425,12 +425,16 @@ def expand(uri: str, storage_options: StorageOptions = None) -> tuple[str, ...]:
             found = _manifests(_matches(files, path))
         else:
             files.info(path)  # says what is the matter, which isfile and isdir do not
-            raise ManifestError(f"{uri}: no such file or folder")
+            raise ManifestError(f"{uri}: {IS_NEITHER}")
     except (OSError, ValueError) as err:
         raise ManifestError(f"{uri}: {reason_of(err)}") from err
     if not found:
         raise ManifestError(f"{uri}: no file here ends in {', '.join(FORMATS)} (or .gz)")
     return tuple(sorted(p if local else files.unstrip_protocol(p) for p in found))
+
+
+IS_NEITHER: Final = "is there, but neither a file nor a folder; expected one of them"
+"""Of pipes, devices and links to nothing."""
 
 
 def _matches(files: Any, pattern: str) -> Mapping[str, Mapping[str, Any]]:

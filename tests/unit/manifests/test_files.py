@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import fsspec
 import pytest
 
@@ -73,6 +75,12 @@ def test_nothing_there(tmp_path, monkeypatch, uri, message):
     with pytest.raises(ManifestError, match=message) as caught:
         expand(uri)
     assert str(caught.value).startswith(uri)
+
+
+def test_a_pipe_is_no_manifest(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ManifestError, match=r"pipe: is there, but neither a file nor a folder"):
+        expand(str(tmp_path / "pipe"))
 
 
 def test_formats_follow_from_names():

@@ -199,6 +199,12 @@ def _listed(root: int, path: str, uri: str) -> Listed:
     return Listed(root=root, path=path, uri=uri, form="audio", is_named=True)
 
 
+def test_a_pipe_is_no_root(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ManifestError, match=r"pipe: is there, but neither a file nor a folder"):
+        recordings.require_root(str(tmp_path / "pipe"))
+
+
 def test_of_two_roots_with_one_path_the_later_has_its_roots_name_in_front(tmp_path: Path) -> None:
     write(tmp_path / "1", "r.wav", "day2/r.wav", "s.wav")
     write(tmp_path / "2" / "day2", "r.wav", "t.wav")
