@@ -390,6 +390,11 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     )
 
 
+def looks_into(root: str, place: str) -> bool:
+    """Whether a root is, holds or matches a folder or file, by their names alone."""
+    return place.startswith(root.rstrip("/") + "/") or _matches(place.split("/"), root.split("/"))
+
+
 def _require_no_part(uri: str, storage_options: StorageOptions) -> None:
     """Raises ManifestError where a part of a file that is there is named."""
     address, _ = split_fragment(uri)

@@ -372,11 +372,14 @@ class KeptRules:
         retrying: the manifest is the output's own dead letters: a row of an id that is finished
             with other content is the second of that id, as it was before.
         trusted: what the kept rows were made with is known, and the same as now.
+        roots: of recordings that are listed anew: what could not be listed there before is a
+            failure again, or none any more.
     """
 
     covers: bool = False
     retrying: bool = False
     trusted: bool = True
+    roots: tuple[str, ...] = ()
 
 
 TABLE, OF_SEGMENTS, JOURNAL, LETTERS = "table", "segments", "journal", "letters"
@@ -461,12 +464,14 @@ class KeptLetter:
         place: where that row stands, as :func:`transforms.tables.dead_letters.place_key` writes it.
         uri: the file that it was read from.
         is_second: whether it is a later row of an id that has another row.
+        listed: the folder, shard or list that could not be looked into; None: it is about a row.
     """
 
     key: str
     place: str
     uri: str
     is_second: bool
+    listed: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,7 @@ from manifests.columns import (
     SEGMENTS_SCHEMA,
     with_extra,
 )
+from manifests.recordings import looks_into
 from manifests.row import EXTRA_PREFIX, SOURCE_COLUMN, ManifestRow
 from transforms.audio import AudioPart
 from transforms.audio.files import WriteError, describe, require_whole
@@ -405,7 +406,20 @@ def _letter(record: Mapping[str, Any], uri: str) -> KeptLetter:
         place=_place(record),
         uri=uri,
         is_second=record["error_type"] == "duplicate_id",
+        listed=_could_not_be_listed(record),
     )
+
+
+def _could_not_be_listed(record: Mapping[str, Any]) -> str | None:
+    """What could not be looked into, of a dead letter of listing recordings."""
+    if record["id"] is not None or record["row_json"] is None:
+        return None
+    try:
+        values = json.loads(record["row_json"])
+    except (ValueError, RecursionError):
+        return None
+    is_listing = isinstance(values, dict) and values.keys() == {"recordings"}
+    return record["manifest_uri"] if is_listing else None
 
 
 def _place(record: Mapping[str, Any]) -> str:
@@ -692,6 +706,8 @@ def _letters(
         return
     seen = set()
     for letter in sorted(letters, key=lambda letter: (letter.place, letter.uri)):
+        if letter.listed and any(looks_into(root, letter.listed) for root in rules.roots):
+            continue
         if letter.place not in seen and (letter.is_second or not finished):
             seen.add(letter.place)
             yield beam.pvalue.TaggedOutput("letters", letter)

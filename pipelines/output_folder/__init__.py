@@ -264,6 +264,7 @@ def _rules(
         covers=bool(sources) and {uri.rstrip("/") for uri in sources} <= set(given),
         retrying=bool(config.manifests) and not given,
         trusted=trusted,
+        roots=() if config.recordings is None else tuple(redacted(list(config.recordings.roots))),
     )
 
 

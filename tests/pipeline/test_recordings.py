@@ -178,6 +178,13 @@ def test_a_folder_that_cannot_be_listed_is_a_dead_letter(
     assert (letter["stage"], letter["error_type"]) == ("manifest", "permission")
     assert str(archive / "night") in letter["message"]
     assert ids(output) == ["a/bell"]
+    again = ("--recordings", archive, "--positive", "bell", "--output", output, "--resume")
+    assert tone_runs.run(*again) == 1
+    assert len(tone_runs.table(output, "dead_letters")) == 1
+    monkeypatch.undo()
+    assert tone_runs.run(*again) == 0
+    assert ids(output) == ["a/bell", "night/2024.01.05_b/bell", "night/a/bell"]
+    assert not (output / "dead_letters").exists()
 
 
 def test_nothing_to_do_is_said(tmp_path: Path, capsys) -> None:

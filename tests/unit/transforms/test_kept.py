@@ -31,6 +31,7 @@ from transforms.tables.metrics_rows import write_piece
 
 STORAGE = Storage()
 SAME: dict[str, Any] = {"dataset": "d", "split": "test", "extra": {"colour": "red"}}
+ROOTS = KeptRules(roots=("/a", "/b/*.tar"))
 COVERS, RETRYING = KeptRules(covers=True), KeptRules(retrying=True)
 PLAIN, UNTRUSTED = KeptRules(), KeptRules(trusted=False)
 
@@ -57,6 +58,10 @@ def _segments(uri: str = "s", count: int = 2) -> KeptSegments:
 def _letter(number: int = 1, error_type: str = "missing") -> KeptLetter:
     second = error_type == "duplicate_id"
     return KeptLetter(key="x", place=f"m\x00{number:012d}", uri="l", is_second=second)
+
+
+def _unlisted(place: str) -> KeptLetter:
+    return dataclasses.replace(_letter(), key="\x00y", listed=place)
 
 
 def _said(element: Any) -> str:
@@ -157,6 +162,13 @@ CASES: dict[str, tuple[KeptRules, dict[str, list[Any]], list[str]]] = {
     "a dead letter of the second row of an id that is finished": (
         PLAIN, {"letters": [_letter(2, "duplicate_id")], "kept": [_kept()]},
         ["keep of t, not asked for", "letter stays"],
+    ),
+    "folders and shards that are listed now": (
+        ROOTS, {"letters": [_unlisted("/a/x"), _unlisted("/a"), _unlisted("/b/x.tar")]}, [],
+    ),
+    "a folder that is not looked into": (
+        ROOTS, {"letters": [_unlisted("/ab"), _unlisted("/b/x/y.tar"), _unlisted("/b")]},
+        ["letter stays"],
     ),
     "a dead letter of a row that is asked for": (
         PLAIN, {"rows": [_row()], "letters": [_letter()]}, ["do"],
