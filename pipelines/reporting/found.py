@@ -389,7 +389,8 @@ def threshold_of(
 ) -> float | None:
     """The score at which a segment is right with probability 0.9, by logistic regression.
 
-    The lowest score there is where all are; None where not even the highest one is.
+    The lowest score there is where all are; None where not even the highest one is. Where a higher
+    score is no better it is all segments or none, by whether 90 % of them are right.
 
     Args:
         scores: float64[N] of all segments.
@@ -412,10 +413,11 @@ def threshold_of(
     intercept, slope = weights
     wanted = math.log(WANTED / (1.0 - WANTED))
     low, high = float(scores.min()), float(scores.max())
+    if slope <= 0.0:
+        logits = np.clip(intercept + slope * (scores - centre) / scale, -30, 30)
+        return low if float((1.0 / (1.0 + np.exp(-logits))).mean()) >= WANTED else None
     if intercept + slope * (low - centre) / scale >= wanted:
         return low
-    if slope <= 0.0:
-        return None
     threshold = centre + scale * float((wanted - intercept) / slope)
     return threshold if threshold <= high else None
 

@@ -14,6 +14,7 @@ import soundfile
 import browser
 import report_runs
 from pipelines import report
+from pipelines.reporting.found import threshold_of
 
 RATE_HZ = 8_000
 HOSTILE = '=1+1 <img src=x>,"a"'
@@ -135,6 +136,15 @@ def test_reviews_give_precision_and_a_threshold(tmp_path: Path) -> None:
         assert row["score"] == "presence"
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert "40 % (" in page
+
+
+@pytest.mark.parametrize(("num_right", "threshold"), [(12, None), (19, 0.0), (20, 0.0)])
+def test_a_score_that_is_no_better_when_higher_is_no_threshold(
+    num_right: int, threshold: float | None
+) -> None:
+    """The segments of the lowest scores are right: from none on are 90 %, unless of all."""
+    scores = np.linspace(0.0, 1.0, 20)
+    assert threshold_of(scores, scores, np.arange(20) < num_right) == threshold
 
 
 @pytest.mark.parametrize(("separator", "point"), [(";", ","), ("\t", "."), (",", ".")])
