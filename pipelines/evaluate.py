@@ -12,12 +12,13 @@ import fnmatch
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from manifests.benchmarks import corpus_sets
 from manifests.benchmarks.mixtures import DURATION_S
 from manifests.files import ManifestError, absolute
 from manifests.files.writing import write_rows
+from manifests.row import ManifestRow
 from pipelines import config as configuration
 from pipelines import flags, separate
 from terminal import screen
@@ -26,6 +27,7 @@ from transforms.storage import Storage, join
 from transforms.storage.access import redact
 
 if TYPE_CHECKING:
+    from model.systems import Policy
     from pipelines.evaluation.results import Results
 
 ZERO_SHOT = "zero_shot"
@@ -224,8 +226,8 @@ def _evaluate(job: _Job) -> int:
         seed=own.seed,
         duration_s=own.duration_s,
     )
-    if job.sets:
-        rows = [row for name in job.sets for row in draw.rows(name, own.limit)]
+    job, rows = _usable(job, draw)
+    if rows:
         manifest = join(job.output, MANIFEST)
         write_rows(manifest, rows, storage.options_for(manifest))
         code = separate.run(job.words)
@@ -239,6 +241,30 @@ def _evaluate(job: _Job) -> int:
         storage.write_bytes(join(job.output, name), text.encode("utf-8", "replace"))
     sys.stdout.write(f"\n{tables}\n{join(job.output, 'results.json')}\n")
     return _compared(job, record)
+
+
+def _usable(job: _Job, draw: corpus_sets.Draw) -> tuple[_Job, list[ManifestRow]]:
+    """The rows of the sets; a set of which the model can use no row is left out, and said."""
+    if not job.sets:
+        return job, []
+    from pipelines.separate_graph import model_choice
+    from transforms import model_cache
+    from transforms.elements import Failure
+    from transforms.queries import adapted
+
+    capabilities = model_cache.load_model(model_choice(job.config)).separator.capabilities
+    policy = cast("Policy", job.config.on_unsupported_query)
+    sets, rows = [], []
+    for name in job.sets:
+        own = list(draw.rows(name, job.own.limit))
+        found = [adapted(row, capabilities, policy) for row in own]
+        refused = [each for each in found if isinstance(each, Failure)]
+        if refused and len(refused) == len(own):
+            sys.stderr.write(f"note: {name} is left out: {refused[0].message}\n")
+            continue
+        sets.append(name)
+        rows += own
+    return dataclasses.replace(job, sets=tuple(sets)), rows
 
 
 def _results(job: _Job, draw: corpus_sets.Draw) -> Results:

@@ -12,9 +12,11 @@ from unittest import mock
 import pytest
 
 import tone_runs
+import tones
 from manifests.benchmarks import corpus_sets
 from manifests.benchmarks.corpus_sets import ABSENT_SETS, SETS
 from manifests.files.readers import iter_rows
+from model.systems import Capabilities
 from pipelines import evaluate
 from tones import PHRASINGS, write_corpus
 
@@ -138,6 +140,28 @@ def test_classes_can_be_named_without_separating(corpus: Path, tmp_path: Path) -
     assert record["zero_shot"]["caption"]["top1"]["n"] == 6
     assert record["datasets"] == {}
     assert not (tmp_path / evaluate.RUN).exists()
+
+
+def test_sets_that_a_system_cannot_be_asked_are_left_out_and_said(
+    corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class WordsAlone(tones.ToneSeparator):
+        capabilities = Capabilities(audio=False, negative=False)
+
+    sets = ("--sets", "text_p", "text_pn", "audio_pn")
+    with tone_runs.tones_as_models() as loaded:
+        loaded.model = dataclasses.replace(loaded.model, separator=WordsAlone())
+        assert _run(corpus, tmp_path / "a", *sets) == 0
+        assert list(_record(tmp_path / "a")["datasets"]) == ["text_p"]
+        said = capfd.readouterr().err
+        assert (
+            "note: text_pn is left out: the model cannot use this query: it takes no " in said
+        )
+        assert "note: audio_pn is left out: the model cannot use this query: " in said
+        assert _run(corpus, tmp_path / "b", *sets, "--on_unsupported_query", "nearest") == 0
+        assert list(_record(tmp_path / "b")["datasets"]) == ["text_pn", "text_p"]
+        assert _run(corpus, tmp_path / "c", "--sets", "audio_pn") == 0
+        assert _record(tmp_path / "c")["datasets"] == {}
 
 
 def test_a_system_without_a_clap_names_no_classes(
