@@ -154,9 +154,7 @@ def test_sets_that_a_system_cannot_be_asked_are_left_out_and_said(
         assert _run(corpus, tmp_path / "a", *sets) == 0
         assert list(_record(tmp_path / "a")["datasets"]) == ["text_p"]
         said = capfd.readouterr().err
-        assert (
-            "note: text_pn is left out: the model cannot use this query: it takes no " in said
-        )
+        assert "note: text_pn is left out: the model cannot use this query: it takes no " in said
         assert "note: audio_pn is left out: the model cannot use this query: " in said
         assert _run(corpus, tmp_path / "b", *sets, "--on_unsupported_query", "nearest") == 0
         assert list(_record(tmp_path / "b")["datasets"]) == ["text_pn", "text_p"]
