@@ -14,12 +14,16 @@ from manifests.row import quoted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A target clip, what it sounds like, and the interferer it is mixed with."""
+    """A target clip, what it sounds like, and the interferer it is mixed with.
+
+    ``group`` is the recording that the target was cut from, where the list says it.
+    """
 
     source_file: str
     positive_caption: str
     noise_file: str
     negative_caption: str
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +86,16 @@ def filled(line: Line, name: str, uri: str) -> str:
 def read_pairs(uri: str, storage_options: StorageOptions = None) -> list[Pair]:
     """The official list of pairs, ``source_file,positive_caption,noise_file,negative_caption``.
 
+    A list of one's own may have a column ``group`` too.
+
     Raises:
         ManifestError: the list cannot be read, or a line pairs a clip with itself.
     """
     names = ("source_file", "positive_caption", "noise_file", "negative_caption")
     pairs = []
     for line in read_table(uri, names, storage_options):
-        pair = Pair(**{name: filled(line, name, uri) for name in names})
+        cells = {name: filled(line, name, uri) for name in names}
+        pair = Pair(**cells, group=line.cells.get("group", "").strip() or None)
         if pair.source_file == pair.noise_file:
             raise ManifestError(f"{uri}, row {line.row}: {pair.source_file} is its own interferer")
         pairs.append(pair)

@@ -4,7 +4,8 @@ Pairs of the five benchmarks, the input-level sweep of its Table VI, mixtures of
 with one or more targets (Table V), and the classes that a model has not been trained on (Fig. 6).
 
 The lists mix each target with several interferers (AudioCaps and ESC-50 with five). Such mixtures
-are alike: a row's ``group`` is its target, so that intervals draw targets and not mixtures.
+are alike: a row's ``group`` is its target, or the recording of that where the list has it, so that
+intervals draw targets and not mixtures.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def build_pairs(
             dataset=benchmark.dataset,
             split=split_of(name),
             label=name if benchmark.has_classes else None,
-            group=stem_of(pair.source_file),
+            group=pair.group or stem_of(pair.source_file),
             **setting.columns([pair.positive_caption], [pair.negative_caption]),
         )
 
@@ -145,19 +146,21 @@ DATASET = "multisource"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixtureClip:
-    """A clip, what it sounds like, and its class where clips have classes."""
+    """A clip, what it sounds like, and, where known, its class and the recording it is of."""
 
     name: str
     caption: str
     label: str | None = None
+    group: str | None = None
 
 
 def mixture_clips_of(pairs: Iterable[Pair]) -> list[MixtureClip]:
     """Every target of a pair list once, in the order of the list."""
-    captions: dict[str, str] = {}
+    clips: dict[str, MixtureClip] = {}
     for pair in pairs:
-        captions.setdefault(pair.source_file, pair.positive_caption)
-    return [MixtureClip(name=name, caption=caption) for name, caption in captions.items()]
+        clip = MixtureClip(name=pair.source_file, caption=pair.positive_caption, group=pair.group)
+        clips.setdefault(pair.source_file, clip)
+    return list(clips.values())
 
 
 def build_multisource(
@@ -212,7 +215,7 @@ def build_multisource(
                     dataset=dataset,
                     split=f"{num}-sources-{num_targets}-targets",
                     label=clip.label,
-                    group=stem_of(clip.name),
+                    group=clip.group or stem_of(clip.name),
                     **setting.columns(captions[:num_targets], captions[num_targets:]),
                 )
 

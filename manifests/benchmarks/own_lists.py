@@ -31,11 +31,12 @@ example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledClip:
-    """A clip of the list: its path, its class's caption, and what it is for."""
+    """A clip of the list: its path, its class's caption, what it is for, and its recording."""
 
     path: str
     caption: str
     split: str
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +48,17 @@ class OwnLists:
 
 
 def read_clips(uri: str) -> list[LabelledClip]:
-    """The clips of a CSV list with the columns ``path``, ``caption`` and ``split``.
+    """The clips of a CSV list with the columns ``path``, ``caption``, ``split``; maybe ``group``.
 
     Raises:
         ManifestError: the list cannot be read, or a cell is empty.
     """
     names = ("path", "caption", "split")
     return [
-        LabelledClip(**{name: filled(line, name, uri) for name in names})
+        LabelledClip(
+            **{name: filled(line, name, uri) for name in names},
+            group=line.cells.get("group", "").strip() or None,
+        )
         for line in read_table(uri, names)
     ]
 
@@ -117,6 +121,7 @@ def _pair(target: LabelledClip, clips: Sequence[LabelledClip], seed: int) -> Pai
                 positive_caption=target.caption,
                 noise_file=other.path,
                 negative_caption=other.caption,
+                group=target.group,
             )
 
 
@@ -132,8 +137,9 @@ def write_lists(lists: OwnLists, folder: str) -> None:
         ManifestError: the folder cannot be written.
     """
     files, path = filesystem(folder)
-    names = ("source_file", "positive_caption", "noise_file", "negative_caption")
-    pairs = [[getattr(pair, name) for name in names] for pair in lists.pairs]
+    names = ["source_file", "positive_caption", "noise_file", "negative_caption"]
+    names += ["group"] if any(pair.group for pair in lists.pairs) else []
+    pairs = [[getattr(pair, name) or "" for name in names] for pair in lists.pairs]
     samples = [[name, repr(list(paths))] for name, paths in lists.samples.items()]
     with reading(folder):
         for name, data in (
@@ -179,7 +185,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--clips", required=True, help="CSV with path, caption and split; any fsspec URI"
+        "--clips",
+        required=True,
+        help="CSV with path, caption and split, and group where clips share recordings; any URI",
     )
     parser.add_argument("--output", required=True, help="folder of the lists; any fsspec URI")
     parser.add_argument("--split", default="test", help="clips to mix; default %(default)s")

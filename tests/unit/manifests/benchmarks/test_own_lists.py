@@ -97,6 +97,23 @@ def test_the_command_writes_what_the_benchmarks_read(listed: Path, tmp_path: Pat
         assert len(rows) == count
 
 
+def test_the_recording_of_a_clip_reaches_the_manifest(listed: Path, tmp_path: Path):
+    lines = listed.read_text(encoding="utf-8").splitlines()
+    groups = ["group", *(f"tape {index // 2}" if index % 7 else "" for index in range(len(CLIPS)))]
+    rows = [",".join(pair) for pair in zip(lines, groups, strict=True)]
+    listed.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    assert run(["--clips", str(listed), "--output", str(tmp_path / "l"), "--shots", "2"]) == 0
+    known = {clip.path: clip.group for clip in read_clips(str(listed))}
+    common = ["--pairs", str(tmp_path / "l" / "pairs.csv"), "--audio_root", str(tmp_path)]
+    common += ["--on_missing", "ignore", "--dataset", "mine"]
+    for command, flags in (("pairs", ()), ("multisource", ("--num_sources", "3"))):
+        output = tmp_path / f"{command}.jsonl"
+        assert build([command, *common, *flags, "--output", str(output)]) == 0
+        for row in iter_rows(str(output)):
+            name = Path(row.targets[0]).name
+            assert row.group == (known[name] or Path(name).stem)
+
+
 def test_a_list_without_splits_is_refused(tmp_path: Path, capsys):
     path = tmp_path / "clips.csv"
     path.write_text("path,caption\na.wav,a dog\n", encoding="utf-8")
