@@ -62,6 +62,8 @@ from transforms.tables.row_counts import RowCounts
 
 _FIELD_NAMES = tuple(column.name for column in EXPORT_FIELDS)
 _ROWS_AT_ONCE = 4_096
+_HAS_SEGMENTS = "coalesce(n_segments, (stem_uri IS NOT NULL)::INT) > 0"
+"""Of a clip: segments/ has rows about it, or may have, where an earlier version does not say."""
 _DIGEST = "md5_number_lower(CAST(row(*COLUMNS(*)) AS VARCHAR)) AS number"
 
 
@@ -74,12 +76,14 @@ class RunFolder:
         written_to: where it was when it was written, which its stems' URIs begin with.
         allowed: what its rows were allowed to name; empty: anything.
         name: put before ids, with a slash; empty where one run is exported.
+        finished: whether its record says so: a table that is not there then has no rows.
     """
 
     uri: str
     written_to: str
     allowed: tuple[str, ...]
     name: str
+    finished: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,10 +144,24 @@ class Selection:
     def _picked(
         self, database: duckdb.DuckDBPyConnection, folder: RunFolder, storage: Storage
     ) -> duckdb.DuckDBPyRelation:
-        clips = database.from_arrow(_table(folder, METRICS, METRICS_SCHEMA, storage))
+        kept = _table(folder, METRICS, METRICS_SCHEMA, storage)
+        if kept is None and not folder.finished:
+            raise UsageError(
+                f"--runs {folder.uri}: has no {METRICS}/; expected a folder in which "
+                "pipelines.separate has finished a run, for which --resume goes on with it"
+            )
+        clips = database.from_arrow(METRICS_SCHEMA.empty_table() if kept is None else kept)
         items = clips
         if self.cut == SEGMENTS:
-            segments = database.from_arrow(_table(folder, SEGMENTS, SEGMENTS_SCHEMA, storage))
+            found = _table(folder, SEGMENTS, SEGMENTS_SCHEMA, storage)
+            if found is None and clips.filter(_HAS_SEGMENTS).limit(1).fetchall():
+                raise UsageError(
+                    f"--runs {folder.uri}: has no {SEGMENTS}/ (runs of earlier versions have "
+                    "none); take --cut clips"
+                )
+            segments = database.from_arrow(
+                SEGMENTS_SCHEMA.empty_table() if found is None else found
+            )
             items = _joined(clips, segments)
         with self._conditioned():
             return items.filter(self.where).order("id")
@@ -214,12 +232,11 @@ class Selection:
 
 def _table(
     folder: RunFolder, name: str, schema: pa.Schema, storage: Storage
-) -> pyarrow.dataset.Dataset:
-    """The files of a table, read when they are asked for."""
+) -> pyarrow.dataset.Dataset | None:
+    """The files of a table, read when they are asked for; None where there are none."""
     uris = storage.list_files(join(folder.uri, name), ".parquet")
     if not uris:
-        hint = " (runs of earlier versions have none); take --cut clips" if name == SEGMENTS else ""
-        raise UsageError(f"--runs {folder.uri}: has no {name}/{hint}")
+        return None
     further: dict[str, pa.Field] = {}
     paths = []
     for uri in uris:
@@ -394,6 +411,7 @@ def _run_folder(uri: str, name: str, storage: Storage) -> RunFolder:
         written_to=str(config.get("output") or ""),
         allowed=tuple(map(str, allowed)),
         name=name,
+        finished=isinstance(record, dict) and record.get("status") == "finished",
     )
 
 

@@ -405,6 +405,36 @@ def test_runs_without_segments_say_what_to_do(
     assert "take --cut clips" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("cut", ["segments", "clips"])
+def test_a_run_in_which_nothing_was_found_keeps_no_other_from_being_exported(
+    run_folder: Path, tmp_path: Path, cut: str
+) -> None:
+    quiet = tmp_path / "quiet"
+    rows = [
+        {"id": "a", "n_segments": 0, "stem_uri": "/a.flac"},
+        {"id": "b", "n_segments": None, "stem_note": "not separated: presence 0.01"},
+    ]
+    where = "stem_note IS NULL AND id <> 'a'"
+    _write(quiet / "metrics" / "part-000-00000-of-00001.parquet", rows, METRICS_SCHEMA)
+    failed = tmp_path / "failed"
+    failed.mkdir()
+    for folder in (quiet, failed):
+        (folder / "run.json").write_text('{"config": {}, "status": "finished"}', encoding="utf-8")
+    words = ["--runs", str(quiet), str(failed), str(run_folder), "--cut", cut, "--where", where]
+    assert export.run([*words, "--layout", "raven", "--output", str(tmp_path / "ex")]) == 0
+    assert len(pq.read_table(tmp_path / "ex" / "exported")) == len(IDS) * (
+        2 if cut == "segments" else 1
+    )
+
+
+def test_what_is_no_finished_run_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--runs", str(tmp_path), "--output", str(tmp_path / "ex")]
+    assert export.run(words) == 2
+    assert "has no metrics/; expected a folder in which" in capsys.readouterr().err
+
+
 def test_the_help_names_every_layout(capsys: pytest.CaptureFixture[str]) -> None:
     assert export.run(["--help"]) == 0
     text = capsys.readouterr().out
