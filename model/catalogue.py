@@ -116,12 +116,12 @@ ENTRIES: tuple[Entry, ...] = (
             WeightsFile(
                 role="converted",
                 uri=f"{BUNDLED}clapsep-mini-1-of-3.safetensors",
-                sha256="9bd7dde73c3f5338dd67867e4a0673538aad00be99a5dfe4e7a8b9400246de9d",
+                sha256="f948041271bf70a231efe480fa65d54b196f32de0d6ebef3b1b6d037cd5e8a36",
             ),
             WeightsFile(
                 role="presence",
                 uri=f"{BUNDLED}clapsep-mini-presence.safetensors",
-                sha256="5212387e584e8e6147bf55353aa0c179cd513134854a2a7f19c193f9aedb5858",
+                sha256="99b9c4c5d172bed337d2fb7d1033f851731a7b9a589f12a23fd6c6e05b15a7d4",
             ),
         ),
         screen=0.1,

@@ -49,8 +49,8 @@ PLAIN_WINDOWS = WindowSettings(
 class OptimiserSettings:
     """How the weights are moved, and the moving average of them that is validated and saved."""
 
-    steps: int = 1_900
-    validate_every: int = 250
+    steps: int = 4_375
+    validate_every: int = 875
     """Steps between validations; after each of them a stopped run can go on."""
     matrices: str = "muon"
     """``muon``; or ``adamw``, as everything else is always trained (the paper)."""
@@ -80,7 +80,7 @@ class ClapSettings:
         repeated_share=0.7, cut_share=0.25, level_range_db=18.0
     )
     optimiser: OptimiserSettings = OptimiserSettings(
-        steps=1_800, weight_decay=0.05, ema_decay=0.995
+        steps=1_400, validate_every=350, weight_decay=0.05, ema_decay=0.995
     )
     noisy_share: float = 0.55
     """Clips with another clip 3.5 to 19.5 dB below them."""
@@ -182,7 +182,7 @@ class SeparatorTraining:
 class PresenceTraining:
     """The presence stage: a head on a CLAP that stays as it is."""
 
-    num_windows: int = 8_192
+    num_windows: int = 12_288
     """Mixtures that are made and heard once."""
     windows_at_once: int = 64
     source_shares: tuple[float, ...] = (0.125, 0.5625, 0.22, 0.0925)
@@ -222,7 +222,7 @@ class PresenceTraining:
     names: int = 32
     """Of the tagger's classes in a step."""
     dropout: float = 0.1
-    steps: int = 900
+    steps: int = 2_700
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     weight_decay: float = 0.05
