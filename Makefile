@@ -91,8 +91,7 @@ CORPUS ?= corpus
 TEACHER ?= teacher.npz
 RUNS ?= runs
 
-# The shipped weights were made by a draft of this: see model/weights/README.md. It writes beside them,
-# to RUNS, never over them.
+# The recipe of the shipped weights: model/weights/README.md. It writes to RUNS, never over them.
 model: $(ENVIRONMENT) ## train a model of clapsep-mini's size from CORPUS and TEACHER, into RUNS
 	mkdir -p $(RUNS)
 	$(PYTHON) -m model.training prepare --corpus $(CORPUS) --teacher $(TEACHER) \

@@ -10,8 +10,10 @@ captions is its own; chance is 11 %. These side models are never written to a fi
 CPU.
 
 The tower itself heard the nine labels when it was trained, so this measures what ties a new *word*
-to a sound, and not what a tower makes of a sound that it never heard: for that the whole stage has
-to be trained without them, on a GPU.
+to a sound, and not what a tower makes of a sound that it never heard. For that the whole stage is
+trained without them, on a GPU: ``--write_plan side.npz`` writes the plan, ``python -m
+model.training fit --plan side.npz --output side`` trains, and ``--trained
+side/weights/model-1-of-4.safetensors`` measures it.
 """
 
 from __future__ import annotations
@@ -184,16 +186,25 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, required=True, help="of model.training prepare")
     parser.add_argument("--teacher", type=Path, required=True, help="the plan's teacher file")
     parser.add_argument("--model", default="clapsep-mini", help="name or URI")
+    parser.add_argument("--write_plan", type=Path, help="write the plan without the nine, and end")
+    parser.add_argument("--trained", help="URI of a model that was trained by that plan")
     parser.add_argument("--latents", type=Path, help=".npy: read if it is there, else written")
     parser.add_argument("--weights", type=float, nargs="+", default=(0.0, 1.0, 3.0))
     parser.add_argument("--steps", type=int, default=1_200)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
+    material = Material.load(options.plan)
+    left = left_out(material)
+    kept = np.nonzero(~left)[0]
+    if options.write_plan:
+        material.only(kept).save(options.write_plan)
+        return
+    if options.trained:
+        options.model, options.weights = options.trained, ()
     clap = registry.load_query_encoder(options.model)
     if not isinstance(clap, Clap):
         sys.exit(f"--model {options.model}: its queries are not embedded by a CLAP of ours")
-    material = Material.load(options.plan)
     if options.latents and options.latents.is_file():
         latents = np.load(options.latents)
     else:
@@ -201,12 +212,10 @@ def main() -> None:
         latents = hear(clap, material, Renderer(store, clap.clip_samples, clap.sample_rate_hz))
         if options.latents:
             np.save(options.latents, latents)
-    left = left_out(material)
     names = [str(name) for name in material.class_names]
     labels = [names.index(name) for name in LEFT_OUT]
     clips = np.nonzero(np.isin(material.class_of, labels))[0]
     new = Asked.of(material, clips, labels)
-    kept = np.nonzero(~left)[0]
     seen_material = material.only(kept)
     held = np.nonzero(
         (material.split == "val") & ~left & np.isin(material.class_of, seen_material.labels)
@@ -236,8 +245,9 @@ def main() -> None:
     with torch.no_grad():
         audio = F.normalize(clap.audio_projection(torch.from_numpy(latents)), dim=-1)
         texts = embed_wordings(clap, material)
-    line("the model's own CLAP, which had these words", new.hits(audio, texts),
-         seen.hits(audio, texts))  # fmt: skip
+    first, second = new.hits(audio, texts), seen.hits(audio, texts)
+    had = "never had" if options.trained else "had"
+    line(f"the model's own CLAP, which {had} these words", first, second)
     base: NDArray[np.float64] | None = None
     for weight in options.weights:
         settings = ClapSettings(
