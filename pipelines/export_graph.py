@@ -53,7 +53,7 @@ from transforms.exporting import (
 )
 from transforms.kept import EXPORTED_KEPT, GoOn
 from transforms.manifest_io import AdmitRows, extra_names
-from transforms.storage import Storage, join
+from transforms.storage import Storage, join, now_at, written_to
 from transforms.storage.access import UriAccess
 from transforms.tables import WriteTable, dead_letters, row_counts
 from transforms.tables.dead_letters import WriteDeadLetters, write_and_count
@@ -73,14 +73,14 @@ class RunFolder:
 
     Attributes:
         uri: where it is now.
-        written_to: where it was when it was written, which its stems' URIs begin with.
+        places: where it was when it was written, with one of which its stems' URIs begin.
         allowed: what its rows were allowed to name; empty: anything.
         name: put before ids, with a slash; empty where one run is exported.
         finished: whether its record says so: a table that is not there then has no rows.
     """
 
     uri: str
-    written_to: str
+    places: tuple[str, ...]
     allowed: tuple[str, ...]
     name: str
     finished: bool
@@ -193,8 +193,8 @@ class Selection:
             end_s=begin_s + (record["duration_s"] or 0.0 if end_s is None else end_s),
         )
         stem = record["stem_uri"]
-        if stem and folder.written_to and stem.startswith(f"{folder.written_to}/"):
-            stem = folder.uri + stem.removeprefix(folder.written_to)
+        if stem:
+            stem = now_at(stem, folder.places, folder.uri)
         uri, of_stem = stem, {}
         if self.labels:
             begin = "" if start_s is None else repr(start_s)
@@ -408,7 +408,7 @@ def _run_folder(uri: str, name: str, storage: Storage) -> RunFolder:
     allowed = config.get("allowed_uri_prefix") or ()
     return RunFolder(
         uri=uri.rstrip("/"),
-        written_to=str(config.get("output") or ""),
+        places=written_to(record) if isinstance(record, dict) else (),
         allowed=tuple(map(str, allowed)),
         name=name,
         finished=isinstance(record, dict) and record.get("status") == "finished",

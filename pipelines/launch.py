@@ -262,6 +262,7 @@ class _Run:
             started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         entry["sources"] = output_folder.sources_after(config, storage, earlier)
+        entry["outputs"] = output_folder.outputs_after(config, earlier)
         if config.resume and earlier.damage is not None:
             output_folder.say(
                 f"{join(config.output, RUN)} {earlier.damage}: what its rows were made with is not "

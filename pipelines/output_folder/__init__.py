@@ -50,7 +50,7 @@ from transforms.elements import (
     KeptRules,
     Shard,
 )
-from transforms.storage import Storage, join
+from transforms.storage import Storage, join, written_to
 from transforms.storage.access import UriAccess, redact, redacted
 
 COMMAND_LINE = "the command line"
@@ -284,6 +284,12 @@ def sources_after(
     if given and (others == 0 or earlier.rules.covers):
         return given
     return list(dict.fromkeys([*earlier.sources, *given]))
+
+
+def outputs_after(config: CommonConfig, earlier: Earlier) -> list[str]:
+    """Where the output was when something in it was written: it may have been moved in between."""
+    before = written_to(earlier.record or {}) if config.resume else ()
+    return list(dict.fromkeys([*before, *map(str, redacted([config.output]))]))
 
 
 def _command_of(record: Mapping[str, Any]) -> str:

@@ -36,7 +36,7 @@ from terminal import screen
 from transforms.audio import AudioError
 from transforms.audio.files import READ_ERRORS, describe, held_by, open_audio
 from transforms.audio.mixtures import ReadSettings, read_mixture, read_reference
-from transforms.storage import Storage, fixed_folder, join
+from transforms.storage import Storage, fixed_folder, join, now_at, written_to
 from transforms.storage.access import UriAccess
 
 _N_FFT = 1024
@@ -247,12 +247,9 @@ def examples_of(run: Run, config: ReportConfig) -> list[Example]:
 
 def stem_uris_of(run: Run, clips: pd.DataFrame) -> list[str | None]:
     """Where stems are now: a run folder may have been moved after it was written."""
-    written = str(run.record.get("config", {}).get("output") or "")
+    places = written_to(run.record)
     return [
-        uri
-        if uri is None or not written or not uri.startswith(f"{written}/")
-        else run.uri + uri.removeprefix(written)
-        for uri in or_none(clips["stem_uri"])
+        None if uri is None else now_at(uri, places, run.uri) for uri in or_none(clips["stem_uri"])
     ]
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from manifests.columns import METRIC_COLUMNS, METRICS_SCHEMA, SEGMENTS_SCHEMA, with_extra
 from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS, RowError, parse_record
 from transforms.elements import Shard
-from transforms.storage import Storage, join
+from transforms.storage import Storage, join, written_to
 
 PROTOCOL_COLUMN = f"{EXTRA_PREFIX}protocol"
 _DIGEST_CHARS = 12
@@ -207,11 +207,14 @@ def _of_shards(uri: str, name: str, shards: Sequence[Shard], storage: Storage) -
     if len({shard.count for shard in shards}) > 1:
         raise RunError(f"{uri}: holds parts of several divisions, and rows would be there twice")
     parts = [read_run(join(uri, shard.folder), name, storage) for shard in shards]
-    config = dict(parts[0].record.get("config") or {})
-    config["output"] = str(config.get("output") or "").removesuffix(f"/{shards[0].folder}")
+    places = {
+        place.removesuffix(f"/{shard.folder}")
+        for shard, part in zip(shards, parts, strict=True)
+        for place in written_to(part.record)
+    }
     finished = sum(part.record.get("status") == "finished" for part in parts)
     said = {
-        "config": config,
+        "outputs": sorted(places),
         "status": f"{finished} of {shards[0].count} parts finished",
         "wall_s": None,
     }

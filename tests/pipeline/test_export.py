@@ -295,6 +295,27 @@ def test_a_missing_stem_is_a_dead_letter(exported: Callable[..., Path], run_fold
     assert len(pq.read_table(output / "exported")) == 2 * len(IDS) - 2
 
 
+def test_stems_of_a_run_that_was_moved_and_gone_on_with_are_its_own(
+    exported: Callable[..., Path], run_folder: Path, tmp_path: Path
+) -> None:
+    """Where it was first there is another run now, whose stems have the same names."""
+    table = run_folder / "metrics" / "part-000-00000-of-00001.parquet"
+    rows = pq.ParquetFile(table).read().to_pylist()
+    places = [str(tmp_path / "new"), str(tmp_path / "new" / "moved")]
+    for number, row in enumerate(rows):
+        row["stem_uri"] = f"{places[number % 2]}/stems/{number}.flac"
+        other = tmp_path / "new" / "stems" / f"{number}.flac"
+        other.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(other, np.zeros(2 * RATE_HZ), RATE_HZ, "PCM_24")
+    pq.write_table(pa.Table.from_pylist(rows, METRICS_SCHEMA), table)
+    record = {"config": {"output": places[1]}, "outputs": places, "status": "finished"}
+    (run_folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    output = exported("parquet", "--cut", "clips")
+    expected = _expected(run_folder, "clips")
+    for row in pq.read_table(output / "data").to_pylist():
+        np.testing.assert_array_equal(_samples(row["audio"]["bytes"]), expected[row["id"]])
+
+
 @pytest.mark.parametrize("layout", ["audiofolder", "webdataset", "parquet"])
 def test_a_disk_without_room_for_clips_is_said_of_what_is_written(
     exported: Callable[..., Path], run_folder: Path, layout: str

@@ -12,7 +12,10 @@ import pytest
 import tone_runs
 from manifests import recordings
 from manifests.row import ManifestRow
+from pipelines.reporting.listening import stem_uris_of
+from pipelines.reporting.runs import read_run
 from transforms import reading
+from transforms.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("loaded")
 BOTH = ("--positive", "bell", "--positive", "Dog_bark")
@@ -185,6 +188,22 @@ def test_a_folder_that_cannot_be_listed_is_a_dead_letter(
     assert tone_runs.run(*again) == 0
     assert ids(output) == ["a/bell", "night/2024.01.05_b/bell", "night/a/bell"]
     assert not (output / "dead_letters").exists()
+
+
+def test_a_run_that_was_moved_says_where_it_was(archive: Path, tmp_path: Path) -> None:
+    given = ("--recordings", archive, "--positive", "bell")
+    output, moved = tmp_path / "out", tmp_path / "moved"
+    assert tone_runs.run(*given, "--output", output) == 0
+    assert tone_runs.record(output)["outputs"] == [str(output)]
+    output.rename(moved)
+    assert tone_runs.run(*given, "--positive", "dog_bark", "--output", moved, "--resume") == 0
+    assert tone_runs.record(moved)["outputs"] == [str(output), str(moved)]
+    run = read_run(str(moved), "moved", Storage())
+    stems = stem_uris_of(run, run.clips)
+    assert len(stems) == 6
+    assert all(uri is not None and uri.startswith(f"{moved}/stems/") for uri in stems)
+    assert tone_runs.run(*given, "--output", moved, "--overwrite") == 0
+    assert tone_runs.record(moved)["outputs"] == [str(moved)]
 
 
 def test_nothing_to_do_is_said(tmp_path: Path, capsys) -> None:

@@ -320,6 +320,22 @@ _RANGE_BYTES = 2**20
 _REMOVERS, _REMOVED_AT_ONCE = 16, 1_000
 
 
+def written_to(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where a run folder was when its files were written, by its ``run.json``."""
+    config = record.get("config")
+    last = config.get("output") if isinstance(config, Mapping) else None
+    places = record.get("outputs")
+    return tuple(map(str, places if isinstance(places, list) else [last] if last else []))
+
+
+def now_at(uri: str, places: Iterable[str], folder: str) -> str:
+    """Where a file is that was written at one of the places, and whose folder is there now."""
+    for place in sorted(places, key=len, reverse=True):
+        if uri.startswith(f"{place}/"):
+            return folder + uri.removeprefix(place)
+    return uri
+
+
 def join(base: str, *parts: str) -> str:
     """``base`` and path parts, with one slash between each."""
     return posixpath.join(base.rstrip("/") or "/", *parts)
