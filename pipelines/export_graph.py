@@ -43,6 +43,7 @@ from transforms.exporting import (
     FIELDS,
     LABELS,
     START_S,
+    STEM_RATE_HZ,
     STEM_START_S,
     STEM_URI,
     ExportSettings,
@@ -198,7 +199,8 @@ class Selection:
         uri, of_stem = stem, {}
         if self.labels:
             begin = "" if start_s is None else repr(start_s)
-            of_stem = {STEM_URI: stem or "", STEM_START_S: begin}
+            rate_hz = str(record["sample_rate_hz"] or "")
+            of_stem = {STEM_URI: stem or "", STEM_START_S: begin, STEM_RATE_HZ: rate_hz}
         if self.signal != "stem" or self.labels:
             uri, start_s, end_s = mixture_uri, fields["start_s"], fields["end_s"]
         extra = {
@@ -447,7 +449,7 @@ class ExportRuns(beam.PTransform[Any, Any]):
                 storage=storage,
                 rules=folder.earlier.rules,
                 table=EXPORTED_KEPT,
-                left_out=(AUDIO_URI, START_S, END_S, FIELDS, STEM_URI, STEM_START_S),
+                left_out=(AUDIO_URI, START_S, END_S, FIELDS, STEM_URI, STEM_START_S, STEM_RATE_HZ),
             )
             admitted, duplicates = left["rows"], left["failed"]
         else:

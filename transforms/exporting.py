@@ -54,7 +54,7 @@ from transforms.tables import dead_letters, metrics_rows, row_counts
 
 AUDIO_URI, START_S, END_S, FIELDS = "audio_uri", "start_s", "end_s", "fields"
 """Columns of an export's rows: which part of a file is taken, and what is said of it, as JSON."""
-STEM_URI, STEM_START_S = "stem_uri", "stem_start_s"
+STEM_URI, STEM_START_S, STEM_RATE_HZ = "stem_uri", "stem_start_s", "stem_rate_hz"
 """Columns of the rows of labels, which are about recordings: where in which stem an item begins."""
 _BLOCK_SAMPLES = 2**16
 _ROWS_PER_GROUP = 64
@@ -356,7 +356,7 @@ class _Labels(Layout):
             )
             for row in ordered
         ]
-        text = "".join(self.lines(fields))
+        text = "".join(self.lines(ordered, fields))
         try:
             settings.storage.write_bytes(uri, text.encode("utf-8", "replace"))
         except OSError as err:
@@ -366,8 +366,15 @@ class _Labels(Layout):
         for row, each in zip(ordered, fields, strict=True):
             yield _item(row, file, row.id, each)
 
-    def lines(self, items: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-        """The lines of a table, each with its end."""
+    def lines(
+        self, rows: Sequence[ManifestRow], items: Sequence[Mapping[str, Any]]
+    ) -> Iterator[str]:
+        """The lines of a table, each with its end.
+
+        Args:
+            rows: of the items.
+            items: their fields, in the same order.
+        """
         raise NotImplementedError
 
 
@@ -376,24 +383,36 @@ class Audacity(_Labels):
 
     ending = ".txt"
 
-    def lines(self, items: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    def lines(
+        self, rows: Sequence[ManifestRow], items: Sequence[Mapping[str, Any]]
+    ) -> Iterator[str]:
         """The labels of a track."""
         for item in items:
             yield f"{item[START_S]:.6f}\t{item[END_S]:.6f}\t{annotation(item)}\n"
 
 
 class Raven(_Labels):
-    """Raven's selection tables."""
+    """Raven's selection tables.
+
+    A selection has all frequencies, 0 to half the stem's rate: Raven does without, but libraries
+    that read such tables (opensoundscape, crowsetta) refuse one that has not both columns.
+    """
 
     ending = ".Table.1.selections.txt"
 
-    def lines(self, items: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    def lines(
+        self, rows: Sequence[ManifestRow], items: Sequence[Mapping[str, Any]]
+    ) -> Iterator[str]:
         """A header and the selections."""
-        yield "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tAnnotation\tScore\n"
-        for number, item in enumerate(items, 1):
+        yield (
+            "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\t"
+            "Low Freq (Hz)\tHigh Freq (Hz)\tAnnotation\tScore\n"
+        )
+        for number, (row, item) in enumerate(zip(rows, items, strict=True), 1):
             score = "" if item["presence"] is None else f"{item['presence']:.6f}"
             times = f"{item[START_S]:.6f}\t{item[END_S]:.6f}"
-            yield f"{number}\tSpectrogram 1\t1\t{times}\t{annotation(item)}\t{score}\n"
+            band = f"0.0\t{float(row.extra[STEM_RATE_HZ] or 0) / 2}"
+            yield f"{number}\tSpectrogram 1\t1\t{times}\t{band}\t{annotation(item)}\t{score}\n"
 
 
 LAYOUTS: Mapping[str, Layout] = {

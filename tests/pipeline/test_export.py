@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import tarfile
@@ -52,6 +53,7 @@ def run_folder(tmp_path: Path) -> Path:
                 "mixture_uri": f"memory://b/rec {number // 2}.wav",
                 "offset_s": 10.0 if number == 1 else None,
                 "duration_s": 2.0,
+                "sample_rate_hz": RATE_HZ,
                 "stem_uri": f"/was/here/stems/{number}.flac",
                 "presence": 0.9,
                 "model": "m",
@@ -214,12 +216,22 @@ def test_labels_are_one_file_a_recording(
     assert len(files) == 4
     (first,) = (path for path in files if path.name.startswith("rec_0"))
     lines = [line.split("\t") for line in first.read_text("utf-8").splitlines()]
-    assert {len(line) for line in lines} == {3 if layout == "audacity" else 7}
+    assert {len(line) for line in lines} == {3 if layout == "audacity" else 9}
     place = 0 if layout == "audacity" else 3
     starts = [float(line[place]) for line in lines[header:]]
     assert starts == [0.25, 1.25, 10.25, 11.25]
     (noisy,) = (path for path in files if path.name.startswith("rec_2"))
     assert "dog in the rain" in noisy.read_text("utf-8")
+
+
+def test_ravens_tables_have_what_other_readers_of_them_need(exported: Callable[..., Path]) -> None:
+    """opensoundscape 0.13 and crowsetta 5.1 refuse a table without frequencies."""
+    for path in (exported("raven") / "data").iterdir():
+        rows = list(csv.DictReader(path.open(encoding="utf-8"), delimiter="\t"))
+        for number, row in enumerate(rows, 1):
+            assert int(row["Selection"]) == number
+            assert float(row["Begin Time (s)"]) < float(row["End Time (s)"])
+            assert (row["Low Freq (Hz)"], float(row["High Freq (Hz)"])) == ("0.0", RATE_HZ / 2)
 
 
 def test_labels_of_a_stretch_say_times_in_its_recording(
