@@ -210,7 +210,10 @@ def queries_of(
         raise ValueError(f"{uri}: the name {repeated[0]!r} is another query's; give each its own")
     if len(queries) > MAX_QUERIES:
         raise ValueError(f"{len(queries)} queries; expected at most {MAX_QUERIES}")
-    return tuple(_against_others(queries, negative or "") if others else queries)
+    if not others:
+        return tuple(queries)
+    keeping = frozenset(query.name for query in found if _has_negative(query.fields))
+    return tuple(_against_others(queries, keeping, negative or ""))
 
 
 def _require_query(query: NamedQuery) -> None:
@@ -234,20 +237,34 @@ def _with(query: NamedQuery, negative_text: str) -> NamedQuery:
     return dataclasses.replace(query, fields={**query.fields, "negative_text": negative_text})
 
 
-def _against_others(queries: Sequence[NamedQuery], said: str) -> list[NamedQuery]:
-    """The queries, each to suppress what all the others ask for in words."""
-    texts = [query.fields.get("positive_text") for query in queries]
-    if sum(text is not None for text in texts) < 2:
+def _against_others(
+    queries: Sequence[NamedQuery], keeping: frozenset[str], said: str
+) -> list[NamedQuery]:
+    """The queries, each to suppress what all others ask for in words; those to keep as they are.
+
+    What differs in case, blanks and punctuation alone is one text: nothing is to be extracted and
+    suppressed at once.
+    """
+    texts: dict[str, str] = {}
+    for query in queries:
+        if (text := query.fields.get("positive_text")) is not None:
+            texts.setdefault(_plain(text), text)
+    if len(texts) < 2:
         raise ValueError(
             f"--negative {said} stands for the other --positive texts of the command, and it "
             "has no others; give several --positive, or say what to suppress"
         )
     against = []
-    for number, query in enumerate(queries):
-        others = [text for at, text in enumerate(texts) if at != number and text is not None]
-        own = query.fields.get("negative_text") is not None
-        against.append(query if own else _with(query, " and ".join(others)))
+    for query in queries:
+        own = _plain(query.fields.get("positive_text") or "")
+        others = " and ".join(text for plain, text in texts.items() if plain != own)
+        against.append(query if query.name in keeping else _with(query, others))
     return against
+
+
+def _plain(text: str) -> str:
+    """A text for comparison: its words in small letters, or itself where it has none."""
+    return " ".join(re.findall(r"\w+", text.casefold())) or text
 
 
 def slugs(texts: Sequence[str]) -> list[str]:

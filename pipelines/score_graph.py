@@ -290,7 +290,7 @@ class ScoreManifest(beam.PTransform[Any, Any]):
         scorer = self.scoring.scorer
         examples = rows | "EmbedExamples" >> EmbedExamples(scorer, self.folder.storage, max_values)
         queries, failed = (mixtures, examples, examples) | "AttachQueries" >> AttachQueries(
-            scorer, scorer, self.scoring.num_threads
+            None, scorer, self.scoring.num_threads
         )
         return queries, [failed]
 

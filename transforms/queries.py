@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 
 import apache_beam as beam
 import numpy as np
@@ -25,6 +25,7 @@ from manifests.row import DEFAULT_TEXT_WEIGHT, ManifestRow
 from model import systems
 from model.clap import QueryEncoder, UnknownWordsError
 from model.devices import cores, require_working
+from model.metrics import Undefined
 from model.systems import POLICIES, Capabilities, Policy, QuerySetting, adapt, fuse
 from transforms import model_cache
 from transforms.audio.files import READ_ERRORS, describe, error_code, require_sound
@@ -44,6 +45,7 @@ from transforms.tables import dead_letters
 from transforms.threaded import LookAhead, Overlap, in_window
 
 UNSUPPORTED = "unsupported_query"
+MODEL_ERROR = "model_error"
 
 
 @dataclasses.dataclass(eq=False)
@@ -247,7 +249,7 @@ def embed_query_texts(encoder: QueryEncoder, texts: Sequence[str]) -> list[Embed
             return [EmbeddedQuery(error_type=UNSUPPORTED, message=str(err))]
         if len(texts) == 1:
             _require_working(encoder, err)
-            return [EmbeddedQuery(error_type="model_error", message=f"{texts[0][:200]!r}: {err}")]
+            return [EmbeddedQuery(error_type=MODEL_ERROR, message=f"{texts[0][:200]!r}: {err}")]
     return [result for text in texts for result in embed_query_texts(encoder, [text])]
 
 
@@ -288,7 +290,7 @@ def embed_query_examples(
     except _EMBED_ERRORS as err:
         _require_working(encoder, err)
         first = max(0, num_taken - 1) // systems.EXAMPLES_AT_ONCE * systems.EXAMPLES_AT_ONCE
-        return EmbeddedQuery(error_type="model_error", message=f"{uris[first]}: {err}")
+        return EmbeddedQuery(error_type=MODEL_ERROR, message=f"{uris[first]}: {err}")
 
 
 def _require_working(encoder: QueryEncoder, error: Exception) -> None:
@@ -323,13 +325,13 @@ class AttachQueries(beam.PTransform[Any, Any]):
     embedded about once a worker, and of captions that are all different none is looked up anywhere.
 
     Attributes:
-        encoder: the CLAP of the model.
+        encoder: the CLAP of the model; None where nothing is separated.
         scorer: the CLAP that gives the CLAPScores; None for none.
         num_threads: that embed captions on a CPU; 0: one for each core.
         batch_size: captions, or mixtures, that are gathered: on a GPU for one forward pass.
     """
 
-    encoder: model_cache.ScorerChoice
+    encoder: model_cache.ScorerChoice | None
     scorer: model_cache.ScorerChoice | None
     num_threads: int = 0
     batch_size: int = 32
@@ -421,9 +423,8 @@ class _AttachFn(beam.DoFn):
     _pool: ThreadPoolExecutor | None
 
     def __init__(self, step: AttachQueries) -> None:
-        self._choices = {"model": step.encoder}
-        if step.scorer is not None:
-            self._choices["scorer"] = step.scorer
+        choices = {"model": step.encoder, "scorer": step.scorer}
+        self._choices = {role: choice for role, choice in choices.items() if choice is not None}
         self._num_threads, self._batch_size = step.num_threads, step.batch_size
         self._captions = Metrics.counter("AttachQueries", "captions")
         self._took = Metrics.distribution("AttachQueries", "embed_msec")
@@ -431,7 +432,7 @@ class _AttachFn(beam.DoFn):
         self._texts: dict[Query, None] = {}
 
     def setup(self) -> None:
-        on_cpu = self._choices["model"].model.resolved_device() == "cpu"
+        on_cpu = next(iter(self._choices.values())).model.resolved_device() == "cpu"
         self._pool = ThreadPoolExecutor(self._num_threads or cores(), "embed") if on_cpu else None
         # One book where model and scorer are the same CLAP: each caption is embedded once.
         books = {
@@ -484,7 +485,7 @@ def _attached(
 ) -> Iterator[Any]:
     queries = []
     for row in mixture.rows:
-        result = attach(row, found["model"], found.get("scorer"))
+        result = attach(row, found.get("model"), found.get("scorer"))
         if isinstance(result, Failure):
             yield dead_letters.dead(result)
         else:
@@ -495,33 +496,32 @@ def _attached(
 
 def attach(
     row: ManifestRow,
-    embedded: Mapping[Query, EmbeddedQuery],
+    embedded: Mapping[Query, EmbeddedQuery] | None,
     by_scorer: Mapping[Query, EmbeddedQuery] | None,
 ) -> RowQuery | Failure:
     """A row with its condition, and with what its stem is to resemble.
 
     Args:
         row: the row.
-        embedded: what the row asks for, by the model.
-        by_scorer: the same by the scorer; None where nothing is scored.
+        embedded: what the row asks for, by the model; None where nothing is separated.
+        by_scorer: the same by the scorer; None where nothing is scored. What only the scorer
+            cannot embed leaves scores undefined; example clips that it cannot read fail the row,
+            so that they are read again.
     """
     asks = asks_of(row)
-    for table in (embedded,) if by_scorer is None else (embedded, by_scorer):
-        for query in asks:
-            result = table[query]
-            if result.error_type is not None:
+    for table in (embedded, by_scorer):
+        for result in () if table is None else [table[query] for query in asks]:
+            is_scored_alone = table is not embedded and result.error_type in _NOT_EMBEDDED
+            if result.error_type is not None and not is_scored_alone:
                 return failed(row, "embed_queries", result.error_type, result.message)
-    positive, negative = (
-        _fused(text, audio, embedded, row.text_weight)
-        for text, audio in (
-            (asks.positive_text, asks.positive_audio),
-            (asks.negative_text, asks.negative_audio),
-        )
-    )
+    positive = negative = None
+    if embedded is not None:
+        positive = _fused(asks.positive_text, asks.positive_audio, embedded, row.text_weight)
+        negative = _fused(asks.negative_text, asks.negative_audio, embedded, row.text_weight)
+        if positive is None and negative is None:
+            raise ValueError(f"{row.id}: has no query; expected a row that was validated")
     present = positive if positive is not None else negative
-    if present is None:
-        raise ValueError(f"{row.id}: has no query; expected a row that was validated")
-    absent = np.zeros_like(present)
+    absent = np.zeros(1, np.float32) if present is None else np.zeros_like(present)
     scored = by_scorer or {}
     return RowQuery(
         row=row,
@@ -546,10 +546,20 @@ def _fused(
 
 def _spoken(
     text: Query | None, audio: Query | None, found: Mapping[Query, EmbeddedQuery]
-) -> Samples | None:
+) -> Samples | Undefined | None:
     """Picks the embedding for CLAPScore: that of the text, or else that of the example clips."""
     query = text or audio
-    return _tensor(found[query]).numpy() if query is not None and query in found else None
+    if query is None or query not in found:
+        return None
+    reason = _NOT_EMBEDDED.get(found[query].error_type or "")
+    return _tensor(found[query]).numpy() if reason is None else reason
+
+
+_NOT_EMBEDDED: Final[Mapping[str, Undefined]] = {
+    UNSUPPORTED: Undefined.UNKNOWN_TO_SCORER,
+    MODEL_ERROR: Undefined.SCORER_FAILED,
+}
+"""Why a scorer has no embedding of a query that it was given, by the code of the error."""
 
 
 def _tensor(query: EmbeddedQuery) -> torch.Tensor:

@@ -252,8 +252,9 @@ class Scoring:
         found = []
         for stretch in active_stretches(stem, mixture, self._settings.activity):
             score = None
-            if self._settings.score_segments and query.scorer_positive is not None:
-                score = _cosine(embed(stretch.start_s, stretch.end_s), query.scorer_positive)
+            asked = query.scorer_positive
+            if self._settings.score_segments and isinstance(asked, np.ndarray):
+                score = _cosine(embed(stretch.start_s, stretch.end_s), asked)
             met = [
                 each.log_odds
                 for each in window_odds

@@ -149,7 +149,10 @@ def without_span(uri: str) -> tuple[str, Fragment]:
     address, fragment = split_fragment(uri)
     if address == uri:
         return uri, fragment
-    return re.sub("[#&]t=[^#&]*(?=(&[^#]*)?$)", "", uri), fragment
+    parts = _parted(uri)[1][1:].split("&")
+    first = int(fragment.member is not None)  # a member's name, which may be t=6.3.wav
+    kept = [*parts[:first], *(part for part in parts[first:] if not part.startswith("t="))]
+    return address + (f"#{'&'.join(kept)}" if kept else ""), fragment
 
 
 _FRAGMENTS: Final = "expected shard.tar#member, file.parquet#row=N, or #t=START,END in seconds"

@@ -31,7 +31,8 @@ class Undefined(enum.StrEnum):
 
     A stem *equals* the reference where the error is below -120 dB, as rounding is; it is *without*
     the reference where it holds less than -160 dB of it.
-    Embeddings are *not similar* where the cosine of their angle is not above 0.
+    Embeddings are *not similar* where the cosine of their angle is not above 0. A query is *unknown
+    to the scorer* whose text encoder knows nothing of its words.
     """
 
     NOT_FINITE = "not_finite"
@@ -49,6 +50,7 @@ class Undefined(enum.StrEnum):
     NOT_SCORED = "not_scored"
     NOT_STREAMED = "not_streamed"
     SCORER_FAILED = "scorer_failed"
+    UNKNOWN_TO_SCORER = "unknown_to_scorer"
     OUT_OF_MEMORY = "out_of_memory"
     NO_PRESENCE_OUTPUT = "no_presence_output"
     NOT_SEPARATED = "not_separated"

@@ -124,6 +124,8 @@ def test_the_recording_of_a_stretch_is_found_wherever_the_stretch_is_named(
     [
         ("rec.wav#t=0", "rec.wav"),
         ("x.tar#a.wav&t=0", "x.tar#a.wav"),
+        ("x.tar#t=6.3.wav", "x.tar#t=6.3.wav"),
+        ("x.tar#t=6.3.wav&t=0", "x.tar#t=6.3.wav"),
         ("rec.wav#t=abc", "rec.wav#t=abc"),
     ],
 )

@@ -285,6 +285,22 @@ def test_queries_of_flags_and_of_a_table(tmp_path: Path) -> None:
     assert [query.fields.get("negative_text") for query in plain] == ["wind", "rain"]
 
 
+def test_no_query_is_to_suppress_what_it_asks_for(tmp_path: Path) -> None:
+    found = queries_of(texts=["a dog", "A  dog!", "rain"], negative="others")
+    assert [each.fields["negative_text"] for each in found] == ["rain", "rain", "a dog"]
+    with pytest.raises(ValueError, match="it has no others"):
+        queries_of(texts=["dog", "Dog"], negative="others")
+    table = tmp_path / "q.csv"
+    table.write_text(
+        "name,positive_text,positive_audio_uris,negative_audio_uris\n"
+        "near,dog,a.wav,\nfar,dog,b.wav,\nrain,rain,,\nbird,bird,,wind.wav\n",
+        encoding="utf-8",
+    )
+    found = queries_of(negative="others", uri=str(table))
+    texts = ["rain and bird", "rain and bird", "dog and bird", None]
+    assert [each.fields.get("negative_text") for each in found] == texts
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

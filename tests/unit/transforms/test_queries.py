@@ -15,6 +15,7 @@ import tone_clips
 import tone_runs
 import tones
 from model.devices import MachineError
+from model.metrics import Undefined, evaluate
 from transforms import queries
 from transforms.elements import EmbeddedQuery, Failure, MixtureQueries, MixtureRows, Query
 from transforms.model_cache import ModelChoice, ScorerChoice
@@ -27,6 +28,7 @@ from transforms.queries import (
     embed_query_texts,
     read_shot,
 )
+from transforms.scoring import Embeddings, query_inputs, signals_needed
 from transforms.storage import Storage
 
 
@@ -81,6 +83,34 @@ def test_a_row_fails_with_the_query_that_could_not_be_embedded() -> None:
     assert isinstance(found, Failure)
     assert (found.stage, found.error_type) == ("embed_queries", "missing")
     assert found.message == "n.wav: no such file"
+
+
+@pytest.mark.parametrize(
+    ("error_type", "reason"),
+    [
+        ("unsupported_query", Undefined.UNKNOWN_TO_SCORER),
+        ("model_error", Undefined.SCORER_FAILED),
+    ],
+)
+def test_what_the_scorer_alone_cannot_embed_leaves_scores_undefined(
+    error_type: str, reason: Undefined
+) -> None:
+    table = _table((Query(text="bell"), [1, 0]))
+    unknown = {Query(text="bell"): EmbeddedQuery(error_type=error_type, message="what?")}
+    for embedded, positive in ((table, [1, 0]), (None, [0])):
+        found = attach(tone_clips.row("x"), embedded, unknown)
+        assert not isinstance(found, Failure)
+        np.testing.assert_array_equal(found.positive, positive)
+        assert found.scorer_positive is reason
+        assert found.scorer_negative is None
+        assert "stem_embedding" in signals_needed(found, has_reference=False)
+        heard = Embeddings(stem=np.ones(2, np.float32), mixture=None, reference=None)
+        inputs = query_inputs(found, heard, has_reference=False)
+        (outcomes,) = evaluate(inputs)
+        assert outcomes["clap_score"] is reason
+        assert outcomes["clap_score_negative"] is Undefined.NO_NEGATIVE_QUERY
+    lost = {Query(text="bell"): EmbeddedQuery(error_type="missing", message="no such file")}
+    assert isinstance(attach(tone_clips.row("x"), table, lost), Failure)
 
 
 class Picky(tones.ToneClap):
