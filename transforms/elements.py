@@ -11,16 +11,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manifests.row import ManifestRow
 from transforms.audio import NO_TAGS, Tags
-
-if TYPE_CHECKING:
-    from model.metrics import Undefined
 
 Samples = NDArray[np.float32]
 Stage = Literal["manifest", "embed_queries", "read", "separate", "score", "write"]
@@ -219,15 +216,15 @@ class RowQuery:
         positive: float32[D]; zeros where there is no positive query.
         negative: float32[D]; zeros where there is no negative query.
         scorer_positive: float32[D'] by the scorer, or None: nothing to score against; or why the
-            scorer cannot embed it.
+            scorer cannot embed it, in one word.
         scorer_negative: likewise.
     """
 
     row: ManifestRow
     positive: Samples
     negative: Samples
-    scorer_positive: Samples | Undefined | None = None
-    scorer_negative: Samples | Undefined | None = None
+    scorer_positive: Samples | str | None = None
+    scorer_negative: Samples | str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -98,14 +98,18 @@ def query_inputs(
         "stem_embedding": (embeddings.stem, Undefined.SILENT_STEM),
         "mixture_embedding": (embeddings.mixture, Undefined.SILENT_MIXTURE),
         "reference_embedding": (embeddings.reference, no_reference),
-        "positive": (query.scorer_positive, Undefined.NO_POSITIVE_QUERY),
-        "negative": (query.scorer_negative, Undefined.NO_NEGATIVE_QUERY),
+        "positive": (_embedded(query.scorer_positive), Undefined.NO_POSITIVE_QUERY),
+        "negative": (_embedded(query.scorer_negative), Undefined.NO_NEGATIVE_QUERY),
     }
     inputs: dict[Input, Any] = {}
     for name, (vector, reason) in found.items():
         known = reason if vector is None else vector
         inputs[name] = known if isinstance(known, Undefined) else torch.from_numpy(known)[None]
     return inputs
+
+
+def _embedded(query: Samples | str | None) -> Embedded:
+    return Undefined(query) if isinstance(query, str) else query
 
 
 def signals_needed(query: RowQuery, *, has_reference: bool) -> frozenset[Input]:
