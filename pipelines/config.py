@@ -42,7 +42,7 @@ from transforms.audio import MAX_RATE_HZ, MIN_RATE_HZ
 from transforms.audio.files import STEM_FORMATS
 from transforms.elements import Shard
 from transforms.storage import Storage
-from transforms.storage.access import UriAccess, redact, redacted_command, secrets_of
+from transforms.storage.access import UriAccess, redact, redacted_command, secrets_of, uris_of
 
 _MAX_CLIP_S = 1e6
 
@@ -149,6 +149,18 @@ class CommonConfig:
             outputs = [f"{whole}/{part.folder}" for part in self.shard.parts]
         written = tuple(f"{each}/{name}" for each in outputs for name in self.audio_folders)
         return UriAccess(prefixes=self.allowed_uri_prefix, written=written)
+
+    @property
+    def named(self) -> list[tuple[str, str]]:
+        """The audio that the command line names for the job to read, each with its flag."""
+        recordings = self.recordings
+        found = [("--recordings", uri) for uri in (() if recordings is None else recordings.roots)]
+        for query in () if recordings is None else recordings.queries:
+            for name in ("positive_audio", "negative_audio"):
+                found += [(f"--{name}", uri) for uri in query.fields.get(f"{name}_uris") or ()]
+        for row in self.rows:
+            found += [(f"--{name.split('_ur')[0]}", uri) for name, uri in uris_of(row)]
+        return found
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -535,6 +547,8 @@ def export_config(arguments: Arguments, execution: Execution) -> ExportConfig:
     common = _common(arguments, execution)
     _check_least("--shard_rows", given.shard_rows, 1)
     _check_range("--margin_s", given.margin_s, 0.0, _MAX_CLIP_S)
+    if given.margin_s and given.cut != "segments":
+        raise UsageError("--margin_s goes with --cut segments: a clip is whole")
     if not given.where.strip():
         raise UsageError("--where: found an empty condition; leave the flag out to take everything")
     runs = _absolutes("--runs", given.runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -387,8 +388,11 @@ def _named(uris: Sequence[str]) -> list[tuple[str, str]]:
         return [(uris[0], "")]
     names: list[str] = []
     for uri in uris:
-        base = uri.rstrip("/").rsplit("/", 1)[-1] or "run"
-        names.append(base if base not in names else f"{base}_{len(names) + 1}")
+        name = base = uri.rstrip("/").rsplit("/", 1)[-1] or "run"
+        numbers = itertools.count(len(names) + 1)
+        while name in names:
+            name = f"{base}_{next(numbers)}"
+        names.append(name)
     return list(zip(uris, names, strict=True))
 
 

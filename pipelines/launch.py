@@ -282,10 +282,12 @@ class _Run:
             if outcome is None:
                 return EXIT_OK
             self.lock.check()
-            if not outcome.row_counts.balanced:
-                raise JobError(f"the row counts do not balance: {outcome.row_counts}")
-            output_folder.tidy(config, storage, earlier)
+            row_counts = outcome.row_counts
+            if not row_counts.balanced:
+                raise JobError(f"the row counts do not balance: {row_counts}")
             resumed = read_resumed(storage, folder.place(ROW_COUNTS))
+            has_rows = row_counts.stems + row_counts.finished_before + resumed.others > 0
+            output_folder.tidy(config, storage, earlier, has_rows=has_rows)
             others = resumed.others + resumed.letters
             entry["sources"] = output_folder.sources_after(config, storage, earlier, others=others)
             if earlier.kept:

@@ -589,7 +589,7 @@ def table_row(item: MetricsRow) -> TableRow:
 
 
 def _failure(row: ManifestRow, error: BaseException, settings: ExportSettings) -> Failure:
-    is_write = isinstance(error, OSError) and settings.uri in str(error)
+    is_write = isinstance(error, OSError) and f"{settings.uri.rstrip('/')}/" in str(error)
     where = settings.uri if is_write else row.extra[AUDIO_URI]
     stage: Stage = "write" if is_write else "read"
     return failed(row, stage, error_code(error), describe(error, where))

@@ -36,6 +36,7 @@ from pipelines.output_folder.names import (
     RUN,
     SEGMENTS,
     STAGING,
+    SUMMARY,
 )
 from pipelines.output_folder.record import differences, read_record, write_record
 from terminal import screen
@@ -492,6 +493,17 @@ def begin(folder: OutputFolder) -> None:
         folder.storage.write_bytes(folder.place(LISTING), listing)
 
 
-def tidy(config: CommonConfig, storage: Storage, earlier: Earlier) -> None:
-    """Removes dead letters of earlier attempts: those that still stand are among the new ones."""
-    storage.remove_files(earlier.letter_uris, config.output)
+def tidy(config: CommonConfig, storage: Storage, earlier: Earlier, *, has_rows: bool) -> None:
+    """Removes what earlier attempts wrote and this one does not write again under its name.
+
+    That is their dead letters, of which those that still stand are among the new ones, and the
+    summary of rows that have all left.
+
+    Args:
+        config: of the run.
+        storage: how files are reached.
+        earlier: what was there.
+        has_rows: whether any row is finished, by whichever attempt.
+    """
+    summaries = () if has_rows else tables_in(storage, config.output, SUMMARY)
+    storage.remove_files([*earlier.letter_uris, *summaries], config.output)

@@ -282,16 +282,9 @@ def require_unwritten(config: CommonConfig) -> None:
     Raises:
         UsageError: something is, by whatever spelling or link.
     """
-    access, recordings = config.access, config.recordings
-    named = [("--recordings", uri) for uri in (() if recordings is None else recordings.roots)]
-    for query in () if recordings is None else recordings.queries:
-        for name in ("positive_audio", "negative_audio"):
-            uris = query.fields.get(f"{name}_uris") or ()
-            named += [(f"--{name}", uri) for uri in uris]
-    for row in config.rows:
-        named += [(f"--{name.split('_ur')[0]}", uri) for name, uri in uris_of(row)]
+    access = config.access
     try:
-        for name, uri in named:
+        for name, uri in config.named:
             access.require_unwritten(name, uri)
     except AudioError as err:
         raise UsageError(str(err)) from err

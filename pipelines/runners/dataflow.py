@@ -241,12 +241,10 @@ def _check(config: CommonConfig, options: PipelineOptions) -> None:
             raise UsageError(f"--runner={DATAFLOW} needs --{name}")
     places = {"--output": config.output, "--temp_location": cloud.temp_location}
     places["--stems"] = getattr(config, "stems", None)
-    for row in config.rows:
-        places |= {"--mixture": row.mixture_uri, "--reference": row.reference_uri}
-    local = [(flag, uri) for flag, uri in places.items() if uri and "://" not in uri]
-    local += [("--manifest", uri) for uri in config.manifests if "://" not in uri]
-    roots = () if config.recordings is None else config.recordings.roots
-    local += [("--recordings", uri) for uri in roots if "://" not in uri]
+    named = [(flag, uri) for flag, uri in places.items() if uri]
+    named += [("--manifest", uri) for uri in config.manifests]
+    named += [("--runs", uri) for uri in getattr(config, "runs", ())]
+    local = [(flag, uri) for flag, uri in (*named, *config.named) if "://" not in uri]
     for flag, uri in local:
         raise UsageError(f"{flag}={uri}: Dataflow's workers cannot reach it; expected gs://…")
     if accelerator := config.execution.resource_hints.get("accelerator"):

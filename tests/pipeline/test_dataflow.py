@@ -25,7 +25,7 @@ import dataflow_job
 import jobs
 import tone_runs
 from model import devices
-from pipelines import flags, runners
+from pipelines import export, flags, runners
 
 pytestmark = pytest.mark.timeout(300)
 JOBS = f"/v1b3/projects/{cloud.PROJECT}/locations/{cloud.REGION}/jobs"
@@ -366,6 +366,25 @@ def test_places_that_workers_cannot_reach_are_refused(
     job = jobs.JOBS[name]
     assert _run(dataflow, f"--{flag}=here/it/is", without=flag, job=job) == flags.EXIT_USAGE
     assert "Dataflow's workers cannot reach it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["--mixture=gs://b/a.wav", "--recordings=gs://b/"])
+@pytest.mark.parametrize("flag", ["--positive_audio", "--negative_audio"])
+def test_example_clips_that_workers_cannot_reach_are_refused(
+    given: str, flag: str, dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = f"{flag}=/here/it/is.wav"
+    assert _run(dataflow, given, clip, without="manifest") == flags.EXIT_USAGE
+    assert f"{clip}: Dataflow's workers cannot reach it" in capsys.readouterr().err
+
+
+def test_runs_that_workers_cannot_reach_are_not_exported(
+    dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {name: dataflow_job.BASIC[name] for name in ("output", "runner", "project", "region")}
+    given |= {"temp_location": dataflow_job.BASIC["temp_location"], "runs": "/here/it/is"}
+    assert export.run(dataflow_job.flags(given, dataflow.url)) == flags.EXIT_USAGE
+    assert "--runs=/here/it/is: Dataflow's workers cannot reach it" in capsys.readouterr().err
 
 
 def test_stems_that_workers_cannot_reach_are_refused(

@@ -298,6 +298,13 @@ def test_margins_stay_inside_of_the_stem(exported: Callable[..., Path]) -> None:
     assert max(row["end_s"] for row in rows if row["id"].startswith("001")) == 2.0
 
 
+def test_a_margin_around_whole_clips_is_refused(
+    exported: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported("parquet", "--cut", "clips", "--margin_s", "0.5", code=2)
+    assert "--margin_s goes with --cut segments" in capsys.readouterr().err
+
+
 def test_a_missing_stem_is_a_dead_letter(exported: Callable[..., Path], run_folder: Path) -> None:
     (run_folder / "stems" / "3.flac").unlink()
     output = exported("webdataset", "--max_failure_rate", "0.5")
@@ -326,6 +333,17 @@ def test_stems_of_a_run_that_was_moved_and_gone_on_with_are_its_own(
     expected = _expected(run_folder, "clips")
     for row in pq.read_table(output / "data").to_pylist():
         np.testing.assert_array_equal(_samples(row["audio"]["bytes"]), expected[row["id"]])
+
+
+def test_a_stem_is_read_also_where_the_output_folders_name_begins_its_own(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    (run_folder / "stems" / "3.flac").unlink()
+    output = tmp_path / run_folder.name[:-1]
+    words = ["--runs", str(run_folder), "--output", str(output), "--max_failure_rate", "0.5"]
+    assert export.run([*words, "--cut", "clips"]) == 0
+    (letter,) = pq.read_table(output / "dead_letters").to_pylist()
+    assert (letter["stage"], letter["error_type"]) == ("read", "missing")
 
 
 @pytest.mark.parametrize("layout", ["audiofolder", "webdataset", "parquet"])
@@ -402,6 +420,20 @@ def test_two_runs_have_their_names_before_ids(run_folder: Path, tmp_path: Path) 
     assert export.run([*words, "--cut", "clips", "--where", "id = '001'"]) == 0
     ids = {row["id"] for row in pq.read_table(output / "exported").to_pylist()}
     assert ids == {"out/001", "second/001"}
+
+
+def test_runs_of_one_name_and_one_that_is_called_like_the_third_of_it_are_three(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    runs = [tmp_path / name for name in ("a/run", "b/run_3", "c/run")]
+    for each in runs:
+        each.parent.mkdir()
+        each.symlink_to(run_folder)
+    output = tmp_path / "all"
+    words = ["--runs", *map(str, runs), "--output", str(output), "--cut", "clips"]
+    assert export.run([*words, "--where", "id = '001'"]) == 0
+    ids = {row["id"] for row in pq.read_table(output / "exported").to_pylist()}
+    assert ids == {"run/001", "run_3/001", "run_4/001"}
 
 
 def test_the_parts_of_a_run_are_exported_as_one(run_folder: Path, tmp_path: Path) -> None:

@@ -191,6 +191,16 @@ def test_rows_that_are_no_longer_in_the_manifest_are_named_and_leave_the_tables(
     assert_once(out, all_ids(rows[1:]))
 
 
+def test_a_summary_of_rows_that_have_all_left_leaves_too(
+    out: Path, rows: Rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = [{**row, "mixture_uri": str(tmp_path / "gone.wav")} for row in rows]
+    assert run(rewrite(tmp_path, gone), out, "--resume") == flags.EXIT_FAILURE_RATE
+    assert ids(out, "metrics") == []
+    assert_once(out, all_ids(rows))
+    assert "SDRi dB" not in capsys.readouterr().out
+
+
 def test_with_another_manifest_nothing_leaves_and_with_all_of_them_it_does(
     out: Path, rows: Rows, tmp_path: Path, made: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
