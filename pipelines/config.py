@@ -31,6 +31,7 @@ from manifests.row import (
 from model.signal import ActivityOptions
 from pipelines.flags import (
     EXIT_USAGE,
+    LABEL_LAYOUTS,
     Arguments,
     Command,
     UsageError,
@@ -529,7 +530,7 @@ def _quality(what: str, given: argparse.Namespace) -> float | None:
     if quality is None:
         return None
     form = getattr(given, f"{what}_format")
-    if not STEM_FORMATS[form].is_lossy:
+    if form is None or not STEM_FORMATS[form].is_lossy:
         raise UsageError(f"--{what}_quality goes with --{what}_format opus or mp3")
     _check_range(f"--{what}_quality", quality, 0.0, 1.0)
     return quality
@@ -551,6 +552,11 @@ def export_config(arguments: Arguments, execution: Execution) -> ExportConfig:
         raise UsageError("--margin_s goes with --cut segments: a clip is whole")
     if not given.where.strip():
         raise UsageError("--where: found an empty condition; leave the flag out to take everything")
+    if given.layout in LABEL_LAYOUTS and given.clip_format is not None:
+        raise UsageError(
+            f"--clip_format {given.clip_format}: --layout {given.layout} holds no audio; leave the "
+            "flag out"
+        )
     runs = _absolutes("--runs", given.runs)
     if repeated := [uri for uri, count in Counter(runs).items() if count > 1]:
         raise UsageError(f"--runs: {repeated[0]} is given twice")
@@ -562,7 +568,7 @@ def export_config(arguments: Arguments, execution: Execution) -> ExportConfig:
         signal=given.signal,
         margin_s=given.margin_s,
         layout=given.layout,
-        clip_format=given.clip_format,
+        clip_format=given.clip_format or "flac",
         clip_quality=_quality("clip", given),
         shard_rows=given.shard_rows,
     )

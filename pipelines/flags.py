@@ -25,6 +25,8 @@ EXIT_FAILURE_RATE = 1
 EXIT_USAGE = 2
 EXIT_JOB_FAILED = 3
 EXIT_INTERRUPTED = 130
+LABEL_LAYOUTS = ("audacity", "raven")
+"""Of exports: times in a recording, without audio."""
 _STEM_FORMATS = ("flac", "wav", "flac16", "wav16", "opus", "mp3")
 """The names of ``transforms.audio.files.STEM_FORMATS``, which a wrong flag need not wait for."""
 _HELP = frozenset({"-h", "--help"})
@@ -484,7 +486,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it is laid out")
     group.add_argument(
         "--layout",
-        choices=("audiofolder", "webdataset", "parquet", "nemo", "audacity", "raven"),
+        choices=("audiofolder", "webdataset", "parquet", "nemo", *LABEL_LAYOUTS),
         default="audiofolder",
         help="audiofolder: files and metadata.jsonl, for Hugging Face's datasets; webdataset: "
         "tars; parquet: audio inside, for datasets and SQL; nemo: files and manifest.jsonl; "
@@ -494,8 +496,8 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--clip_format",
         choices=_STEM_FORMATS,
-        default="flac",
-        help="As --stem_format of pipelines.separate. Default %(default)s.",
+        help="As --stem_format of pipelines.separate; not with layouts that hold no audio. "
+        "Default flac.",
     )
     group.add_argument(
         "--clip_quality",

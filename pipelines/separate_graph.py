@@ -184,6 +184,9 @@ def screen_of(config: SeparateConfig, loaded: LoadedModel) -> float | None:
         ValueError: it means nothing.
     """
     tells_presence = listener_of(loaded.separator) is not None
+    if config.windows and not loaded.clap_sha256:
+        given = "--windows" if config.screen is None else f"--screen {config.screen}"
+        raise ValueError(f"{given}: {loaded.name} has no CLAP, which would hear the windows")
     if config.screen == "auto":
         if loaded.card.screen is None or not tells_presence:
             raise ValueError(

@@ -23,7 +23,8 @@ import metric_rows
 from full_disk import no_file_above
 from manifests.columns import EXPORT_FIELDS, METRICS_SCHEMA, SEGMENTS_SCHEMA
 from manifests.row import output_name
-from pipelines import export
+from pipelines import export, flags
+from transforms import exporting
 from transforms.exporting import LAYOUTS, annotation, file_name, sample_key
 from transforms.tables import metrics_rows
 
@@ -498,6 +499,16 @@ def test_what_is_no_finished_run_is_said(
     words = ["--runs", str(tmp_path), "--output", str(tmp_path / "ex")]
     assert export.run(words) == 2
     assert "has no metrics/; expected a folder in which" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", sorted(exporting.LABELS))
+def test_label_tracks_have_no_format_of_clips(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert layout in flags.LABEL_LAYOUTS
+    words = ["--runs", str(tmp_path), "--output", str(tmp_path / "ex"), "--layout", layout]
+    assert export.run([*words, "--clip_format", "wav"]) == 2
+    assert f"--clip_format wav: --layout {layout} holds no audio" in capsys.readouterr().err
 
 
 def test_the_help_names_every_layout(capsys: pytest.CaptureFixture[str]) -> None:

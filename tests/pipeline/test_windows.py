@@ -417,6 +417,19 @@ def test_the_value_of_a_model_is_taken_where_it_has_one(
     assert "nobody has measured a value for tones" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--windows", "--screen=0.5"])
+def test_a_model_without_a_clap_hears_no_windows(
+    flag: str,
+    recordings: Path,
+    tmp_path: Path,
+    loaded: tone_runs.Loaded,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    loaded.model = dataclasses.replace(loaded.model, clap_sha256="")
+    assert ask(tmp_path / "out", recordings, (FIRST,), flag) == 2
+    assert "tones has no CLAP, which would hear the windows" in capsys.readouterr().err
+
+
 def test_the_files_are_read_by_pyarrow_as_one_table(recordings: Path, tmp_path: Path) -> None:
     assert ask(tmp_path / "out", recordings, (FIRST,), "--windows") == 0
     assert pq.read_table(tmp_path / "out" / "windows").num_rows == 4
