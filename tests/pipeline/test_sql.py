@@ -214,6 +214,69 @@ def test_silence_is_last_among_what_sounds_alike(
     assert all(row["likeness"] > 0.98 for row in pairs)
 
 
+def written(folder: Path, name: str, rows: str) -> None:
+    """Writes a table of a run from SQL."""
+    folder = folder / "out" / name
+    folder.mkdir(parents=True)
+    duckdb.connect().execute(f"COPY ({rows}) TO '{folder / 'part.parquet'}' (FORMAT parquet)")
+
+
+def test_times_are_compared_in_the_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Three clips of one recording: from 0, 60 and 60.5 s on.
+    written(
+        tmp_path,
+        "metrics",
+        "FROM (VALUES ('a', 0.0, 'x'), ('b', 60.0, 'x'), ('c', 60.5, 'x')) t(id, offset_s, dataset)",
+    )
+    written(
+        tmp_path,
+        "segments",
+        "FROM (VALUES ('a', 'r.wav', 'dog', 0.0, 1.0), ('b', 'r.wav', 'bell', 0.0, 1.0), "
+        "('c', 'r.wav', 'rain', 0.0, 1.0)) t(id, mixture_uri, positive_text, start_s, end_s)",
+    )
+    written(
+        tmp_path,
+        "windows",
+        "SELECT uri AS mixture_uri, begin AS offset_s, 5.0 AS start_s, 's' AS scorer_sha256, "
+        f"list_resize([1.0::FLOAT], {len(tones.LABELS)}, 0.0::FLOAT) AS embedding "
+        "FROM (VALUES ('p.wav', 30.0), ('q.wav', 0.0)) t(uri, begin)",
+    )
+    monkeypatch.chdir(tmp_path)
+    here = Runs(folder=tmp_path, first="x", second="y")
+    together = records(here.query(example("What sounds at the same time")))
+    assert [(row["what"], row["also"]) for row in together] == [("bell", "rain")]
+    assert [(row["from_s"], row["to_s"]) for row in together] == [(60.5, 61.0)]
+    (pair,) = records(here.query(example("Recordings that may be the same")))
+    assert (pair["from_s"], pair["other_from_s"]) == (35.0, 5.0)
+
+
+def test_what_was_not_separated_does_not_count_for_the_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "FROM (VALUES (10.0, 2.0, 'x'), (90.0, NULL, 'x')) t(duration_s, inference_s, dataset)"
+    written(tmp_path, "metrics", f"SELECT *, 'cpu' AS device, 'fp32' AS precision {rows}")
+    monkeypatch.chdir(tmp_path)
+    here = Runs(folder=tmp_path, first="x", second="y")
+    (row,) = records(here.query(example("an hour of inference")))
+    assert row["times_real_time"] == 5.0
+
+
+def test_means_of_groups_count_by_their_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "FROM (VALUES ('a', 'P', 1, 0.0), ('a', 'N', 3, 4.0), ('a', 'P+N', 0, NULL), (NULL, 'P', 2, 1.0))"
+    written(
+        tmp_path, "summary", f"SELECT *, 'sdri_db' AS metric {rows} t(dataset, polarity, n, mean)"
+    )
+    monkeypatch.chdir(tmp_path)
+    (code,) = (code for kind, code in BLOCKS if kind == "python" and "out/summary" in code)
+    names: dict[str, Any] = {"pd": pd}
+    exec(code, names)  # noqa: S102 - our own document
+    assert names["wide"]["sdri_db"].tolist() == [3.0, 1.0]
+
+
 def test_text_finds_what_was_asked_for_and_against(here: Runs) -> None:
     found = records(here.query(example("whose query has a dog")))
     texts = {row["id"]: (row["positive_text"], row["negative_text"]) for row in found}
