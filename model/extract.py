@@ -558,8 +558,10 @@ def _clips(name: str, given: Any, rate_hz: int) -> list[_ExampleClip]:
             samples=_channels(place, samples),
             rate_hz=_rate(f"{place}: rate_hz", rate),
         )
-        if not clip.samples.any():
-            raise ValueError(f"{place}: all samples are zero; expected a clip that can be heard")
+        mono = signal.to_mono(clip.samples)
+        if mono.min() == mono.max():  # a constant offset is no sound
+            value = "the same" if mono.any() else "zero"
+            raise ValueError(f"{place}: all samples are {value}; expected a clip that can be heard")
         clips.append(clip)
     return clips
 

@@ -28,7 +28,7 @@ from model.devices import cores, require_working
 from model.metrics import Undefined
 from model.systems import POLICIES, Capabilities, Policy, QuerySetting, adapt, fuse
 from transforms import model_cache
-from transforms.audio.files import READ_ERRORS, describe, error_code, require_sound
+from transforms.audio.files import READ_ERRORS, describe, error_code
 from transforms.audio.mixtures import read_mono
 from transforms.elements import (
     EmbeddedQuery,
@@ -256,11 +256,9 @@ def embed_query_texts(encoder: QueryEncoder, texts: Sequence[str]) -> list[Embed
 def read_shot(uri: str, storage: Storage, rate_hz: int, max_values: int) -> Shot:
     """An example clip as float32[T] at ``rate_hz``, or why it cannot be used."""
     try:
-        clip = read_mono(uri, storage, rate_hz, max_values)
-        require_sound(clip, uri)
+        return read_mono(uri, storage, rate_hz, max_values, is_example=True)
     except READ_ERRORS as err:
         return EmbeddedQuery(error_type=error_code(err), message=describe(err, uri))
-    return clip
 
 
 def embed_query_examples(

@@ -228,7 +228,8 @@ def test_times_are_compared_in_the_recording(
     written(
         tmp_path,
         "metrics",
-        "FROM (VALUES ('a', 0.0, 'x'), ('b', 60.0, 'x'), ('c', 60.5, 'x')) t(id, offset_s, dataset)",
+        "FROM (VALUES ('a', 0.0, 'x'), ('b', 60.0, 'x'), ('c', 60.5, 'x')) "
+        "t(id, offset_s, dataset)",
     )
     written(
         tmp_path,
@@ -236,11 +237,12 @@ def test_times_are_compared_in_the_recording(
         "FROM (VALUES ('a', 'r.wav', 'dog', 0.0, 1.0), ('b', 'r.wav', 'bell', 0.0, 1.0), "
         "('c', 'r.wav', 'rain', 0.0, 1.0)) t(id, mixture_uri, positive_text, start_s, end_s)",
     )
+    vector = [1.0, *[0.0] * (len(tones.LABELS) - 1)]
     written(
         tmp_path,
         "windows",
-        "SELECT uri AS mixture_uri, begin AS offset_s, 5.0 AS start_s, 's' AS scorer_sha256, "
-        f"list_resize([1.0::FLOAT], {len(tones.LABELS)}, 0.0::FLOAT) AS embedding "
+        "SELECT uri AS mixture_uri, begin AS offset_s, 5.0 AS start_s, 's' AS scorer_sha256, "  # noqa: S608
+        f"{vector}::FLOAT[] AS embedding "
         "FROM (VALUES ('p.wav', 30.0), ('q.wav', 0.0)) t(uri, begin)",
     )
     monkeypatch.chdir(tmp_path)
@@ -266,7 +268,10 @@ def test_what_was_not_separated_does_not_count_for_the_speed(
 def test_means_of_groups_count_by_their_clips(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = "FROM (VALUES ('a', 'P', 1, 0.0), ('a', 'N', 3, 4.0), ('a', 'P+N', 0, NULL), (NULL, 'P', 2, 1.0))"
+    rows = (
+        "FROM (VALUES ('a', 'P', 1, 0.0), ('a', 'N', 3, 4.0), ('a', 'P+N', 0, NULL), "
+        "(NULL, 'P', 2, 1.0))"
+    )
     written(
         tmp_path, "summary", f"SELECT *, 'sdri_db' AS metric {rows} t(dataset, polarity, n, mean)"
     )

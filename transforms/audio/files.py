@@ -477,10 +477,15 @@ def _naming(uri: str) -> Iterator[None]:
         raise AudioError(error_code(err), describe(err, uri)) from err
 
 
-def require_sound(samples: Samples, uri: str) -> None:
-    """Raises AudioError where all samples are zero: nothing to extract or to compare with."""
+def require_sound(samples: Samples, uri: str, *, varying: bool = False) -> None:
+    """Raises AudioError where all samples are zero: nothing to extract or to compare with.
+
+    With ``varying`` also where all are the same: a constant offset is no sound to ask for.
+    """
     if not samples.any():
         raise AudioError("silent", f"{uri}: all samples are zero")
+    if varying and samples.min() == samples.max():
+        raise AudioError("silent", f"{uri}: all samples are the same, which is no sound")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

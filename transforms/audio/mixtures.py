@@ -98,18 +98,27 @@ def read_mixture(row: ManifestRow, storage: Storage, settings: ReadSettings) -> 
 
 
 def read_mono(
-    uri: str, storage: Storage, rate_hz: int, max_values: int, part: ManifestRow | None = None
+    uri: str,
+    storage: Storage,
+    rate_hz: int,
+    max_values: int,
+    part: ManifestRow | None = None,
+    *,
+    is_example: bool = False,
 ) -> Samples:
     """A file, or the part of it that a row uses, as float32[T] mono at ``rate_hz``.
 
     Raises:
-        AudioError: the file cannot be used, or has more than ``max_values`` samples.
+        AudioError: the file cannot be used, or has more than ``max_values`` samples, or is an
+            example clip without a sound.
         OSError: the file cannot be reached.
     """
     offset_s, duration_s = (part.offset_s, part.duration_s) if part else (None, None)
     with open_audio(storage, uri, offset_s, duration_s) as reader:
         require_short(reader.part, uri, rate_hz, max_values)
         samples = waveforms.to_mono(reader.read())
+    if is_example:  # resampled, what is constant would not be so at its ends
+        require_sound(samples, uri, varying=True)
     return waveforms.resample(samples, reader.part.sample_rate_hz, rate_hz)
 
 

@@ -460,13 +460,19 @@ def test_recordings_that_cannot_be_used_are_refused(
         ({"positive": "bell", "text_weight": "1"}, TypeError, "text_weight='1'"),
         ({"examples": [np.zeros(9)]}, ValueError, r"examples\[0\]: all samples are zero"),
         ({"examples": np.zeros(9)}, ValueError, "examples: all samples are zero"),
+        ({"examples": np.full(9, 0.5)}, ValueError, "examples: all samples are the same"),
+        ({"examples": np.array([[0.5, 0.1], [-0.5, -0.1]])}, ValueError, "samples are zero"),
         ({"examples": (np.ones(9), 0)}, ValueError, "examples: rate_hz=0"),
         (
-            {"negative_examples": [np.ones(9), (np.ones(9), 44)]},
+            {"negative_examples": [np.arange(9.0), (np.ones(9), 44)]},
             ValueError,
             r"negative_examples\[1\]: rate_hz=44",
         ),
-        ({"examples": [np.ones(9), np.ones(0)]}, ValueError, r"examples\[1\]: has shape \(0,\)"),
+        (
+            {"examples": [np.arange(9.0), np.ones(0)]},
+            ValueError,
+            r"examples\[1\]: has shape \(0,\)",
+        ),
         ({"examples": ["dog.wav"]}, TypeError, r"examples\[0\]: expected a numpy array"),
         (
             {"examples": "dog.wav"},
@@ -553,7 +559,7 @@ def test_a_query_that_the_model_does_not_understand_is_refused(loaded: tone_runs
     with pytest.raises(ValueError, match="'tones' cannot use this query: it takes no negative"):
         extractor(np.ones(9), RATE_HZ, positive="bell", negative="rain")
     with pytest.raises(ValueError, match="it takes no example clips"):
-        extractor(np.ones(9), RATE_HZ, examples=np.ones(9))
+        extractor(np.ones(9), RATE_HZ, examples=np.arange(9.0))
 
 
 def test_a_text_of_which_the_model_knows_nothing_is_named(loaded: tone_runs.Loaded) -> None:

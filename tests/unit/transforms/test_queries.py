@@ -164,6 +164,16 @@ def test_shots_are_embedded_one_by_one_and_averaged(tmp_path: Path) -> None:
     assert vector[tones.LABELS.index("rain")] == pytest.approx(1 / 3)
 
 
+def test_a_constant_offset_is_no_example_of_a_sound(tmp_path: Path) -> None:
+    for name, channels in (("dc", [0.25, 0.25]), ("zero", [0.0, 0.0]), ("against", [0.5, -0.5])):
+        path = tmp_path / f"{name}.wav"
+        soundfile.write(path, np.tile(np.float32(channels), (441, 1)), 44_100, "FLOAT")
+        found = read_shot(str(path), Storage(), 8_000, 10**6)
+        assert isinstance(found, EmbeddedQuery)
+        assert found.error_type == "silent"
+        assert ("the same" if name == "dc" else "zero") in found.message
+
+
 def _pieces(labels: Sequence[str]) -> list[MixtureRows]:
     return [MixtureRows(rows=(tone_clips.row(f"{i}", each),)) for i, each in enumerate(labels)]
 
