@@ -207,7 +207,7 @@ class Draw:
             if left == 0:
                 return
             clips = self._several(pair, kind.num_sources)
-            queries = list(kind.queries(self, clips))
+            queries = list(dict.fromkeys(kind.queries(self, clips)))  # each once: ids name them
             left -= bool(queries)
             for query in queries:
                 yield self._row(name, kind, clips, query)

@@ -687,7 +687,7 @@ def _as_csv_says(batch: pa.RecordBatch) -> pa.RecordBatch:
         kind, column = field.type, batch.column(number)
         if pa.types.is_float32(kind):
             column = column.cast(pa.string()).cast(pa.float64())
-        elif pa.types.is_list(kind) and pa.types.is_float32(kind.value_type):
+        elif _is_list(kind) and pa.types.is_float32(kind.value_type):
             column = column.cast(pa.list_(pa.string())).cast(pa.list_(pa.float64()))
         elif kind == _SIXTEEN_BYTES:
             values = column.to_pylist()
@@ -700,6 +700,14 @@ def _as_csv_says(batch: pa.RecordBatch) -> pa.RecordBatch:
             continue
         batch = batch.set_column(number, field.name, column)
     return batch
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    """Whether a type is of lists, however their places are kept; Polars writes large ones."""
+    types = pa.types
+    return any(
+        test(kind) for test in (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    )
 
 
 def _sixteen(value: bytes) -> str:

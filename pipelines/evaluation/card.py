@@ -122,7 +122,11 @@ def _share(summary: Summary) -> str:
 
 
 def _cost(cost: Cost) -> str:
-    rows = [[f"parameters, `{name}`", f"{count:,}"] for name, count in cost.parameters.items()]
+    rows = [
+        # A text encoder that a package carries is no part of the model's own networks.
+        [f"parameters, `{name}`", f"{count:,}" if count else "none of its own"]
+        for name, count in cost.parameters.items()
+    ]
     rows.append(["parameters, all", f"{cost.parameters_in_all:,}"])
     rows += [[f"`{name}`", f"{size / 1e6:.1f} MB"] for name, size in cost.file_bytes.items()]
     threads = "1 thread" if cost.threads == 1 else f"{cost.threads} threads"

@@ -209,6 +209,12 @@ def test_every_dog_is_asked_for_in_every_way(draw: Draw) -> None:
     assert len(list(draw.rows("dog_phrases", 1))) == 4
 
 
+def test_a_caption_that_is_a_heldout_phrase_too_is_asked_for_once(clips: list[CorpusClip]) -> None:
+    phrasings = {**PHRASINGS, "dog_bark": ["dog_bark heard", "a puppy"]}
+    rows = list(Draw(clips, audio_root=ROOT, phrasings=phrasings).rows("dog_phrases"))
+    assert len({row.id for row in rows}) == len(rows) == 4
+
+
 @pytest.mark.parametrize("name", ABSENT_SETS)
 def test_absent_classes_are_not_in_the_mixture_and_the_negative_query_stays(
     name: str, draw: Draw, label_of: dict[str, str]

@@ -34,7 +34,7 @@ def _results() -> Results:
             ),
         ),
         cost=Cost(
-            parameters={"separator.encoder": 1_000, "separator.decoder": 2_000},
+            parameters={"separator.encoder": 1_000, "separator.decoder": 2_000, "clap.text": 0},
             parameters_in_all=3_000,
             file_bytes={"a.safetensors": 2_500_000},
             device="cpu",
@@ -59,6 +59,7 @@ def test_tables() -> None:
     assert "| bell | 8.00 | n/a | 2 |" in lines
     assert "| rain | 4.00 | 1.50 | 1 |" in lines
     assert "| caption | 50.0 % [0.0, 100.0] | 50.0 % [0.0, 100.0] | 86 | 2 |" in lines
+    assert "| parameters, `clap.text` | none of its own |" in lines
     assert "| parameters, all | 3,000 |" in lines
     assert "| `a.safetensors` | 2.5 MB |" in lines
     assert "| speed on cpu, 2 threads | 30x real time |" in lines
