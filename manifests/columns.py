@@ -208,7 +208,8 @@ METRICS_TABLE: Final = (
         name="target_absent",
         type=pa.bool_(),
         meaning="Whether the mixture lacks what is asked for: as the manifest says, or else by "
-        "whether the reference is silent; null where there is neither.",
+        "whether the reference is silent; null where there is neither, and where nobody looked at "
+        "the reference, as of what `--screen` left out.",
     ),
     Column(
         name="suppression_db",

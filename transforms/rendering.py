@@ -227,7 +227,9 @@ def _events(
 
 def events_of(row: MetricsRow) -> Iterator[Event]:
     """The events of a row of the rendered manifest; none where it was not said when they begin."""
-    for event in json.loads(row.extra.get(EVENTS_COLUMN, "[]")):
+    if not row.values["onsets_s"]:  # a column of that name is then the manifest's own
+        return
+    for event in json.loads(row.extra[EVENTS_COLUMN]):
         yield Event(
             id=row.id,
             mixture_uri=row.values["mixture_uri"].removeprefix(f"{FROM_MANIFEST}/"),

@@ -117,6 +117,20 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
+def test_a_column_of_ones_own_that_is_called_like_that_of_events_is_carried_along(
+    tmp_path: Path,
+) -> None:
+    rows = write_sources(tmp_path / "in")
+    rows[0] |= {"onsets_s": [0.0, 0.25]}
+    rows[1] |= {"sound_events": "a bell; a dog"}
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    assert run(manifest, tmp_path / "out") == 0
+    three, two = rows_of(tmp_path / "out")
+    assert three["extra_sound_events"] == "a bell; a dog"
+    with (tmp_path / "out" / "events.csv").open(encoding="utf-8") as file:
+        assert {line["id"] for line in csv.DictReader(file)} == {two["id"]}
+
+
 def test_the_same_seed_gives_the_same_bytes_on_any_runner(tmp_path: Path) -> None:
     rows = write_sources(tmp_path / "in")
     manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)

@@ -147,14 +147,19 @@ def _asked(row: ManifestRow) -> dict[str, Any]:
     }
 
 
+_NOT_LOOKED_AT = (Undefined.NOT_SEPARATED.value, Undefined.OUT_OF_MEMORY.value)
+"""Why ratios are undefined where nobody knows whether the reference is silent."""
+
+
 def _suppression(row: ManifestRow, scores: Scores) -> dict[str, Any]:
     """Whether the target is absent, and how far the mixture is suppressed where it is.
 
     A stem that is silent suppresses it entirely: null, and `stem_to_mixture_db` says why.
     """
-    absent = row.target_absent
-    if absent is None and (row.targets or row.reference_uri is not None):
-        absent = scores.reasons.get("snr_db") == Undefined.SILENT_REFERENCE.value
+    absent, reason = row.target_absent, scores.reasons.get("snr_db")
+    has_reference = row.reference_uri is not None and reason not in _NOT_LOOKED_AT
+    if absent is None and (row.targets or has_reference):
+        absent = reason == Undefined.SILENT_REFERENCE.value
     level_db = scores.values.get("stem_to_mixture_db") if absent else None
     return {
         "target_absent": absent,

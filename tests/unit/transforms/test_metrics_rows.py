@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pytest
 
 import metric_rows
 import tone_clips
@@ -89,3 +90,11 @@ def test_a_target_is_not_called_absent_without_a_reason() -> None:
     assert _scored(quiet, {"snr_db": "no_reference"}) == unknown
     assert _scored(quiet, {}, reference_uri="r.wav") == present
     assert _scored(quiet, {"snr_db": "silent_reference"}, target_absent=False) == present
+
+
+@pytest.mark.parametrize("why", ["not_separated", "out_of_memory"])
+def test_a_reference_that_nobody_looked_at_says_nothing_of_its_target(why: str) -> None:
+    unknown = {"target_absent": None, "suppression_db": None}
+    assert _scored({}, {"snr_db": why}, reference_uri="r.wav") == unknown
+    mixed = {"mixture_uri": None, "target_uri": "t.wav", "interferer_uris": ("x.wav",)}
+    assert _scored({}, {"snr_db": why}, **mixed)["target_absent"] is False  # silence is not mixed
