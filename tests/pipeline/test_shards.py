@@ -176,6 +176,14 @@ def test_a_report_on_two_divisions_is_refused(made: Path, tmp_path: Path) -> Non
         read_run(str(output), "both", Storage())
 
 
+def test_a_part_to_which_no_recording_falls_is_done(made: Path, tmp_path: Path) -> None:
+    given = ["--recordings", made / "in" / "m0.wav", "--positive", "bell", "--output", tmp_path]
+    for index in range(COUNT):
+        assert tone_runs.run(*given, "--shard", f"{index}/{COUNT}") == 0
+    counts = [tone_runs.record(part)["row_counts"]["rows"] for part in _parts(tmp_path)]
+    assert sorted(counts) == [0, 0, 1]
+
+
 @pytest.mark.parametrize("text", ["4/4", "0/0", "1", "-1/4", "a/b", "1/2/3", "", "0/4 "])
 def test_a_part_that_there_is_not_is_refused(
     text: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
