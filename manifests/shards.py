@@ -555,12 +555,17 @@ def place_in_copy(copy: BinaryIO, number: int) -> tuple[int, int] | None:
 # ----- lists ------------------------------------------------------------------------------------
 
 
+def _lines(stream: BinaryIO, listed: Listed) -> LineReader:
+    """The lines of a list, past a byte order mark."""
+    raw: Any = stream
+    text = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
+    return read_start(text, listed.uri)
+
+
 def _nemo(stream: BinaryIO, listed: Listed) -> Iterator[Found]:
     """Entries of a NeMo manifest: ``audio_filepath``, and the part of it from ``offset`` on."""
     folder = folder_of(listed.uri)
-    raw: Any = stream
-    text = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
-    lines = read_start(text, listed.uri)
+    lines = _lines(stream, listed)
     for record in jsonl_records(lines, listed.uri):
         if record.error is not None:
             yield record.error
@@ -587,7 +592,7 @@ def _nemo(stream: BinaryIO, listed: Listed) -> Iterator[Found]:
 def _kaldi(stream: BinaryIO, listed: Listed) -> Iterator[Found]:
     """Entries of a Kaldi ``wav.scp``: an utterance and a path. A command there is never run."""
     folder = folder_of(listed.uri)
-    lines = LineReader(stream)
+    lines = _lines(stream, listed)
     for line in lines:
         parts = line.split(maxsplit=1)
         if not parts:

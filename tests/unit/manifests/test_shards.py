@@ -276,6 +276,17 @@ def test_lists_of_nemo(tmp_path: Path) -> None:
     assert [error.row for error in errors] == [4, 5, 6]
 
 
+def test_a_byte_order_mark_is_no_part_of_an_utterance(tmp_path: Path) -> None:
+    path = tmp_path / "wav.scp"
+    path.write_text("one a.wav\n", encoding="utf-8-sig")
+    ((recording,), _) = found(path)
+    assert recording.path == "wav/one"
+    path.write_text("one a.wav\n", encoding="utf-16")
+    ((broken,), _) = found(path)
+    assert isinstance(broken, Broken)
+    assert "UTF-16" in broken.message
+
+
 def test_lists_of_kaldi(tmp_path: Path) -> None:
     path = tmp_path / "wav.scp"
     path.write_text(
