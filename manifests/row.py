@@ -686,7 +686,7 @@ def _number(name: str, value: Any) -> float | None:
     if not (low <= value <= high and value > above):
         bounds = f"above {above:g}" if above > low else f"from {low:g} to {high:g}"
         raise _InvalidError(name, value, f"a finite number {bounds}")
-    return float(value)
+    return float(value) + 0.0  # -0 is 0
 
 
 def _integer(name: str, value: Any) -> int | None:

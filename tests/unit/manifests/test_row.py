@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from manifests.row import MANIFEST_COLUMNS, ManifestRow
+from manifests.row import MANIFEST_COLUMNS, ManifestRow, parse_record
 
 
 def test_row_is_hashable_and_survives_pickling():
@@ -77,6 +77,14 @@ ROW = ManifestRow(id="a", target_uri="t", interferer_uris=("x", "y"), positive_t
 )
 def test_rows_that_ask_for_the_same_have_one_digest(same):
     assert dataclasses.replace(ROW, **same).sha256 == ROW.sha256
+
+
+def test_minus_nothing_is_nothing():
+    given = {"id": "a", "target_uri": "t", "interferer_uris": "x", "positive_text": "rain"}
+    parsed = [
+        parse_record({**given, "snr_db": zero}, uri="m", row=1, folder="/") for zero in ("-0", 0)
+    ]
+    assert len({row.sha256 for row in parsed}) == 1
 
 
 def test_a_weight_of_text_counts_where_a_query_has_both():
