@@ -309,7 +309,7 @@ def test_the_python_examples_run_and_agree(here: Runs) -> None:
     assert len(names["metrics"]) == 10
     assert names["table"].loc[(here.second, "text", "P+N"), "count"] == 4
     assert names["wide"].loc[here.first, "clap_score"] == pytest.approx(1.0)
-    assert list(names["retry"]["id"]) == ["gone"]
+    assert names["retry"]["id"].to_pylist() == ["gone"]
     assert len(names["both"]) == 9
     assert set(names["difference_db"].dropna()) == {0.0}
     assert sorted(names["with_dog"]["id"]) == ["clip/1", "clip/7"]
@@ -322,7 +322,26 @@ def test_the_python_examples_run_and_agree(here: Runs) -> None:
     }
 
 
-def test_dead_letters_that_were_chosen_in_pandas_are_a_manifest(here: Runs) -> None:
+def test_dead_letters_that_are_chosen_keep_all_columns_and_numbers(
+    here: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed = 2**53 + 1
+    for name in ("out", "other"):
+        shutil.copytree(here.folder / name, tmp_path / name)
+    (part,) = (tmp_path / "out" / "dead_letters").glob("*.parquet")
+    table = pq.ParquetFile(part).read()
+    place = table.schema.get_field_index("seed")
+    seeded = table.set_column(place, table.schema.field("seed"), pa.array([seed] * len(table)))
+    late = seeded.append_column("extra_late", pa.array(["x"] * len(table)))
+    pq.write_table(late, part.with_name("part-999.parquet"))
+    monkeypatch.chdir(tmp_path)
+    exec(PYTHON, {})  # noqa: S102 - our own document
+    found = pq.ParquetFile(tmp_path / "retry.parquet").read()
+    assert set(found["seed"].to_pylist()) == {None, seed}
+    assert set(found["extra_late"].to_pylist()) == {None, "x"}
+
+
+def test_dead_letters_that_were_chosen_are_a_manifest(here: Runs) -> None:
     exec(PYTHON, {})  # noqa: S102 - our own document
     output = here.folder / "again"
     with tone_runs.tones_as_models():
