@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import logging
 import math
@@ -289,16 +290,17 @@ class WindowFiles:
         return Answer(duration_s=duration_s, likely=tuple(best)) if duration_s else None
 
     def _from_file(self, uri: str, queries: Sequence[RowQuery]) -> Answer | None:
-        storage = self.settings.storage
         try:
-            with storage.open(uri) as stream:
-                return self._answered(_windows_in(pq.ParquetFile(stream)), queries)
-        except (pa.ArrowException, ValueError, KeyError) as err:
-            logger.warning("%s is heard again: %s", uri, devices.first_line(err))
+            with self.settings.storage.open(uri) as stream:
+                data = stream.read()
         except FileNotFoundError:
-            pass
+            return None
         except OSError as err:
             raise WindowsError(error_code(err), describe(err, uri)) from err
+        try:  # in memory, where an OSError too is of what the file holds
+            return self._answered(_windows_in(pq.ParquetFile(io.BytesIO(data))), queries)
+        except (pa.ArrowException, OSError, ValueError, KeyError) as err:
+            logger.warning("%s is heard again: %s", uri, devices.first_line(err))
         return None
 
     def _written(

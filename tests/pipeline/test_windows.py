@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -300,14 +301,27 @@ def test_recordings_of_finished_rows_are_heard_when_windows_are_wanted(
     assert "1 recording of finished rows could not be heard" in capsys.readouterr().out
 
 
+def _cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _scratched(data: bytes) -> bytes:
+    """The header of the page with the times is no header any more."""
+    group = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    (at,) = (each.data_page_offset for each in columns if each.path_in_schema == "end_s")
+    return data[:at] + b"\xff" * 16 + data[at + 16 :]
+
+
+@pytest.mark.parametrize("damaged", [_cut, _scratched])
 def test_a_file_that_is_damaged_is_heard_again(
-    recordings: Path, tmp_path: Path, listener: ToneListener
+    damaged: Callable[[bytes], bytes], recordings: Path, tmp_path: Path, listener: ToneListener
 ) -> None:
     output = tmp_path / "out"
     assert ask(output, recordings, (FIRST,), "--screen", "0.5") == 0
     before = contents(output)
     for name, data in before.items():
-        (output / "windows" / name).write_bytes(data[: len(data) // 2])
+        (output / "windows" / name).write_bytes(damaged(data))
     assert ask(output, recordings, (FIRST, ABSENT), "--screen", "0.5", "--resume") == 0
     assert contents(output) == before
     assert listener.num_windows == 8
