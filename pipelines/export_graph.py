@@ -126,7 +126,7 @@ class Selection:
         with duckdb.connect(config={"enable_external_access": "false"}) as database:
             for folder in self.runs:
                 picked = self._picked(database, folder, storage)
-                with self._conditioned():
+                with self._conditioned(folder):
                     picked.aggregate("count(*)").fetchall()
 
     def digest(self, storage: Storage) -> str:
@@ -165,16 +165,19 @@ class Selection:
                 SEGMENTS_SCHEMA.empty_table() if found is None else found
             )
             items = _joined(clips, segments)
-        with self._conditioned():
+        with self._conditioned(folder):
             return items.filter(self.where).order("id")
 
     @contextlib.contextmanager
-    def _conditioned(self) -> Iterator[None]:
+    def _conditioned(self, folder: RunFolder) -> Iterator[None]:
         """Raises UsageError where the condition cannot be read, or computed on what is there."""
         try:
             yield
         except duckdb.Error as err:
-            raise UsageError(f"--where {self.where!r}: {_first_lines(err)}") from err
+            said = _first_lines(err)
+            if "Arrow source failed" in said:  # pages are only read now
+                raise UsageError(f"--runs {folder.uri}: a table is damaged ({said})") from err
+            raise UsageError(f"--where {self.where!r}: {said}") from err
 
     def _row(self, record: Mapping[str, Any], folder: RunFolder) -> ManifestRow:
         """A row that names the clip's own sources, and in further columns what is taken."""
@@ -248,8 +251,8 @@ def _table(
         with storage.open(uri) as stream:
             try:
                 found = pq.read_schema(stream)
-            except pa.ArrowException as err:
-                raise UsageError(f"{uri}: is not Parquet ({err})") from err
+            except (pa.ArrowException, OSError) as err:  # a damaged footer is either
+                raise UsageError(f"{uri}: is not Parquet ({_first_lines(err)})") from err
         further.update({each.name: each for each in found if each.name not in schema.names})
     return pyarrow.dataset.dataset(
         paths, schema=pa.schema([*schema, *further.values()]), filesystem=fs, format="parquet"
@@ -284,7 +287,7 @@ def _joined(
     )
 
 
-def _first_lines(error: duckdb.Error) -> str:
+def _first_lines(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])
 

@@ -272,8 +272,8 @@ def _table(file: str, storage: Storage, wanted: Sequence[str]) -> pa.Table:
             parquet = pq.ParquetFile(stream)
             names = [name for name in wanted if name in parquet.schema_arrow.names]
             return parquet.read(columns=names)
-        except pa.ArrowInvalid as err:
-            raise RunError(f"{file}: is not Parquet ({err})") from err
+        except (pa.ArrowException, OSError) as err:  # damage within is either
+            raise RunError(f"{file}: is not Parquet ({' '.join(str(err).split())})") from err
 
 
 def _clips(file: str, storage: Storage, protocol: str) -> pd.DataFrame:

@@ -493,6 +493,18 @@ def test_a_run_in_which_nothing_was_found_keeps_no_other_from_being_exported(
     )
 
 
+def test_a_damaged_table_is_named(
+    run_folder: Path, exported: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = run_folder / "metrics" / "part-000-00000-of-00001.parquet"
+    data = file.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    for at, named in ((footer, f"{file}: is not Parquet ("), (4, f"--runs {run_folder}: a table")):
+        file.write_bytes(data[:at] + b"\xff" * 16 + data[at + 16 :])
+        exported("parquet", code=2)
+        assert named in capsys.readouterr().err
+
+
 def test_what_is_no_finished_run_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

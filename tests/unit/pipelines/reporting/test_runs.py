@@ -108,9 +108,19 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
 
 
 def test_a_table_that_is_not_ours_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "metrics").mkdir()
-    (tmp_path / "metrics" / "a.parquet").write_bytes(b"not parquet")
+    file = tmp_path / "metrics" / "a.parquet"
+    file.parent.mkdir()
+    file.write_bytes(b"not parquet")
     with pytest.raises(RunError, match="is not Parquet"):
+        read_run(str(tmp_path), "mine", Storage())
+
+
+def test_a_table_that_is_damaged_within_is_named(tmp_path: Path) -> None:
+    report_runs.write_run(tmp_path, [report_runs.clip(1)])
+    (file,) = tmp_path.rglob("a.parquet")
+    data = file.read_bytes()
+    file.write_bytes(data[:4] + b"\xff" * 16 + data[20:])
+    with pytest.raises(RunError, match="a.parquet: is not Parquet"):
         read_run(str(tmp_path), "mine", Storage())
 
 
