@@ -120,7 +120,7 @@ def test_a_table_that_is_damaged_within_is_named(tmp_path: Path) -> None:
     (file,) = tmp_path.rglob("a.parquet")
     data = file.read_bytes()
     file.write_bytes(data[:4] + b"\xff" * 16 + data[20:])
-    with pytest.raises(RunError, match="a.parquet: is not Parquet"):
+    with pytest.raises(RunError, match=r"a\.parquet: is not Parquet"):
         read_run(str(tmp_path), "mine", Storage())
 
 
