@@ -392,7 +392,11 @@ RowResult = ManifestRow | RowError
 SPLIT_BYTES: Final = 4 << 20
 _HEAD_ROWS = 100
 _PARQUET_BATCH_ROWS = 1_024
-_READABLE: Final = "text in UTF-8, and dates and times between the years 1 and 9999"
+_READABLE: Final = (
+    "text in UTF-8, and dates and times between the years 1 and 9999, of time zones known here"
+)
+_UNREADABLE: Final = (ValueError, OverflowError, KeyError)
+"""Text that is not UTF-8, a date before the year 1, and a time zone that is not known here."""
 _SIXTEEN_BYTES: Final = pa.binary(16)
 _ZEROS: Final = ((r"\.0+([^0-9]|$)", r"\1"), (r"(\.[0-9]*[1-9])0+([^0-9]|$)", r"\1\2"))
 """What ends a fraction of a second in vain, and what is left of it."""
@@ -668,11 +672,11 @@ def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | None]:
     """Rows as Python values; None for one that has a value which Python cannot represent."""
     try:
         yield from _as_csv_says(batch).to_pylist()
-    except (ValueError, OverflowError):  # a date before the year 1, text that is not UTF-8
+    except _UNREADABLE:
         for number in range(batch.num_rows):
             try:
                 (values,) = _as_csv_says(batch.slice(number, 1)).to_pylist()
-            except (ValueError, OverflowError):
+            except _UNREADABLE:
                 values = None
             yield values
 

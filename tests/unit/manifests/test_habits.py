@@ -131,6 +131,15 @@ def test_lists_of_single_precision_are_what_csv_would_say(tmp_path, kind):
     assert [row.snr_db for row in rows(tmp_path / "m.parquet")] == [(0.1, -2.5), (), ()]
 
 
+def test_a_time_zone_that_nobody_knows_here_is_the_row_s_error(tmp_path):
+    begun = pa.array([None, 0], pa.timestamp("us", "Mars/Utopia"))
+    names = {"id": ["a", "b"], "mixture_uri": ["m.wav"] * 2, "positive_text": ["dog"] * 2}
+    pq.write_table(pa.table({**names, "begun": begun}), tmp_path / "m.parquet")
+    fine, error = rows(tmp_path / "m.parquet")
+    assert (fine.id, fine.extra) == ("a", {})
+    assert "time zones known here" in error.expected
+
+
 def test_an_empty_name_is_not_the_working_folder(tmp_path, monkeypatch):
     write(tmp_path / "m.csv", f"{HEADER}\na,m.wav,dog\n")
     monkeypatch.chdir(tmp_path)
