@@ -295,6 +295,8 @@ def outputs_after(config: CommonConfig, earlier: Earlier) -> list[str]:
 
 def _command_of(record: Mapping[str, Any]) -> str:
     """The command whose run a record is of."""
+    if "cleared_by" in record:  # the record of its run was missing
+        return str(record["cleared_by"])
     settings = record.get("settings", {})
     if "mix_seed" in settings:
         return SYNTHESIZE
@@ -330,7 +332,7 @@ def clear(config: CommonConfig, storage: Storage, earlier: Earlier, command: str
     if not earlier.exists:
         return []
     found = written(storage, config.output, earlier.record, command)
-    empty: Mapping[str, Any] = {"settings": {}, "config": {}}
+    empty: Mapping[str, Any] = {"settings": {}, "config": {}, "cleared_by": command}
     write_record(
         storage, join(config.output, RUN), {**(earlier.record or empty), "status": CLEARING}
     )  # a run that is stopped here is not resumed

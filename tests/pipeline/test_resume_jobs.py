@@ -18,7 +18,7 @@ import tone_runs
 from jobs import JOBS
 from manifests.files.readers import iter_rows
 from manifests.row import ManifestRow
-from pipelines import flags
+from pipelines import flags, output_folder
 
 pytestmark = pytest.mark.usefixtures("loaded")
 each_job = pytest.mark.parametrize("name", ["score", "synthesize"])
@@ -273,3 +273,18 @@ def test_events_are_those_of_all_attempts(inputs: Path, tmp_path: Path) -> None:
 def _events(output: Path) -> list[dict[str, str]]:
     with (output / "events.csv").open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+@each_job
+def test_an_overwrite_that_was_stopped_without_a_record_is_repeated(
+    name: str, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (inputs / name / "run.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(output_folder, "delete", stopped)
+        assert _run(name, inputs, inputs / name, "--overwrite") == flags.EXIT_INTERRUPTED
+    assert _run(name, inputs, inputs / name, "--overwrite") == flags.EXIT_OK
+    assert len(tone_runs.table(inputs / name, TABLES[name])) == DONE
