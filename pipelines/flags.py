@@ -302,8 +302,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Begin again: when manifests and model were checked, delete what earlier runs of "
         "this command wrote into --output. That is: the files of audio that its tables name "
-        "(stems and residuals, or rendered mixtures, references and interferers), the tables "
-        "(metrics, summary, dead_letters, manifest), the working files in _work, and run.json. "
+        "(stems and residuals, or rendered mixtures, references and interferers, or a data set), "
+        "the tables (metrics, segments, summary, embeddings, windows, dead_letters, manifest and "
+        "events.csv, exported), the working files in _work, and run.json. "
         "Nothing else is deleted; refused where a run still writes there, or where the "
         "manifest, or something that it names, lies in --output.",
     )

@@ -335,8 +335,9 @@ def test_an_overwrite_that_was_stopped_is_not_resumed(
 def test_the_help_says_what_goes(capsys: pytest.CaptureFixture[str]) -> None:
     assert tone_runs.run("--help") == 0
     said = " ".join(capsys.readouterr().out.split())
-    for word in ("stems and residuals", "metrics, summary, dead_letters", "_work", "run.json"):
-        assert word in said.partition("--overwrite ")[2]
+    said = said.rpartition("--overwrite Begin")[2].partition("--force_unlock")[0]
+    for word in ("stems and residuals", *clearing._TABLES, "events.csv", "_work", "run.json"):
+        assert word in said
 
 
 def test_uris_that_lead_nowhere_do_not_stop_the_check(made: Path, out: Path) -> None:
