@@ -120,6 +120,10 @@ class RunFailedError(RuntimeError):
         self.details = details
 
 
+class _ClearingStopped(KeyboardInterrupt):
+    """Somebody stopped a run while it deleted earlier results: only --overwrite goes on."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How a run ended."""
@@ -168,9 +172,10 @@ def _run_and_say(job: Job, options: PipelineOptions) -> int:
     except JobGoesOnError as err:
         sys.stderr.write(f"no longer waiting: {err}; {_HOW_TO_CLOSE}\n")
         return EXIT_INTERRUPTED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as err:
         output_folder.storage_of(job.config, job.access).discard_unfinished(job.config.output)
-        sys.stderr.write(f"interrupted; only complete files are left, {goes_on}\n")
+        flag = "--overwrite" if isinstance(err, _ClearingStopped) else "--resume"
+        sys.stderr.write(f"interrupted; only complete files are left, {flag} goes on from here\n")
         return EXIT_INTERRUPTED
     except PackageCollisionError as err:
         raise UsageError(str(err)) from err
@@ -273,7 +278,11 @@ class _Run:
         folder = OutputFolder(uri=config.output, storage=storage, earlier=earlier)
         with output_folder.usable(config.output):
             if config.overwrite:
-                for line in output_folder.clear(config, storage, earlier, job.command.name):
+                try:
+                    said = output_folder.clear(config, storage, earlier, job.command.name)
+                except KeyboardInterrupt as err:
+                    raise _ClearingStopped from err
+                for line in said:
                     output_folder.say(line)
             output_folder.begin(folder)
             record.write_record(storage, folder.place(RUN), entry)

@@ -325,6 +325,7 @@ def test_an_overwrite_that_was_stopped_is_not_resumed(
     with monkeypatch.context() as patch:
         patch.setattr(output_folder, "delete", stopped)
         assert overwrite(made / "rows.jsonl", out) == 130
+    assert capsys.readouterr().err.endswith("--overwrite goes on from here\n")
     arguments = ("--manifest", made / "rows.jsonl", "--output", out)
     assert tone_runs.run(*arguments, "--resume", "--residual") == 2
     assert "repeat it with --overwrite" in capsys.readouterr().err
