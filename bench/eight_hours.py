@@ -183,7 +183,7 @@ def _gather(stream: IO[str], lines: list[str]) -> None:
 
 def moved(lines: Sequence[str]) -> tuple[float, ...]:
     """What part of the recording the lines of progress say is done, from 0 to 1."""
-    pattern = r"^(\d+) of 1 clips(?: and ([\d.]+) of long ones)? after "
+    pattern = r"^(\d+) of 1 clips?(?: and ([\d.]+) of long ones)? after "
     found = (re.match(pattern, line) for line in lines)
     return tuple(float(each[1]) + float(each[2] or 0.0) for each in found if each)
 
