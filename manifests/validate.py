@@ -177,12 +177,15 @@ def report_text(report: Report) -> str:
         if shown:
             text = ", ".join(f"{_plain(value)} {count:,}" for value, count in shown)
             lines.append(f"  {name:<9} {text}{more}")
-    for name, count in list(report.extra.items())[:20]:
+    columns = sorted(report.extra.items(), key=lambda column: column[0] not in report.hints)
+    for name, count in columns[:20]:
         hint = f"; did you mean {report.hints[name]}?" if name in report.hints else ""
         lines.append(
             f"  column {_plain(name)} is carried as extra_{_plain(name)} "
             f"({screen.counted(count, 'row')}){hint}"
         )
+    if len(columns) > 20:
+        lines.append(f"  and {screen.counted(len(columns) - 20, 'more column')}")
     for name, near in report.hints.items():
         if name not in report.extra:  # no row could be used, perhaps for that
             lines.append(f"  column {_plain(name)} is not used; did you mean {near}?")

@@ -9,7 +9,14 @@ from manifests.columns import SHOWN_METRICS, TITLES
 from pipelines.reporting import charts, found, listening, page, tables
 from pipelines.reporting.charts import Chart, charts_of
 from pipelines.reporting.listening import Example, clip_data, examples_of, script_json
-from pipelines.reporting.measured import Comparison, ResultLine, compare, lines_of, origin_in_runs
+from pipelines.reporting.measured import (
+    Comparison,
+    ResultLine,
+    compare,
+    digits_of,
+    lines_of,
+    origin_in_runs,
+)
 from pipelines.reporting.runs import ReportConfig, Run, read_run
 from transforms.audio.files import write_errors
 from transforms.storage import Storage, join
@@ -86,6 +93,7 @@ def _page(
     judged: Sequence[found.Judged],
 ) -> str:
     metrics = page.metrics_shown(lines)
+    digits = digits_of(config.metric)
     context = {
         "title": config.title,
         "headline": TITLES[config.metric],
@@ -94,7 +102,7 @@ def _page(
         "metrics": [{"title": TITLES[name]} for name in metrics],
         "lines": page.lines_view(lines),
         "comparisons": tables.comparison_table(compared) if compared else None,
-        "charts": [page.chart_view(chart, svg) for chart, svg in drawn],
+        "charts": [page.chart_view(chart, svg, digits) for chart, svg in drawn],
         "examples": [page.example_view(example, config.metric) for example in examples],
         "found": found.views(runs, config),
         "judged": [found.judged_view(each) for each in judged],

@@ -407,6 +407,7 @@ _MAX_CAPTION_CHARS = 1_000
 _MAX_LABEL_CHARS = 40
 _MAX_FILLED = 3
 _FEW_POINTS = 200
+_MAX_TICKS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -514,7 +515,8 @@ def _curves(axes: Any, curves: Sequence[Curve]) -> None:
             label=_cut(curve.name),
         )
     ticks = sorted({point.x for curve in curves for point in curve.points})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    if len(ticks) <= _MAX_TICKS:  # of levels that were drawn, thousands differ
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 def _bars(axes: Any, bars: Sequence[Bar]) -> None:

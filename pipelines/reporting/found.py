@@ -173,6 +173,8 @@ def _shown(run: Run, clip: pd.DataFrame, config: ReportConfig) -> tuple[list[Sho
     """Mixture and stem of a recording around its best segment; what cannot be read is said."""
     reach = reach_of(run, config)
     segments = run.segments[run.segments["id"] == clip["id"].item()]
+    if segments.empty:
+        return [], ["Its segments are missing from the run's folder segments/."]
     best = segments.sort_values([score_name(run), "start_s"], ascending=[False, True]).iloc[0]
     start_s = max(0.0, float(best["start_s"]) - _BEFORE_S)
     offset_s = clip["offset_s"].fillna(0.0).item()

@@ -265,7 +265,14 @@ def _compare(
         win_rate=float(wins / len(defined)) if len(defined) else None,
         num_only_one=num_only_one,
         provenance=(
-            origin_of(first, metric, len(run_a.failures)),
-            origin_of(second, metric, len(run_b.failures)),
+            origin_of(first, metric, _num_failed(run_a, scope)),
+            origin_of(second, metric, _num_failed(run_b, scope)),
         ),
     )
+
+
+def _num_failed(run: Run, scope: str) -> int:
+    """Failures of a run, or of one dataset; what was not a valid row is of no dataset."""
+    if scope == ALL:
+        return len(run.failures)
+    return sum((setting.dataset or "-") == scope for setting in run.failures["setting"].dropna())

@@ -12,7 +12,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.columns import METRIC_COLUMNS, METRICS_SCHEMA, SEGMENTS_SCHEMA, with_extra
+from manifests.columns import (
+    DEAD_LETTER_SCHEMA,
+    METRIC_COLUMNS,
+    METRICS_SCHEMA,
+    SEGMENTS_SCHEMA,
+    with_extra,
+)
 from manifests.row import EXTRA_PREFIX, MANIFEST_COLUMNS, RowError, parse_record
 from transforms.elements import Shard
 from transforms.storage import Storage, join, written_to
@@ -257,11 +263,13 @@ def run_names(uris: Sequence[str]) -> list[str]:
 
 def _record(uri: str, storage: Storage) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(storage.read_bytes(join(uri, "run.json")))
+        record = json.loads(storage.read_bytes(join(uri, "run.json")))
     except FileNotFoundError:
         return {}
     except ValueError as err:
         raise RunError(f"{uri}/run.json: is not JSON ({err})") from err
+    if not isinstance(record, dict):
+        raise RunError(f"{uri}/run.json: is not the record of a run; expected a JSON object")
     return record
 
 
@@ -339,7 +347,11 @@ def _setting(row: Mapping[str, Any], protocol: str) -> Setting:
 
 def _failures(file: str, storage: Storage, protocol: str) -> Iterator[tuple[Any, ...]]:
     columns = ("stage", "error_type", "message", *MANIFEST_COLUMNS, PROTOCOL_COLUMN)
-    for batch in _table(file, storage, columns).to_batches(_ROWS_AT_ONCE):
+    table = _table(file, storage, columns)
+    for name in ("stage", "error_type", "message", "id"):
+        if name not in table.column_names:
+            raise RunError(f"{file}: has no column {name}; expected {DEAD_LETTER_SCHEMA.names}")
+    for batch in table.to_batches(_ROWS_AT_ONCE):
         for row in batch.to_pylist():
             yield (
                 *(row["stage"] or "unknown", row["error_type"] or "unknown", row["message"] or ""),

@@ -97,6 +97,17 @@ def test_without_presences_recordings_are_ranked_by_what_was_found(tmp_path: Pat
     assert dogs.index("rec/00009") < dogs.index("rec/00007")
 
 
+def test_a_recording_whose_segments_are_gone_is_said(tmp_path: Path) -> None:
+    run = write_archive(tmp_path / "run", 4)
+    (file,) = (run / "segments").iterdir()
+    table = pq.ParquetFile(file).read()
+    kept = [number for number, name in enumerate(table["id"].to_pylist()) if name != "rec/00003"]
+    pq.write_table(table.take(kept), file)
+    assert report.run([str(run), "--output", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("Its segments are missing") == 1
+
+
 def test_a_run_without_segments_has_no_such_section(tmp_path: Path) -> None:
     run = report_runs.write_run(tmp_path / "run", [report_runs.clip(0)])
     assert report.run([str(run), "--output", str(tmp_path / "out")]) == 0
@@ -242,7 +253,7 @@ def test_segments_are_judged_by_keyboard_and_saved(
     page.click("#judge-start")
     place = "return document.getElementById('judge-place').textContent"
     assert str(page.js(place)).startswith("1 of 200: ")
-    for key in ("y", "n", "s", "y", "b", "n"):
+    for key in ("y", "n", "s", "Y", "b", "n"):
         page.type("#judge", key)
     assert str(page.js(place)).startswith("5 of 200: ")
     text = str(page.js("return document.getElementById('judge-text').textContent"))
@@ -274,3 +285,72 @@ def test_the_sections_fit_a_phone_in_both_colours(
     page.until("return !document.getElementById('judge').hidden")
     assert page.js("return document.documentElement.scrollWidth") <= 360
     assert page.console() == []
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_a_stem_that_cannot_be_heard_is_said_while_judging(
+    chromium: browser.Browser, tmp_path: Path
+) -> None:
+    run = write_archive(tmp_path / "run", 2)
+    (file,) = (run / "metrics").rglob("a.parquet")
+    table = pq.ParquetFile(file).read()
+    stems = [table["stem_uri"][0].as_py(), "/elsewhere/stem.flac"]
+    place = table.column_names.index("stem_uri")
+    pq.write_table(table.set_column(place, table.schema.field(place), [stems]), file)
+    assert report.run([str(run), "--output", str(tmp_path / "out"), "--listen", "0"]) == 0
+    page = chromium
+    page.open((tmp_path / "out" / "report.html").as_uri())
+    page.until("return document.querySelector('#judge-query option')")
+    page.js("document.getElementById('check').scrollIntoView()")
+    for query, said in (("=1+1", False), ("a dog", True)):
+        page.js(
+            "const s = document.getElementById('judge-query'); s.selectedIndex = "
+            "[...s.options].findIndex((o) => o.text.startsWith(arguments[0]))",
+            query,
+        )
+        page.click("#judge-start")
+        text = str(page.js("return document.getElementById('judge-place').textContent"))
+        assert text.endswith("Its stem is not where a page can reach it.") == said
+        source = page.js("return document.getElementById('judge-player').getAttribute('src')")
+        assert (source is None) == said
+    (run / "stems" / "all.flac").unlink()
+    page.open((tmp_path / "out" / "report.html").as_uri())
+    page.until("return document.querySelector('#judge-query option')")
+    page.js("document.getElementById('judge-query').selectedIndex = 0")
+    page.js("document.getElementById('check').scrollIntoView()")
+    page.click("#judge-start")
+    said_text = "document.getElementById('judge-place').textContent"
+    page.until(f"return {said_text}.endsWith('Its stem cannot be played from here.')")
+    page.console()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_a_stem_that_was_passed_over_before_it_came_moves_no_other(
+    chromium: browser.Browser, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    (run / "stems").mkdir(parents=True)
+    clips, segments = [], []
+    for number, start_s in enumerate((9.25, 0.0)):
+        stem = run / "stems" / f"{number}.flac"
+        soundfile.write(stem, np.zeros(12 * RATE_HZ), RATE_HZ)
+        words = {"positive_text": "a dog", "stem_uri": str(stem), "n_segments": 1}
+        clips.append(report_runs.clip(number, id=str(number), sdri_db=None, **words))
+        times = {"start_s": start_s, "end_s": start_s + 2.0}
+        segments.append({"id": str(number), "presence": number / 2, **times})
+    report_runs.write_run(run, clips, segments=segments)
+    assert report.run([str(run), "--output", str(tmp_path / "out"), "--listen", "0"]) == 0
+    page = chromium
+    page.open((tmp_path / "out" / "report.html").as_uri())
+    page.until("return document.querySelector('#judge-query option')")
+    page.js(
+        "document.getElementById('judge-start').click();"
+        "document.querySelector('[data-answer=skip]').click()"  # before the first is loaded
+    )
+    player = "const a = document.getElementById('judge-player'); "
+    assert str(page.js(player + "return a.getAttribute('src')")).endswith("/1.flac")
+    page.until(player + "return a.currentTime > 0.2")
+    assert float(page.js(player + "return a.currentTime")) < 5.0
+    page.console()

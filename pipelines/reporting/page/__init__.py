@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import BaseLoader, Environment, StrictUndefined
 
@@ -87,7 +88,8 @@ NOTES = (
     "Intervals are percentile bootstraps of the mean, which draw recordings where the manifest "
     "names them in its column group, and clips where it does not.",
     "A protocol is what the manifest calls it in its column protocol, or else the digest of the "
-    "manifest; two protocols never share a figure.",
+    "manifest; two protocols never share a line of the results. Plots and comparisons may join "
+    "them, and then name each.",
     "Published figures are from Ma et al., CLAPSep, IEEE/ACM TASLP 2024 (arXiv 2402.17455), tables "
     "II to VII, as transcribed from the slides of its talk. They are shown where a dataset has the "
     "paper's name and the query and mixtures are of the same kind, and were not measured here.",
@@ -143,9 +145,9 @@ def _line_view(line: ResultLine, metrics: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def chart_view(chart: Chart, svg: str) -> dict[str, Any]:
-    """A plot, what it shows in words, and its figures."""
-    header, rows = _figures(chart)
+def chart_view(chart: Chart, svg: str, digits: int) -> dict[str, Any]:
+    """A plot, what it shows in words, and its figures with so many decimals."""
+    header, rows = _figures(chart, digits)
     description = f"{chart.title}. {chart.x_label}; {chart.y_label}. {chart.caption}"
     return {
         "title": chart.title,
@@ -157,31 +159,28 @@ def chart_view(chart: Chart, svg: str) -> dict[str, Any]:
     }
 
 
-def _figures(chart: Chart) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _figures(chart: Chart, digits: int) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     if chart.bars:
-        rows = [_row(b.label, b.mean, b.low, b.high, b.n) for b in chart.bars]
+        rows = [_row(b.label, (b.mean, b.low, b.high), b.n, digits) for b in chart.bars]
         return ("Class", "Mean", "95 % from", "to", "n"), rows
     if chart.curves:
         rows = [
-            _row(f"{curve.name} at {p.x:g}", p.mean, p.low, p.high, p.n)
+            _row(f"{curve.name} at {p.x:g}", (p.mean, p.low, p.high), p.n, digits)
             if not curve.is_published
-            else (f"{curve.name} at {p.x:g}", f"{p.mean:.2f}", "-", "-", "-")
+            else (f"{curve.name} at {p.x:g}", f"{p.mean:.{digits}f}", "-", "-", "-")
             for curve in chart.curves
             for p in curve.points
         ]
         return ("Series", "Mean", "95 % from", "to", "n"), rows
     header = ("Series", "Lowest", "25 %", "Median", "75 %", "Highest", "n")
     parts = [(h.name, h.values) for h in chart.histograms] or [(c.name, c.y) for c in chart.clouds]
-    rows = []
-    for name, values in parts:
-        ordered = sorted(float(value) for value in values)
-        picked = [ordered[round(q * (len(ordered) - 1))] for q in (0.0, 0.25, 0.5, 0.75, 1.0)]
-        rows.append((name, *(f"{value:.2f}" for value in picked), f"{len(ordered):,}"))
-    return header, rows
+    quantiles = [(name, np.quantile(values, (0.0, 0.25, 0.5, 0.75, 1.0))) for name, values in parts]
+    sizes = [len(values) for _, values in parts]
+    return header, [_row(*each, n, digits) for each, n in zip(quantiles, sizes, strict=True)]
 
 
-def _row(name: str, mean: float, low: float, high: float, n: int) -> tuple[str, ...]:
-    return name, f"{mean:.2f}", f"{low:.2f}", f"{high:.2f}", f"{n:,}"
+def _row(name: str, values: Iterable[float], n: int, digits: int) -> tuple[str, ...]:
+    return name, *(f"{value:.{digits}f}" for value in values), f"{n:,}"
 
 
 def example_view(example: Example, metric: str) -> dict[str, Any]:

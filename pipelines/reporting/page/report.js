@@ -261,8 +261,13 @@
   }
   function playFrom(player, start) {
     const begin = () => { player.currentTime = start; player.play().catch(() => { /* said by its error event */ }); };
+    player.onloadedmetadata = null; // not where another clip, asked for before, was to begin
     if (!start || player.readyState > 0) begin();
-    else { player.addEventListener("loadedmetadata", begin, { once: true }); player.preload = "auto"; player.load(); }
+    else {
+      player.onloadedmetadata = () => { player.onloadedmetadata = null; begin(); };
+      player.preload = "auto";
+      player.load();
+    }
   }
   const spoken = (place) => {
     const score = segments.score[place];
@@ -336,6 +341,7 @@
     const box = byId("judge"), player = byId("judge-player");
     let chosen = [], at = 0, end = Infinity;
     player.addEventListener("timeupdate", () => { if (player.currentTime >= end) player.pause(); });
+    player.addEventListener("error", () => { byId("judge-place").textContent += ". Its stem cannot be played from here."; });
     const written = () => {
       const lines = ["run,id,start_s,end_s,positive_text,score,present"];
       for (const [place, answer] of answers) {
@@ -364,7 +370,12 @@
         + (answers.has(place) ? ` (${answers.get(place)})` : "");
       const href = data.stems[row];
       player.hidden = href === null;
-      if (href === null) return;
+      if (href === null) {
+        player.removeAttribute("src"); // or the stem of the segment before would go on
+        player.load();
+        byId("judge-place").textContent += ". Its stem is not where a page can reach it.";
+        return;
+      }
       const source = data.folders[named.run.codes[row]] + href;
       if (player.getAttribute("src") !== source) player.src = source;
       end = segments.end[place] + LEAD_S;
@@ -388,10 +399,11 @@
     });
     const KEYS = { y: "yes", n: "no", s: "skip", b: "back", " ": "again" };
     box.addEventListener("keydown", (event) => {
-      if (!(event.key in KEYS) || event.ctrlKey || event.metaKey || event.altKey) return;
+      const key = event.key.toLowerCase();
+      if (!(key in KEYS) || event.ctrlKey || event.metaKey || event.altKey) return;
       if (event.key === " " && event.target !== box) return; // a button's own key
       event.preventDefault();
-      act(KEYS[event.key]);
+      act(KEYS[key]);
     });
     byId("judge-start").addEventListener("click", () => {
       chosen = drawnEvenly(groups.get(byId("judge-query").value).places);

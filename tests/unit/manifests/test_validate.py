@@ -62,3 +62,16 @@ def test_runs_as_a_module_without_beam_and_torch(good):
         subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode
         == 0
     )
+
+
+def test_a_hint_is_not_hidden_by_many_columns(tmp_path, capsys):
+    columns = [f"c{number:02d}" for number in range(25)]
+    path = tmp_path / "many.csv"
+    path.write_text(
+        f"id,mixture_uri,positive_text,negativ_text,{','.join(columns)}\n"
+        f"a,m.wav,rain,wind,{','.join(columns)}\n"
+    )
+    assert run([str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "did you mean negative_text?" in line]
+    assert lines[-2:] == ["  and 6 more columns", "valid"]

@@ -19,6 +19,7 @@ from pipelines.reporting.charts import (
     draw,
 )
 from pipelines.reporting.listening import choose, power
+from pipelines.reporting.page import chart_view
 from pipelines.reporting.runs import Run, read_run
 from terminal import screen
 from transforms.storage import Storage
@@ -137,3 +138,20 @@ def test_a_tone_lies_in_its_row_of_a_spectrogram() -> None:
     assert found.shape[0] == 128
     assert found.shape[1] <= 500
     assert np.argmax(found.mean(axis=1)) == 128 * 4000 // 16_000
+
+
+def test_a_table_of_a_plot_has_the_median_and_the_decimals_of_its_metric() -> None:
+    words = {"title": "t", "x_label": "x", "y_label": "y", "caption": "c"}
+    series = (Histogram(name="a", values=np.array([0.5, 0.125, 0.25, 1.0])),)
+    shown = chart_view(Chart(name="one", histograms=series, **words), "", 3)
+    assert shown["rows"] == [("a", "0.125", "0.219", "0.375", "0.625", "1.000", "4")]
+    bars = (Bar(label="b", mean=0.125, low=0.0625, high=0.25, n=3),)
+    shown = chart_view(Chart(name="two", bars=bars, **words), "", 3)
+    assert shown["rows"] == [("b", "0.125", "0.062", "0.250", "3")]
+
+
+def test_an_axis_of_very_many_levels_has_few_ticks() -> None:
+    points = tuple(Point(x=n / 7, mean=1.0, low=0.0, high=2.0, n=1) for n in range(60))
+    words = {"title": "t", "x_label": "x", "y_label": "y", "caption": "c"}
+    svg = draw(Chart(name="one", curves=(Curve(name="a", points=points),), **words)).svg
+    assert 2 < svg.count('id="xtick_') < 20

@@ -141,3 +141,16 @@ def test_runs_without_a_common_id_have_no_difference(tmp_path: Path) -> None:
     other = replace(one, clips=one.clips[:0])
     found = compare(one, other, ["sdri_db"])[0]
     assert (found.difference.mean, found.win_rate, found.num_only_one) == (None, None, 1)
+
+
+def test_failures_of_a_dataset_are_counted_with_it(tmp_path: Path) -> None:
+    letter = {"stage": "read", "error_type": "missing", "id": "gone", "mixture_uri": "/m.wav"}
+    letter |= {"positive_text": "a dog", "dataset": "AudioCaps"}
+    failures = [letter, {"stage": "read", "row_json": "{"}]
+    clips = [report_runs.clip(1), report_runs.clip(2, dataset="ESC-50")]
+    first = read(tmp_path / "a", clips)
+    second = read(tmp_path / "b", clips, failures=failures)
+    found = {
+        each.dataset: each.provenance[1].n_failed for each in compare(first, second, ["sdri_db"])
+    }
+    assert found == {"all datasets": 2, "AudioCaps": 1, "ESC-50": 0}

@@ -132,3 +132,18 @@ def test_a_run_of_several_manifests_names_the_first() -> None:
     record = {"manifests": [{"sha256": "f" * 64}, {"sha256": "e" * 64}]}
     assert default_protocol(record) == "manifest eeeeeeeeeeee and 1 more"
     assert default_protocol({}) == "not named"
+
+
+def test_a_record_that_is_no_object_is_said(tmp_path: Path) -> None:
+    report_runs.write_run(tmp_path, [report_runs.clip(1)])
+    (tmp_path / "run.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(RunError, match=r"run\.json: is not the record of a run"):
+        read_run(str(tmp_path), "mine", Storage())
+
+
+def test_dead_letters_without_a_column_are_said(tmp_path: Path) -> None:
+    report_runs.write_run(tmp_path, [report_runs.clip(1)], [LETTER])
+    (file,) = (tmp_path / "dead_letters").iterdir()
+    pq.write_table(pq.ParquetFile(file).read().drop_columns(["stage"]), file)
+    with pytest.raises(RunError, match="has no column stage"):
+        read_run(str(tmp_path), "mine", Storage())
