@@ -52,7 +52,7 @@ from transforms.queries import AdaptQueries, AttachQueries, EmbedExamples
 from transforms.reading import ReadAudio
 from transforms.scoring import ClapScores, ScoreStems, ScoringSettings
 from transforms.separation import SeparateClips, SeparationSettings
-from transforms.storage import Storage
+from transforms.storage import Storage, written_to
 from transforms.storage.access import UriAccess, uris_of
 from transforms.tables import Pack, metrics_rows, row_counts, unpack
 from transforms.tables.dead_letters import WriteDeadLetters, write_and_count
@@ -60,7 +60,7 @@ from transforms.tables.metrics_rows import write_metrics
 from transforms.tables.row_counts import RowCounts
 from transforms.threaded import Overlap
 from transforms.windows import HearRecordings, ScreenMixtures, WindowSettings, unasked
-from transforms.writing import WriteSettings, WriteStems
+from transforms.writing import RemoveOlder, WriteSettings, WriteStems
 
 _FILES_AT_ONCE = (8, 32)
 """Files that a worker reads at a time, at least and at most: they mostly wait for storage."""
@@ -253,6 +253,7 @@ class SeparateManifest(beam.PTransform[Any, Any]):
                 storage=folder.storage,
                 rules=folder.earlier.rules,
                 verify=looking if config.verify else None,
+                places=written_to(folder.earlier.record or {}),
                 table=dataclasses.replace(METRICS_KEPT, embeddings=config.embeddings),
             )
             admitted, duplicates, names = left["rows"], left["failed"], left["names"]
@@ -466,6 +467,12 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
             separation, scoring, self.reading, writing, ahead
         )
         interval_s = metrics_rows.interval_s(is_local=config.execution.is_local)
+        found = [("Clips", written), ("LongRecordings", streamed), *finished]
+        if config.resume and self.folder.earlier.exists:
+            found = [
+                (name, rows | f"RemoveOlder{name}" >> RemoveOlder(writing, ahead))
+                for name, rows in found
+            ]
         # Before they are flattened: behind a Flatten the local runner begins a new stage, which
         # would see the first row when the last one is done, and keep all rows in memory until then.
         kept = [
@@ -473,7 +480,7 @@ class SeparateMixtures(beam.PTransform[Any, Any]):
             | f"Journal{name}"
             >> metrics_rows.WriteJournal(self.folder.place(JOURNAL), storage, interval_s=interval_s)
             | f"Pack{name}" >> Pack()
-            for name, rows in (("Clips", written), ("LongRecordings", streamed), *finished)
+            for name, rows in found
         ]
         done = kept | "Done" >> beam.Flatten()
         return done, unread, not_separated, unwritten, not_streamed, no_query, *failed

@@ -126,6 +126,7 @@ class GoOn(beam.PTransform[Any, Any]):
         rules: how what is there is held against the manifest.
         table: what the files of the table look like.
         verify: how many rows' audio is looked at at once; None: it is trusted.
+        places: where the run was when its audio was written; see :func:`now_at`.
         written: ``extra_…`` columns that the job itself writes, and dead letters do not have.
         left_out: ``extra_…`` columns of the manifest that the job leaves out of the table.
     """
@@ -136,6 +137,7 @@ class GoOn(beam.PTransform[Any, Any]):
     rules: KeptRules
     table: KeptTable = METRICS_KEPT
     verify: Overlap | None = None
+    places: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
@@ -144,7 +146,7 @@ class GoOn(beam.PTransform[Any, Any]):
         root, storage, table = inputs["rows"].pipeline, self.storage, self.table
         files = root | "ReadListing" >> ReadListing(self.listing, storage)
         kept, segments, letters, damaged, there = files | "ReadKept" >> ReadKept(
-            storage, table, audio_of=metrics_rows.audio_of if self.verify else None
+            storage, table, audio_of=self._audio_of if self.verify else None
         )
         if self.verify is not None:
             kept = kept | "CheckStems" >> CheckStems(storage, self.verify)
@@ -182,6 +184,10 @@ class GoOn(beam.PTransform[Any, Any]):
                 row_counts.DAMAGED: damaged,
             },
         }
+
+    @property
+    def _audio_of(self) -> AudioOf:
+        return functools.partial(metrics_rows.audio_of, places=self.places, folder=self.output)
 
     def _rows(self, kept: PCollection[KeptRow]) -> dict[str, PCollection[MetricsRow]]:
         """The rows that stay, out of their files."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 from typing import Any
 
@@ -43,6 +44,7 @@ from transforms.tables import dead_letters, row_counts
 from transforms.tables.metrics_rows import StemFacts, metrics_row
 from transforms.threaded import LookAheadFn, Overlap
 
+logger = logging.getLogger(__name__)
 OTHER_FORMAT = "other_format"
 """Counter of stems that are not in the format that was asked for."""
 NOT_KEPT = "not_kept"
@@ -85,7 +87,9 @@ class WriteSettings:
             return None
         return f"not kept: presence {presence:.4g} is below --min_presence {self.min_presence:g}"
 
-    def stem_uri(self, row: ManifestRow, ending: str = "", form: StemFormat | None = None) -> str:
+    def stem_uri(
+        self, row: ManifestRow | MetricsRow, ending: str = "", form: StemFormat | None = None
+    ) -> str:
         """Where a row's stem goes, unless it needs another format than is asked for.
 
         Args:
@@ -97,6 +101,13 @@ class WriteSettings:
         suffix = STEM_FORMATS[form or self.stem_format].ending
         name = f"{output_name(row.id)}{ending}.{suffix}"
         return join(self.stems_uri, *folder, name)
+
+    def others(self, row: MetricsRow) -> list[str]:
+        """Every place where a stem or residual of the row can have gone, but for what it names."""
+        endings = ("", ".residual") if self.residual else ("",)
+        forms: set[StemFormat] = {self.stem_format, "flac", "wav"}  # see held_by
+        places = {self.stem_uri(row, ending, form) for ending in endings for form in forms}
+        return sorted(places - {row.values["stem_uri"], row.values["residual_uri"]})
 
     @property
     def stems_uri(self) -> str:
@@ -140,6 +151,48 @@ class _WriteStemsFn(LookAheadFn[ScoredClip, MetricsRow | Failure]):
 
     def emit(self, result: MetricsRow | Failure) -> Any:
         return count_result(result)
+
+
+@dataclasses.dataclass(eq=False)
+class RemoveOlder(beam.PTransform[Any, Any]):
+    """Removes what an earlier run kept of rows that are done again, where nothing was put over it.
+
+    Their stem can have got another format, or was not kept: whoever looks for a stem by its id, as
+    ``pipelines.score`` does, would find the old one.
+
+    In: ``MetricsRow``. Out: the same, each after nothing else of its id is there.
+
+    Attributes:
+        settings: where stems go, and as what.
+        overlap: for how many rows at a time.
+    """
+
+    settings: WriteSettings
+    overlap: Overlap
+
+    def expand(self, rows: PCollection[MetricsRow]) -> PCollection[MetricsRow]:
+        """Asks the store for several rows at once."""
+        remove = beam.ParDo(_RemoveOlderFn(self.settings, self.overlap))
+        return rows | "Remove" >> remove.with_output_types(MetricsRow)
+
+
+class _RemoveOlderFn(LookAheadFn[MetricsRow, MetricsRow]):
+    def __init__(self, settings: WriteSettings, overlap: Overlap) -> None:
+        super().__init__(overlap, "RemoveOlder", "remove")
+        self._settings = settings
+
+    def work(self, row: MetricsRow) -> list[MetricsRow]:
+        storage, others = self._settings.storage, self._settings.others(row)
+        try:
+            if others and storage.link_in(others[0], self._settings.stems_uri) is None:
+                # The folder stays, which another thread may be about to write into.
+                storage.remove_files(others, others[0].rsplit("/", 1)[0])
+        except OSError as err:
+            logger.warning("an older stem stays: %s", describe(err, others[0]))
+        return [row]
+
+    def emit(self, result: MetricsRow) -> MetricsRow:
+        return result
 
 
 def count_result(result: MetricsRow | Failure) -> Any:

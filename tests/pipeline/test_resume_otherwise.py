@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -505,6 +506,51 @@ def test_whole_stems_are_not_made_again(
     again = heard(loaded, lambda: run(tmp_path / "rows.jsonl", out, "--resume", "--verify"))
     assert again == (0, 0)
     assert_once(out, all_ids(rows))
+
+
+def test_stems_of_a_run_that_was_moved_are_looked_at_where_they_are(
+    out: Path, tmp_path: Path, loaded: tone_runs.Loaded
+) -> None:
+    moved = out.rename(tmp_path / "moved")
+    words = ("--resume", "--verify")
+    assert heard(loaded, lambda: run(tmp_path / "rows.jsonl", moved, *words)) == (0, 0)
+    shutil.copytree(moved, out)  # a whole copy at the old place says nothing of the run
+    next((moved / "stems").rglob("*.flac")).unlink()
+    code, num_windows = heard(loaded, lambda: run(tmp_path / "rows.jsonl", moved, *words))
+    assert (code, num_windows > 0) == (0, True)
+
+
+@pytest.mark.parametrize("becomes", ["over full scale", "not kept", "screened"])
+def test_a_stem_that_is_made_again_leaves_none_of_its_own_beside_it(
+    rows: Rows, tmp_path: Path, becomes: str, loaded: tone_runs.Loaded
+) -> None:
+    if becomes == "not kept":
+        suspicious = tones.SuspiciousSeparator()
+        loaded.model = dataclasses.replace(loaded.model, separator=suspicious)
+    words = {"not kept": ("--keep_stems", "present"), "screened": ("--screen", "0.5")}.get(
+        becomes, ()
+    )
+    out = tmp_path / "kept"
+    row = {**rows[0], "mixture_uri": rows[0]["reference_uri"], "negative_text": None}
+    del row["reference_uri"]
+    assert run(rewrite(tmp_path, [row]), out, *words) == 0
+    (first,) = tone_runs.table(out, "metrics")
+    folder = Path(first["stem_uri"]).parent
+    assert Path(first["stem_uri"]).suffix == ".flac"
+    (folder / "0.txt").write_text("somebody's")
+    if becomes == "over full scale":
+        samples, rate_hz = soundfile.read(rows[0]["mixture_uri"], dtype="float32")
+        row["mixture_uri"] = str(tmp_path / "loud.wav")
+        soundfile.write(row["mixture_uri"], samples * 30, rate_hz, "FLOAT")
+    else:
+        row["positive_text"] = f"{tones.LABELS[-1]} one"
+    assert run(rewrite(tmp_path, [row]), out, "--resume", *words) == 0
+    (second,) = tone_runs.table(out, "metrics")
+    named = {second["stem_uri"], second["residual_uri"]} - {None}
+    suffixes = {".wav"} if becomes == "over full scale" else set()
+    assert {Path(uri).suffix for uri in named} == suffixes
+    there = {str(path) for path in (out / "stems").rglob("*") if path.is_file()}
+    assert there == {*named, str(folder / "0.txt")}
 
 
 def test_verify_goes_with_resume(

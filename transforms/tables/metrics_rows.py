@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -31,7 +31,7 @@ from transforms.elements import (
     StemEmbedding,
     TableRow,
 )
-from transforms.storage import Storage, join
+from transforms.storage import Storage, join, now_at
 from transforms.storage.access import redacted
 from transforms.tables import WriteTable, parquet_bytes, row_counts, sorted_table
 from transforms.tables.summary import SummariseMetrics
@@ -274,12 +274,20 @@ def from_record(record: Mapping[str, Any], schema: pa.Schema = METRICS_SCHEMA) -
     )
 
 
-def audio_of(record: Mapping[str, Any]) -> list[KeptAudio]:
-    """The stem and the residual of a row, from the columns of a file, and how long they are."""
+def audio_of(
+    record: Mapping[str, Any], places: Sequence[str] = (), folder: str = ""
+) -> list[KeptAudio]:
+    """The stem and the residual of a row, from the columns of a file, and how long they are.
+
+    Args:
+        record: the columns.
+        places: where the run was when its files were written.
+        folder: where it is.
+    """
     uris = (record["stem_uri"], record["residual_uri"])
     return [
         KeptAudio(
-            uri=uri,
+            uri=now_at(uri, places, folder),
             sample_rate_hz=record["sample_rate_hz"],
             num_channels=record["n_channels"],
             num_samples=round(record["duration_s"] * record["sample_rate_hz"]),
