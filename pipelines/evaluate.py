@@ -12,6 +12,7 @@ import fnmatch
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from manifests.benchmarks import corpus_sets
@@ -37,7 +38,7 @@ _TOLERANCE_DB = 0.05
 _QUERY_FLAGS = frozenset(
     {
         *("--manifest", "--mixture", "--positive", "--negative", "--positive_audio"),
-        *("--negative_audio", "--text_weight", "--reference"),
+        *("--negative_audio", "--text_weight", "--reference", "--shard"),
     }
 )
 """Flags of the run that say what the sets say."""
@@ -96,7 +97,7 @@ def _job_of(given: Sequence[str]) -> _Job:
 
     Raises:
         UsageError: a flag that is unknown, lacks a value or has one that cannot be used.
-        ValueError: a set that there is not, or a record that is not JSON.
+        ValueError: a set that there is not.
         OSError: the record cannot be read.
     """
     own = _checked(given)
@@ -119,10 +120,26 @@ def _job_of(given: Sequence[str]) -> _Job:
         output=output,
         sets=tuple(corpus_sets.chosen_sets(name for name in own.sets if name != ZERO_SHOT)),
         zero_shot=any(fnmatch.fnmatch(ZERO_SHOT, pattern) for pattern in own.sets),
-        expected=None if own.expect is None else json.loads(own.expect.read_text("utf-8")),
+        expected=None if own.expect is None else _recorded(own.expect),
         words=tuple(words),
         config=configuration.separate_config(parsed, runners.execution_of(parsed)),
     )
+
+
+def _recorded(file: Path) -> dict[str, Any]:
+    """Reads the record of an earlier evaluation.
+
+    Raises:
+        UsageError: it is not one.
+        OSError: it cannot be read.
+    """
+    try:
+        record = json.loads(file.read_text("utf-8"))
+    except ValueError as err:
+        raise flags.UsageError(f"--expect {file}: is not JSON ({err})") from err
+    if not isinstance(record, dict) or not {"split", "seed", "limit"} <= record.keys():
+        raise flags.UsageError(f"--expect {file}: is not the results.json of an evaluation")
+    return record
 
 
 def _checked(given: Sequence[str]) -> argparse.Namespace:
@@ -244,7 +261,7 @@ def _evaluate(job: _Job) -> int:
 
 
 def _usable(job: _Job, draw: corpus_sets.Draw) -> tuple[_Job, list[ManifestRow]]:
-    """The rows of the sets; a set of which the model can use no row is left out, and said."""
+    """The rows of the sets; a set without one that the model can use is left out, and said."""
     if not job.sets:
         return job, []
     from pipelines.separate_graph import model_choice
@@ -257,9 +274,12 @@ def _usable(job: _Job, draw: corpus_sets.Draw) -> tuple[_Job, list[ManifestRow]]
     sets, rows = [], []
     for name in job.sets:
         own = list(draw.rows(name, job.own.limit))
+        if not own:
+            sys.stderr.write(f"note: {name} is left out: the clips give no mixture for it\n")
+            continue
         found = [adapted(row, capabilities, policy) for row in own]
         refused = [each for each in found if isinstance(each, Failure)]
-        if refused and len(refused) == len(own):
+        if len(refused) == len(own):
             sys.stderr.write(f"note: {name} is left out: {refused[0].message}\n")
             continue
         sets.append(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from manifests.files.readers import iter_rows
 from model.systems import Capabilities
 from pipelines import evaluate
 from tones import PHRASINGS, write_corpus
+
+OTHER_JSON = Path(__file__).parent / "dataflow_job.json"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -162,6 +165,20 @@ def test_sets_that_a_system_cannot_be_asked_are_left_out_and_said(
         assert _record(tmp_path / "c")["datasets"] == {}
 
 
+def test_a_set_that_the_clips_give_no_mixture_for_is_left_out_and_said(
+    corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = (corpus / "manifest.csv").read_text(encoding="utf-8").splitlines()
+    one_of_each = [line for line in lines if ",train," in line]  # no other for an example
+    alone = tmp_path / "corpus"
+    shutil.copytree(corpus, alone)
+    (alone / "manifest.csv").write_text("\n".join([lines[0], *one_of_each, ""]), encoding="utf-8")
+    words = ("--split", "train", "--sets", "audio_pn")
+    assert _run(alone, tmp_path / "out", *words) == 0
+    assert "note: audio_pn is left out: the clips give no mixture for it" in capfd.readouterr().err
+    assert _record(tmp_path / "out")["datasets"] == {}
+
+
 def test_a_system_without_a_clap_names_no_classes(
     corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,6 +216,9 @@ def test_a_row_that_fails_ends_the_evaluation(
         (("--num_worker", "2"), "unknown flag --num_worker; is it --num_workers?"),
         (("--batch_size", "0"), "--batch_size=0: expected at least 1"),
         (("--expect", "no.json"), "no.json"),
+        (("--expect", __file__), "test_evaluate.py: is not JSON"),
+        (("--expect", str(OTHER_JSON)), "is not the results.json of an evaluation"),
+        (("--shard", "0/2"), "--shard: the evaluation sets say what is separated"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_run(
