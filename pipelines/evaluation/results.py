@@ -260,9 +260,9 @@ def _compared(
             lines.append(f"{name}.{metric}: recorded, but not measured")
             continue
         for count in ("n", "n_present", "n_absent"):
-            if summary.get(count) != now.get(count):
+            if count in summary and summary[count] != now.get(count):
                 lines.append(
-                    f"{name}.{metric}.{count}: recorded {summary[count]}, found {now[count]}"
+                    f"{name}.{metric}.{count}: recorded {summary[count]}, found {now.get(count)}"
                 )
         before, after = summary[figure], now[figure]
         if before != after and (

@@ -29,7 +29,7 @@ from manifests.columns import LOWER_IS_BETTER, SHOWN_METRICS, TITLES
 from manifests.files import ManifestError
 from manifests.files.readers import iter_rows
 from manifests.row import STEMS_FOLDER, ManifestRow, RowError, parse_record
-from model.signal import to_mono
+from model.signal import resample, to_mono
 from pipelines.reporting.measured import digits_of
 from pipelines.reporting.runs import ReportConfig, Run, RunError, or_none
 from terminal import screen
@@ -298,9 +298,10 @@ def _example(run: Run, clip: pd.DataFrame, row: ManifestRow | None, reach: Reach
     if stem_uri is not None:
         try:
             reach.stems.require(stem_uri)
-            signals.insert(
-                min(1, len(signals)), ("stem", read_part(stem_uri, 0.0, reach.storage)[0])
-            )
+            stem, stem_hz = read_part(stem_uri, 0.0, reach.storage)
+            # Those of pipelines.score have another rate than they were scored at.
+            heard = resample(stem, stem_hz, rate_hz)
+            signals.insert(min(1, len(signals)), ("stem", heard))
         except READ_ERRORS as err:
             notes.append(f"Stem: {describe(err, stem_uri)}.")
     return Example(

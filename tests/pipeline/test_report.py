@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import html.parser
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +98,19 @@ def json_of(page: str) -> dict[str, Any]:
     text = page.split('id="data">', 1)[1].split("</script>", 1)[0]
     found: dict[str, Any] = json.loads(text)
     return found
+
+
+def test_a_stem_of_another_rate_than_it_was_scored_at_sounds_as_it_is(tmp_path: Path) -> None:
+    stem = tmp_path / "stem.flac"
+    soundfile.write(stem, 0.1 * np.sin(2 * np.pi * 440 * np.arange(2 * 44_100) / 44_100), 44_100)
+    clips = [report_runs.clip(1, stem_uri=str(stem), sample_rate_hz=RATE_HZ)]
+    run = report_runs.write_run(tmp_path / "run", clips)
+    assert report.run([str(run), "--output", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    (sound,) = re.findall("data:audio/flac;base64,([A-Za-z0-9+/=]+)", page)
+    heard, rate_hz = soundfile.read(io.BytesIO(base64.b64decode(sound)))
+    assert len(heard) == 2 * rate_hz
+    assert np.abs(np.fft.rfft(heard)).argmax() / 2 == 440
 
 
 def test_what_a_manifest_says_is_text_everywhere(tmp_path: Path) -> None:

@@ -220,3 +220,11 @@ def test_frames_of_scores_are_not_changed() -> None:
     before = results.scores.copy()
     results.presence()
     pd.testing.assert_frame_equal(results.scores, before)
+
+
+def test_a_record_with_the_means_only_is_compared_by_them() -> None:
+    recorded = {**_record(), "datasets": {"text_pn": {"sdri_db": {"mean": 7.0}}}}
+    recorded |= {"presence": {}, "zero_shot": {}}
+    assert record_differences(recorded, _record()) == []
+    recorded["datasets"]["text_pn"]["sdri_db"]["mean"] = 8.0
+    assert record_differences(recorded, _record()) == ["text_pn.sdri_db: recorded 8.0, found 7.0"]
