@@ -233,7 +233,7 @@ METRICS_TABLE: Final = (
     _real("active_s", "For how long the stem is active: the length of its segments."),
     _count("n_segments", "Rows of `segments/` that are about the stem."),
     _real("duration_s", "Length of the stem."),
-    _count("sample_rate_hz", "Rate of the stem."),
+    _count("sample_rate_hz", "Rate of the stem; by `pipelines.score`, that of scoring."),
     _count("n_channels", "Channels of the stem."),
     _count("n_windows", "Passes of the decoder that made the stem."),
     _real("peak", "Largest absolute sample, before a fixed-point format saturates it."),
