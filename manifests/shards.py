@@ -37,6 +37,7 @@ SPARSE = "sparse"
 RUN: Final = 256
 """So many neighbours of a shard are read by one worker, in sequence."""
 BROKEN: Final = "broken_shard"
+AUDIO_COLUMN: Final = "audio_column"
 NO_COLUMN: Final = "no_audio_column"
 GZIP_SUFFIXES: Final = (".gz", ".tgz")
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
@@ -51,6 +52,10 @@ _TAR_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError)
 _AT_OFFSET = re.compile(r".*\.ark:[0-9]+", re.DOTALL)
 
 Form = Literal["audio", "tar", "parquet", "nemo", "kaldi"]
+
+
+class AudioColumnError(ManifestError):
+    """A Parquet file that is whole, and does not say which column has the recordings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +147,7 @@ def index(listed: Listed, opened: Opened, audio_column: str | None = None) -> It
         reason = " ".join(str(err).split())[:200] or type(err).__name__
         message = reason if listed.uri in reason else f"{listed.uri}: {reason}"
         code = "missing" if isinstance(err, FileNotFoundError) else BROKEN
+        code = AUDIO_COLUMN if isinstance(err, AudioColumnError) else code
         yield Broken(uri=listed.uri, code=code, message=message)
 
 
@@ -319,25 +325,25 @@ def audio_column_of(schema: pa.Schema, wanted: str | None) -> AudioColumn | None
     Hugging Face's type Audio is a struct of ``bytes`` and ``path``; its name stands in the schema.
 
     Raises:
-        ManifestError: the wanted one is not there or of another type, or there are several.
+        AudioColumnError: the wanted one is not there or of another type, or there are several.
     """
     if wanted is not None:
         found = _as_audio(schema.field(wanted)) if wanted in schema.names else None
         if found is None and wanted in schema.names:
             kind = str(schema.field(wanted).type)
-            raise ManifestError(
+            raise AudioColumnError(
                 f"column {wanted} has the type {kind}; expected bytes of audio files, their paths, "
                 "or a struct of bytes and path as Hugging Face's Audio is"
             )
         if found is None:
             has = ", ".join(schema.names)
-            raise ManifestError(f"no column {wanted} of audio; the columns are {has}")
+            raise AudioColumnError(f"no column {wanted} of audio; the columns are {has}")
         return found
     names = _declared(schema) or [
         field.name for field in schema if pa.types.is_struct(field.type) and _as_audio(field)
     ]
     if len(names) > 1:
-        raise ManifestError(
+        raise AudioColumnError(
             f"several columns of audio, {', '.join(names)}; name one with --audio_column"
         )
     return _as_audio(schema.field(names[0])) if names else None
@@ -395,7 +401,7 @@ def _parquet(stream: BinaryIO, listed: Listed, wanted: str | None) -> Iterator[F
     if column is None:
         if listed.is_named:
             has = ", ".join(file.schema_arrow.names)
-            raise ManifestError(
+            raise AudioColumnError(
                 f"no column of audio among {has}; name the one that has bytes or paths with "
                 "--audio_column"
             )
@@ -508,13 +514,13 @@ def parquet_rows(stream: BinaryIO, wanted: str | None) -> ParquetRows:
     """Where the rows of a Parquet file with recordings are, by its footer.
 
     Raises:
-        ManifestError: it has no such column, or one of paths.
+        AudioColumnError: it has no such column, or one of paths.
         pa.ArrowException: it is not Parquet.
     """
     file = pq.ParquetFile(stream)
     column = audio_column_of(file.schema_arrow, wanted)
     if column is None or column.data is None:
-        raise ManifestError("no column has the bytes of recordings")
+        raise AudioColumnError("no column has the bytes of recordings")
     groups = range(file.metadata.num_row_groups)
     sizes = [file.metadata.row_group(group).num_rows for group in groups]
     return ParquetRows(leaf=column.data, starts=(0, *itertools.accumulate(sizes)))

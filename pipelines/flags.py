@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -544,6 +544,7 @@ class Command:
         examples: calls, a line each.
         groups: add its own groups of flags.
         shared: names of flags of ``pipelines.separate`` that it has too.
+        helps: what some of those mean here, where it is something else.
     """
 
     name: str
@@ -552,6 +553,7 @@ class Command:
     examples: str
     groups: tuple[Callable[[argparse.ArgumentParser], None], ...]
     shared: tuple[str, ...] = ()
+    helps: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def parser(self) -> JobParser:
         """Builds the parser; shared flags are those of the main job, declared there."""
@@ -570,6 +572,7 @@ class Command:
             )
             for action in SEPARATE.parser()._actions:
                 if action.dest in self.shared:
+                    action.help = self.helps.get(action.dest, action.help)
                     group._add_action(action)
         found.confidential = frozenset({"--storage_options"})
         found.instead_of_several = {
@@ -618,6 +621,7 @@ SCORE = Command(
         *_SEGMENTS,
         *("model", "scorer", "clap_scores", "device", "precision", "batch_size", "shards"),
     ),
+    helps={"output": "Folder for metrics, summary, dead letters and run.json. Required."},
 )
 SYNTHESIZE = Command(
     name="pipelines.synthesize",
@@ -629,6 +633,10 @@ SYNTHESIZE = Command(
 """,
     groups=(_add_mixtures,),
     shared=(*_SHARED, "stem_format"),
+    helps={
+        "output": "Folder for mixtures, references, interferers, their manifest, dead letters and "
+        "run.json. Required."
+    },
 )
 EXPORT = Command(
     name="pipelines.export",
@@ -640,6 +648,13 @@ EXPORT = Command(
 """,
     groups=(_add_export,),
     shared=tuple(name for name in _SHARED if name not in ("manifest", "shard", "num_threads")),
+    helps={
+        "output": "Folder for the data set (data/), the list of what is in it (exported/), dead "
+        "letters and run.json. Required.",
+        "resume": "Go on with an export that was stopped: finished items are skipped. --runs must "
+        "say the same as then and the flags that decide what is picked must be the same; where "
+        "they are not, --overwrite begins again.",
+    },
 )
 
 

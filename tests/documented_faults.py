@@ -113,6 +113,7 @@ FILES: dict[str, tuple[str, ...]] = {
         "all.tar#gone.wav",
     ),
     "broken_shard": ("text.tar#a.wav", "text.parquet#row=0"),
+    "audio_column": ("two.parquet#row=0", "two.parquet#row=0&column=other", "no.parquet#row=0"),
     "permission": ("denied://bucket/a.wav", "faulty://in/403.wav"),
     "not_a_file": ("folder.wav", "pipe.wav", "/dev/zero"),
     "disk_full": ("faulty://in/full.wav",),
@@ -380,6 +381,10 @@ def _write_files(folder: Path) -> None:
     (folder / "empty.wav").touch()
     for suffix in ("wav", "tar", "parquet"):
         (folder / f"text.{suffix}").write_text("this is not audio\n" * 100)
+    bytes_of = {"bytes": pa.array([b"x"]), "path": pa.array(["x.wav"])}
+    audio = pa.StructArray.from_arrays([*bytes_of.values()], [*bytes_of])
+    pq.write_table(pa.table({"noisy": audio, "clean": audio}), folder / "two.parquet")
+    pq.write_table(pa.table({"id": [1]}), folder / "no.parquet")
     (folder / "poison.wav").write_bytes(b"poison" + (folder / "plain.wav").read_bytes())
     (folder / "folder.wav").mkdir()
     os.mkfifo(folder / "pipe.wav")

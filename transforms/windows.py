@@ -68,7 +68,7 @@ _ROWS_A_GROUP = 64
 STEP, SCREENED = "ScreenMixtures", "screened"
 """The counter of rows that were not separated, and its step."""
 UNHEARD = "unheard"
-"""Counter of recordings of finished rows that can no longer be read."""
+"""Counter of recordings of finished rows whose windows cannot be had."""
 Blocks = Callable[[], Iterable[Samples]]
 """Gives a recording as often as it is asked: float32[1, n] each, mono at the model's rate."""
 Mixture = MixtureQueries | Clip | LongRecording
@@ -527,7 +527,8 @@ class HearRecordings(beam.PTransform[Any, Any]):
     """Hears recordings of which nothing is to be separated any more, so that their files are there.
 
     In: ``ManifestRow``, one for each recording. Out: ``UNHEARD`` for each that can no longer be
-    read, which is counted and no dead letter: its rows are finished.
+    read, or whose file cannot be written, which is counted and no dead letter: its rows are
+    finished. A warning says why a file cannot be written.
     """
 
     settings: WindowSettings
@@ -544,7 +545,10 @@ class _HearFn(_WindowsFn):
             if self.files.answer(row, (), None) is None:
                 self.files.answer(row, (), _whole(row, self._settings))
         except (*READ_ERRORS, WindowsError) as err:
-            logger.debug("%s: its windows are not heard: %s", row.id, err)
+            if isinstance(err, WriteError | WindowsError):  # no fault of the recording
+                logger.warning("the windows of a recording are not there: %s", err)
+            else:
+                logger.debug("%s: its windows are not heard: %s", row.id, err)
             return [UNHEARD]
         return []
 

@@ -173,7 +173,9 @@ def _add_query(command: argparse.ArgumentParser, polarity: str) -> None:
         "--polarity", type=_polarity, default=polarity, help=f"P, N or P+N; default {polarity}"
     )
     command.add_argument(
-        "--shots", type=int, default=1, help="example clips of a class, the first ones; default 1"
+        "--shots",
+        type=int,
+        help="with --query audio or both: example clips of a class, the first ones; default 1",
     )
     command.add_argument("--samples", help="list of example clips: class,file")
     command.add_argument("--samples_root", help="their folder; default --audio_root")
@@ -300,12 +302,21 @@ def _present(options: argparse.Namespace, root: str) -> frozenset[str] | None:
 
 def _setting(options: argparse.Namespace, root: str) -> BenchmarkSetting:
     needs_samples = options.query != "text"
+    for name, given, wanted in (
+        ("shots", options.shots, ("audio", "both")),
+        ("text_weight", options.text_weight, ("both",)),
+    ):
+        if given is not None and options.query not in wanted:
+            raise ManifestError(
+                f"--{name} {given} goes with --query {' or '.join(wanted)}, "
+                f"and --query is {options.query}"
+            )
     if needs_samples and not options.samples:
         raise ManifestError(f"--query {options.query} needs --samples: the list of example clips")
     return BenchmarkSetting(
         modality=options.query,
         polarity=options.polarity,
-        shots=options.shots,
+        shots=1 if options.shots is None else options.shots,
         samples=read_samples(options.samples) if needs_samples else {},
         samples_root=absolute(options.samples_root) if options.samples_root else root,
         text_weight=options.text_weight,

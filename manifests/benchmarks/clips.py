@@ -9,7 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from manifests.files import ManifestError, StorageOptions, filesystem, reading, resolve
+from manifests.files import (
+    ManifestError,
+    StorageOptions,
+    filesystem,
+    other_spellings,
+    reading,
+    resolve,
+)
 from manifests.row import ManifestRow, quoted
 
 ON_MISSING = ("error", "skip", "ignore")
@@ -74,7 +81,12 @@ class PresenceFilter:
         uris = [uri for uri in alone if uri is not None]
         uris += [*row.targets, *row.interferer_uris]
         uris += [*row.positive_audio_uris, *row.negative_audio_uris]
-        return [uri for uri in uris if uri not in self.present]
+        return [uri for uri in uris if not self._is_present(uri, self.present)]
+
+    @staticmethod
+    def _is_present(uri: str, present: frozenset[str]) -> bool:
+        """Whether a run would find a clip: names are found in other Unicode forms too."""
+        return uri in present or any(other in present for other in other_spellings(uri))
 
     def describe(self) -> str:
         """The missing clips, a line each, the first 20 of them."""

@@ -34,13 +34,10 @@ from manifests.files import (
     size_bytes,
 )
 from manifests.row import (
-    EXTRA_PREFIX,
     MANIFEST_COLUMNS,
-    MAX_EXTRA_COLUMNS,
     ManifestRow,
     RowError,
     as_json,
-    is_column_name,
     is_nothing,
     nearest_column,
     parse_record,
@@ -381,7 +378,6 @@ __all__ = [
     "Split",
     "columns_of",
     "expand",
-    "extra_names",
     "iter_rows",
     "iter_split",
     "plan_splits",
@@ -558,37 +554,6 @@ def plan_splits(
                 start, rows_before, columns = record.start, record.row - 1, header
     splits.append(Split(uri=uri, start=start, rows_before=rows_before, columns=columns))
     return splits
-
-
-def extra_names(uri: str, storage_options: StorageOptions = None) -> list[str]:
-    """Names, without ``extra_``, of every further column of a manifest, sorted.
-
-    CSV and Parquet say them in the header; JSONL is read through.
-
-    Raises:
-        ManifestError: a file cannot be read, or there are more than 100 such columns.
-    """
-    names: set[str] = set()
-    for file in expand(uri, storage_options):
-        for columns in _column_sets(file, storage_options):
-            if columns >= _DEAD_LETTER:
-                columns -= _DEAD_LETTER
-            columns.difference_update(MANIFEST_COLUMNS)
-            found = (name.removeprefix(EXTRA_PREFIX) for name in columns)
-            names.update(name for name in found if is_column_name(name))
-            if len(names) > MAX_EXTRA_COLUMNS:
-                raise ManifestError(f"{file}: more than {MAX_EXTRA_COLUMNS} columns of its own")
-    return sorted(names)
-
-
-def _column_sets(uri: str, storage_options: StorageOptions) -> Iterator[set[str]]:
-    with reading(uri), open_bytes(uri, storage_options) as stream:
-        if format_of(uri) != "jsonl":
-            yield set(_columns(stream, uri) or ())
-            return
-        for record in jsonl_records(read_start(stream, uri), uri):
-            if record.values is not None:
-                yield set(record.values)
 
 
 def _result(record: Record, uri: str, folder: str) -> RowResult:

@@ -67,6 +67,7 @@ class Earlier:
         record: the last run's ``run.json``; None where there was no run, or it is damaged.
         damage: what is wrong with ``run.json``.
         attempt: of the run that comes now: 0 for the first.
+        goes: whether all of it is deleted before the run that comes now writes anything.
         table_uris: files of metrics, or of the rendered manifest, that it goes on with.
         segment_uris: files of segments.
         embedding_uris: files of embeddings of stems.
@@ -79,6 +80,7 @@ class Earlier:
     record: Mapping[str, Any] | None
     damage: str | None = None
     attempt: int = 0
+    goes: bool = False
     table_uris: tuple[str, ...] = ()
     segment_uris: tuple[str, ...] = ()
     embedding_uris: tuple[str, ...] = ()
@@ -196,8 +198,11 @@ def examine(config: CommonConfig, storage: Storage, command: str) -> Earlier:
             f"{'--resume' if config.resume else '--overwrite'}: {output} holds what {before} "
             f"wrote, and {command} would not write it again; take another --output"
         )
-    if config.overwrite:
-        return Earlier(record=record, damage=damage)
+    # Shards of an unknown selection would stay beside those of this one.
+    others = {*ours} - {*exported, *letters, *pieces}
+    is_lost = command == EXPORT and record is None and bool(exported) and not others
+    if config.overwrite or is_lost:
+        return Earlier(record=record, damage=damage, goes=True)
     if record is not None and record["status"] == CLEARING:
         raise UsageError(
             f"--resume: {output} was left by an --overwrite that was stopped while it "
@@ -337,17 +342,17 @@ def clear(config: CommonConfig, storage: Storage, earlier: Earlier, command: str
         storage, join(config.output, RUN), {**(earlier.record or empty), "status": CLEARING}
     )  # a run that is stopped here is not resumed
     delete(storage, config.output, found)
-    said = []
+    flag, said = "--overwrite" if config.overwrite else "--resume", []
     if found.unknown:
         said.append(
-            f"--overwrite left {screen.counted(len(found.unknown), 'file')} that no table of the "
+            f"{flag} left {screen.counted(len(found.unknown), 'file')} that no table of the "
             f"earlier run names, such as {found.unknown[0]}"
         )
     said += [
-        f"--overwrite: {uri} could not be read; stems that only it names stay"
+        f"{flag}: {uri} could not be read; audio that only it names stay"
         for uri in found.unreadable
     ]
-    said += [f"--overwrite left {link}, a link, and where it leads" for link in found.links]
+    said += [f"{flag} left {link}, a link, and where it leads" for link in found.links]
     return said
 
 

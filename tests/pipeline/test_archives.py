@@ -204,6 +204,7 @@ def test_a_column_that_is_named(clips: Path, tmp_path: Path, capsys) -> None:
     assert found["mixture_uri"] == f"{shard}#row=0&column=noisy"
     assert tone_runs.run(*given[:-1], tmp_path / "other") == 1
     (letter,) = tone_runs.table(tmp_path / "other", "dead_letters")
+    assert (letter["stage"], letter["error_type"]) == ("manifest", "audio_column")
     assert "noisy, clean; name one with --audio_column" in letter["message"]
 
 

@@ -529,6 +529,33 @@ def test_the_help_names_every_layout(capsys: pytest.CaptureFixture[str]) -> None
     assert all(name in text for name in LAYOUTS)
 
 
+def test_the_help_says_what_flags_mean_for_exports() -> None:
+    said, elsewhere = (
+        {action.dest: str(action.help) for action in command.parser()._actions}
+        for command in (flags.EXPORT, flags.SEPARATE)
+    )
+    assert "data/" in said["output"]
+    assert "stems" not in said["output"]
+    assert "manifest" not in said["resume"]
+    assert "manifest" in elsewhere["resume"]
+
+
+def test_a_record_that_was_lost_leaves_nothing_of_another_selection(
+    exported: Callable[..., Path],
+) -> None:
+    few = ("--shard_rows", "2")
+    output = exported("parquet", *few)
+    (output / "data" / "note.txt").write_text("somebody's")
+    (output / "run.json").unlink()
+    exported("parquet", *few, "--where", "id = 'NA'", "--resume")
+    rows = [row for file in (output / "data").glob("*.parquet")
+            for row in pq.ParquetFile(file).read(["id"]).to_pylist()]  # fmt: skip
+    assert sorted(row["id"] for row in rows) == ["NA/0001", "NA/0002"]
+    assert (output / "data" / "note.txt").exists()
+    table = [pq.ParquetFile(file).read() for file in (output / "exported").glob("*.parquet")]
+    assert sum(each.num_rows for each in table) == 2
+
+
 def test_no_file_name_has_the_word_of_a_split() -> None:
     names = ["dog-test-1", "train/a", "Validation", "contest", "a.dev", "latest~", "val"]
     assert [file_name(name) for name in names] == [

@@ -21,6 +21,8 @@ from torch import Tensor
 import tone_runs
 import tones
 from transforms import model_cache
+from transforms import windows as heard_windows
+from transforms.audio.files import WriteError
 from transforms.storage import Storage
 
 LENGTHS = {"clip": (), "long": ("--max_clip_in_memory_s", "0.01")}
@@ -299,6 +301,12 @@ def test_recordings_of_finished_rows_are_heard_when_windows_are_wanted(
     assert len(windows(output)) == 3
     assert tone_runs.record(output)["counters"]["ScreenMixtures/unheard"] == 1
     assert "1 recording of finished rows could not be heard" in capsys.readouterr().out
+    with mock.patch.object(
+        heard_windows.WindowFiles, "answer", side_effect=WriteError("w.parquet: disk full")
+    ):
+        assert ask(output, recordings, (FIRST,), "--resume", "--windows", *LENGTHS[length]) == 0
+    assert tone_runs.record(output)["counters"]["ScreenMixtures/unheard"] == 2
+    assert "are not there: w.parquet: disk full" in capsys.readouterr().err
 
 
 def _cut(data: bytes) -> bytes:

@@ -21,11 +21,13 @@ import soundfile
 from numpy.typing import NDArray
 
 from manifests.audio_formats import FLAC
-from manifests.files import split_fragment, without_span
+from manifests.files import ManifestError, split_fragment, without_span
 from manifests.row import ShardPlace
 from manifests.shards import (
+    AUDIO_COLUMN,
     BROKEN,
     GZIP_SUFFIXES,
+    AudioColumnError,
     Member,
     ParquetRows,
     parquet_rows,
@@ -256,7 +258,10 @@ def _opened(storage: Storage, uri: str, place: ShardPlace | None) -> Iterator[Bi
             opened = shard.member(fragment.member, place)
         with opened as file:
             yield file
-    except (tarfile.TarError, zlib.error, pa.ArrowException) as err:
+    except AudioColumnError as err:
+        said = f"{uri}: {err}; a URI names the column as #row={fragment.row or 0}&column=NAME"
+        raise AudioError(AUDIO_COLUMN, said) from err
+    except (tarfile.TarError, zlib.error, pa.ArrowException, ManifestError) as err:
         raise AudioError(BROKEN, f"{uri}: the shard is broken: {err}") from err
 
 

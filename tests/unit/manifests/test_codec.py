@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from manifest_files import HEADER, ids, numbered, rows, write
 from manifests import columns
 from manifests.files import ManifestError
-from manifests.files.readers import extra_names, iter_rows
+from manifests.files.readers import iter_rows
 from manifests.row import ManifestRow, RowError
 
 
@@ -201,21 +201,6 @@ def test_any_bytes_give_rows_errors_or_a_manifest_error(tmp_path, name, data):
     assert all(isinstance(r, ManifestRow | RowError) for r in results)
 
 
-def test_extra_names_of_every_format(tmp_path):
-    write(tmp_path / "a.csv", "id,mixture_uri,positive_text,note,extra_more\n")
-    write(tmp_path / "b.jsonl", '{"id": "a", "k": 1}\n{"id": "b", "l": 1, "extra_k": 2}\n')
-    pq.write_table(pa.table({"id": ["a"], "z": [1]}), tmp_path / "c.parquet")
-    assert extra_names(str(tmp_path)) == ["k", "l", "more", "note", "z"]
-    assert rows(tmp_path / "a.csv") == []
-
-
-def test_too_many_extra_names(tmp_path):
-    lines = "".join(json.dumps({"id": "a", f"k{i}": 1}) + "\n" for i in range(200))
-    uri = write(tmp_path / "m.jsonl", lines)
-    with pytest.raises(ManifestError, match="more than 100"):
-        extra_names(uri)
-
-
 def dead_letter(**values):
     return dict.fromkeys(columns.DEAD_LETTER_SCHEMA.names) | values
 
@@ -243,7 +228,6 @@ def test_dead_letters_are_a_manifest(tmp_path):
     assert (again[1].field, again[1].expected) == (bad.field, bad.expected)
     assert again[2].expected == "a JSON object on one line"
     assert again[3].mixture_uri == f"{tmp_path}/m.wav"
-    assert extra_names(str(folder)) == ["k"]
 
 
 def parse_bad(tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import unicodedata
+
 import fsspec
 import pytest
 
@@ -49,6 +51,18 @@ def test_rows_with_missing_clips_are_left_out_and_counted():
     assert [row.id for row in keep(rows)] == ["a"]
     assert (keep.num_skipped, list(keep.missing)) == (2, ["/y", "/z"])
     assert keep.describe() == "missing: /y\nmissing: /z"
+
+
+@pytest.mark.parametrize(("there", "named"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_clips_in_another_unicode_form_are_there(there, named, tmp_path):
+    disk, row = (unicodedata.normalize(form, "Löwe.wav") for form in (there, named))
+    (tmp_path / disk).touch()
+    keep = PresenceFilter(present=listing(str(tmp_path)))
+    rows = [
+        ManifestRow(id=name, mixture_uri=clip_uri(str(tmp_path), name), positive_text="x")
+        for name in (row, "Lowe.wav")
+    ]
+    assert [each.id for each in keep(rows)] == [row]
 
 
 def test_mixtures_on_disk_are_looked_for_too():

@@ -54,7 +54,7 @@ def test_miniature_of_each_benchmark(build, name, form):
 @pytest.mark.parametrize("polarity", ["P", "n", "PN", "P+N"])
 @pytest.mark.parametrize(("query", "shots"), [("text", 0), ("audio", 1), ("both", 2)])
 def test_query_settings(build, query, shots, polarity):
-    flags = ("--query", query, "--polarity", polarity, "--shots", shots or 1)
+    flags = ("--query", query, "--polarity", polarity, *(("--shots", shots) if shots else ()))
     code, rows, _ = build("esc50", *PAIRS, *SAMPLES, *flags)
     assert code == 0
     assert {row.query_type for row in rows} == {query}
@@ -156,6 +156,9 @@ def test_example_clips_may_lie_elsewhere(build, tmp_path):
         ((*PAIRS, "--query", "audio"), "needs --samples"),
         ((*PAIRS, *SAMPLES, "--query", "audio", "--shots", "3"), "has 2 example clips; expected 3"),
         ((*PAIRS, *SAMPLES, "--query", "audio", "--shots", "0"), "shots 0; expected 1 or more"),
+        ((*PAIRS, *SAMPLES, "--shots", "5"), "--shots 5 goes with --query audio or both"),
+        ((*PAIRS, *SAMPLES, "--text_weight", "0"), "--text_weight 0.0 goes with --query both"),
+        ((*PAIRS, *SAMPLES, "--query", "audio", "--text_weight", "1"), "--query is audio"),
         ((*PAIRS, "--snr_db", "200"), "from -100 to 100"),
         ((*PAIRS, *SAMPLES, "--query", "both", "--text_weight", "2"), "from 0 to 1"),
     ],
