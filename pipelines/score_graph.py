@@ -59,9 +59,12 @@ from transforms.tables.row_counts import RowCounts
 
 
 def _require_no_run(storage: Storage, stems: str) -> None:
-    if "{" in stems or not storage.exists(join(stems, RUN)):
+    try:
+        is_run = "{" not in stems and storage.exists(join(stems, RUN))
+        is_run = is_run and STEMS_FOLDER in storage.list_folders(stems)
+    except OSError:  # a store that lists nothing; whatever is wrong with it, the rows say
         return
-    if STEMS_FOLDER in storage.list_folders(stems):
+    if is_run:
         raise UsageError(
             f"--stems {stems}: is the folder of a run; its stems are in {join(stems, STEMS_FOLDER)}"
         )

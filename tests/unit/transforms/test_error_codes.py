@@ -13,6 +13,7 @@ PATTERNS = (
     r'failed\(\s*[\w.]+,\s*"\w+",\s*"(\w+)"',
     r'code, message = "(\w+)"',
     r'UNSUPPORTED = "(\w+)"',
+    r'MODEL_ERROR = "(\w+)"',
     r'NOT_ALLOWED = "(\w+)"',
     r'OWN_OUTPUT = "(\w+)"',
     r'BROKEN: Final = "(\w+)"',
@@ -23,7 +24,7 @@ LITERAL = re.compile(
     r'(?P<code>f?"[^"]*"|[\w.]+(?:\([^()]*\))?)'
 )
 PASSED_ON = re.compile(
-    r"NOT_ALLOWED|OWN_OUTPUT|UNSUPPORTED|BROKEN|code|error_type|error_code\(err(or)?\)|(err(or)?|found)\.code"
+    r"NOT_ALLOWED|OWN_OUTPUT|UNSUPPORTED|MODEL_ERROR|BROKEN|code|error_type|error_code\(err(or)?\)|(err(or)?|found)\.code"
     r"|(result|failure)\.error_type"
 )
 

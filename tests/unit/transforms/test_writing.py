@@ -111,9 +111,9 @@ def test_a_stem_that_cannot_be_written_fails_alone_and_leaves_nothing(
     current: list[str] = []
     publish = Storage.temporary
 
-    def temporary(self: Storage, uri: str):
+    def temporary(self: Storage, uri: str, within: str | None = None):
         current.append(uri)
-        return publish(self, uri)
+        return publish(self, uri, within)
 
     monkeypatch.setattr(StemWriter, "write", full)
     monkeypatch.setattr(Storage, "temporary", temporary)
