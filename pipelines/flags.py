@@ -553,7 +553,7 @@ class Command:
     examples: str
     groups: tuple[Callable[[argparse.ArgumentParser], None], ...]
     shared: tuple[str, ...] = ()
-    helps: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    helps: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
     def parser(self) -> JobParser:
         """Builds the parser; shared flags are those of the main job, declared there."""

@@ -17,6 +17,7 @@ PATTERNS = (
     r'NOT_ALLOWED = "(\w+)"',
     r'OWN_OUTPUT = "(\w+)"',
     r'BROKEN: Final = "(\w+)"',
+    r'AUDIO_COLUMN: Final = "(\w+)"',
     r'f"(stem_)\{error_code\(',
 )
 LITERAL = re.compile(
@@ -24,7 +25,7 @@ LITERAL = re.compile(
     r'(?P<code>f?"[^"]*"|[\w.]+(?:\([^()]*\))?)'
 )
 PASSED_ON = re.compile(
-    r"NOT_ALLOWED|OWN_OUTPUT|UNSUPPORTED|MODEL_ERROR|BROKEN|code|error_type|error_code\(err(or)?\)|(err(or)?|found)\.code"
+    r"NOT_ALLOWED|OWN_OUTPUT|UNSUPPORTED|MODEL_ERROR|BROKEN|AUDIO_COLUMN|code|error_type|error_code\(err(or)?\)|(err(or)?|found)\.code"
     r"|(result|failure)\.error_type"
 )
 
