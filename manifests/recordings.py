@@ -80,13 +80,13 @@ QUERY_FIELDS: Final = (
 """The columns of manifests that a query has, beside its name."""
 _MAX_SLUG_CHARS = 80
 _PATTERN = re.compile(r"[*?\[]")
-_LISTS: Final[Mapping[str, str]] = {
+_LISTS: Final[Mapping[str, Form]] = {
     ".jsonl": "nemo",
     ".ndjson": "nemo",
     ".json": "nemo",
     ".scp": "kaldi",
 }
-_SHARDS: Final[Mapping[str, str]] = {
+_SHARDS: Final[Mapping[str, Form]] = {
     **dict.fromkeys(TAR_SUFFIXES, "tar"),
     **dict.fromkeys(PARQUET_SUFFIXES, "parquet"),
 }
@@ -465,7 +465,7 @@ def form_of(name: str, root: _Root) -> tuple[Form, str, bool] | None:
             asked = root.names_suffix(suffix)
             if not asked and suffix in _LISTS:
                 return None
-            return form, name[: -len(suffix)], asked  # type: ignore[return-value]
+            return form, name[: -len(suffix)], asked
     stem, dot, suffix = name.rpartition(".")
     if f".{suffix.lower()}" in AUDIO_SUFFIXES and dot and stem:
         return "audio", stem, True
@@ -772,10 +772,12 @@ def _print(asked: Recordings, form: str) -> int:
     if form == "csv":
         sys.stdout.write(",".join(_COLUMNS) + "\n")
     for row in manifest_of(asked, said):
-        try:
-            line = _line(row, form) if isinstance(row, ManifestRow) else None
-        except ValueError as err:
-            row, line = Broken(uri=row.id, code="csv", message=str(err)), None  # type: ignore[union-attr]
+        line = None
+        if isinstance(row, ManifestRow):
+            try:
+                line = _line(row, form)
+            except ValueError as err:
+                row = Broken(uri=row.id, code="csv", message=str(err))
         if line is None:
             lost += 1
             message = row.message if isinstance(row, Broken) else str(row)

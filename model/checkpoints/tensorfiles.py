@@ -312,7 +312,7 @@ def read_converted(uri: str, *, sha256: str | None = None) -> Converted:
     total = files[0].sha256 if len(files) == 1 else _digest_of_set(file.sha256 for file in files)
     if sha256 is not None and total != sha256.lower():
         raise DigestMismatchError(f"{uri}: expected SHA-256 {sha256} of the set, found {total}")
-    stored = []
+    stored: list[Any] = []
     for file in files:
         if sniff(file.path, file.uri) != "safetensors":
             read_header({}, file.uri)
@@ -320,7 +320,7 @@ def read_converted(uri: str, *, sha256: str | None = None) -> Converted:
     headers = [
         read_header(each.metadata, file.uri) for each, file in zip(stored, files, strict=True)
     ]
-    tensors: Any = stored[0] if len(stored) == 1 else ChainMap(*reversed(stored))  # type: ignore[arg-type]
+    tensors = stored[0] if len(stored) == 1 else ChainMap(*reversed(stored))
     if any(header != headers[0] for header in headers):
         raise CheckpointError(f"{uri}: the files of the set are not of one model")
     return Converted(header=headers[0], tensors=tensors, sha256=total)
