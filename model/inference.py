@@ -518,16 +518,19 @@ class Network:
         self._transfers = transfers_for(device)
         self._forward = forward_for(separator, device, graphs=settings.graphs)
         self._num_threads = (settings.num_threads or cores()) if device == "cpu" else 1
-        self._threads: tuple[int, ThreadPoolExecutor] | None = None
+        self._threads = self._started()
         self._passed = passed
+
+    def _started(self) -> tuple[int, ThreadPoolExecutor | None]:
+        """This process, and threads of it where there are to be several."""
+        pool = ThreadPoolExecutor(self._num_threads, "network") if self._num_threads > 1 else None
+        return os.getpid(), pool
 
     @property
     def _pool(self) -> ThreadPoolExecutor | None:
         """The threads of this process: one that was forked has none of its parent's."""
-        if self._num_threads == 1:
-            return None
-        if self._threads is None or self._threads[0] != os.getpid():
-            self._threads = (os.getpid(), ThreadPoolExecutor(self._num_threads, "network"))
+        if self._threads[0] != os.getpid():
+            self._threads = self._started()
         return self._threads[1]
 
     def separate(self, windows: Sequence[WindowQueries]) -> list[WindowEstimates]:

@@ -150,7 +150,7 @@ class Selection:
         if kept is None and not folder.finished:
             raise UsageError(
                 f"--runs {folder.uri}: has no {METRICS}/; expected a folder in which "
-                "pipelines.separate has finished a run, for which --resume goes on with it"
+                "pipelines.separate has finished a run; its --resume goes on with a stopped one"
             )
         clips = database.from_arrow(METRICS_SCHEMA.empty_table() if kept is None else kept)
         items = clips

@@ -277,7 +277,7 @@ class _Run:
             entry["device"] = device
         folder = OutputFolder(uri=config.output, storage=storage, earlier=earlier)
         with output_folder.usable(config.output):
-            if earlier.goes:
+            if earlier.cleared:
                 try:
                     said = output_folder.clear(config, storage, earlier, job.command.name)
                 except KeyboardInterrupt as err:

@@ -59,6 +59,7 @@ from transforms.tables.row_counts import RowCounts
 
 
 def _require_no_run(storage: Storage, stems: str) -> None:
+    """Raises UsageError where the folder of a run is named, and not that of its stems."""
     try:
         is_run = "{" not in stems and storage.exists(join(stems, RUN))
         is_run = is_run and STEMS_FOLDER in storage.list_folders(stems)

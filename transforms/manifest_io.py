@@ -170,13 +170,15 @@ class AskRecordings(beam.PTransform[Any, Any]):
                 | "ByFile" >> beam.GroupByKey()
                 | "Once" >> beam.Map(_once).with_output_types(Listed)
             )
-        for number in range(2 if len(asked.roots) > 1 else 0):
-            listed = (
-                listed
-                | f"KeyPaths{number}" >> beam.Map(_by_path).with_output_types(tuple[str, Listed])
-                | f"ByPath{number}" >> beam.GroupByKey()
-                | f"Apart{number}" >> beam.FlatMap(_apart, asked.roots).with_output_types(Listed)
-            )
+            for number in range(2):
+                by_path = beam.Map(_by_path).with_output_types(tuple[str, Listed])
+                apart = beam.FlatMap(_apart, asked.roots).with_output_types(Listed)
+                listed = (
+                    listed
+                    | f"KeyPaths{number}" >> by_path
+                    | f"ByPath{number}" >> beam.GroupByKey()
+                    | f"Apart{number}" >> apart
+                )
         rows = (
             listed
             | "Spread" >> beam.Reshuffle()

@@ -245,9 +245,9 @@ def embed_query_texts(encoder: QueryEncoder, texts: Sequence[str]) -> list[Embed
     try:
         return [_as_record(vector) for vector in systems.embed_texts(encoder, texts)]
     except _EMBED_ERRORS as err:
-        if isinstance(err, UnknownWordsError) and len(texts) == 1:
-            return [EmbeddedQuery(error_type=UNSUPPORTED, message=str(err))]
         if len(texts) == 1:
+            if isinstance(err, UnknownWordsError):
+                return [EmbeddedQuery(error_type=UNSUPPORTED, message=str(err))]
             _require_working(encoder, err)
             return [EmbeddedQuery(error_type=MODEL_ERROR, message=f"{texts[0][:200]!r}: {err}")]
     return [result for text in texts for result in embed_query_texts(encoder, [text])]

@@ -145,7 +145,7 @@ class SeparatorTraining:
     """What is trained beside the decoder: ``whole``, the encoder; ``lora``, adapters on its window
     attention and the biases there (the paper); ``frozen``, nothing."""
     encoder_rate: float = 1.0
-    """Of the learning rate, for what is trained of the encoder: it knows sounds already."""
+    """Share of the learning rate for what is trained of the encoder, which knows sounds already."""
     decoder: str = "whole"
     """``whole``; or ``query``: only the layers by which the query steers it, whose changes reach
     queries as far as they are like those that were trained."""
@@ -250,11 +250,11 @@ class FinetuneSettings:
         ema_decay=0.98,
         precision="fp32",
     )
-    """Instead of validations there are lines with the terms of the loss."""
+    """``validate_every``: steps between lines of the terms of the loss; nothing is validated."""
     queries: QuerySettings = QuerySettings(
         source_shares=(0.1, 0.9), open_share=0.4, text_only_share=0.6, clips_only_share=0.15
     )
-    """Of sources that are bundled sounds, of other kinds than the user's, is ``open_share``."""
+    """``open_share``: of the sources, those that are bundled sounds, of other kinds."""
     query_variants: int = 4
     moved_share: float = 1.0
     """Of the way from the weights before to those after, that is kept (Wortsman et al. 2022)."""

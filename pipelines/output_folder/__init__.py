@@ -67,7 +67,7 @@ class Earlier:
         record: the last run's ``run.json``; None where there was no run, or it is damaged.
         damage: what is wrong with ``run.json``.
         attempt: of the run that comes now: 0 for the first.
-        goes: whether all of it is deleted before the run that comes now writes anything.
+        cleared: whether all of it is deleted before the run that comes now writes anything.
         table_uris: files of metrics, or of the rendered manifest, that it goes on with.
         segment_uris: files of segments.
         embedding_uris: files of embeddings of stems.
@@ -80,7 +80,7 @@ class Earlier:
     record: Mapping[str, Any] | None
     damage: str | None = None
     attempt: int = 0
-    goes: bool = False
+    cleared: bool = False
     table_uris: tuple[str, ...] = ()
     segment_uris: tuple[str, ...] = ()
     embedding_uris: tuple[str, ...] = ()
@@ -202,7 +202,7 @@ def examine(config: CommonConfig, storage: Storage, command: str) -> Earlier:
     others = {*ours} - {*exported, *letters, *pieces}
     is_lost = command == EXPORT and record is None and bool(exported) and not others
     if config.overwrite or is_lost:
-        return Earlier(record=record, damage=damage, goes=True)
+        return Earlier(record=record, damage=damage, cleared=True)
     if record is not None and record["status"] == CLEARING:
         raise UsageError(
             f"--resume: {output} was left by an --overwrite that was stopped while it "
@@ -349,7 +349,7 @@ def clear(config: CommonConfig, storage: Storage, earlier: Earlier, command: str
             f"earlier run names, such as {found.unknown[0]}"
         )
     said += [
-        f"{flag}: {uri} could not be read; audio that only it names stay"
+        f"{flag}: {uri} could not be read; audio that only it names stays"
         for uri in found.unreadable
     ]
     said += [f"{flag} left {link}, a link, and where it leads" for link in found.links]
