@@ -86,12 +86,14 @@ class Browser:
                 if line["level"] in ("SEVERE", "WARNING")]  # fmt: skip
 
     def requests(self) -> list[str]:
-        """URLs of every request that the page sent since the last call."""
+        """URLs of every request that the page sent since the last call, not the browser's own."""
         urls = []
         for line in self.call("/se/log", {"type": "performance"}):
             event = json.loads(line["message"])["message"]
             if event["method"] == "Network.requestWillBeSent":
-                urls.append(str(event["params"]["request"]["url"]))
+                sent = event["params"]
+                if not sent["documentURL"].startswith("chrome"):  # its page of a new tab
+                    urls.append(str(sent["request"]["url"]))
         return urls
 
     def devtools(self, command: str, **parameters: Any) -> Any:

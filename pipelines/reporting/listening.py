@@ -37,7 +37,7 @@ from transforms.audio import AudioError
 from transforms.audio.files import READ_ERRORS, describe, held_by, open_audio
 from transforms.audio.mixtures import ReadSettings, read_mixture, read_reference
 from transforms.storage import Storage, fixed_folder, join, now_at, written_to
-from transforms.storage.access import UriAccess
+from transforms.storage.access import UriAccess, redact
 
 _N_FFT = 1024
 _MAX_COLUMNS = 500
@@ -397,6 +397,7 @@ def clip_data(
         "stems": [
             _beneath(run, uri, output) for run in runs for uri in stem_uris_of(run, run.clips)
         ],
+        "runs": [redact(run.uri) for run in runs],
         "folders": [_folder(run.uri, output) or "" for run in runs],
         "provenances": provenance.categories.tolist(),
         "provenance": provenance.codes.tolist(),

@@ -273,6 +273,45 @@ def test_segments_are_judged_by_keyboard_and_saved(
 
 @pytest.mark.slow
 @pytest.mark.browser
+def test_judgements_outlive_a_reload_and_a_new_page_of_the_run(
+    chromium: browser.Browser, tmp_path: Path
+) -> None:
+    page = chromium
+    runs = [write_archive(tmp_path / name, 8) for name in ("one", "other")]
+    place = "return document.getElementById('judge-place').textContent"
+    text = "return document.getElementById('judge-text').textContent"
+
+    def begin(*shown: Path) -> str:
+        words = [*map(str, shown), "--output", str(tmp_path / "out"), "--listen", "0"]
+        assert report.run(words) == 0
+        page.open((tmp_path / "out" / "report.html").as_uri())
+        page.until("return document.querySelector('#judge-query option')")
+        page.js("document.getElementById('judge-query').selectedIndex = 1")
+        page.js("document.getElementById('judge-start').click()")
+        return str(page.js(place))
+
+    assert begin(runs[0]).startswith("1 of 8: ")
+    for key in ("y", "s", "n"):
+        page.type("#judge", key)
+    saved = page.js(text)
+    assert [row["present"] for row in csv.DictReader(str(saved).splitlines())] == ["yes", "no"]
+    page.js("location.reload()")
+    assert begin(runs[0]).startswith("2 of 8: ")  # the first that is not judged
+    assert sorted(str(page.js(text)).splitlines()) == sorted(str(saved).splitlines())
+    assert begin(runs[1]).startswith("1 of 8: ")  # of the same ids and starts
+    assert begin(*runs).startswith("2 of 8: ")
+
+    page.js("document.querySelector('[data-answer=forget]').scrollIntoView({block: 'center'})")
+    page.click("[data-answer=forget]")
+    page.call("/alert/accept")
+    assert str(page.js(place)).startswith("1 of 8: ")
+    assert begin(runs[0]).startswith("1 of 8: ")
+    assert len(str(page.js(text)).splitlines()) == 1
+    assert page.console() == []
+
+
+@pytest.mark.slow
+@pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_sections_fit_a_phone_in_both_colours(
     scheme: str, archive: Path, chromium: browser.Browser

@@ -325,11 +325,28 @@
   const FORMULA = /^[=+\-@\t\r'\uff1d\uff0b\uff0d\uff20]/;
   const cell = (value) => `"${(FORMULA.test(value) ? "'" + value : value).replaceAll('"', '""')}"`;
   if (segments) {
+    // Judgements are kept in the browser, for each run, so that a reload does not lose them.
     const answers = new Map();
+    const storeOf = (run) => `reviews of ${data.runs[run]}`;
+    const keptOf = (run) => { try { return JSON.parse(localStorage.getItem(storeOf(run))); } catch { return null; } };
+    const nameOf = (place) => [text(named.id, rowOf(place)), segments.start[place], segments.end[place], segments.score[place]].join("\n");
+    const runOf = (place) => named.run.codes[rowOf(place)];
+    let isKept = true;
+    const judge = (place, answer) => {
+      answers.set(place, answer);
+      const run = runOf(place);
+      const all = { ...keptOf(run), [nameOf(place)]: answer }; // another tab's among them
+      try { localStorage.setItem(storeOf(run), JSON.stringify(all)); } catch { isKept = false; }
+    };
+    const kept = data.runs.map((_, run) => keptOf(run));
+    segments.start.forEach((_, place) => {
+      const answer = kept[runOf(place)]?.[nameOf(place)];
+      if (answer === "yes" || answer === "no") answers.set(place, answer);
+    });
     const groups = new Map();
     segments.query.forEach((query, place) => {
       if (segments.score[place] === null) return;
-      const run = named.run.codes[rowOf(place)];
+      const run = runOf(place);
       const key = `${run}/${query}`;
       if (!groups.has(key)) groups.set(key, { run, query, places: [] });
       groups.get(key).places.push(place);
@@ -355,6 +372,7 @@
     let address = null;
     const show = () => {
       const csv = written();
+      byId("judge-kept").hidden = isKept;
       byId("judge-text").textContent = csv;
       if (address) URL.revokeObjectURL(address);
       address = URL.createObjectURL(new Blob([csv], { type: "text/csv" }));
@@ -382,14 +400,20 @@
       playFrom(player, Math.max(0, segments.start[place] - LEAD_S));
     };
     const ACTIONS = {
-      yes: () => { answers.set(chosen[at], "yes"); at++; },
-      no: () => { answers.set(chosen[at], "no"); at++; },
+      yes: () => { judge(chosen[at], "yes"); at++; },
+      no: () => { judge(chosen[at], "no"); at++; },
       skip: () => { at++; },
       back: () => { at = Math.max(0, at - 1); },
       again: () => { /* shown again, and so heard */ },
+      forget: () => {
+        if (!confirm(`Forget all judgements of this page (${answers.size})?`)) return;
+        answers.clear();
+        at = 0;
+        try { data.runs.forEach((_, run) => localStorage.removeItem(storeOf(run))); } catch { isKept = false; }
+      },
     };
     const act = (name) => {
-      if (at >= chosen.length && name !== "back") return;
+      if (at >= chosen.length && name !== "back" && name !== "forget") return;
       ACTIONS[name]();
       show();
     };
@@ -407,7 +431,8 @@
     });
     byId("judge-start").addEventListener("click", () => {
       chosen = drawnEvenly(groups.get(byId("judge-query").value).places);
-      at = 0;
+      at = chosen.findIndex((place) => !answers.has(place));
+      if (at < 0) at = chosen.length;
       box.hidden = false;
       box.focus();
       show();
