@@ -12,6 +12,7 @@ import gc
 import importlib.metadata
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -782,8 +783,11 @@ def leave(run: Callable[[], int]) -> NoReturn:
 
     Threads of a job that was given up may still wait for its runner; nothing that they would write
     is wanted, and files appear by renaming. An interrupt that the launcher does not see, as it
-    comes while libraries are imported, ends the process with a line too.
+    comes while libraries are imported, ends the process with a line too. SIGTERM, with which
+    schedulers of clusters end a job, is an interrupt; the first process of a container would not
+    heed it otherwise.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = run()
     except KeyboardInterrupt:

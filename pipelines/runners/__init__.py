@@ -27,8 +27,10 @@ from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.metrics.metricbase import MetricName
 from apache_beam.options.pipeline_options import (
     DirectOptions,
+    GoogleCloudOptions,
     PipelineOptions,
     StandardOptions,
+    TestOptions,
     WorkerOptions,
 )
 from apache_beam.runners.runner import PipelineResult, PipelineRunner
@@ -401,6 +403,7 @@ def execution_of(arguments: Arguments) -> Execution:
     name = _name_of(options.view_as(StandardOptions).runner)
     if name in _REFUSED:
         raise UsageError(f"--runner={name} is refused: {_REFUSED[name]}")
+    _require_submission(name, options)
     direct = options.view_as(DirectOptions)
     if direct.direct_running_mode == "multi_threading":
         raise UsageError(
@@ -435,6 +438,12 @@ def execution_of(arguments: Arguments) -> Execution:
             raise UsageError(f"--{key}={count}: expected at least 1")
         if count is not None:
             hints[key] = str(count)  # Beam takes no number here
+    if cluster is not None and "max_active_bundles_per_worker" in hints:
+        raise UsageError(
+            f"--max_active_bundles_per_worker={hints['max_active_bundles_per_worker']}: a Dask "
+            "worker works on one bundle a thread; leave the flag out, and start workers with "
+            "--nthreads"
+        )
     ResourceHint.register_resource_hint("max_active_bundles_per_worker", _ActiveBundles)
     try:
         parse_resource_hints(hints)
@@ -452,6 +461,20 @@ def execution_of(arguments: Arguments) -> Execution:
         device=_device(getattr(own, "device", "cpu"), local, num_workers),
         max_silence_s=own.max_silence_s,
     )
+
+
+def _require_submission(name: str | None, options: PipelineOptions) -> None:
+    """Refuses flags that keep a job from being run, where nothing heeds them and it would be."""
+    dry_run = options.view_as(TestOptions).dry_run
+    location = options.view_as(GoogleCloudOptions).template_location
+    for flag, value in (("--dry_run", dry_run), ("--template_location", location)):
+        if value and name != DATAFLOW:
+            raise UsageError(f"{flag}={value} goes with --runner={DATAFLOW}; this job would be run")
+    if dry_run and dry_run.lower() != "true":
+        raise UsageError(
+            f"--dry_run={dry_run}: Beam takes every value for yes; write --dry_run=True, or leave "
+            "the flag out"
+        )
 
 
 def _device(device: str, local: bool, num_workers: int) -> str:

@@ -61,13 +61,17 @@ _PROGRESS = frozenset(
 """What of a worker's measurements only changes when work goes on; times do when it hangs too."""
 
 
-_WORKER = """import sys
+_WORKER = """import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 from pipelines import flags
 with flags.without_collections():
     from pipelines.runners import local_worker
 local_worker.run(sys.argv[1:])
 """
-"""The program of a worker: ``-m`` would import Beam before anything could be said about how."""
+"""The program of a worker: ``-m`` would import Beam before anything could be said about how.
+
+An interrupt from the terminal reaches the whole group; the launcher decides what it means.
+"""
 
 
 class WorkerError(RuntimeError):

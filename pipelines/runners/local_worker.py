@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -25,8 +24,6 @@ def run(argv: Sequence[str]) -> None:
     folder, parent = argv
     # Where the launcher finds the process that hangs, to end it; it knows the shell's only.
     Path(folder, f"{os.environ['WORKER_ID']}.pid").write_text(str(os.getpid()), encoding="ascii")
-    # An interrupt from the terminal reaches the whole group; the launcher decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(Path(folder), int(parent)), daemon=True).start()
     sdk_worker_main.main(sys.argv[:1])
 

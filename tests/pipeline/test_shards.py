@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -21,6 +22,8 @@ from manifests import validate
 from manifests.files.readers import iter_rows
 from manifests.row import ManifestRow
 from pipelines import flags, report
+from pipelines.output_folder import lock
+from pipelines.output_folder.names import LOCK
 from pipelines.reporting.runs import RunError, read_run
 from transforms.elements import Shard
 from transforms.manifest_io import shard_of
@@ -319,6 +322,11 @@ def test_the_pod_of_kubernetes_does_its_part(made: Path, tmp_path: Path, python:
     for old, new in places.items():
         words = [word.replace(old, new) for word in words]
     assert words[0] == "python"
+    # What a pod leaves that was ended at once, as for lack of memory, seconds before.
+    owner = dataclasses.replace(lock.this_process([]), machine="the pod before", pid=1)
+    left = tmp_path / "out" / f"shard=0-of-{COUNT}" / LOCK
+    left.parent.mkdir(parents=True)
+    left.write_text(json.dumps(dataclasses.asdict(owner)), encoding="utf-8")
     environment = _environment(PATH=f"{python.parent}:{os.environ['PATH']}")
     subprocess.run([str(python), *words[1:]], env=environment, cwd=ROOT, check=True)
     tone_runs.assert_same_results(_parts(made / "parts")[0], _parts(tmp_path / "out")[0])

@@ -7,6 +7,8 @@ import dataclasses
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from ast import literal_eval
@@ -330,6 +332,30 @@ def test_silence_can_be_allowed(tmp_path: Path, clock: _Clock) -> None:
     _Worker(watch, "a")
     _first_result(tmp_path)
     _pass(watch, clock, 100_000)
+
+
+def test_an_interrupt_of_the_terminal_does_not_reach_a_worker_that_still_imports(
+    tmp_path: Path,
+) -> None:
+    runners = tmp_path / "pipelines" / "runners"
+    runners.mkdir(parents=True)
+    (runners.parent / "flags.py").write_text(
+        "import contextlib, os, signal\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "without_collections = contextlib.nullcontext\n",
+        encoding="utf-8",
+    )
+    (runners / "local_worker.py").write_text("def run(argv): print(argv)\n", encoding="utf-8")
+    process = subprocess.run(
+        [sys.executable, "-c", local._WORKER, "folder"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        # What a shell starts in the background ignores Ctrl-C, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (0, "['folder']\n", "")
 
 
 # --- a GPU for each worker ---

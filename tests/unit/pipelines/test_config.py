@@ -174,6 +174,24 @@ def test_a_dask_cluster_is_named_by_its_scheduler() -> None:
         _config("--manifest", "a.csv", "--dask_client_address", "tcp://10.0.0.5:8786")
 
 
+def test_what_a_dask_worker_does_at_once_is_its_threads() -> None:
+    where = ("--manifest", "a", "--runner=dask", "--dask_client_address", "tcp://10.0.0.5:8786")
+    with pytest.raises(UsageError, match=r"--max_active_bundles_per_worker=2: .* with --nthreads"):
+        _config(*where, "--max_active_bundles_per_worker", "2")
+
+
+@pytest.mark.parametrize("flag", ["--dry_run=True", "--template_location=gs://b/t"])
+def test_a_job_that_is_not_to_be_run_is_not(flag: str) -> None:
+    with pytest.raises(UsageError, match=f"{flag} goes with --runner=DataflowRunner"):
+        _config("--manifest", "a", flag)
+    _config("--manifest", "a", flag, "--runner", "DataflowRunner")
+
+
+def test_a_dry_run_is_asked_for_by_the_word_that_says_so() -> None:
+    with pytest.raises(UsageError, match=r"--dry_run=False: .* leave the flag out"):
+        _config("--manifest", "a", "--runner", "DataflowRunner", "--dry_run=False")
+
+
 def test_threads_of_beam_that_lose_data_are_refused() -> None:
     with pytest.raises(UsageError, match="loses elements"):
         _config("--manifest", "a", "--direct_running_mode", "multi_threading")
