@@ -22,7 +22,7 @@ from rich.text import Text
 from manifests.columns import COARSER, MAX_GROUPS
 from manifests.recordings import skipped_line
 from pipelines.output_folder import OutputFolder
-from pipelines.output_folder.names import DEAD_LETTERS, RUN, SUMMARY, WINDOWS
+from pipelines.output_folder.contents import DEAD_LETTERS, RUN, SUMMARY, WINDOWS
 from pipelines.runners import Measurements
 from terminal import screen
 from transforms import storage

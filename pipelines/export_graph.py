@@ -24,8 +24,8 @@ from manifests.row import EXPORT_FOLDER, ManifestRow
 from pipelines import console, flags, output_folder
 from pipelines.config import ExportConfig
 from pipelines.flags import UsageError
-from pipelines.output_folder import OutputFolder, clearing
-from pipelines.output_folder.names import (
+from pipelines.output_folder import OutputFolder, contents
+from pipelines.output_folder.contents import (
     DEAD_LETTERS,
     EXPORTED,
     JOURNAL,
@@ -323,7 +323,7 @@ class ExportJob:
         Raises:
             UsageError: the condition is none, or a run has nothing to export.
         """
-        clearing.require_apart(
+        contents.require_apart(
             self.config, storage, [("what is exported", uri) for uri in self.config.runs]
         )
         self._selection(storage).check(storage)

@@ -40,9 +40,9 @@ from pipelines.flags import (
     Command,
     UsageError,
 )
-from pipelines.output_folder import OutputFolder, clearing, record
+from pipelines.output_folder import OutputFolder, contents, record
+from pipelines.output_folder.contents import ERROR_FILE, ROW_COUNTS, RUN
 from pipelines.output_folder.lock import Lock, LockLostError
-from pipelines.output_folder.names import ERROR_FILE, ROW_COUNTS, RUN
 from pipelines.preflight import PackageCollisionError, check_packages
 from pipelines.runners import JobError, Measurements, Runner, measurements_of
 from terminal import screen
@@ -215,7 +215,7 @@ def run(job: Job, options: PipelineOptions) -> int:
     require_ended = functools.partial(runners.require_ended, options=options)
     try:
         job.check(storage)
-        clearing.require_unwritten(config)
+        contents.require_unwritten(config)
         with output_folder.usable(config.output, "read"):
             output_folder.require_same_division(config, storage)
             output_folder.require_free(config, storage, require_ended)
@@ -223,8 +223,8 @@ def run(job: Job, options: PipelineOptions) -> int:
         output_folder.require_no_job(earlier, config, require_ended)
         manifests = record.manifest_facts(config.manifests, storage)
         if earlier.exists:
-            reads = clearing.reads_of(config, manifests, storage, job.reads)
-            clearing.require_apart(config, storage, reads)
+            reads = contents.reads_of(config, manifests, storage, job.reads)
+            contents.require_apart(config, storage, reads)
         loaded = job.load()
     except _UNUSABLE as err:
         raise UsageError(str(err)) from err
@@ -376,7 +376,7 @@ class _Run:
         """Tidies up and says what came of a run that ``run.json`` calls finished."""
         config, row_counts = self.job.config, outcome.row_counts
         with _finishing(config.secrets):
-            clearing.remove_working_files(folder.storage, config.output)
+            contents.remove_working_files(folder.storage, config.output)
         outcome.measured.log()
         with _finishing(config.secrets):
             for line in (*console.resumed_lines(resumed), *console.skipped_lines(row_counts)):

@@ -17,8 +17,7 @@ from pipelines import console, flags
 from pipelines.config import ScoreConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder import OutputFolder, num_shards
-from pipelines.output_folder.clearing import require_apart
-from pipelines.output_folder.names import (
+from pipelines.output_folder.contents import (
     DEAD_LETTERS,
     JOURNAL,
     LISTING,
@@ -27,6 +26,7 @@ from pipelines.output_folder.names import (
     RUN,
     SEGMENTS,
     SUMMARY,
+    require_apart,
 )
 from pipelines.preflight import code_version
 from pipelines.runners import Measurements

@@ -20,7 +20,7 @@ from model.systems import Capabilities, Normalisation, Policy, listener_of
 from pipelines import console, flags
 from pipelines.config import SeparateConfig
 from pipelines.output_folder import OutputFolder
-from pipelines.output_folder.names import (
+from pipelines.output_folder.contents import (
     DEAD_LETTERS,
     EMBEDDINGS,
     JOURNAL,

@@ -16,7 +16,7 @@ from pipelines import console, flags
 from pipelines.config import SynthesizeConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder import OutputFolder
-from pipelines.output_folder.names import (
+from pipelines.output_folder.contents import (
     DEAD_LETTERS,
     EVENTS,
     JOURNAL,

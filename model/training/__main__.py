@@ -78,7 +78,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from model.training.separation import TrainingRun
+    from model.training.run import TrainingRun
 
     TrainingRun(
         config=_config(arguments.config),

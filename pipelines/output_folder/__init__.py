@@ -14,10 +14,20 @@ from model.signal import ActivityOptions
 from pipelines.config import CommonConfig
 from pipelines.flags import UsageError
 from pipelines.output_folder import lock as locking
-from pipelines.output_folder.clearing import (
+from pipelines.output_folder.contents import (
+    DEAD_LETTERS,
+    EMBEDDINGS,
     EXPORT,
+    EXPORTED,
+    LISTING,
+    MANIFEST,
+    METRICS,
+    RUN,
     SCORE,
+    SEGMENTS,
     SEPARATE,
+    STAGING,
+    SUMMARY,
     SYNTHESIZE,
     Places,
     delete,
@@ -25,18 +35,6 @@ from pipelines.output_folder.clearing import (
     pieces_in,
     tables_in,
     written,
-)
-from pipelines.output_folder.names import (
-    DEAD_LETTERS,
-    EMBEDDINGS,
-    EXPORTED,
-    LISTING,
-    MANIFEST,
-    METRICS,
-    RUN,
-    SEGMENTS,
-    STAGING,
-    SUMMARY,
 )
 from pipelines.output_folder.record import differences, read_record, write_record
 from terminal import screen
@@ -128,7 +126,7 @@ class OutputFolder:
     earlier: Earlier
 
     def place(self, name: str) -> str:
-        """The URI of something in it, by a name of :mod:`pipelines.output_folder.names`."""
+        """The URI of something in it, by a name of :mod:`pipelines.output_folder.contents`."""
         return join(self.uri, name)
 
     @property

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.flags import UsageError
-from pipelines.output_folder.names import LOCK, STAGING
+from pipelines.output_folder.contents import LOCK, STAGING
 from transforms.storage import Storage, join
 from transforms.storage.access import redact
 

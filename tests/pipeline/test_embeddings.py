@@ -154,7 +154,7 @@ def test_what_a_killed_run_had_in_its_journal_is_not_embedded_again(
     output = tmp_path / "out"
     # A run of which only the journal is left.
     journal = output / "_work" / "journal"
-    with mock.patch("pipelines.launch.clearing.remove_working_files"):
+    with mock.patch("pipelines.launch.contents.remove_working_files"):
         assert run(output, manifest) == 1
     whole = embeddings(output)
     assert list(journal.glob("*.parquet"))

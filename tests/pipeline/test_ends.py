@@ -14,7 +14,7 @@ import pytest
 
 import tone_runs
 from pipelines import console, runners, score, synthesize
-from pipelines.output_folder import clearing
+from pipelines.output_folder import contents
 from pipelines.separate_graph import SeparateJob
 from transforms.storage import Storage
 
@@ -84,7 +84,7 @@ BELL = ("--positive", "bell", "--device", "cpu")
 
 
 @pytest.mark.parametrize(
-    "step", [(clearing, "remove_working_files"), (console, "separated_lines")], ids=lambda s: s[1]
+    "step", [(contents, "remove_working_files"), (console, "separated_lines")], ids=lambda s: s[1]
 )
 def test_what_fails_after_a_run_has_finished_does_not_make_it_a_failed_one(
     step: tuple[Any, str],

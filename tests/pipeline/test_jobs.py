@@ -19,7 +19,7 @@ import tone_runs
 import toy_runner
 from jobs import JOBS
 from pipelines import console, flags, launch, runners
-from pipelines.output_folder.names import LOCK
+from pipelines.output_folder.contents import LOCK
 from transforms.elements import Clip, ScoredClip, SeparatedClip
 
 ROOT = Path(__file__).parents[2]

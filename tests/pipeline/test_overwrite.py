@@ -17,7 +17,7 @@ from model import registry
 from model.checkpoints.fetch import CheckpointError
 from pipelines import output_folder, score, synthesize
 from pipelines.flags import UsageError
-from pipelines.output_folder import clearing
+from pipelines.output_folder import contents
 from transforms.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("loaded")
@@ -247,7 +247,7 @@ def test_stems_on_another_disk_are_in_the_output_too(
     ],
 )
 def test_places_in_buckets_are_compared_and_not_spellings(uri: str, inside: bool) -> None:
-    places = clearing.Places(Storage(), clearing._deleted_from("s3://b/out"))
+    places = contents.Places(Storage(), contents._deleted_from("s3://b/out"))
     assert places.hold(uri) is inside
 
 
@@ -337,23 +337,23 @@ def test_the_help_says_what_goes(capsys: pytest.CaptureFixture[str]) -> None:
     assert tone_runs.run("--help") == 0
     said = " ".join(capsys.readouterr().out.split())
     said = said.rpartition("--overwrite Begin")[2].partition("--force_unlock")[0]
-    for word in ("stems and residuals", *clearing._TABLES, "events.csv", "_work", "run.json"):
+    for word in ("stems and residuals", *contents._TABLES, "events.csv", "_work", "run.json"):
         assert word in said
 
 
 def test_uris_that_lead_nowhere_do_not_stop_the_check(made: Path, out: Path) -> None:
-    places = clearing.Places(Storage(), [str(out)])
+    places = contents.Places(Storage(), [str(out)])
     for uri in ("/with\x00zero", "odd://x", "http://h/a?b", "gs://", ""):
         assert not places.hold(uri)
     config: Any = type("Config", (), {"overwrite": True, "output": str(out)})
     with pytest.raises(UsageError, match="lies in --output"):
-        clearing.require_apart(config, Storage(), [("it", str(out))])
+        contents.require_apart(config, Storage(), [("it", str(out))])
 
 
 def test_places_that_are_written_in_other_ways_are_the_same(tmp_path: Path) -> None:
     out = tmp_path / unicodedata.normalize("NFC", "März 1")
     (out / "stems").mkdir(parents=True)
-    places = clearing.Places(Storage(), clearing._deleted_from(str(out)))
+    places = contents.Places(Storage(), contents._deleted_from(str(out)))
     clip = out / "stems" / "a.wav"
     clip.touch()
     encoded = clip.as_uri()

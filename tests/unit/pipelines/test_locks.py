@@ -15,7 +15,7 @@ import pytest
 import stores
 from pipelines.flags import UsageError
 from pipelines.output_folder import lock as locks
-from pipelines.output_folder.names import LOCK
+from pipelines.output_folder.contents import LOCK
 from transforms.storage import Storage
 
 STORAGE = Storage()

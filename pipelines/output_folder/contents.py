@@ -1,4 +1,4 @@
-"""``--overwrite``: what earlier runs wrote into an output folder goes, and nothing else does."""
+"""What runs write into an output folder, by name, and how ``--overwrite`` deletes that alone."""
 
 from __future__ import annotations
 
@@ -31,26 +31,30 @@ from manifests.row import (
 )
 from pipelines.config import CommonConfig
 from pipelines.flags import UsageError
-from pipelines.output_folder.names import (
-    DEAD_LETTERS,
-    EMBEDDINGS,
-    ERROR_FILE,
-    EVENTS,
-    EXPORTED,
-    JOURNAL,
-    LISTING,
-    MANIFEST,
-    METRICS,
-    ROW_COUNTS,
-    SEGMENTS,
-    SUMMARY,
-    WINDOWS,
-    WORK,
-)
 from pipelines.output_folder.record import ManifestFacts
 from transforms.audio import AudioError
 from transforms.storage import Storage, join
 from transforms.storage.access import linked_partitions, redact, uris_of
+
+RUN = "run.json"
+WORK = "_work"
+JOURNAL = f"{WORK}/journal"
+STAGING = f"{WORK}/staging"
+ROW_COUNTS = f"{WORK}/row_counts.json"
+ERROR_FILE = f"{WORK}/error.txt"
+LISTING = f"{WORK}/earlier.jsonl"
+"""Of the files that earlier runs left, for the graph of a run that goes on with them."""
+LOCK = f"{WORK}/lock.json"
+METRICS, SUMMARY, DEAD_LETTERS = "metrics", "summary", "dead_letters"
+SEGMENTS = "segments"
+EMBEDDINGS, WINDOWS = "embeddings", "windows"
+"""Of stems, and of every 10 s of recordings."""
+EXPORTED = "exported"
+"""Of a data set: one row an item."""
+MANIFEST = "manifest"
+"""Of rendered mixtures."""
+EVENTS = "events.csv"
+"""Where each source sounds in rendered mixtures, as far as rows say when sources begin."""
 
 _FILE = r"\d{5}-of-\d{5}\.parquet"
 _TABLES: Mapping[str, re.Pattern[str]] = {
