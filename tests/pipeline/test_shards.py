@@ -23,7 +23,7 @@ from manifests.files.readers import iter_rows
 from manifests.row import ManifestRow
 from pipelines import flags, report
 from pipelines.output_folder import lock
-from pipelines.output_folder.names import LOCK
+from pipelines.output_folder.contents import LOCK
 from pipelines.reporting.runs import RunError, read_run
 from transforms.elements import Shard
 from transforms.manifest_io import shard_of
