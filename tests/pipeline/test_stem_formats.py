@@ -11,6 +11,8 @@ import soundfile
 
 import tone_runs
 from pipelines import report, score, separate
+from transforms.audio.files import open_audio
+from transforms.storage import Storage
 
 CASE = Path(__file__).parents[1] / "data" / "cases" / "float_over_full_scale" / "over.wav"
 STUB = ("--model", "mixture", "--scorer", "none")
@@ -202,6 +204,22 @@ def test_a_rate_that_a_lossy_format_lacks_is_resampled(
     assert np.sqrt(np.mean(loud[50:-50] ** 2)) > 1.8 * np.sqrt(np.mean(quiet[50:-50] ** 2))
     assert _run(tmp_path, [_row("a", noise)], *more, "--resume", "--verify") == 0
     assert tone_runs.record(tmp_path / "out")["row_counts"]["finished_before"] == 1
+
+
+@pytest.mark.parametrize(("form", "name"), [("opus", "Opus"), ("mp3", "MP3")])
+def test_surround_is_flac_where_a_lossy_format_was_asked_for(
+    tmp_path: Path, form: str, name: str
+) -> None:
+    """libsndfile takes the sixth channel of Opus for bass, and others for one another."""
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (48_000, 6)) * np.linspace(0.2, 1, 6)
+    soundfile.write(tmp_path / "a.wav", noise, 48_000, "FLOAT")
+    assert _run(tmp_path, [_row("a", tmp_path / "a.wav")], "--stem_format", form) == 0
+    (row,) = tone_runs.table(tmp_path / "out", "metrics")
+    with open_audio(Storage(), row["stem_uri"]) as reader:
+        levels = np.std(reader.read(), axis=1)
+    assert list(np.argsort(levels)) == list(range(6))
+    note = f"6 channels: {name} is written with at most 2"
+    assert (row["stem_format"], row["stem_note"]) == ("flac", note)
 
 
 def test_quality_decides_the_size(tmp_path: Path) -> None:

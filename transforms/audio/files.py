@@ -65,7 +65,8 @@ class StemKind:
         is_fixed: whether samples over full scale are cut.
         is_lossy: whether other samples are read than were written.
         rates_hz: the only rates that it has; None: any, or as FLAC.
-        max_channels: that it holds.
+        max_channels: that are written. libsndfile gives surround channels to Opus in WAV's order,
+            where Vorbis's is meant.
     """
 
     ending: str
@@ -95,6 +96,7 @@ STEM_FORMATS: Mapping[StemFormat, StemKind] = {
         subtype="OPUS",
         is_lossy=True,
         rates_hz=(8_000, 12_000, 16_000, 24_000, 48_000),
+        max_channels=2,
     ),
     "mp3": StemKind(
         ending="mp3",
@@ -516,13 +518,14 @@ def held_by(
     """The format that holds a stem, and why it is not ``form``.
 
     A rate that Opus or MP3 lacks is resampled to one that it has: the format is ``form``, and there
-    is something to say all the same. Channels that MP3 does not hold are FLAC; what is over full
+    is something to say all the same. More channels than are written so are FLAC; what is over full
     scale, or what FLAC does not hold, is float WAV.
     """
     kind = STEM_FORMATS[form]
     name = kind.format if form != "opus" else "Opus"
     if num_channels > kind.max_channels:
-        return held_by("flac", rate_hz, peak)[0], f"{name} holds no {num_channels} channels"
+        note = f"{num_channels} channels: {name} is written with at most {kind.max_channels}"
+        return held_by("flac", rate_hz, peak)[0], note
     held_hz = kind.rate_of(rate_hz)
     if held_hz != rate_hz:
         return form, f"{name} has no sample rate of {rate_hz} Hz: resampled to {held_hz} Hz"
