@@ -4,8 +4,9 @@ Pairs of the five benchmarks, the input-level sweep of its Table VI, mixtures of
 with one or more targets (Table V), and the classes that a model has not been trained on (Fig. 6).
 
 The lists mix each target with several interferers (AudioCaps and ESC-50 with five). Such mixtures
-are alike: a row's ``group`` is its target, or the recording of that where the list has it, so that
-intervals draw targets and not mixtures.
+are alike, and so are targets that were cut from one recording: a row's ``group`` is its target's
+recording, where the list or the clip's name says it, and otherwise its target, so that intervals
+draw these and not mixtures.
 """
 
 from __future__ import annotations
@@ -37,18 +38,31 @@ class Benchmark:
         num_rows: mixtures of the official list; 0 where there is none.
         has_classes: whether captions name one class each, "the sound of …", so that rows can be
             labelled and queried by example clips.
+        recording: pattern of a clip's name without its suffix, whose first group names the
+            recording that it was cut from; a clip with another name is a recording of its own.
     """
 
     dataset: str
     num_rows: int
     has_classes: bool
+    recording: str = r"(.+)"
+
+    def recording_of(self, name: str) -> str:
+        """The recording that a clip of the list was cut from."""
+        stem = stem_of(name)
+        found = re.fullmatch(self.recording, stem)
+        return found[1] if found else stem
 
 
 BENCHMARKS: Final = {
     "audiocaps": Benchmark(dataset="AudioCaps", num_rows=4_785, has_classes=False),
     "audioset": Benchmark(dataset="AudioSet", num_rows=18_869, has_classes=False),
-    "music21": Benchmark(dataset="MUSIC21", num_rows=19_805, has_classes=True),
-    "esc50": Benchmark(dataset="ESC-50", num_rows=7_500, has_classes=True),
+    "music21": Benchmark(
+        dataset="MUSIC21", num_rows=19_805, has_classes=True, recording=r"(.+)_\d+"
+    ),
+    "esc50": Benchmark(
+        dataset="ESC-50", num_rows=7_500, has_classes=True, recording=r"(?:.*/)?\d-(\d+)-[A-Z]-\d+"
+    ),
     "fsdkaggle2018": Benchmark(dataset="FSDKaggle2018", num_rows=8_000, has_classes=True),
 }
 
@@ -108,7 +122,7 @@ def build_pairs(
             dataset=benchmark.dataset,
             split=split_of(name),
             label=name if benchmark.has_classes else None,
-            group=pair.group or stem_of(pair.source_file),
+            group=pair.group or benchmark.recording_of(pair.source_file),
             **setting.columns([pair.positive_caption], [pair.negative_caption]),
         )
 

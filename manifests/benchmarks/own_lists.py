@@ -98,12 +98,13 @@ def draw_lists(
             by_class.setdefault(clip.caption, []).append(clip.path)
     usable = {name for name, paths in by_class.items() if len(paths) >= shots}
     mixed = [clip for clip in clips if clip.split == split and clip.caption in usable]
-    if len({clip.caption for clip in mixed}) < 2:
-        raise ManifestError(
-            f"split {split!r} has fewer than two classes with {shots} clips in {examples_split!r}"
-        )
     if limit is not None and limit < len(mixed):
         mixed = [mixed[index * len(mixed) // limit] for index in range(limit)]
+    if len({clip.caption for clip in mixed}) < 2:
+        raise ManifestError(
+            f"{screen.counted(len(mixed), 'clip')} of the split {split!r}: fewer than two classes "
+            f"with {shots} clips in {examples_split!r}"
+        )
     pairs = tuple(_pair(clip, mixed, seed) for clip in mixed)
     named = sorted({clip.caption for clip in mixed})
     return OwnLists(

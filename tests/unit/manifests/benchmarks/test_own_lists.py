@@ -60,6 +60,11 @@ def test_a_limit_spreads_over_the_split():
     assert {pair.positive_caption for pair in draw(limit=3).pairs} == set(CLASSES)
 
 
+def test_a_limit_that_leaves_one_class_is_refused():
+    with pytest.raises(ManifestError, match="1 clip of the split 'test': fewer than two classes"):
+        draw(limit=1)
+
+
 def test_classes_with_too_few_examples_are_left_out():
     few = [clip for clip in CLIPS if (clip.caption, clip.path[-5]) != ("rain", "2")]
     lists = draw_lists(few, split="test", examples_split="train", shots=3)
