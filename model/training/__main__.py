@@ -23,7 +23,7 @@ _ALONE = ("prepare", "presence")
 _EXAMPLES = """examples:
   python -m model.training prepare --corpus corpus/ --teacher teacher.npz --output plan.npz
   python -m model.training fit --corpus corpus/ --plan plan.npz --output runs/mine
-  python -m model.training presence --model runs/mine/weights/model-1-of-4.safetensors \\
+  python -m model.training presence --model runs/mine/weights/model-1-of-3.safetensors \\
       --corpus corpus/ --plan plan.npz --output runs/mine/weights/model-presence.safetensors
   python -m pipelines.separate --model runs/mine/weights/model-presence.safetensors …
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -129,13 +129,29 @@ class Chooser:
         """Classes are drawn by the square root of the number of their recordings."""
         self._material = material
         self._plain = plain_text_share
-        self.classes = list(material.recordings)
-        weights = np.sqrt([len(material.recordings[name]) for name in self.classes])
-        rare = material.is_open[self.classes]
+        names = np.array(list(material.recordings))
+        weights = np.sqrt([len(groups) for groups in material.recordings.values()])
+        rare = material.is_open[names]
         if rare.any() and not rare.all():
             weights[rare] *= open_share / weights[rare].sum()
             weights[~rare] *= (1.0 - open_share) / weights[~rare].sum()
-        self._cumulative = np.cumsum(weights / weights.sum()).tolist()
+        self.classes: list[int] = names[weights > 0.0].tolist()
+        """Those that are drawn."""
+        self._cumulative = np.cumsum(weights[weights > 0.0] / weights.sum()).tolist()
+
+    def require_strangers(self, most_sources: int, mistaken: Collection[int] = ()) -> None:
+        """Refuses mixtures that may leave no class that is absent from them.
+
+        Raises:
+            ValueError: too few classes are drawn.
+        """
+        named = len(set(self.classes) - set(mistaken))
+        if named <= most_sources:
+            raise ValueError(
+                f"{named} classes are drawn: mixtures of up to {most_sources} sources need one "
+                "more, to ask for what is absent; give fewer source_shares in --settings, an "
+                "open_share between 0 and 1, or more classes with training clips"
+            )
 
     def name(self, rng: np.random.Generator) -> int:
         """A class."""
@@ -310,14 +326,7 @@ class MixturePlanner:
         queries = settings.queries
         self._chooser = Chooser(material, queries.open_share, queries.plain_text_share)
         self._windows = WindowDrawer(lengths, num_samples, settings.windows)
-        sources = len(queries.source_shares)
-        named = len(set(self._chooser.classes) - set(mistaken))
-        if named <= sources:
-            raise ValueError(
-                f"{named} classes have training clips: mixtures of up to "
-                f"{sources} sources need one more, to ask for what is absent; give fewer "
-                "separation.queries.source_shares in --settings, or more classes"
-            )
+        self._chooser.require_strangers(len(queries.source_shares), mistaken)
         self._pools = {size: material.compounds(size) for size in (2, 3)}
         self._counts = source_counts(queries.source_shares, settings.batch_size)
         self._sure = [np.nonzero(row >= queries.sure_score)[0].tolist() for row in material.scores]

@@ -13,7 +13,7 @@ import csv
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ TEMPLATES = (
 )
 BUNDLED_CAPTIONS = Path(__file__).parent / "captions.json"
 _OPEN = "open"
-_COLUMNS = ("path", "label", "caption", "split", "group")
+_FEWEST_LABELS = 2
+_COLUMNS = ("path", "label", "caption", "split")
 _TEACHER = ("path", "classes", "logits", "embedding")
 
 
@@ -48,7 +49,7 @@ class Material:
     split: npt.NDArray[Any]
     """str[N], ``train`` or ``val``."""
     group: npt.NDArray[Any]
-    """str[N], the recording that a clip was cut from."""
+    """str[N], the recording that a clip was cut from; its own path where none is named."""
     caption_of: Ints
     """int64[N], the text that is a clip's own caption."""
     logits: Floats
@@ -205,11 +206,13 @@ def prepare(
         settings: see there.
 
     Raises:
-        ValueError: a manifest or the teacher file lacks a column, an array or a clip.
+        ValueError: a manifest or the teacher file lacks a column, a cell, an array or a clip, or
+            there are too few labels.
     """
     rng = np.random.default_rng(settings.seed)
     heard = _read_teacher(teacher)
     rows = _chosen([row for corpus in corpora for row in _rows(corpus)], heard, settings, rng)
+    _require_labels(rows)
     where = {path: number for number, path in enumerate(heard["path"].tolist())}
     missing = [row["path"] for row in rows if row["path"] not in where]
     if missing:
@@ -285,16 +288,34 @@ def _read_teacher(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 def _rows(corpus: Path) -> list[dict[str, str]]:
     manifest = corpus / "manifest.csv"
-    with manifest.open(newline="", encoding="utf-8") as stream:
+    with manifest.open(newline="", encoding="utf-8-sig") as stream:
         rows = list(csv.DictReader(stream))
     missing = [name for name in _COLUMNS if rows and name not in rows[0]]
     if missing or not rows:
         raise ValueError(f"{manifest}: no rows, or no columns {missing}; needed: {_COLUMNS}")
+    used = [row for row in rows if row["split"] in ("train", "val")]
+    for row in used:
+        if lacking := [name for name in _COLUMNS if not row[name]]:
+            raise ValueError(f"{manifest}: the row of {row['path']!r} has no {lacking[0]}")
     return [
-        row | {"path": f"{corpus.name}/{row['path']}", "group": f"{corpus.name}/{row['group']}"}
-        for row in rows
-        if row["split"] in ("train", "val")
+        row
+        | {
+            "path": f"{corpus.name}/{row['path']}",
+            "group": f"{corpus.name}/{row.get('group') or row['path']}",
+        }
+        for row in used
     ]
+
+
+def _require_labels(rows: Sequence[Mapping[str, str]]) -> None:
+    """Refuses clips that mixtures, or the pairs that validate, cannot be made of."""
+    for split in ("train", "val"):
+        found = {row["label"] for row in rows if row["split"] == split} - {_OPEN}
+        if len(found) < _FEWEST_LABELS:
+            raise ValueError(
+                f"manifest.csv: clips of {len(found)} labels have the split {split!r}; expected "
+                f"{_FEWEST_LABELS} or more, without {_OPEN!r}"
+            )
 
 
 def _chosen(

@@ -87,6 +87,7 @@ def hear_windows(
 ) -> HeardWindows:
     """Makes windows of mixtures of training clips, and hears each once."""
     chooser = Chooser(material, settings.open_share, settings.plain_text_share)
+    chooser.require_strangers(len(settings.source_shares))
     drawer = WindowDrawer(
         renderer.store.lengths.cpu().numpy(), renderer.num_samples, settings.windows
     )
@@ -410,7 +411,7 @@ class PresenceValidation:
         self._near = nearest_labels(words.texts, material, 2 * _ABSENT)
         self._rate_hz = round(renderer.num_samples / clap.clip_samples * clap.sample_rate_hz)
         rng = np.random.default_rng(0)
-        self._of_label = material.held_out
+        self._of_label = self._sounding(renderer)
         self._latents: list[tuple[Tensor, Tensor]] = []
         self._asked: list[list[_Asked]] = []
         for clip in sorted(itertools.chain.from_iterable(self._of_label.values())):
@@ -446,6 +447,15 @@ class PresenceValidation:
         numbers = (head.scale, head.similarity, head.typicality, head.offset)
         for number, value in zip(numbers, (*weights.tolist(), offset), strict=True):
             number.fill_(value)
+
+    def _sounding(self, renderer: Renderer) -> dict[int, list[int]]:
+        """Validation clips by label, without those that are silent where they are heard."""
+        length = round(_RECORDING_S * self._rate_hz)
+        heard = {
+            name: [clip for clip in clips if renderer.store.clip(clip)[:length].any()]
+            for name, clips in self._material.held_out.items()
+        }
+        return {name: clips for name, clips in heard.items() if clips}
 
     def _stranger(self, clip: int, rng: np.random.Generator) -> int:
         own = self._material.class_of[clip]

@@ -245,7 +245,7 @@ class SeparationStep(nn.Module):
         absent = far.masked_fill(sounds, 0.0).sum()
         loss = (present + absent) / asked
         count = sounds.sum()
-        figures = [present / count, absent / (asked - count).clamp(min=1)]
+        figures = [present / count.clamp(min=1), absent / (asked - count).clamp(min=1)]
         return loss, torch.stack([value.detach() for value in figures])
 
 
@@ -369,13 +369,15 @@ class Validation:
             """float32[P, T]."""
 
     def improvements(self, separator: ClapSep) -> dict[str, float]:
-        """By the kind of query; ``score`` is their mean."""
+        """By the kind of query, over pairs of which both sound; ``score`` is their mean."""
+        sound = self.sources.any(-1).all(0)
         found: dict[str, float] = {}
         for mode in MODES:
             gains = []
             for wanted in (0, 1):
                 estimate, target = self.estimates(separator, mode, wanted), self.sources[wanted]
-                gains.append(si_sdr(estimate, target) - si_sdr(self.mixtures, target))
+                gain = si_sdr(estimate, target) - si_sdr(self.mixtures, target)
+                gains.append(gain[sound])
             found[mode] = torch.cat(gains).mean().item()
         return {"score": float(np.mean(list(found.values()))), **found}
 

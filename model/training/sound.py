@@ -86,11 +86,25 @@ def quantised(mono: npt.NDArray[np.float32]) -> Int16Array:
 
 
 def decode_all(paths: Sequence[Path], sample_rate_hz: int) -> list[Int16Array]:
-    """Reads clips on all processors; in order."""
-    files = [str(path) for path in paths]
+    """Reads clips on all processors; in order.
+
+    Raises:
+        ValueError: a clip cannot be read; it is named.
+    """
     workers = min(os.cpu_count() or 1, 16)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
-        return list(pool.map(decode, files, [sample_rate_hz] * len(files), chunksize=16))
+        return list(pool.map(_decode_named, paths, [sample_rate_hz] * len(paths), chunksize=16))
+
+
+def _decode_named(path: Path, sample_rate_hz: int) -> Int16Array:
+    import soundfile
+
+    try:
+        with path.open("rb"):  # libsndfile does not say that there is no file
+            return decode(str(path), sample_rate_hz)
+    except (OSError, ValueError, soundfile.LibsndfileError) as err:
+        reason = getattr(err, "error_string", "") or getattr(err, "strerror", "") or err
+        raise ValueError(f"{path}: {reason}") from err
 
 
 class ClipStore(nn.Module):

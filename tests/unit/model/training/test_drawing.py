@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -222,5 +224,9 @@ def test_layout_gives_back_what_it_packed(material: Material) -> None:
 
 
 def test_classes_that_are_too_few_are_refused(material: Material) -> None:
-    with pytest.raises(ValueError, match="4 classes have training clips: mixtures of up to 4"):
+    with pytest.raises(ValueError, match="4 classes are drawn: mixtures of up to 4 sources"):
         planner(material, source_shares=(0.1, 0.6, 0.2, 0.1))
+    rare = dataclasses.replace(material, is_open=np.array([False, False, True, True]))
+    with pytest.raises(ValueError, match=r"2 classes are drawn: .* an open_share between 0 and 1"):
+        planner(rare, source_shares=(0.1, 0.9), open_share=0.0)
+    planner(rare, source_shares=(0.1, 0.9)).draw(np.random.default_rng(0))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +83,43 @@ def test_a_teacher_file_without_logits_is_refused(corpus_folder: Path, tmp_path:
     np.savez(tmp_path / "teacher.npz", path=np.array(["a"]))
     with pytest.raises(ValueError, match="'classes', 'logits', 'embedding'"):
         prepared(corpus_folder, tmp_path / "teacher.npz")
+
+
+def _edited(corpus: Path, folder: Path, change: Callable[[dict[str, str]], object]) -> Path:
+    """The corpus's manifest with changed rows, as a spreadsheet saves it."""
+    with (corpus / "manifest.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        change(row)
+    edited = folder / corpus.name
+    edited.mkdir()
+    with (edited / "manifest.csv").open("w", newline="", encoding="utf-8-sig") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return edited
+
+
+def test_a_clip_without_a_group_is_a_recording_of_its_own(
+    corpus_folder: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    edited = _edited(corpus_folder, tmp_path, lambda row: row.pop("group"))
+    found = prepared(edited, teacher_file)
+    assert found.group.tolist() == found.path.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"caption": ""}, "the row of 'hum-0.flac' has no caption"),
+        ({"split": "train"}, "clips of 0 labels have the split 'val'; expected 2 or more"),
+        ({"split": "test"}, "clips of 0 labels have the split 'train'; expected 2 or more"),
+        ({"label": "open"}, "clips of 0 labels have the split 'train'; expected 2 or more"),
+    ],
+)
+def test_rows_that_nothing_can_be_trained_of_are_refused(
+    change: dict[str, str], said: str, corpus_folder: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    edited = _edited(corpus_folder, tmp_path, lambda row: row.update(change))
+    with pytest.raises(ValueError, match=said):
+        prepared(edited, teacher_file)

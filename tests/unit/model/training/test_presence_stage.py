@@ -19,8 +19,9 @@ from model.systems.clapsep.network import ClapSep
 from model.training import __main__ as command
 from model.training.drawing import NONE
 from model.training.material import Material
-from model.training.presence import HeardWindows, PresencePlanner, fit_logistic
+from model.training.presence import HeardWindows, PresencePlanner, fit_logistic, hear_windows
 from model.training.settings import PresenceTraining
+from model.training.sound import ClipStore, Renderer
 
 SMALL = {
     "presence": {
@@ -70,6 +71,18 @@ def test_what_is_asked_for_is_there_or_not(material: Material) -> None:
             assert other != asked
     assert kinds["text"] / 800 == pytest.approx(0.6, abs=0.06)
     assert kinds["clips"] / 800 == pytest.approx(0.25, abs=0.06)
+
+
+def test_classes_that_mixtures_can_use_up_are_refused(
+    material: Material, small_config: ClapSepConfig
+) -> None:
+    store = ClipStore([np.ones(100, dtype=np.int16)] * len(material.path))
+    settings = PresenceTraining()
+    assert len(settings.source_shares) == 4 == len(material.recordings)
+    with pytest.raises(ValueError, match="4 classes are drawn: mixtures of up to 4 sources"):
+        hear_windows(
+            Clap(small_config.clap), material, Renderer(store, 32_000, 32_000), settings, seed=0
+        )
 
 
 def test_scores_become_log_odds_of_as_much_there_as_not() -> None:

@@ -17,6 +17,7 @@ from model.training.engine import Optimiser
 from model.training.separation import (
     SeparationStep,
     Sums,
+    Validation,
     Words,
     build_separator,
     energy,
@@ -106,6 +107,47 @@ def test_losses_of_silence_have_finite_gradients() -> None:
     loss.sum().backward()
     assert estimate.grad is not None
     assert estimate.grad.isfinite().all()
+
+
+class _Silence(torch.nn.Module):
+    """A separator that gives silence."""
+
+    def encode(self, mixture: torch.Tensor) -> _Silence:
+        self.length = mixture.shape[-1]
+        return self
+
+    def index(self, rows: torch.Tensor) -> _Silence:
+        self.count = len(rows)
+        return self
+
+    def decode(self, _encoded: object, _condition: object) -> torch.Tensor:
+        return torch.zeros(self.count, self.length, requires_grad=True)
+
+
+def test_a_batch_of_which_nothing_sounds_has_figures() -> None:
+    step = SeparationStep(_Silence(), SeparatorTraining(batch_size=1))  # type: ignore[arg-type]
+    query = torch.zeros(2, 4)
+    made = {"mixture": torch.randn(1, 100), "targets": torch.zeros(2, 100)}
+    loss, figures = step({**made, "positive": query, "negative": query})
+    assert figures.tolist() == pytest.approx([0.0, -20.0], abs=0.1)
+    assert loss.item() == pytest.approx(-20.0, abs=0.1)
+
+
+class _Mixtures(Validation):
+    """Pairs of which the first target is silent; what is found is the mixture."""
+
+    def __init__(self) -> None:
+        self.sources = torch.randn(2, 3, 100)
+        self.sources[0, 0] = 0.0
+        self.mixtures = self.sources.sum(0)
+
+    def estimates(self, *_: object) -> torch.Tensor:
+        return 0.5 * self.mixtures
+
+
+def test_a_pair_with_a_silent_target_does_not_count_in_the_validation() -> None:
+    found = _Mixtures().improvements(_Silence())  # type: ignore[arg-type]
+    assert list(found.values()) == pytest.approx([0.0] * 5, abs=1e-4)
 
 
 def test_queries_are_texts_examples_or_between() -> None:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from model.training.drawing import WindowDrawer, as_tensors
 from model.training.settings import PLAIN_WINDOWS, WindowSettings
-from model.training.sound import BLOCK, ClipStore, Renderer, at_rms, band_frequencies
+from model.training.sound import (
+    BLOCK,
+    ClipStore,
+    Renderer,
+    at_rms,
+    band_frequencies,
+    decode_all,
+)
 
 RATE, SAMPLES = 8_000, 5_000
 CPU = torch.device("cpu")
@@ -95,3 +105,13 @@ def test_reverberation_goes_on_after_the_sound() -> None:
         made["wet"][at].square().mean() for at in (slice(400, 1_200), slice(3_000, 3_800))
     )
     assert early > 100 * late > 0  # 6.9 / 0.3 s · 0.325 s in amplitude: 65 dB
+
+
+@pytest.mark.parametrize("name", ["broken.wav", "missing.wav", "empty.wav", "not_finite.wav"])
+def test_a_clip_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 32_000)
+    soundfile.write(tmp_path / "not_finite.wav", np.full(9, np.nan), 32_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "good.wav", np.zeros(9), 32_000)
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name}: ") + "[A-Za-z]"):
+        decode_all([tmp_path / "good.wav", tmp_path / name], 32_000)
