@@ -96,7 +96,8 @@ def first_line(error: BaseException) -> str:
 
 AUTO = "auto"
 EXPECTED = "auto, cpu, cuda or cuda:N"
-_NAME = re.compile(r"auto|cpu|cuda(:\d{1,4}(,\d{1,4})*)?")
+_NUMBER = r"(0|[1-9]\d{0,3})"  # torch takes no zeros before it
+_NAME = re.compile(rf"auto|cpu|cuda(:{_NUMBER}(,{_NUMBER})*)?")
 _THREADS = threading.RLock()
 _DRIVER = re.compile(r"Kernel Module(?: for \S+)?\s+(\S+)")
 _CAPTURING = threading.Lock()
@@ -121,7 +122,7 @@ def require_name(device: str, name: str = "--device") -> None:
     if device.strip().lower() in (AUTO, "cpu"):
         meant = f"; did you mean {device.strip().lower()}?"
     elif found is not None and device.strip():
-        number = f":{found[2]}" if found[2] else ""
+        number = f":{int(found[2])}" if found[2] else ""
         meant = f"; did you mean cuda{number}?"
     raise ValueError(f"{name} {device}: expected {EXPECTED}{meant}")
 

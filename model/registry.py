@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from model import catalogue
 from model.catalogue import Entry
+from model.checkpoints.fetch import CheckpointError
 from terminal import flags, screen
 
 if TYPE_CHECKING:
@@ -182,11 +183,17 @@ def load_clapsep(entry: Entry, options: LoadOptions) -> LoadedModel:
 
 
 def load_own_clap(entry: Entry, options: LoadOptions) -> QueryEncoder:
-    """Loads a CLAP alone, out of a CLAPSep's files or its own."""
+    """Loads a CLAP alone, out of a separator's files or its own.
+
+    Raises:
+        CheckpointError: the weights cannot be had, or there is no CLAP among them.
+    """
     from model.checkpoints.loading import load_clap
 
     files = {file.role: file for file in entry.files}
-    file = files.get("converted") or files["clap"]
+    file = files.get("converted") or files.get("clap")
+    if file is None:
+        raise CheckpointError(f"{entry.name} has no CLAP, which would give the scores")
     clap = load_clap(file.location(), sha256=file.sha256)
     clap.input_level_dbfs = entry.input_level_dbfs
     return _ready(clap, options)

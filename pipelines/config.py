@@ -414,6 +414,8 @@ def separate_config(arguments: Arguments, execution: Execution) -> SeparateConfi
     if given.min_presence is not None and given.keep_stems != "present":
         raise UsageError("--min_presence goes with --keep_stems present")
     _check_range("--min_presence", given.min_presence or 0.0, 0.0, 1.0)
+    if given.residual and given.keep_stems == "none":
+        raise UsageError("--residual: --keep_stems none keeps no file; leave one of them out")
     if given.embeddings and given.scorer == "none":
         raise UsageError("--embeddings needs a scorer; leave out --scorer none")
     if given.verify and not given.resume:

@@ -173,7 +173,6 @@ def _run_and_say(job: Job, options: PipelineOptions) -> int:
         sys.stderr.write(f"no longer waiting: {err}; {_HOW_TO_CLOSE}\n")
         return EXIT_INTERRUPTED
     except KeyboardInterrupt as err:
-        output_folder.storage_of(job.config, job.access).discard_unfinished(job.config.output)
         flag = "--overwrite" if isinstance(err, _ClearingStopped) else "--resume"
         sys.stderr.write(f"interrupted; only complete files are left, {flag} goes on from here\n")
         return EXIT_INTERRUPTED
@@ -235,7 +234,11 @@ def run(job: Job, options: PipelineOptions) -> int:
         sys.stdout.write("dry run: the job can be built; nothing was staged or submitted\n")
         return EXIT_OK
     with output_folder.held(config, storage, require_ended) as lock:
-        return _Run(job, options, runner, storage, manifests, loaded, lock).run()
+        try:
+            return _Run(job, options, runner, storage, manifests, loaded, lock).run()
+        except KeyboardInterrupt:  # what is unfinished is this run's, while it holds the folder
+            storage.discard_unfinished(config.output)
+            raise
 
 
 @dataclasses.dataclass

@@ -94,6 +94,7 @@ def test_what_was_not_kept_is_finished_all_the_same(
     [
         (("--min_presence", "0.5"), "--min_presence goes with --keep_stems present"),
         (("--keep_stems", "present", "--min_presence", "1.5"), "--min_presence=1.5"),
+        (("--keep_stems", "none", "--residual"), "--residual: --keep_stems none keeps no file"),
     ],
 )
 def test_flags_that_do_not_go_together_are_said(

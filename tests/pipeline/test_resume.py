@@ -12,13 +12,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 import metric_rows
 import tone_runs
+from manifests.files import UNFINISHED
 from pipelines import flags
 from pipelines.output_folder import lock
+from pipelines.separate_graph import SeparateJob
 from transforms.tables import metrics_rows, summary
 
 pytestmark = pytest.mark.usefixtures("loaded")
@@ -279,6 +282,24 @@ def test_a_second_run_is_refused_while_one_runs_and_changes_nothing(
     tone_runs.assert_same_results(undisturbed, output)
     assert tone_runs.record(output)["attempt"] == 0
     assert not (output / "_work").exists()
+
+
+def test_a_run_that_is_interrupted_before_it_holds_the_folder_leaves_it_to_whoever_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = tmp_path / "out" / "_work" / "staging" / f"{UNFINISHED}theirs.flac"
+
+    def load(_: SeparateJob) -> NoReturn:
+        theirs.parent.mkdir(parents=True)  # another run was faster
+        theirs.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SeparateJob, "load", load)
+    rows = tone_runs.write_mixtures(tmp_path / "in", count=1)
+    manifest = tone_runs.write_manifest(tmp_path / "rows.jsonl", rows)
+    assert tone_runs.run("--manifest", manifest, "--output", tmp_path / "out") == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert theirs.exists()
 
 
 def test_a_run_whose_lock_was_taken_stops_and_leaves_the_record_alone(

@@ -6,6 +6,7 @@ bundle that is tried again counts twice here: nothing is decided by these number
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -44,7 +45,8 @@ class _Tally:
             folder = os.environ.get(FOLDER_VARIABLE)
             if folder and time.monotonic() - self._written_at >= _INTERVAL_S:
                 self._written_at = time.monotonic()
-                self._write(Path(folder))
+                with contextlib.suppress(OSError):  # a full disk: the display stands still, no more
+                    self._write(Path(folder))
 
     def _write(self, folder: Path) -> None:
         path = folder / f"{os.getpid()}.json"

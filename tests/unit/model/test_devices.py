@@ -30,6 +30,7 @@ def test_a_device_is_called_as_torch_calls_it(device: str) -> None:
         ("cuda0", "; did you mean cuda:0?"),
         ("cuda:", "; did you mean cuda?"),
         ("1", "; did you mean cuda:1?"),
+        ("cuda:01", "; did you mean cuda:1?"),
         ("CPU", "; did you mean cpu?"),
         (" auto", "; did you mean auto?"),
         ("mps", ""),

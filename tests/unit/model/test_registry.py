@@ -125,6 +125,12 @@ def test_scorer_does_not_separate() -> None:
         load("clap-music-audioset")
 
 
+@pytest.mark.parametrize("name", ["mixture", "lass-net"])
+def test_a_separator_without_a_clap_does_not_score(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{name} has no CLAP, which would give the scores"):
+        load_scorer(name)
+
+
 @pytest.mark.parametrize("by", ["name", "converted"])
 def test_separator_lends_its_clap_for_scoring(tiny_entry: Entry, converted: str, by: str) -> None:
     scorer = load_scorer(converted if by == "converted" else tiny_entry.name)
