@@ -30,6 +30,7 @@ from manifests.columns import (
     DEAD_LETTER_SCHEMA,
     EMBEDDINGS_SCHEMA,
     EXPORTED_SCHEMA,
+    LISTING,
     MANIFEST_SCHEMA,
     METRICS_SCHEMA,
     SEGMENTS_SCHEMA,
@@ -424,8 +425,8 @@ def _could_not_be_listed(record: Mapping[str, Any]) -> str | None:
         values = json.loads(record["row_json"])
     except (ValueError, RecursionError):
         return None
-    is_listing = isinstance(values, dict) and values.keys() == {"recordings"}
-    return record["manifest_uri"] if is_listing else None
+    is_listing = isinstance(values, dict) and values.keys() == {LISTING}
+    return str(values[LISTING]) if is_listing else None
 
 
 def _place(record: Mapping[str, Any]) -> str:

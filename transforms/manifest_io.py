@@ -19,6 +19,7 @@ from apache_beam.pvalue import PCollection
 
 import transforms.threaded  # noqa: F401 - registers the coders of our records
 from manifests.audio_formats import FROM_START_SUFFIXES
+from manifests.columns import LISTING
 from manifests.files import split_fragment
 from manifests.files.readers import Split, expand, iter_split, plan_splits
 from manifests.recordings import Recordings, apart, list_root, once, rows_of
@@ -242,7 +243,7 @@ def _other(found: Skipped | Broken | RowError) -> Any:
         stage="manifest",
         error_type=found.code,
         message=found.message,
-        row_json=json.dumps({"recordings": found.uri}),
+        row_json=json.dumps({LISTING: found.uri}),
         manifest_uri=found.uri,
         manifest_row=0,
     )

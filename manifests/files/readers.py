@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests.columns import DEAD_LETTER_COLUMNS
+from manifests.columns import DEAD_LETTER_COLUMNS, LISTING
 from manifests.files import (
     ManifestError,
     StorageOptions,
@@ -567,6 +567,15 @@ def _result(record: Record, uri: str, folder: str) -> RowResult:
             original = parse_object(letter["row_json"], {"uri": uri, "row": record.row})
             if isinstance(original, RowError):
                 return original
+            if original.keys() == {LISTING}:
+                return RowError(
+                    uri=uri,
+                    row=record.row,
+                    field=None,
+                    value=f"{original[LISTING]}, which could not be looked into",
+                    expected="the --recordings of before, with --resume, which look there again",
+                    row_json=letter["row_json"],
+                )
             values = original
             if isinstance(letter["manifest_uri"], str) and letter["manifest_uri"]:
                 folder = folder_of(letter["manifest_uri"])

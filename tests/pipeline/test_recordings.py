@@ -184,6 +184,11 @@ def test_a_folder_that_cannot_be_listed_is_a_dead_letter(
     again = ("--recordings", archive, "--positive", "bell", "--output", output, "--resume")
     assert tone_runs.run(*again) == 1
     assert len(tone_runs.table(output, "dead_letters")) == 1
+    as_rows = ("--manifest", output / "dead_letters", "--output", output, "--resume")
+    assert tone_runs.run(*as_rows) == 1
+    (letter,) = tone_runs.table(output, "dead_letters")
+    assert f"{archive / 'night'}, which could not be looked into" in letter["message"]
+    assert "expected the --recordings of before" in letter["message"]
     monkeypatch.undo()
     assert tone_runs.run(*again) == 0
     assert ids(output) == ["a/bell", "night/2024.01.05_b/bell", "night/a/bell"]
