@@ -560,7 +560,7 @@ def _clips(name: str, given: Any, rate_hz: int) -> list[_ExampleClip]:
         )
         mono = signal.to_mono(clip.samples)
         if mono.min() == mono.max():  # a constant offset is no sound
-            value = "the same" if mono.any() else "zero"
+            value = "the same" if mono.any() else "zero, or the mean of the channels is"
             raise ValueError(f"{place}: all samples are {value}; expected a clip that can be heard")
         clips.append(clip)
     return clips

@@ -660,8 +660,13 @@ def _require_held(settings: ExportSettings, part: AudioPart, peak: float, source
 
 @contextlib.contextmanager
 def _scratch(settings: ExportSettings, uri: str) -> Iterator[tuple[str, str]]:
-    """Local paths of the file that becomes ``uri``, and of one item's audio."""
+    """Local paths of the file that becomes ``uri``, and of one item's audio.
+
+    Raises:
+        WriteError: they cannot be written; it names the file.
+    """
     with (
+        write_errors(uri),
         settings.storage.temporary(uri) as path,
         settings.storage.temporary(uri) as scratch,
     ):
@@ -669,9 +674,8 @@ def _scratch(settings: ExportSettings, uri: str) -> Iterator[tuple[str, str]]:
 
 
 def _publish(storage: Storage, uri: str, path: str) -> None:
-    with write_errors(uri):
-        storage.publish(uri, path)
-        storage.settle([uri])
+    storage.publish(uri, path)
+    storage.settle([uri])
 
 
 def _write_list(lines: list[str], uri: str, storage: Storage) -> str:

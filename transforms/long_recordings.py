@@ -34,7 +34,15 @@ from model.signal import Envelope
 from model.signal.windowing import OverlapAdder
 from transforms import storage as storages
 from transforms.audio import AudioError, AudioPart
-from transforms.audio.files import READ_ERRORS, WriteError, describe, error_code, open_audio, within
+from transforms.audio.files import (
+    READ_ERRORS,
+    SILENT,
+    WriteError,
+    describe,
+    error_code,
+    open_audio,
+    within,
+)
 from transforms.audio.mixtures import ReadSettings, require_equal_length
 from transforms.elements import (
     Failure,
@@ -893,7 +901,7 @@ def _in_passing(
 def require_audible(peak: float, uri: str) -> None:
     """Raises AudioError where a recording turned out to be silent."""
     if peak == 0.0:
-        raise AudioError("silent", f"{uri}: all samples are zero")
+        raise AudioError("silent", f"{uri}: {SILENT}")
 
 
 @dataclasses.dataclass(eq=False)

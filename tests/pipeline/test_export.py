@@ -359,6 +359,19 @@ def test_a_disk_without_room_for_clips_is_said_of_what_is_written(
     assert not any(str(run_folder) in row["message"] for row in letters)
 
 
+@pytest.mark.parametrize(("layout", "file"), [("webdataset", "shard-"), ("parquet", "part-")])
+def test_a_disk_without_room_for_many_clips_ends_the_job_and_names_the_file(
+    exported: Callable[..., Path], layout: str, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = ("--cut", "clips", "--clip_format", "wav")
+    with no_file_above(20 * RATE_HZ):  # two clips
+        output = exported(layout, *clips, code=flags.EXIT_JOB_FAILED)
+    assert f"{output}/data/{file}00000-of-00001." in capsys.readouterr().err
+    assert not list((output / "data").glob("*"))
+    exported(layout, *clips, "--resume")
+    assert len(_items(output)) == len(IDS)
+
+
 def test_audio_outside_of_what_is_allowed_is_not_read(
     exported: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import threading
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import IO, Any, BinaryIO, Generic, Literal, NoReturn, TypeVar
+from typing import IO, Any, BinaryIO, Final, Generic, Literal, NoReturn, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -484,13 +484,16 @@ def _naming(uri: str) -> Iterator[None]:
         raise AudioError(error_code(err), describe(err, uri)) from err
 
 
+SILENT: Final = "all samples are zero, or the mean of the channels is"
+
+
 def require_sound(samples: Samples, uri: str, *, varying: bool = False) -> None:
     """Raises AudioError where all samples are zero: nothing to extract or to compare with.
 
     With ``varying`` also where all are the same: a constant offset is no sound to ask for.
     """
     if not samples.any():
-        raise AudioError("silent", f"{uri}: all samples are zero")
+        raise AudioError("silent", f"{uri}: {SILENT}")
     if varying and samples.min() == samples.max():
         raise AudioError("silent", f"{uri}: all samples are the same, which is no sound")
 

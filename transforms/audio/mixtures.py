@@ -88,8 +88,8 @@ def read_mixture(row: ManifestRow, storage: Storage, settings: ReadSettings) -> 
             return None
         samples, rate_hz = reader.read(), reader.part.sample_rate_hz
         tags = reader.tags
-    require_sound(samples, row.mixture_uri)
     heard = waveforms.to_mono(samples)[None] if settings.mix_down else samples
+    require_sound(heard, row.mixture_uri)
     return MixtureAudio(
         audio=Audio(samples=samples, sample_rate_hz=rate_hz),
         model_audio=waveforms.resample(heard, rate_hz, settings.model_rate_hz),

@@ -752,6 +752,8 @@ def _stat(path: str) -> os.stat_result:
             hint = "it has backslashes, which part no folders here; expected / between them"
         elif "%" in path and os.path.exists(unquote(path)):
             hint = f"is it {unquote(path)}? Only file:// URIs are percent-decoded"
+        elif "#" in path and os.path.exists(path.rpartition("#")[0]):
+            hint = "what follows # is no part of a recording; expected #t=START,END in seconds"
         else:
             raise
         raise FileNotFoundError(err.errno, f"{err.strerror}: {hint}", path) from err

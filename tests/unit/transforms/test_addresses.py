@@ -116,6 +116,11 @@ def test_what_may_be_wrong_with_a_name_is_said(tmp_path: Path) -> None:
         ONCE.open(str(tmp_path / "sub\\dog.wav")).__enter__()
     with pytest.raises(FileNotFoundError, match=r"is it .*/my dog\.wav\? Only file:// URIs"):
         ONCE.open(str(tmp_path / "my%20dog.wav")).__enter__()
+    for fragment in ("t=1s,2s", "t=3-4", "5"):
+        with pytest.raises(FileNotFoundError, match=r"#t=START,END in seconds: '.*#" + fragment):
+            ONCE.open(str(tmp_path / f"my dog.wav#{fragment}")).__enter__()
+    with pytest.raises(FileNotFoundError, match=r"directory: '.*#t=3-4'"):
+        ONCE.open(str(tmp_path / "no dog.wav#t=3-4")).__enter__()
 
 
 def test_files_of_a_folder_are_listed_by_names_that_can_be_opened(tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ def test_a_recording_is_kept_as_it_is_and_resampled_for_the_model(tmp_path: Path
     np.testing.assert_allclose(mid.model_audio, expected, atol=1e-6)
 
 
+def test_channels_that_cancel_out_are_no_sound_where_their_mean_is_used(tmp_path: Path) -> None:
+    bell = tones.tone("bell", 1.0)
+    row = _row(mixture_uri=_write(tmp_path / "a.wav", np.stack([bell, -bell], axis=1)))
+    assert read_mixture(row, STORAGE, SETTINGS) is not None
+    with pytest.raises(AudioError, match="or the mean of the channels is") as caught:
+        read_mixture(row, STORAGE, dataclasses.replace(SETTINGS, mix_down=True))
+    assert caught.value.code == "silent"
+
+
 def test_what_is_long_is_left_to_be_streamed(tmp_path: Path) -> None:
     uri = _write(tmp_path / "a.wav", tones.tone("bell", 1.0))
     limit = ReadSettings(model_rate_hz=8_000, max_in_memory_s=7_999 / 96_000)
