@@ -278,6 +278,7 @@ _MAX_INTEGER = 10_000_000
 _MAX_LAYERS = 200
 _COUNTS = frozenset({"depths", "num_layers", "num_masker_layers"})
 _MAX_ITEMS = 50
+_SHARES = "_shares"
 _MAX_SHOWN_CHARS = 100
 
 
@@ -333,7 +334,10 @@ def _convert(hint: Any, value: Any, where: str, default: Any = None) -> Any:
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list) or not 0 < len(value) <= _MAX_ITEMS:
             raise _wrong(where, f"a list of 1 to {_MAX_ITEMS} items", value)
-        return tuple(_convert(typing.get_args(hint)[0], item, where) for item in value)
+        items = tuple(_convert(typing.get_args(hint)[0], item, where) for item in value)
+        if where.endswith(_SHARES) and not math.isclose(sum(items), 1.0):
+            raise _wrong(where, "shares that sum to 1", value)
+        return items
     return _scalar(hint, value, where)
 
 
@@ -346,6 +350,8 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
     elif hint is float:
         if type(value) not in (int, float) or not math.isfinite(value):
             raise _wrong(where, "a finite number", value)
+        if where.endswith(("_share", _SHARES)) and not 0.0 <= value <= 1.0:
+            raise _wrong(where, "a share from 0 to 1", value)
     elif type(value) is not hint:
         raise _wrong(where, f"a {hint.__name__}", value)
     return value

@@ -519,9 +519,9 @@ class Learner:
 
 def rate_at(settings: OptimiserSettings, step: int) -> float:
     """The learning rate: rises over the warm-up, holds, and falls linearly to zero."""
-    used = step / settings.steps
+    left, falling = 1.0 - step / settings.steps, 1.0 - settings.held_share
     warm = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
-    return settings.learning_rate * warm * min(1.0, (1.0 - used) / (1.0 - settings.held_share))
+    return settings.learning_rate * warm * (left / falling if left < falling else 1.0)
 
 
 def run_stage(

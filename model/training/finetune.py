@@ -299,7 +299,21 @@ def hear(clips: Sequence[Clip], rate_hz: int) -> Heard:
         heard.clips.append(clip)
         heard.samples.append(samples)
         heard.sha256.append(hashlib.sha256(samples.tobytes()).hexdigest())
-    return heard
+    return dataclasses.replace(heard, clips=with_copies_joined(heard.clips, heard.sha256))
+
+
+def with_copies_joined(clips: list[Clip], sha256: Sequence[str]) -> list[Clip]:
+    """Makes recordings that hold the same samples one, so that no copy of them is trained on."""
+    first: dict[str, str] = {}
+    for number, digest in enumerate(sha256):
+        copy_of, own = first.setdefault(digest, clips[number].recording), clips[number].recording
+        if own != copy_of:
+            clips = [
+                dataclasses.replace(clip, recording=copy_of) if clip.recording == own else clip
+                for clip in clips
+            ]
+            first = {each: copy_of if name == own else name for each, name in first.items()}
+    return clips
 
 
 def _read(clip: Clip, rate_hz: int) -> sound.Int16Array:
@@ -575,7 +589,7 @@ def finetune(
     renderer = sound.Renderer(store, config.signal.window_samples, rate_hz).to(device)
     task = SeparationTask(separator, clap, corpus.material, renderer, options, pairs=corpus.pairs)
     before = _improvements(task.validation, task.average.module) if processes.is_first else {}
-    start = {name: value.clone() for name, value in task.average.module.state_dict().items()}
+    separator.precision = "bf16" if options.optimiser.precision == "bf16" else "fp32"
     near = np.zeros((corpus.material.num_classes, 0), dtype=np.int64)
     lengths = store.lengths.cpu().numpy()
     planner = MixturePlanner(
@@ -591,11 +605,11 @@ def finetune(
         workers=workers, capture=False, processes=processes,
     )  # fmt: skip
     tuned = task.average.module
-    _step_back(tuned, start, settings.moved_share)
-    after = _improvements(task.validation, tuned) if processes.is_first else {}
-    tuned.cpu()
     if encoder == "lora":
         lora.merge_adapters(tuned.encoder)
+    _step_back(tuned, base.separator.state_dict(), settings.moved_share)
+    after = _improvements(task.validation, tuned) if processes.is_first else {}
+    tuned.cpu()
     tuned.listener = listener
     return Finetuned(
         networks=dataclasses.replace(base, clap=clap.cpu(), separator=tuned, model_sha256=""),
@@ -608,7 +622,7 @@ def _step_back(network: nn.Module, start: Mapping[str, Tensor], share: float) ->
     with torch.no_grad():
         for name, value in network.state_dict().items():
             if value.is_floating_point():
-                value.lerp_(start[name], 1.0 - share)
+                value.lerp_(start[name].to(value), 1.0 - share)
 
 
 def _improvements(validation: Validation, separator: ClapSep) -> dict[str, npt.NDArray[np.float64]]:
@@ -665,7 +679,8 @@ def table(figures: Mapping[str, Mapping[str, Change]]) -> str:
     for title, by_mode in figures.items():
         for mode, change in by_mode.items():
             cells = [_shown(each) for each in (change.before, change.after, change.difference)]
-            lines.append(f"| {title} | {MODES[mode]} | {change.before.n} | {' | '.join(cells)} |")
+            shown = title.replace("|", "\\|")
+            lines.append(f"| {shown} | {MODES[mode]} | {change.before.n} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -762,8 +777,17 @@ class Bundle:
                 use = uses[str(material.split[number])]
                 recording = str(material.group[number])
                 writer.writerow((clip.name, label, recording, use, digests.get(clip.name, "")))
+            for clip in self._unused:
+                row = (clip.name, f"not {clip.label}", clip.recording, "left out")
+                writer.writerow((*row, digests[clip.name]))
             for line in self.heard.left_out:
                 writer.writerow((line, "", "", "left out", ""))
+
+    @property
+    def _unused(self) -> list[Clip]:
+        """What was taken for a label: of no other clip's, or in a recording that is held out."""
+        used = set(self.corpus.clips)
+        return [clip for clip in self.heard.clips if clip not in used]
 
     def _card(self, digests: Mapping[str, str]) -> str:
         material = self.corpus.material
@@ -785,7 +809,7 @@ class Bundle:
             trained = "the decoder"
         elif self.tuned.networks.config.lora is None:
             trained = "decoder and encoder"
-        count = len(self.heard.left_out)
+        count = len(self.heard.left_out) + len(self._unused)
         return _CARD.format(
             base=self.base,
             base_sha256=self.base_sha256 or "not known",

@@ -64,11 +64,16 @@ class OptimiserSettings:
     ema_decay: float = 0.999
     """0: the weights as they are."""
     precision: str = "bf16"
+    """``bf16`` or ``fp32``."""
 
     def __post_init__(self) -> None:
-        """Checks the name."""
+        """Checks names and the decay."""
         if self.matrices not in ("muon", "adamw"):
             raise ValueError(f"matrices={self.matrices!r}: expected 'muon' or 'adamw'")
+        if self.precision not in ("bf16", "fp32"):
+            raise ValueError(f"precision={self.precision!r}: expected 'bf16' or 'fp32'")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay={self.ema_decay}: expected 0 or more, and less than 1")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import pytest
@@ -62,6 +63,22 @@ def test_a_field_of_a_part_that_stands_outside_of_it_is_named_with_the_part() ->
     ) as e:
         from_json(TrainingSettings, text)
     assert "; steps belongs into optimiser" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ('"optimiser": {"held_share": 1.5}', "held_share: expected a share from 0 to 1, found 1.5"),
+        ('"queries": {"open_share": -1}', "open_share: expected a share from 0 to 1, found -1"),
+        ('"queries": {"source_shares": [1, 1]}', "source_shares: expected shares that sum to 1"),
+        ('"queries": {"source_shares": [2, -1]}', "source_shares: expected a share from 0 to 1"),
+        ('"optimiser": {"precision": "fp16"}', "precision='fp16': expected 'bf16' or 'fp32'"),
+        ('"optimiser": {"ema_decay": 1}', "ema_decay=1: expected 0 or more, and less than 1"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(change: str, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        from_json(TrainingSettings, f'{{"finetuning": {{{change}}}}}')
 
 
 @pytest.mark.parametrize(

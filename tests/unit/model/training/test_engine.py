@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -92,6 +94,8 @@ def test_learning_rate_rises_holds_and_falls_to_zero() -> None:
     rates = [rate_at(settings, step) for step in (0, 4, 9, 24, 50, 99)]
     expected = [0.1, 0.5, 1.0, 1.0, 0.5 / 0.75, 0.01 / 0.75]
     assert rates == [pytest.approx(value) for value in expected]
+    constant = dataclasses.replace(settings, held_share=1.0)
+    assert [rate_at(constant, step) for step in (9, 99)] == [1.0, 1.0]
 
 
 def test_logits_of_a_class_are_standardised_over_the_training_clips() -> None:
