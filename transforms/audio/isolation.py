@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from transforms.elements import Samples
 
 _ROOT = Path(__file__).parents[2]
-_CHILD = "import sys; from transforms.audio import isolation; isolation.serve(int(sys.argv[1]))"
+_CHILD = (
+    "import sys; from transforms.audio import isolation; isolation.serve(*map(int, sys.argv[1:]))"
+)
 _END_WAIT_S = 10.0
 SILENCE_S = 60.0
 """A decoder that is silent for so long hangs: it gives a sign at least for each second of sound."""
@@ -43,11 +45,15 @@ class _Decoder:
     """A child process and the connection to it."""
 
     def __init__(self) -> None:
+        self._uri, self._silence_s = "", SILENCE_S
+        self._start()
+
+    def _start(self) -> None:
         ours, theirs = socketpair()
         path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-c", _CHILD, str(theirs.fileno())],
+                [sys.executable, "-c", _CHILD, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -56,16 +62,29 @@ class _Decoder:
             )
         self._connection = Connection(ours.detach())
         self._state: Literal["idle", "open", "reading"] = "idle"
-        self._uri, self._silence_s = "", SILENCE_S
+        self._had_others = False
 
     def open(self, file: BinaryIO, request: Request, silence_s: float) -> tuple[AudioPart, Tags]:
-        """Hands a file over; gives the part of it that will be read, and what it says of it."""
+        """Hands a file over; gives the part of it that will be read, and what it says of it.
+
+        A process that had other files may have died while it closed the last: a new one tells.
+        """
         self._uri, self._silence_s = request.uri, silence_s
+        try:
+            found = self._handed_over(file, request)
+        except AudioError as err:
+            if not (self._had_others and isinstance(err.__cause__, EOFError | ConnectionError)):
+                raise
+            self._start()
+            found = self._handed_over(file, request)
+        self._state = "open"
+        return found
+
+    def _handed_over(self, file: BinaryIO, request: Request) -> tuple[AudioPart, Tags]:
         with self._talking():
             self._connection.send(request)
             reduction.send_handle(self._connection, file.fileno(), self._process.pid)
             found: tuple[AudioPart, Tags] = self._answer()
-        self._state = "open"
         return found
 
     def blocks(self, part: AudioPart, block_samples: int) -> Iterator[Samples]:
@@ -111,6 +130,7 @@ class _Decoder:
 
     def release(self) -> bool:
         """Makes it let go of its file; gives whether it can take another one."""
+        self._had_others = True
         if self._state == "open":
             try:
                 self._connection.send(None)
@@ -200,8 +220,16 @@ class _Signs:
             self._last_s = time.monotonic()
 
 
-def serve(descriptor: int) -> None:
+def _end_with(parent: int) -> None:
+    """Ends this process with its parent: a decoder that hangs would not hear of it."""
+    while os.getppid() == parent:
+        time.sleep(_SIGN_S)
+    os._exit(1)
+
+
+def serve(descriptor: int, parent: int) -> None:
     """Decodes what comes through a connected socket, one file after another, until it is closed."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     connection = Connection(descriptor)
     while True:
         try:

@@ -129,6 +129,15 @@ def test_a_process_that_dies_is_the_fault_of_its_file(wav: str) -> None:
         )
 
 
+def test_a_process_that_died_after_its_file_is_not_the_fault_of_the_next(wav: str) -> None:
+    for _ in range(2):
+        with open_audio(APART, wav) as reader:
+            assert reader.read().shape == (2, 4_000)
+        (decoder,) = isolation._IDLE
+        os.kill(decoder._process.pid, signal.SIGSEGV)
+        decoder._process.wait()
+
+
 def test_a_process_that_is_silent_is_ended(wav: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_audio(APART, wav) as reader:
         pid = reader._decoder._process.pid
@@ -168,22 +177,41 @@ def test_threads_do_not_wait_for_one_another(wav: str) -> None:
     assert 1 <= len(isolation._IDLE) <= 4
 
 
-def test_a_child_ends_with_its_parent(wav: str) -> None:
+HANGS = """
+import soundfile, sys, time
+def hang(*_, **__):
+    print("hangs", file=sys.stderr, flush=True)
+    time.sleep(1_000)
+soundfile.SoundFile = hang
+"""
+"""In the decoder's own process, from its start."""
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_child_ends_with_its_parent(wav: str, tmp_path: Path, hangs: bool) -> None:
     script = (
         "import sys; from transforms.audio import isolation\n"
         "from transforms.audio import Request\n"
-        f"with isolation.decoded(open({wav!r}, 'rb'), Request(uri='x')) as reader:\n"
-        "    print(reader._decoder._process.pid, flush=True)\n"
-        "    sys.stdin.read()\n"
+        "decoder = isolation._Decoder()\n"
+        "print(decoder._process.pid, flush=True)\n"
+        f"decoder.open(open({wav!r}, 'rb'), Request(uri='x'), 1e6)\n"
+        "print('opened', file=sys.stderr, flush=True)\n"
+        "sys.stdin.read()\n"
     )
+    if hangs:
+        (tmp_path / "sitecustomize.py").write_text(HANGS)
     parent = subprocess.Popen(
         [sys.executable, "-c", script],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )
     assert parent.stdout is not None
+    assert parent.stderr is not None
     child = int(parent.stdout.readline())
+    assert parent.stderr.readline() == ("hangs\n" if hangs else "opened\n")
     parent.kill()
     parent.wait()
     for _ in range(1_000):
