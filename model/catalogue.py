@@ -75,16 +75,21 @@ class Entry:
     """What gives CLAPScores unless a run says otherwise: a model whose CLAP does, or the model's
     own."""
 
+    @property
+    def by_role(self) -> dict[str, WeightsFile]:
+        """The files by their roles."""
+        return {file.role: file for file in self.files}
+
     def file(self, role: str) -> WeightsFile:
         """The file of a role.
 
         Raises:
             CheckpointError: the model has none.
         """
-        for file in self.files:
-            if file.role == role:
-                return file
-        raise CheckpointError(f"{self.name} has no {role!r} weights")
+        found = self.by_role.get(role)
+        if found is None:
+            raise CheckpointError(f"{self.name} has no {role!r} weights")
+        return found
 
 
 _LAION = "LAION-AI/CLAP; Wu et al. 2023, arXiv 2211.06687"

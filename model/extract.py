@@ -559,7 +559,7 @@ def _clips(name: str, given: Any, rate_hz: int) -> list[_ExampleClip]:
             rate_hz=_rate(f"{place}: rate_hz", rate),
         )
         mono = signal.to_mono(clip.samples)
-        if mono.min() == mono.max():  # a constant offset is no sound
+        if signal.is_constant(mono):
             value = "the same" if mono.any() else "zero, or the mean of the channels is"
             raise ValueError(f"{place}: all samples are {value}; expected a clip that can be heard")
         clips.append(clip)

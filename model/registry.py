@@ -164,7 +164,7 @@ def networks_of(entry: Entry) -> Networks:
     """
     from model.checkpoints import loading
 
-    files = {file.role: file for file in entry.files}
+    files = entry.by_role
     if "clapsep" in files:
         clap, clapsep = files["clap"], files["clapsep"]
         return loading.load_published(
@@ -190,8 +190,7 @@ def load_own_clap(entry: Entry, options: LoadOptions) -> QueryEncoder:
     """
     from model.checkpoints.loading import load_clap
 
-    files = {file.role: file for file in entry.files}
-    file = files.get("converted") or files.get("clap")
+    file = entry.by_role.get("converted") or entry.by_role.get("clap")
     if file is None:
         raise CheckpointError(f"{entry.name} has no CLAP, which would give the scores")
     clap = load_clap(file.location(), sha256=file.sha256)

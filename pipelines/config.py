@@ -143,10 +143,9 @@ class CommonConfig:
     @property
     def access(self) -> UriAccess:
         """What rows may name: nothing that the run writes, or other parts of the same rows do."""
-        output = self.output.rstrip("/")
-        outputs = [output]
+        outputs = [self.output.rstrip("/")]
         if self.shard is not None:
-            whole = output.removesuffix(f"/{self.shard.folder}")
+            whole = self.shard.whole_of(self.output)
             outputs = [f"{whole}/{part.folder}" for part in self.shard.parts]
         written = tuple(f"{each}/{name}" for each in outputs for name in self.audio_folders)
         return UriAccess(prefixes=self.allowed_uri_prefix, written=written)

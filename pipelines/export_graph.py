@@ -408,19 +408,20 @@ def _parts(uri: str, storage: Storage) -> list[str]:
 
 def _run_folder(uri: str, name: str, storage: Storage) -> RunFolder:
     try:
-        record = json.loads(storage.read_bytes(join(uri, RUN)))
+        record: Any = json.loads(storage.read_bytes(join(uri, RUN)))
     except FileNotFoundError:
         record = {}
     except ValueError as err:
         raise UsageError(f"{join(uri, RUN)}: is not JSON ({err})") from err
-    config = record.get("config", {}) if isinstance(record, dict) else {}
-    allowed = config.get("allowed_uri_prefix") or ()
+    if not isinstance(record, dict):
+        record = {}
+    allowed = record.get("config", {}).get("allowed_uri_prefix") or ()
     return RunFolder(
         uri=uri.rstrip("/"),
-        places=written_to(record) if isinstance(record, dict) else (),
+        places=written_to(record),
         allowed=tuple(map(str, allowed)),
         name=name,
-        finished=isinstance(record, dict) and record.get("status") == "finished",
+        finished=record.get("status") == "finished",
     )
 
 

@@ -140,6 +140,14 @@ VOLATILE = {
 """What differs between runs over copies of the same inputs in other places."""
 
 
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every file and folder below one by its path, with what files hold."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
 def comparable(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of metrics without what may differ between equal runs."""
     return [{k: v for k, v in row.items() if k not in VOLATILE} for row in rows]

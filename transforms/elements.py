@@ -101,6 +101,10 @@ class Shard:
         """Name of the folder of its results."""
         return f"shard={self.index}-of-{self.count}"
 
+    def whole_of(self, uri: str) -> str:
+        """The folder in which the folders of all parts are, given that of this part."""
+        return uri.rstrip("/").removesuffix(f"/{self.folder}")
+
     @property
     def parts(self) -> list[Shard]:
         """All parts of the same division."""

@@ -41,6 +41,7 @@ from transforms.audio.files import (
     STEM_FORMATS,
     StemFormat,
     StemWriter,
+    WriteError,
     describe,
     error_code,
     held_by,
@@ -203,12 +204,12 @@ class _EachItsFile(Layout):
             file = f"{EXPORT_FOLDER}/audio/{file_name(row.id)}.{settings.ending}"
             uri = join(settings.uri, file)
             try:
-                within = join(settings.uri, EXPORT_FOLDER)
-                with settings.storage.temporary(uri, within) as temporary:
-                    part, fields = _encode(row, temporary, settings, uri)
+                with contextlib.ExitStack() as stack:
                     with write_errors(uri):
-                        settings.storage.publish(uri, temporary)
-                        settings.storage.settle([uri])
+                        within = join(settings.uri, EXPORT_FOLDER)
+                        path = stack.enter_context(settings.storage.temporary(uri, within))
+                    part, fields = _encode(row, path, settings, uri)
+                    _publish(settings.storage, uri, path)
             except READ_ERRORS as err:
                 yield _failure(row, err, settings)
                 continue
@@ -589,7 +590,7 @@ def table_row(item: MetricsRow) -> TableRow:
 
 
 def _failure(row: ManifestRow, error: BaseException, settings: ExportSettings) -> Failure:
-    is_write = isinstance(error, OSError) and f"{settings.uri.rstrip('/')}/" in str(error)
+    is_write = isinstance(error, WriteError)
     where = settings.uri if is_write else row.extra[AUDIO_URI]
     stage: Stage = "write" if is_write else "read"
     return failed(row, stage, error_code(error), describe(error, where))

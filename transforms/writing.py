@@ -16,6 +16,7 @@ from manifests.row import STEMS_FOLDER, ManifestRow, output_name, partition_valu
 from model import signal as waveforms
 from transforms.audio import NO_TAGS, AudioPart, Tags
 from transforms.audio.files import (
+    FALLBACK_FORMATS,
     READ_ERRORS,
     STEM_FORMATS,
     StemFormat,
@@ -105,7 +106,7 @@ class WriteSettings:
     def others(self, row: MetricsRow) -> list[str]:
         """Every place where a stem or residual of the row can have gone, but for what it names."""
         endings = ("", ".residual") if self.residual else ("",)
-        forms: set[StemFormat] = {self.stem_format, "flac", "wav"}  # see held_by
+        forms = {self.stem_format, *FALLBACK_FORMATS}
         places = {self.stem_uri(row, ending, form) for ending in endings for form in forms}
         return sorted(places - {row.values["stem_uri"], row.values["residual_uri"]})
 

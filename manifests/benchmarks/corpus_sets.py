@@ -23,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 
 from manifests.benchmarks.clips import clip_uri
-from manifests.benchmarks.lists import filled, read_table
+from manifests.benchmarks.lists import filled, optional, read_table
 from manifests.benchmarks.mixtures import DURATION_S, SWEEP_LEVELS_DB
 from manifests.benchmarks.sound_classes import distinct, family_of
 from manifests.files import ManifestError, StorageOptions
@@ -116,18 +116,20 @@ def read_corpus(root: str, storage_options: StorageOptions = None) -> list[Corpu
     clips = []
     for line in read_table(uri, names, storage_options):
         cells = {name: filled(line, name, uri) for name in names}
-        group = line.cells.get("group", "") or cells["path"]
-        duration_s = _duration_s(line.cells.get("duration_s", ""), f"{uri}: {cells['path']}")
+        group = optional(line, "group") or cells["path"]
+        duration_s = _duration_s(optional(line, "duration_s"), f"{uri}: {cells['path']}")
         clips.append(CorpusClip(**cells, group=group, duration_s=duration_s))
     return clips
 
 
-def _duration_s(text: str, place: str) -> float | None:
+def _duration_s(text: str | None, place: str) -> float | None:
+    if text is None:
+        return None
     try:
-        duration_s = float(text) if text.strip() else None
+        duration_s = float(text)
     except ValueError:
         duration_s = 0.0
-    if duration_s is not None and not 0.0 < duration_s < math.inf:
+    if not 0.0 < duration_s < math.inf:
         raise ManifestError(f"{place}: duration_s {text!r}; expected a length in seconds")
     return duration_s
 

@@ -83,6 +83,11 @@ def filled(line: Line, name: str, uri: str) -> str:
     return value
 
 
+def optional(line: Line, name: str) -> str | None:
+    """The cell ``name`` without the space around it; None where it is empty or no column."""
+    return line.cells.get(name, "").strip() or None
+
+
 def read_pairs(uri: str, storage_options: StorageOptions = None) -> list[Pair]:
     """The official list of pairs, ``source_file,positive_caption,noise_file,negative_caption``.
 
@@ -95,7 +100,7 @@ def read_pairs(uri: str, storage_options: StorageOptions = None) -> list[Pair]:
     pairs = []
     for line in read_table(uri, names, storage_options):
         cells = {name: filled(line, name, uri) for name in names}
-        pair = Pair(**cells, group=line.cells.get("group", "").strip() or None)
+        pair = Pair(**cells, group=optional(line, "group"))
         if pair.source_file == pair.noise_file:
             raise ManifestError(f"{uri}, row {line.row}: {pair.source_file} is its own interferer")
         pairs.append(pair)

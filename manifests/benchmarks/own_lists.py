@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from manifests.benchmarks.lists import Pair, filled, read_table
+from manifests.benchmarks.lists import Pair, filled, optional, read_table
 from manifests.files import ManifestError, filesystem, reading, written
 from manifests.files.writing import csv_cell
 from manifests.row import stable_seed
@@ -57,7 +57,7 @@ def read_clips(uri: str) -> list[LabelledClip]:
     return [
         LabelledClip(
             **{name: filled(line, name, uri) for name in names},
-            group=line.cells.get("group", "").strip() or None,
+            group=optional(line, "group"),
         )
         for line in read_table(uri, names)
     ]

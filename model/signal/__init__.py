@@ -255,6 +255,15 @@ def peak(audio: AnyFloatArray) -> float:
     return float(np.max(np.abs(audio), initial=0.0))
 
 
+def is_constant(audio: AnyFloatArray) -> bool:
+    """Whether all samples are the same, zero or a constant offset: there is no sound to ask for.
+
+    Args:
+        audio: float[...], at least one sample.
+    """
+    return bool(audio.min() == audio.max())
+
+
 def rms_db(audio: AnyFloatArray) -> float:
     """The level over all samples and channels.
 

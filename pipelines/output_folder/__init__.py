@@ -395,7 +395,7 @@ def require_same_division(config: CommonConfig, storage: Storage) -> None:
     """
     whole = config.output
     if config.shard is not None:
-        whole = whole.removesuffix(f"/{config.shard.folder}")
+        whole = config.shard.whole_of(whole)
     count = num_shards(storage, whole)
     if config.shard is None:
         if count:

@@ -214,7 +214,7 @@ def _of_shards(uri: str, name: str, shards: Sequence[Shard], storage: Storage) -
         raise RunError(f"{uri}: holds parts of several divisions, and rows would be there twice")
     parts = [read_run(join(uri, shard.folder), name, storage) for shard in shards]
     places = {
-        place.removesuffix(f"/{shard.folder}")
+        shard.whole_of(place)
         for shard, part in zip(shards, parts, strict=True)
         for place in written_to(part.record)
     }

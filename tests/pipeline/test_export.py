@@ -336,12 +336,15 @@ def test_stems_of_a_run_that_was_moved_and_gone_on_with_are_its_own(
         np.testing.assert_array_equal(_samples(row["audio"]["bytes"]), expected[row["id"]])
 
 
-def test_a_stem_is_read_also_where_the_output_folders_name_begins_its_own(
+def test_a_missing_stem_whose_address_has_the_output_folders_in_it_was_to_be_read(
     run_folder: Path, tmp_path: Path
 ) -> None:
     (run_folder / "stems" / "3.flac").unlink()
-    output = tmp_path / run_folder.name[:-1]
-    words = ["--runs", str(run_folder), "--output", str(output), "--max_failure_rate", "0.5"]
+    output = tmp_path / "data"
+    run = tmp_path / "mnt" / output.relative_to("/")
+    run.parent.mkdir(parents=True)
+    run_folder.rename(run)
+    words = ["--runs", str(run), "--output", str(output), "--max_failure_rate", "0.5"]
     assert export.run([*words, "--cut", "clips"]) == 0
     (letter,) = pq.read_table(output / "dead_letters").to_pylist()
     assert (letter["stage"], letter["error_type"]) == ("read", "missing")

@@ -16,6 +16,7 @@ import tone_runs
 import tones
 from model import devices
 from pipelines import report, score, synthesize
+from tone_runs import tree
 
 pytestmark = pytest.mark.usefixtures("loaded")
 
@@ -24,14 +25,6 @@ JOBS: dict[str, Callable[[list[str]], int]] = {
     "score": lambda given: score.run([*given, *tone_runs.QUIET]),
     "synthesize": lambda given: synthesize.run([*given, *tone_runs.QUIET]),
 }
-
-
-def tree(folder: Path) -> dict[str, bytes | None]:
-    """Every file and folder, with what files hold."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
 
 
 def refused(job: str, given: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -36,7 +36,7 @@ from manifests.shards import (
     unpacked,
     write_recordings,
 )
-from model.signal import Resampler, resampled_length
+from model.signal import Resampler, is_constant, resampled_length
 from transforms.audio import (
     NO_TAGS,
     AudioError,
@@ -494,7 +494,7 @@ def require_sound(samples: Samples, uri: str, *, varying: bool = False) -> None:
     """
     if not samples.any():
         raise AudioError("silent", f"{uri}: {SILENT}")
-    if varying and samples.min() == samples.max():
+    if varying and is_constant(samples):
         raise AudioError("silent", f"{uri}: all samples are the same, which is no sound")
 
 
@@ -513,6 +513,10 @@ class Written:
     form: StemFormat
     note: str | None
     peak: float
+
+
+FALLBACK_FORMATS: tuple[StemFormat, ...] = ("flac", "wav")
+"""What :func:`held_by` may give instead of the format that was asked for."""
 
 
 def held_by(

@@ -55,7 +55,7 @@ from manifests.files import (
 )
 from model.checkpoints.fetch import RetryPolicy, is_transient, status_of
 from transforms.audio import ReadOnly
-from transforms.storage.access import ARCHIVES
+from transforms.storage.access import ARCHIVES, is_partition
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -659,7 +659,7 @@ class Storage:
             return None
         for part in os.path.dirname(path).removeprefix(place).split("/"):
             place = os.path.join(place, part)
-            if part and "=" not in part and os.path.islink(place):
+            if part and not is_partition(part) and os.path.islink(place):
                 return place
         return None
 

@@ -286,7 +286,12 @@ def linked_partitions(folder: str) -> list[str]:
     if path is None or not os.path.isdir(path):
         return []
     with os.scandir(path) as entries:
-        return [entry.path for entry in entries if "=" in entry.name and entry.is_symlink()]
+        return [each.path for each in entries if is_partition(each.name) and each.is_symlink()]
+
+
+def is_partition(name: str) -> bool:
+    """Whether a folder of that name holds a partition, as ``dataset=…`` does."""
+    return "=" in name
 
 
 def _scheme_of(uri: str) -> str:

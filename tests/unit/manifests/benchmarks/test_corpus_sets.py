@@ -283,12 +283,15 @@ def test_a_split_that_cannot_be_drawn_from_is_refused(
 
 
 def test_a_corpus_without_recordings_counts_each_clip_as_one(tmp_path: Path) -> None:
-    text = "path,label,caption,split\na.wav,rain,rain falling,test\n"
-    (tmp_path / "manifest.csv").write_text(text, encoding="utf-8")
-    (clip,) = read_corpus(str(tmp_path))
-    assert clip == CorpusClip(
-        path="a.wav", label="rain", caption="rain falling", split="test", group="a.wav"
-    )
+    for text in (
+        "path,label,caption,split\na.wav,rain,rain falling,test\n",
+        "path,label,caption,split,group,duration_s\na.wav,rain,rain falling,test, , \n",
+    ):
+        (tmp_path / "manifest.csv").write_text(text, encoding="utf-8")
+        (clip,) = read_corpus(str(tmp_path))
+        assert clip == CorpusClip(
+            path="a.wav", label="rain", caption="rain falling", split="test", group="a.wav"
+        )
     (tmp_path / "manifest.csv").write_text("path,caption\na.wav,rain\n", encoding="utf-8")
     with pytest.raises(ManifestError, match="no column label"):
         read_corpus(str(tmp_path))
