@@ -16,7 +16,6 @@ import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from importlib import resources
 from typing import Any, Final
 from urllib.parse import quote
 from uuid import UUID
@@ -386,9 +385,7 @@ _MAX_ROW_JSON_CHARS = 1 << 20
 
 
 SCHEMA_VERSION = 2
-"""Raised whenever a column of any schema below is added, removed or changes its meaning."""
-
-JSON_SCHEMA_FILE = "manifest.schema.json"
+"""Raised whenever a column of a manifest or an output is added, removed or changes its meaning."""
 
 _ROW_FIELDS = {f.name: f for f in dataclasses.fields(ManifestRow)}
 _ROW_TYPES: dict[str, Any] = {
@@ -443,7 +440,7 @@ def _given(*names: str) -> dict[str, Any]:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a line of a JSONL manifest, generated from the row type."""
+    """JSON Schema (2020-12) of a line of a JSONL manifest: ``manifest.schema.json`` beside here."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Manifest row",
@@ -457,13 +454,6 @@ def json_schema() -> dict[str, Any]:
             {"oneOf": [_given(*names) for names in _SOURCES]},
         ],
     }
-
-
-def shipped_json_schema() -> dict[str, Any]:
-    """The JSON Schema file that is installed beside this module."""
-    text = resources.files("manifests").joinpath(JSON_SCHEMA_FILE).read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
 
 
 _QUERY = ("positive_text", "negative_text", "positive_audio_uris", "negative_audio_uris")
@@ -807,9 +797,8 @@ def _check_onsets(fields: Mapping[str, Any], num_sources: int) -> None:
 
 
 def _check_query(fields: Mapping[str, Any]) -> None:
-    names = ("positive_text", "negative_text", "positive_audio_uris", "negative_audio_uris")
-    if not any(fields[name] for name in names):
-        expected = f"a query: at least one of {', '.join(names)}"
+    if not any(fields[name] for name in _QUERY):
+        expected = f"a query: at least one of {', '.join(_QUERY)}"
         raise _InvalidError("positive_text", None, expected)
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from manifests.files import ManifestError, StorageOptions
-from manifests.files.readers import RowError, RowResult, Split, columns_of, files_of, iter_split
-from manifests.row import ManifestRow, misspelt, quoted
+from manifests.files.readers import RowResult, Split, columns_of, files_of, iter_split
+from manifests.row import ManifestRow, RowError, misspelt, quoted
 from terminal import flags, screen
 
 _MAX_DISTINCT = 1_000

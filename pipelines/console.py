@@ -83,11 +83,6 @@ class ProgressDisplay:
         if self._thread.is_alive():
             self._thread.join()
 
-    @property
-    def is_running(self) -> bool:
-        """Whether anything more will be shown."""
-        return self._thread.is_alive()
-
     def _show(self) -> None:
         if self._style == "bar":
             self._show_bar()

@@ -20,8 +20,8 @@ from apache_beam.pvalue import PCollection
 import transforms.threaded  # noqa: F401 - registers the coders of our records
 from manifests.audio_formats import FROM_START_SUFFIXES
 from manifests.columns import LISTING
-from manifests.files import split_fragment
-from manifests.files.readers import Split, expand, iter_split, plan_splits
+from manifests.files import expand, split_fragment
+from manifests.files.readers import Split, iter_split, plan_splits
 from manifests.recordings import Recordings, apart, list_root, once, rows_of
 from manifests.row import ManifestRow, RowError
 from manifests.shards import Broken, Listed, Recording, Skipped, index

@@ -11,7 +11,6 @@ from typing import Any
 
 from manifests.files import (
     ManifestError,
-    StorageOptions,
     filesystem,
     other_spellings,
     reading,
@@ -35,13 +34,13 @@ def clip_uri(root: str, name: str) -> str:
         raise ManifestError(str(err)) from err
 
 
-def listing(root: str, storage_options: StorageOptions = None) -> frozenset[str]:
+def listing(root: str) -> frozenset[str]:
     """URIs of all files below an absolute folder, from one listing of it.
 
     Raises:
         ManifestError: the folder is not there or cannot be listed.
     """
-    files, path = filesystem(root, storage_options)
+    files, path = filesystem(root)
     files.invalidate_cache()
     with reading(root):
         if not files.isdir(path):

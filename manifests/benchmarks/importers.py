@@ -22,7 +22,7 @@ from manifests.audio_formats import AUDIO_SUFFIXES
 from manifests.benchmarks.clips import BenchmarkSetting, clip_uri
 from manifests.benchmarks.lists import Line, filled, read_table
 from manifests.benchmarks.mixtures import DURATION_S, MixtureClip, stem_of
-from manifests.files import ManifestError, StorageOptions, open_bytes, reading
+from manifests.files import ManifestError, open_bytes, reading
 from manifests.row import ManifestRow, quoted, stable_seed
 from terminal import screen
 
@@ -48,9 +48,7 @@ class MixedClip:
     source: str | None = None
 
 
-def read_audiosep_csv(
-    uri: str, query_column: str = "caption", storage_options: StorageOptions = None
-) -> Iterator[MixedClip]:
+def read_audiosep_csv(uri: str, query_column: str = "caption") -> Iterator[MixedClip]:
     """One of AudioSep's evaluation lists, whose mixtures are on disk.
 
     The lists of AudioCaps, Clotho, ESC-50 and MUSIC number their mixtures (``segment-7.wav``,
@@ -60,7 +58,6 @@ def read_audiosep_csv(
     Args:
         uri: the list.
         query_column: ``caption``, or ``labels`` where the list has them.
-        storage_options: keyword arguments of the file system.
 
     Raises:
         ManifestError: the list cannot be read or is none of these.
@@ -68,7 +65,7 @@ def read_audiosep_csv(
     Source:
         Audio-AGI/AudioSep, evaluation/evaluate_*.py and evaluation/metadata/*.csv @944583f.
     """
-    for line in read_table(uri, (), storage_options):
+    for line in read_table(uri, ()):
         cells = line.cells
         if "mix_wav" in cells:
             yield MixedClip(
@@ -128,9 +125,7 @@ def build_mixed(
         )
 
 
-def read_dcase(
-    uri: str, *, audio_root: str, storage_options: StorageOptions = None
-) -> Iterator[ManifestRow]:
+def read_dcase(uri: str, *, audio_root: str) -> Iterator[ManifestRow]:
     """DCASE 2024 Task 9's synthetic lists: source, noise, level in dB and caption by position.
 
     Mixed on the fly; the baseline's rule for levels and peaks is the paper's. The queries are
@@ -139,7 +134,6 @@ def read_dcase(
     Args:
         uri: the list, with a header of any names.
         audio_root: absolute folder of the clips, which the list names without ``.wav``.
-        storage_options: keyword arguments of the file system.
 
     Raises:
         ManifestError: the list cannot be read, or a line is not as expected.
@@ -147,7 +141,7 @@ def read_dcase(
     Source:
         Audio-AGI/dcase2024_task9_baseline, dcase_evaluator.py.
     """
-    with reading(uri), open_bytes(uri, storage_options) as stream:
+    with reading(uri), open_bytes(uri) as stream:
         reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
         next(reader, None)
         for cells in filter(None, reader):
@@ -178,13 +172,13 @@ def _level_db(text: str, place: str) -> float:
     return level_db
 
 
-def read_captioned_json(uri: str, storage_options: StorageOptions = None) -> list[MixtureClip]:
+def read_captioned_json(uri: str) -> list[MixtureClip]:
     """AudioSep's JSON of captioned clips: ``{"data": [{"wav": …, "caption": …}, …]}``.
 
     Raises:
         ManifestError: the file cannot be read or is not like this.
     """
-    with reading(uri), open_bytes(uri, storage_options) as stream:
+    with reading(uri), open_bytes(uri) as stream:
         data = stream.read()
     try:
         entries: Any = json.loads(data)["data"]

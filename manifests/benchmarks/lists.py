@@ -88,7 +88,7 @@ def optional(line: Line, name: str) -> str | None:
     return line.cells.get(name, "").strip() or None
 
 
-def read_pairs(uri: str, storage_options: StorageOptions = None) -> list[Pair]:
+def read_pairs(uri: str) -> list[Pair]:
     """The official list of pairs, ``source_file,positive_caption,noise_file,negative_caption``.
 
     A list of one's own may have a column ``group`` too.
@@ -98,7 +98,7 @@ def read_pairs(uri: str, storage_options: StorageOptions = None) -> list[Pair]:
     """
     names = ("source_file", "positive_caption", "noise_file", "negative_caption")
     pairs = []
-    for line in read_table(uri, names, storage_options):
+    for line in read_table(uri, names):
         cells = {name: filled(line, name, uri) for name in names}
         pair = Pair(**cells, group=optional(line, "group"))
         if pair.source_file == pair.noise_file:
@@ -107,7 +107,7 @@ def read_pairs(uri: str, storage_options: StorageOptions = None) -> list[Pair]:
     return pairs
 
 
-def read_samples(uri: str, storage_options: StorageOptions = None) -> Mapping[str, tuple[str, ...]]:
+def read_samples(uri: str) -> Mapping[str, tuple[str, ...]]:
     """Example clips of each class: the official list, ``class,file``.
 
     ``file`` is a list in Python's notation, as in the official lists, or separated by ``;``.
@@ -116,7 +116,7 @@ def read_samples(uri: str, storage_options: StorageOptions = None) -> Mapping[st
         ManifestError: the list cannot be read, or has a class twice or without clips.
     """
     samples: dict[str, tuple[str, ...]] = {}
-    for line in read_table(uri, ("class", "file"), storage_options):
+    for line in read_table(uri, ("class", "file")):
         name, text = filled(line, "class", uri), filled(line, "file", uri)
         files = _file_list(text)
         if not files or name in samples:

@@ -89,7 +89,6 @@ def build_pairs(
     *,
     audio_root: str,
     snr_db: float = 0.0,
-    duration_s: float = DURATION_S,
     split_of: Callable[[str], str] = lambda _: "test",
 ) -> Iterator[ManifestRow]:
     """One row a pair: the target with its interferer at ``snr_db``, asked as ``setting`` says.
@@ -100,7 +99,6 @@ def build_pairs(
         setting: how captions and example clips become queries.
         audio_root: absolute folder of the clips.
         snr_db: target above interferer, in dB.
-        duration_s: length of every mixture; clips are cut or padded with zeros.
         split_of: from the target's class to the split.
 
     Raises:
@@ -118,7 +116,7 @@ def build_pairs(
             target_uri=clip_uri(audio_root, pair.source_file),
             interferer_uris=(clip_uri(audio_root, pair.noise_file),),
             snr_db=(snr_db,),
-            duration_s=duration_s,
+            duration_s=DURATION_S,
             dataset=benchmark.dataset,
             split=split_of(name),
             label=name if benchmark.has_classes else None,
@@ -134,7 +132,6 @@ def build_input_sdr(
     *,
     audio_root: str,
     levels_db: Iterable[float] = SWEEP_LEVELS_DB,
-    duration_s: float = DURATION_S,
 ) -> Iterator[ManifestRow]:
     """Every pair at every level, for Table VI. Ids end in the level: ``…@-10dB``.
 
@@ -143,15 +140,7 @@ def build_input_sdr(
     """
     pairs = list(pairs)
     for level_db in levels_db:
-        rows = build_pairs(
-            pairs,
-            benchmark,
-            setting,
-            audio_root=audio_root,
-            snr_db=level_db,
-            duration_s=duration_s,
-        )
-        for row in rows:
+        for row in build_pairs(pairs, benchmark, setting, audio_root=audio_root, snr_db=level_db):
             yield dataclasses.replace(row, id=f"{row.id}@{level_db:+g}dB")
 
 
@@ -186,7 +175,6 @@ def build_multisource(
     num_sources: Iterable[int] = (2, 3, 4),
     seed: int = 0,
     snr_db: float = 0.0,
-    duration_s: float = DURATION_S,
 ) -> Iterator[ManifestRow]:
     """For each number n of sources and each clip, its mixture with n - 1 drawn clips.
 
@@ -203,7 +191,6 @@ def build_multisource(
         num_sources: numbers of sources, each from 2.
         seed: seed of the draws.
         snr_db: the targets' level, each, above every interferer's, in dB.
-        duration_s: length of every mixture.
 
     Raises:
         ValueError: a number of sources below 2, or more than there are captions.
@@ -225,7 +212,7 @@ def build_multisource(
                     target_uris=targets if num_targets > 1 else (),
                     interferer_uris=uris[num_targets:],
                     snr_db=(snr_db,),
-                    duration_s=duration_s,
+                    duration_s=DURATION_S,
                     dataset=dataset,
                     split=f"{num}-sources-{num_targets}-targets",
                     label=clip.label,

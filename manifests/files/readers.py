@@ -370,20 +370,6 @@ def malformed(place: Mapping[str, Any], value: Any, expected: str) -> RowError:
     )
 
 
-__all__ = [
-    "ManifestError",
-    "ManifestRow",
-    "RowError",
-    "RowResult",
-    "Split",
-    "columns_of",
-    "expand",
-    "iter_rows",
-    "iter_split",
-    "plan_splits",
-    "tabular",
-]
-
 RowResult = ManifestRow | RowError
 SPLIT_BYTES: Final = 4 << 20
 _HEAD_ROWS = 100

@@ -270,7 +270,7 @@ def merge_lora(state: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, Tenso
     return merged
 
 
-def to_peft(state: Mapping[str, Tensor], adapter: str = "default") -> dict[str, Tensor]:
+def to_peft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Encoder tensors under loralib's names → the names they have once peft has added adapters."""
     adapted = {key.removesuffix(".lora_A") for key in state if key.endswith(".lora_A")}
     renamed = {}
@@ -278,7 +278,7 @@ def to_peft(state: Mapping[str, Tensor], adapter: str = "default") -> dict[str, 
         layer, _, leaf = key.rpartition(".")
         if layer in adapted:
             key = (
-                f"{layer}.{leaf}.{adapter}.weight"
+                f"{layer}.{leaf}.{lora.ADAPTER}.weight"
                 if leaf in ("lora_A", "lora_B")
                 else f"{layer}.base_layer.{leaf}"
             )
@@ -286,9 +286,9 @@ def to_peft(state: Mapping[str, Tensor], adapter: str = "default") -> dict[str, 
     return renamed
 
 
-def from_peft(state: Mapping[str, Tensor], adapter: str = "default") -> dict[str, Tensor]:
+def from_peft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Encoder tensors under peft's names → loralib's; the inverse of :func:`to_peft`."""
-    factor = re.compile(rf"\.(lora_[AB])\.{re.escape(adapter)}\.weight$")
+    factor = re.compile(rf"\.(lora_[AB])\.{lora.ADAPTER}\.weight$")
     return {
         factor.sub(r".\1", key).replace(".base_layer.", "."): value for key, value in state.items()
     }

@@ -327,28 +327,6 @@ def _of_sums(moments: Moments) -> list[Outcomes]:
     return evaluate({"sums": moments}, len(moments.powers))
 
 
-__all__ = [
-    "EMBEDDINGS",
-    "METRICS",
-    "WAVEFORMS",
-    "Input",
-    "Metric",
-    "Outcome",
-    "Outcomes",
-    "PairScorer",
-    "SdrPair",
-    "Undefined",
-    "cosine",
-    "evaluate",
-    "presence_of",
-    "score_pair",
-    "sdr_db",
-    "sdr_pair_db",
-    "si_sdr_db",
-    "si_snr_db",
-    "snr_db",
-]
-
 FILTER_TAPS = 512
 
 

@@ -264,24 +264,6 @@ def is_constant(audio: AnyFloatArray) -> bool:
     return bool(audio.min() == audio.max())
 
 
-def rms_db(audio: AnyFloatArray) -> float:
-    """The level over all samples and channels.
-
-    Args:
-        audio: float[...], at least one sample.
-
-    Returns:
-        dB relative to a full-scale square wave; ``-inf`` for digital silence.
-
-    Raises:
-        ValueError: there are no samples.
-    """
-    if audio.size == 0:
-        raise ValueError("the level of no samples is undefined")
-    power = float(np.mean(np.square(audio, dtype=np.float64)))
-    return 10.0 * math.log10(power) if power > 0.0 else -math.inf
-
-
 BLOCK_S = 5.0
 ONE_GAIN_S = 30.0
 """Up to this length a recording has one gain."""

@@ -135,16 +135,6 @@ class WindowPlan:
         return rising
 
 
-__all__ = [
-    "OverlapAdder",
-    "Window",
-    "WindowPlan",
-    "iter_windows",
-    "separate_array",
-    "separate_blocks",
-]
-
-
 class OverlapAdder:
     """Joins the estimates of one recording's windows; gives samples away once they are final.
 

@@ -56,21 +56,19 @@ _LEFT_OUT = 2
 class LassUNet(nn.Module):
     """Magnitude of a mixture and a query → a magnitude mask."""
 
-    def __init__(
-        self, channels: Sequence[int] = CHANNELS, condition_size: int = EMBEDDING_DIM
-    ) -> None:
+    def __init__(self, channels: Sequence[int] = CHANNELS) -> None:
         super().__init__()
         names = [f"encoder_block{index + 1}" for index in range(len(channels))]
         for name, outer, inner in zip(names, (1, *channels), channels, strict=False):
-            self.add_module(name, _EncoderBlock(outer, inner, condition_size))
+            self.add_module(name, _EncoderBlock(outer, inner, EMBEDDING_DIM))
         self.encoders = tuple(names)
         self.centre = f"conv_block{len(channels) + 1}"
-        self.add_module(self.centre, _ResidualBlock(channels[-1], channels[-1], condition_size))
+        self.add_module(self.centre, _ResidualBlock(channels[-1], channels[-1], EMBEDDING_DIM))
         self.decoders = tuple(f"decoder_block{index + 1}" for index in range(len(channels)))
         upward = tuple(reversed(channels))
         for name, deeper, width in zip(self.decoders, (upward[0], *upward), upward, strict=False):
-            self.add_module(name, _DecoderBlock(deeper, width, condition_size))
-        self.after_conv_block1 = _ResidualBlock(channels[0], channels[0], condition_size)
+            self.add_module(name, _DecoderBlock(deeper, width, EMBEDDING_DIM))
+        self.after_conv_block1 = _ResidualBlock(channels[0], channels[0], EMBEDDING_DIM)
         self.after_conv2 = nn.Conv2d(channels[0], 1, 1)
         self._multiple = 2 ** len(channels)
 

@@ -48,9 +48,8 @@ class LabelQueries:
     digest = ""
     input_level_dbfs: float | None = None
 
-    def __init__(self, labels: Sequence[str] = LABELS) -> None:
-        self.labels = tuple(labels)
-        self.embedding_dim = len(self.labels)
+    labels = LABELS
+    embedding_dim = len(LABELS)
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """float32[N, labels], a one for each label that a text names.

@@ -331,11 +331,6 @@ class MixturePlanner:
         self._counts = source_counts(queries.source_shares, settings.batch_size)
         self._sure = [np.nonzero(row >= queries.sure_score)[0].tolist() for row in material.scores]
 
-    @property
-    def num_queries(self) -> int:
-        """Queries of a batch that are answered with a stem."""
-        return QUERIES * self._settings.batch_size
-
     def draw(self, rng: np.random.Generator) -> Drawn:
         """Sources, where each belongs, and the queries."""
         settings = self._settings

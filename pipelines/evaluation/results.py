@@ -211,7 +211,6 @@ def record_differences(
     found: Mapping[str, Any],
     *,
     tolerance_db: float = DECIBEL_TOLERANCE,
-    tolerance_share: float = SHARE_TOLERANCE,
 ) -> list[str]:
     """Tells how two records of :func:`record_of` differ, a line a difference.
 
@@ -223,7 +222,6 @@ def record_differences(
         recorded: what is expected.
         found: what was measured now.
         tolerance_db: how far a mean in dB may be off: another processor rounds differently.
-        tolerance_share: how far a share or an area may be off.
     """
     lines = [
         f"{name}: recorded {recorded[name]!r}, found {found[name]!r}"
@@ -232,8 +230,8 @@ def record_differences(
     ]
     for part, figure, tolerance in (
         ("datasets", "mean", tolerance_db),
-        ("presence", "auroc", tolerance_share),
-        ("zero_shot", "mean", tolerance_share),
+        ("presence", "auroc", SHARE_TOLERANCE),
+        ("zero_shot", "mean", SHARE_TOLERANCE),
     ):
         for name, expected in recorded.get(part, {}).items():
             measured = found.get(part, {}).get(name)

@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from manifests.files import format_of, is_gzip, reading
-from manifests.files.readers import columns_of, expand
+from manifests.files import expand, format_of, is_gzip, reading
+from manifests.files.readers import columns_of
 from manifests.row import SCHEMA_VERSION, misspelt, quoted
 from pipelines.preflight import DISTRIBUTION
 from transforms.storage import Storage

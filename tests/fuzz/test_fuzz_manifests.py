@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fuzzing
-from manifests.files.readers import ManifestError, ManifestRow, RowError, iter_rows
-from manifests.row import MANIFEST_COLUMNS, output_name, partition_value
+from manifests.files import ManifestError
+from manifests.files.readers import iter_rows
+from manifests.row import MANIFEST_COLUMNS, ManifestRow, RowError, output_name, partition_value
 from manifests.validate import check, report_text
 from transforms.manifest_io import invalid
 from transforms.tables.dead_letters import dead_letter_record

@@ -238,10 +238,3 @@ def parquet_bytes(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
-
-
-def read_records(storage: Storage, uri: str, columns: list[str] | None = None) -> Iterator[Any]:
-    """Rows of a Parquet file as dicts, in bounded memory."""
-    with storage.open(uri) as file:
-        for batch in pq.ParquetFile(file).iter_batches(_ROWS_PER_BATCH, columns=columns):
-            yield from batch.to_pylist()

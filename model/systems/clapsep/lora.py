@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from model.config import LoraConfig
 
@@ -58,30 +58,3 @@ def merge_adapters(encoder: nn.Module) -> None:
         layer.merge()
         parent, _, attribute = name.rpartition(".")
         setattr(encoder.get_submodule(parent), attribute, layer.get_base_layer())
-
-
-def adapter_state(encoder: nn.Module) -> dict[str, Tensor]:
-    """The tuned tensors only, under loralib's names (``….qkv.lora_A``), as published files do."""
-    state = {}
-    for name, layer in adapted_layers(encoder).items():
-        state[f"{name}.lora_A"] = layer.lora_A[ADAPTER].weight.detach()
-        state[f"{name}.lora_B"] = layer.lora_B[ADAPTER].weight.detach()
-        state[f"{name}.bias"] = layer.get_base_layer().bias.detach()
-    return state
-
-
-def load_adapter_state(encoder: nn.Module, state: dict[str, Tensor]) -> None:
-    """Loads what :func:`adapter_state` gives into an encoder with adapters.
-
-    Raises:
-        ValueError: tensors are missing or unexpected.
-    """
-    layers = adapted_layers(encoder)
-    expected = {f"{name}.{part}" for name in layers for part in ("lora_A", "lora_B", "bias")}
-    if expected != set(state):
-        missing, extra = sorted(expected - set(state))[:5], sorted(set(state) - expected)[:5]
-        raise ValueError(f"adapter tensors do not match: missing {missing}, unexpected {extra}")
-    for name, layer in layers.items():
-        layer.lora_A[ADAPTER].weight.data.copy_(state[f"{name}.lora_A"])
-        layer.lora_B[ADAPTER].weight.data.copy_(state[f"{name}.lora_B"])
-        layer.get_base_layer().bias.data.copy_(state[f"{name}.bias"])

@@ -32,18 +32,21 @@ from model.config import ClapSepConfig, DecoderConfig, PresenceConfig
 from model.signal.stft import inverse_stft, sinc_resample, torch_hann
 from model.systems import Capabilities, Condition
 
+_CONVOLUTION = 9
+"""Frames that a :class:`ConvolutionModule` sees at once."""
+
 
 class ConvolutionModule(nn.Module):
     """A Conformer convolution module, for maskers with ``conv=True`` and for the phase net."""
 
-    def __init__(self, dim: int, kernel_size: int = 9) -> None:
+    def __init__(self, dim: int) -> None:
         """For ``dim`` channels."""
         super().__init__()
         self.layers = nn.ModuleDict(
             {
                 "0": nn.LayerNorm(dim, eps=1e-6),
                 "2": nn.Conv1d(dim, 2 * dim, 1),
-                "4": nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim),
+                "4": nn.Conv1d(dim, dim, _CONVOLUTION, padding=_CONVOLUTION // 2, groups=dim),
                 "5": nn.BatchNorm1d(dim),
                 "7": nn.Conv1d(dim, dim, 1),
             }
@@ -559,20 +562,18 @@ class ClapSep(nn.Module):
     Args:
         config: shapes and signals.
         precision: see :func:`computing_in`; STFT, mask application and ISTFT stay float32.
-        name: how outputs name the model.
     """
 
     hann: Tensor
 
-    def __init__(
-        self, config: ClapSepConfig, precision: Precision = "fp32", name: str = "clapsep"
-    ) -> None:
+    name = "clapsep"
+
+    def __init__(self, config: ClapSepConfig, precision: Precision = "fp32") -> None:
         """Builds the network with random parameters."""
         super().__init__()
         self._weights_cast = False
         self.precision = precision
         self.config = config
-        self.name = name
         self.sample_rate_hz = config.signal.sample_rate_hz
         self.window_samples = config.signal.window_samples
         self.embedding_dim = config.clap.embedding_dim

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifest_files import HEADER, ids, rows, write
-from manifests.files import ManifestError
-from manifests.files.readers import columns_of, expand, iter_rows
+from manifests.files import ManifestError, expand
+from manifests.files.readers import columns_of, iter_rows
 from manifests.validate import check
 
 CASES = Path(__file__).parents[2] / "data" / "cases"

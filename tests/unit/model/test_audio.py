@@ -135,7 +135,7 @@ class TestResample:
     def test_what_the_lower_rate_cannot_hold_disappears(self) -> None:
         whistle = _sine(48_000, 48_000, frequency_hz=18_000.0)
         resampled = audio.resample(whistle, 48_000, 32_000)
-        assert audio.rms_db(resampled[8000:-8000]) < -120.0
+        assert np.square(resampled[8000:-8000], dtype=np.float64).mean() < 1e-12
 
     @given(
         num_samples=st.integers(1, 400),
@@ -237,15 +237,10 @@ def test_length_is_fitted_by_cutting_or_by_zeros() -> None:
         audio.fit_length(signal, 0)
 
 
-def test_levels_in_closed_form() -> None:
-    assert audio.rms_db(np.ones(7, np.float32)) == 0.0
-    assert audio.rms_db(_sine(32_000, 32_000)) == pytest.approx(-10 * math.log10(2), abs=1e-6)
-    assert audio.rms_db(np.zeros(3, np.float32)) == -math.inf
+def test_peak_is_the_largest_magnitude() -> None:
     assert audio.peak(np.array([[0.25, -2.0]], np.float32)) == 2.0
     assert audio.peak(np.zeros(0, np.float32)) == 0.0
     assert math.isnan(audio.peak(np.array([0.0, np.nan], np.float32)))
-    with pytest.raises(ValueError, match="no samples"):
-        audio.rms_db(np.zeros(0, np.float32))
 
 
 def test_quantisation_clips_and_rounds_towards_zero() -> None:

@@ -1,4 +1,4 @@
-"""Adapters: where they sit, what they add, what is trained, saved, loaded and merged."""
+"""Adapters: where they sit, what they add, what is trained and merged."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def adapted(encoder: Encoder) -> Encoder:
     return encoder
 
 
-def _tune(encoder: Encoder, seed: int = 1) -> None:
+def _tune(encoder: Encoder) -> None:
     """Random adapters and biases: a fresh adapter adds nothing."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(1)
     for parameter in encoder.parameters():
         if parameter.requires_grad:
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
@@ -99,29 +99,6 @@ def test_merged_equals_unmerged(adapted: Encoder) -> None:
     torch.testing.assert_close(latent(adapted), before, rtol=0, atol=rounding(before, TERMS))
     assert set(adapted.state_dict()) == keys
     assert not lora.adapted_layers(adapted)
-
-
-def test_tuned_tensors_have_loralibs_names_and_come_back(adapted: Encoder) -> None:
-    state = {key: value.clone() for key, value in lora.adapter_state(adapted).items()}
-    assert {"layers.1.blocks.1.attn.proj.lora_A", "layers.0.blocks.0.attn.qkv.bias"} <= set(state)
-    assert state["layers.0.blocks.0.attn.qkv.lora_B"].shape == (24, 2)
-    assert len(state) == 3 * 2 * BLOCKS
-    before = latent(adapted)
-    _tune(adapted, seed=9)
-    assert not torch.equal(latent(adapted), before)
-    lora.load_adapter_state(adapted, state)
-    assert torch.equal(latent(adapted), before)
-
-
-def test_wrong_tensors_are_named(adapted: Encoder) -> None:
-    state = lora.adapter_state(adapted)
-    del state["layers.0.blocks.0.attn.qkv.lora_A"]
-    state["layers.9.lora_A"] = torch.zeros(1)
-    with pytest.raises(
-        ValueError,
-        match=r"missing \['layers.0.blocks.0.attn.qkv.lora_A'\], unexpected \['layers.9.lora_A'\]",
-    ):
-        lora.load_adapter_state(adapted, state)
 
 
 def test_training_an_adapter_changes_no_other_weight(adapted: Encoder) -> None:

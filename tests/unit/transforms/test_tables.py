@@ -16,7 +16,7 @@ from manifests.columns import METRICS_SCHEMA
 from transforms import tables
 from transforms.elements import TableRow
 from transforms.storage import Storage
-from transforms.tables import WriteTable, metrics_rows, read_records, sorted_table
+from transforms.tables import WriteTable, metrics_rows, sorted_table
 
 SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("x", pa.float64())])
 
@@ -77,14 +77,6 @@ def test_a_column_that_the_schema_lacks_is_not_dropped_silently() -> None:
     row = TableRow(partition="", key="k", record={"id": "k", "y": 1}, extra={})
     with pytest.raises(ValueError, match=r"\['y'\] are not in the schema"):
         sorted_table([row], SCHEMA)
-
-
-def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
-    _written(tmp_path, [_row(i) for i in range(3)])
-    (file,) = tmp_path.rglob("*.parquet")
-    assert list(read_records(Storage(), str(file), ["id"])) == [
-        {"id": f"{i:04d}"} for i in range(3)
-    ]
 
 
 @pytest.mark.parametrize("shards", [1, 3])
