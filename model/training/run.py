@@ -18,7 +18,7 @@ from model.clap import Clap
 from model.config import ClapSepConfig
 from model.systems.clapsep import lora
 from model.training import contrastive, engine
-from model.training.drawing import ClapPlanner, MixturePlanner, Planner
+from model.training.drawing import Chooser, ClapPlanner, MixturePlanner, Planner
 from model.training.material import Material
 from model.training.separation import SeparationTask, build_separator
 from model.training.settings import OptimiserSettings, TrainingSettings
@@ -59,11 +59,19 @@ class TrainingRun:
             capture: whether a GPU runs the steps as CUDA graphs.
 
         Raises:
-            ValueError: the settings are not those of the run that the output folder holds.
+            ValueError: the settings are not those of the run that the output folder holds, or one
+                of the stages cannot be trained by them.
         """
         self._config, self._settings = config, settings
         self._output, self._workers, self._capture = output, workers, capture
         self._processes, device = engine.join(device, capture=capture)
+        size = self._processes.part_of(settings.clap.batch_size, "clap.batch_size")
+        self._clap_settings = dataclasses.replace(settings.clap, batch_size=size)
+        size = self._processes.part_of(settings.separation.batch_size, "separation.batch_size")
+        self._separation_settings = dataclasses.replace(settings.separation, batch_size=size)
+        self._material, queries = Material.load(plan), settings.separation.queries
+        chooser = Chooser(self._material, queries.open_share, queries.plain_text_share)
+        chooser.require_strangers(len(queries.source_shares))
         self._device = torch.device(device)
         if self._processes.is_first:
             self._output.mkdir(parents=True, exist_ok=True)
@@ -73,7 +81,6 @@ class TrainingRun:
             torch.backends.cudnn.allow_tf32 = True
             torch.backends.cuda.enable_cudnn_sdp(False)  # not in a capture, torch 2.11
         torch.manual_seed(self._settings.seed)
-        self._material = Material.load(plan)
         rate, samples = self._config.signal.sample_rate_hz, self._config.signal.window_samples
         store = ClipStore(decode_all(self._material.files_in(corpora), rate))
         self._lengths = store.lengths.numpy().copy()
@@ -120,9 +127,7 @@ class TrainingRun:
         self._train_separator(clap.requires_grad_(False).eval())
 
     def _train_clap(self, clap: Clap) -> Clap:
-        settings = self._settings.clap
-        size = self._processes.part_of(settings.batch_size, "clap.batch_size")
-        settings = dataclasses.replace(settings, batch_size=size)
+        settings = self._clap_settings
         task = contrastive.ClapTask(clap, self._material, self._renderer, settings)
         planner = ClapPlanner(
             self._material,
@@ -143,9 +148,7 @@ class TrainingRun:
         return trained
 
     def _train_separator(self, clap: Clap) -> None:
-        settings, begun = self._settings.separation, torch.get_rng_state()
-        size = self._processes.part_of(settings.batch_size, "separation.batch_size")
-        settings = dataclasses.replace(settings, batch_size=size)
+        settings, begun = self._separation_settings, torch.get_rng_state()
         separator = build_separator(self._config, clap, settings)
         task = SeparationTask(separator, clap, self._material, self._renderer, settings)
         near = contrastive.nearest_labels(

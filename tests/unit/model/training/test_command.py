@@ -174,3 +174,14 @@ def test_a_plan_of_another_corpus_is_refused(
     other.save(tmp_path / "plan.npz")
     assert train("run") == 2
     assert "the plan names the corpus 'elsewhere'" in capsys.readouterr().err
+
+
+def test_a_plan_of_too_few_classes_is_refused_before_anything_is_trained(
+    train: Callable[[str], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = copy.deepcopy(SETTINGS)
+    given["separation"]["queries"]["source_shares"] = [0.1, 0.62, 0.2, 0.08]
+    (tmp_path / "settings.json").write_text(json.dumps(given), encoding="utf-8")
+    assert train("out") == 2
+    assert "4 classes are drawn: mixtures of up to 4" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
