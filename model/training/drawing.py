@@ -30,7 +30,7 @@ SHOTS = 3
 NONE = -1
 """In place of a text or an example clip: there is none."""
 UNKNOWN, ABSENT, PRESENT = -1, 0, 1
-_NEVER = 1 << 20
+_NEVER = 1 << 40
 """Blocks after which a clip would be repeated that is not."""
 _EQUALISER_POINTS = 10
 

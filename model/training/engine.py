@@ -547,7 +547,7 @@ def run_stage(
         settings: of the optimiser.
         validate: called every ``validate_every`` steps and at the end, in the first process.
         workers: processes that draw ahead.
-        capture: capture the step as CUDA graphs, on a GPU.
+        capture: capture the step as CUDA graphs, on a GPU, if more than the warm-up is left.
         state: of :meth:`Learner.state`, to go on from.
         processes: those that train together.
 
@@ -563,8 +563,9 @@ def run_stage(
     if processes.count > 1:
         rng = np.random.default_rng([*own_seed, learner.steps])
         torch.manual_seed(int(rng.integers(2**31)))
-    if learner.optimiser.rate.is_cuda and capture:
-        while learner.warm < WARM_UP_STEPS and learner.steps < settings.steps:
+    left = settings.steps - learner.steps
+    if learner.optimiser.rate.is_cuda and capture and left > WARM_UP_STEPS:
+        while learner.warm < WARM_UP_STEPS:
             learner.run(batches[learner.steps], settings.learning_rate * _WARM_UP_SHARE)
         for part in PARTS:
             learner.capture(part)

@@ -29,6 +29,8 @@ from model.signal import resample
 BLOCK = 128
 _SILENCE = 2 * BLOCK
 """Samples of silence before the first clip and behind each: a block of the fastest, and more."""
+_MOST_SAMPLES = 2**31 - 1
+"""Places in the store are computed in int32."""
 _FADE = 480
 _SCALE = 32_767.0
 _LOWEST_HZ, _HIGHEST_HZ = 60.0, 15_000.0
@@ -115,11 +117,21 @@ class ClipStore(nn.Module):
     lengths: Tensor
 
     def __init__(self, clips: Sequence[Int16Array]) -> None:
-        """Joins clips, int16[T_i]."""
+        """Joins clips, int16[T_i].
+
+        Raises:
+            ValueError: they have more samples together than an int32 counts.
+        """
         super().__init__()
         lengths = np.array([len(clip) for clip in clips], dtype=np.int64)
         starts = _SILENCE + np.concatenate([[0], np.cumsum(lengths + _SILENCE)[:-1]])
-        joined = np.zeros(int(starts[-1] + lengths[-1]) + _SILENCE, dtype=np.int16)
+        total = int(starts[-1] + lengths[-1]) + _SILENCE
+        if total > _MOST_SAMPLES:
+            raise ValueError(
+                f"the clips have {total:,} samples together; expected {_MOST_SAMPLES:,} at most, "
+                "which are 18 hours at 32 kHz"
+            )
+        joined = np.zeros(total, dtype=np.int16)
         for start, clip in zip(starts.tolist(), clips, strict=True):
             joined[start : start + len(clip)] = clip
         self.register_buffer("samples", torch.from_numpy(joined), persistent=False)

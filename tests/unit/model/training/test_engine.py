@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from model.training import engine
 from model.training.contrastive import spec_augment, standardised
 from model.training.engine import MovingAverage, Optimiser, orthogonalised, rate_at
 from model.training.settings import OptimiserSettings
@@ -113,3 +116,45 @@ def test_stripes_are_zeroed() -> None:
     # as wide on average.
     assert kept.mean().item() == pytest.approx((1 - 1 / 24) ** 2 * (1 - 1 / 16) ** 2, abs=0.01)
     assert set(kept.unique().tolist()) == {0.0, 1.0}
+
+
+class _OnGpu:
+    """A learner as if it were on a GPU; it counts."""
+
+    def __init__(self, *_: object) -> None:
+        self.optimiser = SimpleNamespace(rate=SimpleNamespace(is_cuda=True))
+        self.steps = self.warm = 0
+        self.captured: list[str] = []
+
+    def run(self, *_: object) -> None:
+        self.steps, self.warm = self.steps + 1, self.warm + 1
+
+    def capture(self, part: str) -> None:
+        assert self.warm == engine.WARM_UP_STEPS
+        self.captured.append(part)
+
+    def restore(self, state: dict[str, int]) -> None:
+        self.steps = state["steps"]
+
+
+class _Numbers:
+    """Draws the same all the time."""
+
+    def draw(self, _rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"whole": np.zeros(1, dtype=np.int64), "fractional": np.zeros(1)}
+
+
+@pytest.mark.parametrize("begun", [0, 7])
+@pytest.mark.parametrize("left", [1, 3, 4, 9])
+def test_however_few_steps_are_left_the_last_is_validated(
+    begun: int, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "Learner", _OnGpu)
+    settings = OptimiserSettings(steps=begun + left, validate_every=100)
+    validated: list[tuple[int, list[str]]] = []
+    engine.run_stage(
+        SimpleNamespace(), _Numbers(), (0,), settings,  # type: ignore[arg-type]  # enough of a task
+        lambda learner: validated.append((learner.steps, learner.captured)),  # type: ignore[arg-type]
+        workers=0, capture=True, state={"steps": begun},
+    )  # fmt: skip
+    assert validated == [(begun + left, list(engine.PARTS) if left > 3 else [])]

@@ -115,3 +115,17 @@ def test_a_clip_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "good.wav", np.zeros(9), 32_000)
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name}: ") + "[A-Za-z]"):
         decode_all([tmp_path / "good.wav", tmp_path / name], 32_000)
+
+
+def test_clips_that_int32_cannot_count_are_refused() -> None:
+    hour = np.broadcast_to(np.int16(0), 3_600 * 32_000)
+    with pytest.raises(ValueError, match="18 hours at 32 kHz"):
+        ClipStore([hour] * 19)
+
+
+def test_a_window_may_begin_anywhere_in_a_long_recording() -> None:
+    drawer = WindowDrawer(np.array([7_200 * 32_000]), SAMPLES, PLAIN_WINDOWS)
+    drawn = drawer.draw(np.zeros(100, dtype=np.int64), np.random.default_rng(0))
+    last = drawn["first_block"] + -(-SAMPLES // BLOCK)
+    assert drawn["first_block"].max() * BLOCK > 6_500 * 32_000
+    assert (last < drawn["period"]).all()
