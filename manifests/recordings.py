@@ -46,6 +46,7 @@ from manifests.files import (
 from manifests.files.readers import tabular
 from manifests.files.writing import cell_of, csv_cell
 from manifests.row import (
+    MAX_NAME_CHARS,
     ManifestRow,
     RowError,
     is_nothing,
@@ -341,9 +342,6 @@ def read_queries(uri: str, storage_options: StorageOptions = None) -> Iterator[N
         raise ManifestError(f"{uri}: has no queries")
 
 
-MAX_NAME_CHARS: Final = 100
-
-
 # ----- what there is ----------------------------------------------------------------------------
 
 
@@ -507,16 +505,10 @@ def list_root(
                 wanted = root.wants_folder if kind == "folder" else root.wants_file
                 if not wanted((*parts, name)):
                     continue
-                if name.startswith(".") or name in _MARKERS:
-                    skipped[HIDDEN] += 1
-                elif kind == "other":
-                    skipped[NOT_A_FILE] += 1
-                elif kind == "folder":
-                    folders.append(name)
-                elif form_of(name, root) is None:
-                    skipped[NOT_AUDIO] += 1
+                if (why := _passed_over(name, kind, root)) is not None:
+                    skipped[why] += 1
                 else:
-                    names.append(name)
+                    (folders if kind == "folder" else names).append(name)
         except (OSError, ValueError) as err:
             code = "permission" if isinstance(err, PermissionError) else "io_error"
             message = f"{root.uri(path)}: the folder cannot be listed: {reason_of(err)}"
@@ -524,6 +516,15 @@ def list_root(
         yield from _listed(names, folders, number, root, parts)
         yield from (Skipped(why=why, count=count) for why, count in sorted(skipped.items()))
         stack += [(*parts, name) for name in sorted(folders, reverse=True)]
+
+
+def _passed_over(name: str, kind: str, root: _Root) -> str | None:
+    """Why something in a folder is not looked into; None where it is a folder or a recording."""
+    if name.startswith(".") or name in _MARKERS:
+        return HIDDEN
+    if kind == "other":
+        return NOT_A_FILE
+    return NOT_AUDIO if kind == "file" and form_of(name, root) is None else None
 
 
 def _listed(

@@ -100,9 +100,9 @@ class Material:
         """The clips in the folders of their corpora.
 
         Raises:
-            ValueError: the plan names another corpus.
+            ValueError: the plan names another corpus, or two of them have one name.
         """
-        folders = {corpus.name: corpus for corpus in corpora}
+        folders = _by_name(corpora)
         files = []
         for path in self.path.tolist():
             corpus, _, name = path.partition("/")
@@ -206,12 +206,12 @@ def prepare(
         settings: see there.
 
     Raises:
-        ValueError: a manifest or the teacher file lacks a column, a cell, an array or a clip, or
-            there are too few labels.
+        ValueError: a manifest or the teacher file lacks a column, a cell, an array or a clip, there
+            are too few labels, or two corpora have one name.
     """
     rng = np.random.default_rng(settings.seed)
-    heard = _read_teacher(teacher)
-    rows = _chosen([row for corpus in corpora for row in _rows(corpus)], heard, settings, rng)
+    heard, folders = _read_teacher(teacher), _by_name(corpora).values()
+    rows = _chosen([row for corpus in folders for row in _rows(corpus)], heard, settings, rng)
     _require_labels(rows)
     where = {path: number for number, path in enumerate(heard["path"].tolist())}
     missing = [row["path"] for row in rows if row["path"] not in where]
@@ -219,13 +219,7 @@ def prepare(
         raise ValueError(f"{teacher}: {len(missing)} clips are not in it, {missing[0]} first")
     picked = np.array([where[row["path"]] for row in rows])
     texts, known = _Texts(), json.loads(captions.read_text(encoding="utf-8"))
-    words: dict[str, list[str]] = {}
-    for row in rows:
-        fresh = () if row["label"] == _OPEN else known.get(row["label"], ())
-        own = words.setdefault(_class_of(row), list(fresh))
-        own += [
-            text for text in (row["caption"], row.get("alt_caption")) if text and text not in own
-        ]
+    words = _captions_by_class(rows, known)
     names = list(words)
     is_open = [
         all(_class_of(row) != name or row["label"] == _OPEN for row in rows) for name in names
@@ -341,6 +335,33 @@ def _chosen(
             taken[of_recording] += 1
         kept.append(place)
     return [rows[place] for place in sorted(kept)]
+
+
+def _by_name(corpora: Sequence[Path]) -> dict[str, Path]:
+    """The folders of corpora by their names, with which the paths of a plan begin."""
+    folders: dict[str, Path] = {}
+    for corpus in corpora:
+        if corpus.name in folders:
+            raise ValueError(
+                f"--corpus {folders[corpus.name]} and {corpus}: a plan tells corpora apart by the "
+                "names of their folders; rename one of them"
+            )
+        folders[corpus.name] = corpus
+    return folders
+
+
+def _captions_by_class(
+    rows: Sequence[dict[str, str]], known: dict[str, list[str]]
+) -> dict[str, list[str]]:
+    """The captions of each class: those that are known for its label, then those of its clips."""
+    words: dict[str, list[str]] = {}
+    for row in rows:
+        fresh = () if row["label"] == _OPEN else known.get(row["label"], ())
+        own = words.setdefault(_class_of(row), list(fresh))
+        own += [
+            text for text in (row["caption"], row.get("alt_caption")) if text and text not in own
+        ]
+    return words
 
 
 def _class_of(row: dict[str, str]) -> str:

@@ -123,3 +123,14 @@ def test_rows_that_nothing_can_be_trained_of_are_refused(
     edited = _edited(corpus_folder, tmp_path, lambda row: row.update(change))
     with pytest.raises(ValueError, match=said):
         prepared(edited, teacher_file)
+
+
+def test_two_corpora_of_one_name_are_refused(
+    corpus_folder: Path, teacher_file: Path, tmp_path: Path, material: Material
+) -> None:
+    """A plan would take the clips of one for those of the other."""
+    other = _edited(corpus_folder, tmp_path, lambda row: row)
+    with pytest.raises(ValueError, match="rename one of them"):
+        prepare([corpus_folder, other], teacher_file, BUNDLED_CAPTIONS, len, PreparationSettings())
+    with pytest.raises(ValueError, match="rename one of them"):
+        material.files_in([corpus_folder, other])
