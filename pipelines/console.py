@@ -377,6 +377,11 @@ def _table(lines: list[dict[str, Any]]) -> Table:
 
 
 def _cells(by_metric: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    """How many clips there are, and each metric with the number of those that it is over."""
     some = by_metric.get(_SHOWN[0], [])
     total = sum(entry["n"] + entry["n_undefined"] for entry in some)
-    return [str(total), *(str(pooled(by_metric.get(metric, []))) for metric in _SHOWN)]
+    means = [pooled(by_metric.get(metric, [])) for metric in _SHOWN]
+    return [
+        str(total),
+        *(f"{each} (n = {each.n})" if 0 < each.n < total else str(each) for each in means),
+    ]

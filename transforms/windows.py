@@ -175,8 +175,8 @@ class Ear:
                 reason: Undefined | None = Undefined.SILENT_MIXTURE
                 embedding, heard = None, None
             else:
-                factor = np.float32(gain.at(window.start, len(samples)))
-                embedding, heard, reason = self._hear(samples * factor)
+                (levelled,) = gain.heard(samples[None], window.start)
+                embedding, heard, reason = self._hear(levelled)
             row_counts.add(heard=1)  # a sign of life, within long recordings too
             yield HeardWindow(
                 start_s=start_s,

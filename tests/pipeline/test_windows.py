@@ -151,6 +151,20 @@ def test_silence_is_null_with_the_reason(tmp_path: Path, listener: ToneListener)
     assert [rows[f"a/{label}"]["stem_uri"] is None for label in (FIRST, ABSENT)] == [False, True]
 
 
+def test_a_constant_offset_is_not_heard(tmp_path: Path, loaded: tone_runs.Loaded) -> None:
+    loaded.model.query_encoder.input_level_dbfs = -24.0
+    heard = []
+    for offset in (0.0, 0.5):
+        samples = 0.01 * tones.tone(FIRST, 3.0) + np.float32(offset)
+        soundfile.write(tmp_path / "a.wav", samples, tones.RATE_HZ, "FLOAT")
+        with mock.patch.object(
+            ToneListener, "listen", autospec=True, side_effect=ToneListener.listen
+        ) as listen:
+            assert ask(tmp_path / f"out{offset}", tmp_path / "a.wav", (FIRST,), "--windows") == 0
+        heard.append(listen.call_args[0][1])
+    torch.testing.assert_close(heard[0], heard[1], rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 def test_only_what_is_plausible_is_separated(
     length: str,

@@ -61,6 +61,14 @@ def test_a_dataset_is_shown_as_it_is_called(name: str) -> None:
     assert line.isprintable()
 
 
+def test_a_mean_over_fewer_clips_says_over_how_many() -> None:
+    sdri = {**_line("a"), "n_undefined": 2}
+    score = {**_line("a", "clap_score"), "n": 3, "std": 0.0}
+    assert table_text([sdri, score]).splitlines()[1].split() == (
+        ["a", "text", "P", "3", "2.00", "(n", "=", "1)", "2.00", "±", "0.00"]
+    )
+
+
 def test_a_dataset_cannot_steer_the_terminal() -> None:
     shown = table_text([_line("a\x1b[2Jb\r\nc\u202ed\x9bK")])
     assert shown.splitlines()[1].startswith("a�[2Jb c�d�K ")
