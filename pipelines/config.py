@@ -37,6 +37,7 @@ from pipelines.flags import (
     UsageError,
     parse,
     recorded_beam_flags,
+    require_text,
 )
 from terminal import screen
 from transforms.audio import MAX_RATE_HZ, MIN_RATE_HZ
@@ -745,7 +746,9 @@ def storage_options_of(text: str) -> Mapping[str, Mapping[str, Any]]:
 def _absolute(flag: str, uri: str) -> str:
     try:
         split_fragment(uri)
-        return absolute(uri)
+        found = absolute(uri)
+        require_text(found)  # the folder that it is relative to may be none
+        return found
     except ValueError as err:
         raise UsageError(f"{flag}: {err}") from err
 

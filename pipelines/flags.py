@@ -686,15 +686,19 @@ def parse(command: Command, words: Sequence[str], beam: Iterable[argparse.Action
         UsageError: a word that belongs to no flag, an unknown flag, a missing or an unusable value.
     """
     for word in words:
-        _require_text(word)
+        require_text(word)
     parser = command.parser()
     parser.others = tuple(beam)
     own, rest = parser.parse_known_args(words)
     return Arguments(own=own, beam=tuple(rest), command=("python", "-m", command.name, *words))
 
 
-def _require_text(word: str) -> None:
-    """Refuses what is no text in the encoding of the process: no record or name could hold it."""
+def require_text(word: str) -> None:
+    """Refuses what is no text in the encoding of the process: no record or name could hold it.
+
+    Raises:
+        UsageError: it is none.
+    """
     try:
         word.encode("utf-8")
     except UnicodeEncodeError as err:

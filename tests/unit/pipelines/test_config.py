@@ -32,6 +32,16 @@ def test_paths_become_absolute_and_uris_stay(monkeypatch, tmp_path: Path) -> Non
     assert config.output == str(tmp_path / "o")
 
 
+def test_a_folder_whose_name_is_no_text_is_said_where_a_path_begins_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = os.fsencode(tmp_path) + b"/m\xfcsik"
+    os.mkdir(folder)
+    monkeypatch.chdir(os.fsdecode(folder))
+    with pytest.raises(UsageError, match=r"^--manifest: .*a.csv': has bytes that are no text in"):
+        _config_of("--manifest", "a.csv", "--output", "/o")
+
+
 def test_one_recording_becomes_a_row(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     config = _config("--mixture", "talks/a.b.wav", "--positive", "x", "--negative_audio", "n.wav")
