@@ -32,6 +32,7 @@ from apache_beam.runners.dataflow.internal.apiclient import (
 from apache_beam.runners.runner import PipelineResult, PipelineState
 from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound
 
+from model.registry import is_uri
 from pipelines.config import CommonConfig, Execution
 from pipelines.flags import UsageError
 from pipelines.runners import DATAFLOW, Opened, Runner, measurements_of
@@ -244,6 +245,8 @@ def _check(config: CommonConfig, options: PipelineOptions) -> None:
     named = [(flag, uri) for flag, uri in places.items() if uri]
     named += [("--manifest", uri) for uri in config.manifests]
     named += [("--runs", uri) for uri in getattr(config, "runs", ())]
+    weights = [(f"--{name}", getattr(config, name, "none")) for name in ("model", "scorer")]
+    named += [each for each in weights if each[1] not in ("own", "none") and is_uri(each[1])]
     local = [(flag, uri) for flag, uri in (*named, *config.named) if "://" not in uri]
     for flag, uri in local:
         raise UsageError(f"{flag}={uri}: Dataflow's workers cannot reach it; expected gs://…")

@@ -368,6 +368,15 @@ def test_places_that_workers_cannot_reach_are_refused(
     assert "Dataflow's workers cannot reach it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["model", "scorer"])
+def test_weights_that_workers_cannot_reach_are_refused(
+    flag: str, dataflow: cloud.Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = f"--{flag}=here/mine.safetensors"
+    assert _run(dataflow, mine) == flags.EXIT_USAGE
+    assert f"{mine}: Dataflow's workers cannot reach it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("given", ["--mixture=gs://b/a.wav", "--recordings=gs://b/"])
 @pytest.mark.parametrize("flag", ["--positive_audio", "--negative_audio"])
 def test_example_clips_that_workers_cannot_reach_are_refused(
