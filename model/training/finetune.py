@@ -458,14 +458,20 @@ def gather(
 
 
 def _pairs(material: Material, seed: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Each held-out clip with other sounds that are not trained on; and bundled ones among them."""
+    """Each held-out clip with other sounds that are not trained on; and bundled ones among them.
+
+    The others are of other recordings: one of the same may hold what is asked for.
+    """
     rng = np.random.default_rng([seed, 43])
     rest = material.clips_of("rest").tolist()
     mine = material.clips_of("val").tolist()
     own = []
     for clip in mine:
         others = [
-            each for each in (*mine, *rest) if material.class_of[each] != material.class_of[clip]
+            each
+            for each in (*mine, *rest)
+            if material.class_of[each] != material.class_of[clip]
+            and material.group[each] != material.group[clip]
         ]
         chosen = rng.permutation(len(others))[:_PARTNERS]
         own += [[clip, others[place]] for place in sorted(chosen.tolist())]

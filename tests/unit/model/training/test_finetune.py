@@ -221,6 +221,21 @@ def test_the_published_layout_gets_adapters(sounds: Path, tmp_path: Path) -> Non
         assert (half[name] - start[name] - expected).norm() < 1e-3 * expected.norm(), name
 
 
+def test_a_held_out_clip_is_mixed_with_none_of_its_own_recording(
+    sounds: Path, small_config: ClapSepConfig
+) -> None:
+    """As where two queries found something in the same recordings."""
+    heard = finetune.hear(finetune.clips_in_folders(sounds), RATE_HZ)
+    clips = [dataclasses.replace(c, recording=Path(c.recording).stem) for c in heard.clips]
+    heard = dataclasses.replace(heard, clips=clips)
+    corpus = finetune.gather(heard, {"1", "2"}, Clap(small_config.clap).eval(), RATE_HZ, 0)
+    pairs = corpus.pairs[: corpus.num_own]
+    assert len(pairs) == 4 * 4
+    recordings = corpus.material.group[pairs]
+    assert (recordings[:, 0] != recordings[:, 1]).all()
+    assert {"1", "2"} <= set(recordings[:, 1].tolist())
+
+
 def test_no_copy_of_a_held_out_clip_is_trained_on(sounds: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "one", tmp_path / "two"
     shutil.copytree(sounds / "low hum", first)
