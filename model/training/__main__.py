@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 PRESETS = {"mini": configs.MINI, "tiny": configs.TINY}
 _ALONE = ("prepare", "presence")
 """Stages that several processes do not share."""
+_INTERRUPTED = 130
 
 _EXAMPLES = """examples:
   python -m model.training prepare --corpus corpus/ --teacher teacher.npz --output plan.npz
@@ -51,6 +52,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, CaptureError) as err:
         sys.stderr.write(f"error: {err}\n")
         return 2
+    except KeyboardInterrupt:
+        later = "; the same command goes on from the last validation"
+        sys.stderr.write(f"\ninterrupted{later if arguments.stage == 'fit' else ''}\n")
+        return _INTERRUPTED
     return 0
 
 

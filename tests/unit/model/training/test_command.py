@@ -165,6 +165,19 @@ def test_a_run_with_other_settings_is_not_gone_on_with(
     assert "the run there has other settings; choose another --output" in capsys.readouterr().err
 
 
+def test_an_interrupted_training_says_how_it_goes_on(
+    train: Callable[[str], int], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.Learner, "run", interrupted)
+    assert train("run") == 130
+    said = "\ninterrupted; the same command goes on from the last validation\n"
+    assert capsys.readouterr().err == said
+
+
 def test_a_plan_of_another_corpus_is_refused(
     train: Callable[[str], int], material: Material, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
