@@ -48,12 +48,9 @@ def band_frequencies() -> npt.NDArray[np.float64]:
     return np.geomspace(_LOWEST_HZ, _HIGHEST_HZ, NUM_BANDS)
 
 
-def decode(path: str | BinaryIO, sample_rate_hz: int, span_s: Span = (0.0, None)) -> Int16Array:
-    """Reads a clip, or a stretch of a recording, as :func:`read_mono` does, in 16 bits.
-
-    What exceeds full scale is clipped.
-    """
-    return quantised(read_mono(path, sample_rate_hz, span_s))
+def decode(path: str, sample_rate_hz: int) -> Int16Array:
+    """Reads a clip as :func:`read_mono` does, in 16 bits: what exceeds full scale is clipped."""
+    return quantised(read_mono(path, sample_rate_hz))
 
 
 def read_mono(

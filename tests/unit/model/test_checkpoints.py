@@ -17,10 +17,7 @@ from model.checkpoints.fetch import CheckpointError
 from model.checkpoints.loading import Networks, load_clap, load_converted, load_published
 from model.config import TINY, ClapSepConfig
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLAPSEP_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

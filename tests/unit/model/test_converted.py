@@ -36,9 +36,7 @@ HEADER = Header(
 TENSORS = {f"decoder.w{number}": torch.full((100,), float(number)) for number in range(6)}
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLAPSEP_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

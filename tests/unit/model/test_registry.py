@@ -23,10 +23,7 @@ from model.registry import UnknownModelError, load, load_query_encoder, load_sco
 from model.systems import Condition
 from model.systems.clapsep import network
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLAPSEP_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
