@@ -706,14 +706,12 @@ class Mixture:
         mixture: float32[..., T], the sum of ``target`` and ``interferers``.
         target: float32[..., T], the reference to score against.
         interferers: float32[..., T] each.
-        interferer_scales: the factor that gave each interferer its level, ``gain`` not included.
         gain: the factor on the whole: 1, or ``0.9 / peak`` where the sum exceeded full scale.
     """
 
     mixture: FloatArray
     target: FloatArray
     interferers: tuple[FloatArray, ...]
-    interferer_scales: tuple[float, ...]
     gain: float
 
 
@@ -745,13 +743,12 @@ def mix(
     levels_db = _one_level_each(snr_db, len(interferers))
     clean = _checked(target, "target", target.shape)
     clean_power = _power(clean, "target")
-    scales, scaled = [], []
+    scaled = []
     for index, (source, level_db) in enumerate(zip(interferers, levels_db, strict=True)):
         name = f"interferer {index}"
         noise = _checked(source, name, target.shape)
         ratio_db = 10.0 * math.log10(clean_power / _power(noise, name)) - level_db
-        scales.append(10.0 ** (ratio_db / 20.0))
-        scaled.append(noise * scales[-1])
+        scaled.append(noise * 10.0 ** (ratio_db / 20.0))
     total = clean + np.sum(scaled, axis=0)
     highest = peak(total)
     gain = PEAK_AFTER_LIMITING / highest if highest > 1.0 else 1.0
@@ -759,7 +756,6 @@ def mix(
         mixture=(total * gain).astype(np.float32),
         target=(clean * gain).astype(np.float32),
         interferers=tuple((noise * gain).astype(np.float32) for noise in scaled),
-        interferer_scales=tuple(scales),
         gain=gain,
     )
 

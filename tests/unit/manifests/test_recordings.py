@@ -332,6 +332,13 @@ def test_a_weight_that_no_query_would_take_is_refused(tmp_path: Path) -> None:
         queries_of(uri=str(table), text_weight=0.5)
 
 
+def test_queries_number_a_thousand_at_most() -> None:
+    texts = [f"sound {number}" for number in range(1_001)]
+    assert len(queries_of(texts=texts[1:])) == 1_000
+    with pytest.raises(ValueError, match="1001 queries; expected at most 1000"):
+        queries_of(texts=texts)
+
+
 def test_names_of_queries_are_unique(tmp_path: Path) -> None:
     table = tmp_path / "q.jsonl"
     table.write_text('{"name": "a_dog", "positive_text": "x"}\n', encoding="utf-8")

@@ -264,7 +264,7 @@ def test_lists_of_nemo(tmp_path: Path) -> None:
     path = tmp_path / "train.json"
     path.write_text(
         '{"audio_filepath": "a.wav", "duration": 2.5, "offset": 0.5, "text": "x"}\n\n'
-        '{"audio_filepath": "gs://b/c.flac", "duration": 3}\n'
+        '{"audio_filepath": "gs://b/c.flac", "duration": 3, "offset": 0.0}\n'
         '{"audio": "d.wav"}\n{"audio_filepath": "e.wav", "offset": "late"}\nno json\n',
         encoding="utf-8",
     )
@@ -272,7 +272,8 @@ def test_lists_of_nemo(tmp_path: Path) -> None:
     first, second, *errors = results
     assert (first.path, first.uri) == ("train/1", f"{tmp_path}/a.wav")
     assert (first.offset_s, first.duration_s) == (0.5, 2.5)
-    assert (second.path, second.uri, second.duration_s) == ("train/3", "gs://b/c.flac", 3)
+    assert (second.path, second.uri) == ("train/3", "gs://b/c.flac")
+    assert (second.offset_s, second.duration_s) == (None, 3)
     assert [error.row for error in errors] == [4, 5, 6]
 
 

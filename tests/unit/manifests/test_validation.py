@@ -188,7 +188,15 @@ def test_whole_numbers_that_a_table_turned_into_floats():
 
 @pytest.mark.parametrize(
     ("value", "truth"),
-    [(True, True), ("TRUE", True), (1, True), ("1", True), (" false ", False), ("0", False), (0, False)],
+    [
+        (True, True),
+        ("TRUE", True),
+        (1, True),
+        ("1", True),
+        (" false ", False),
+        ("0", False),
+        (0, False),
+    ],
 )
 def test_whether_the_target_is_absent_is_said_in_the_words_of_tables(value, truth):
     assert parse(MIXTURE | {"target_absent": value}).target_absent is truth
