@@ -331,6 +331,9 @@ def resumed_lines(resumed: Resumed) -> list[str]:
             "finished rows that are not in this manifest stay",
         )
         lines.append(rows)
+    if resumed.letters:
+        stay = screen.counted(resumed.letters, "dead letter stays", "dead letters stay")
+        lines.append(f"{stay} of rows that this run did not read")
     return lines
 
 

@@ -287,13 +287,14 @@ def test_dead_letters_that_were_mended_in_between_are_done(
 
 
 def test_dead_letters_of_rows_that_another_manifest_has_not_stay(
-    rows: Rows, tmp_path: Path, made: Path
+    rows: Rows, tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     broken = [{**row, "mixture_uri": str(tmp_path / "no.wav")} for row in rows[:2]]
     assert run(rewrite(tmp_path, [*broken, *rows[2:]]), out) == 1
     larger = tone_runs.write_manifest(tmp_path / "b.jsonl", [rows[0], {**rows[0], "id": "new"}])
     assert run(larger, out, "--resume") == 0
+    assert "note: 1 dead letter stays of rows that this run did not read" in capsys.readouterr().err
     assert ids(out, "dead_letters") == ["clip/1"]
     assert len(list((out / "dead_letters").iterdir())) == 1
     assert_once(out, [*all_ids(rows), "new"])
