@@ -461,7 +461,12 @@ _PAGE: Final = (
         "(`pyarrow.parquet.read_schema(file).metadata`).",
         SUMMARY_TABLE,
     ),
-    ("Segments", "`segments/`: one row a stretch in which a stem is active.", SEGMENTS_TABLE),
+    (
+        "Segments",
+        "`segments/`: one row a stretch in which the mean of a stem's channels is active. A stereo "
+        "recording whose channels cancel out has none, whatever its presence.",
+        SEGMENTS_TABLE,
+    ),
     (
         "Embeddings",
         "`embeddings/`, with `--embeddings`: one row a stem that was separated.",
