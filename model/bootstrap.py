@@ -56,11 +56,14 @@ def summarise(values: NDArray[np.float64], groups: Sequence[str | None] = ()) ->
     defined = np.sort(values[known])
     n = len(defined)
     recordings = _recordings(values, known, groups)
-    low, high = _interval(recordings) if len(recordings.counts) > 1 else (None, None)
+    mean = float(defined.mean()) if n else None
+    low = high = None
+    if mean is not None and len(recordings.counts) > 1:
+        low, high = _interval(recordings, mean)
     return Summary(
         n=n,
         n_undefined=len(values) - n,
-        mean=float(defined.mean()) if n else None,
+        mean=mean,
         std=float(defined.std(ddof=1)) if n > 1 else None,
         median=float(np.median(defined)) if n else None,
         ci_low=low,
@@ -122,13 +125,14 @@ def _chosen(names: Sequence[str | None], known: NDArray[np.bool_]) -> list[str |
     return [name for name, is_known in zip(names, known.tolist(), strict=True) if is_known]
 
 
-def _interval(recordings: _Recordings) -> tuple[float, float]:
+def _interval(recordings: _Recordings, mean: float) -> tuple[float, float]:
+    """The interval, which holds the mean: of equal values, sums in another order round past it."""
     means = [
         recordings.sums[drawn].sum(axis=1) / recordings.counts[drawn].sum(axis=1)
         for drawn in _resampled(len(recordings.counts))
     ]
     low, high = np.percentile(np.concatenate(means), INTERVAL_PERCENT)
-    return float(low), float(high)
+    return min(float(low), mean), max(float(high), mean)
 
 
 def _resampled(num_recordings: int) -> Iterator[NDArray[np.int64]]:

@@ -75,6 +75,14 @@ def test_clips_without_a_recording_are_recordings_of_their_own() -> None:
     )
 
 
+@pytest.mark.parametrize("value", [0.1, 0.3, 2.7, -1.78807])
+def test_the_interval_of_equal_values_holds_them(value: float) -> None:
+    # Plots draw from the mean to either end, and no length of that is below 0.
+    found = summarise(np.full(15, value), [str(number // 5) for number in range(15)])
+    assert found.ci_low <= found.mean <= found.ci_high
+    assert (found.ci_low, found.ci_high) == pytest.approx((value, value))
+
+
 def test_one_recording_gives_no_interval() -> None:
     found = summarise(np.array([1.0, 2.0, 3.0]), ["a", "a", "a"])
     assert found.std == 1.0
