@@ -88,6 +88,14 @@ def test_what_csv_cannot_say_is_not_written_as_something_else(tmp_path, values):
         assert list(iter_rows(str(tmp_path / f"m.{form}"))) == [row]
 
 
+def test_what_would_be_read_as_json_or_as_a_comment_is_written_otherwise(tmp_path):
+    row = dataclasses.replace(EXAMPLE, id="#1", positive_audio_uris=("[1]",))
+    write_rows(str(tmp_path / "m.csv"), [row])
+    assert (tmp_path / "m.csv").read_text().splitlines()[1].startswith('"#1",')  # pandas' comments
+    (found,) = iter_rows(str(tmp_path / "m.csv"))
+    assert (found.id, found.positive_audio_uris) == ("#1", (f"{tmp_path}/[1]",))
+
+
 def test_an_example_clip_called_like_nothing_is_written_as_a_list(tmp_path):
     row = dataclasses.replace(EXAMPLE, id="NA", positive_audio_uris=("/NA",))
     write_rows(str(tmp_path / "m.csv"), [row])

@@ -14,11 +14,11 @@ import pytest
 from model.training.material import BUNDLED_CAPTIONS, Material, PreparationSettings, prepare
 
 
-def prepared(corpus: Path, teacher: Path) -> Material:
+def prepared(corpus: Path, teacher: Path, **settings: int) -> Material:
     def latents(texts: Sequence[str]) -> npt.NDArray[np.float32]:
         return np.ones((len(texts), 384), dtype=np.float32)
 
-    chosen = PreparationSettings(pairs=5, triples=5)
+    chosen = PreparationSettings(pairs=5, triples=5, **settings)
     return prepare([corpus], teacher, BUNDLED_CAPTIONS, latents, chosen)
 
 
@@ -134,3 +134,13 @@ def test_two_corpora_of_one_name_are_refused(
         prepare([corpus_folder, other], teacher_file, BUNDLED_CAPTIONS, len, PreparationSettings())
     with pytest.raises(ValueError, match="rename one of them"):
         material.files_in([corpus_folder, other])
+
+
+def test_a_recording_gives_so_many_training_clips_of_a_label_at_most(
+    corpus_folder: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    edited = _edited(corpus_folder, tmp_path, lambda row: row.update(group="one"))
+    for most in (1, 2):
+        found = prepared(edited, teacher_file, clips_per_recording=most)
+        assert len(found.clips_of("train")) == 4 * most
+        assert len(found.clips_of("val")) == 8
