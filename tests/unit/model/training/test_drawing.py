@@ -140,7 +140,8 @@ class TestMixtures:
         presence = plan.draw(np.random.default_rng(0))["presence"]
         second = presence.reshape(200, QUERIES)[:, 1]
         assert (presence.reshape(200, QUERIES)[:, 0] != ABSENT).all()
-        assert (second == ABSENT).mean() == pytest.approx(share, abs=5 * 0.5 / np.sqrt(200))
+        deviation = np.sqrt(share * (1 - share) / 200)
+        assert (second == ABSENT).mean() == pytest.approx(share, abs=5 * deviation)
 
     def test_kinds_of_query(self, material: Material) -> None:
         plan = planner(material, source_shares=(0.0, 1.0), absent_share=0.0)
@@ -186,6 +187,21 @@ def test_clap_batches_name_every_class(material: Material) -> None:
     below_db = 20 * np.log10(drawn["rms"][16:] / drawn["rms"][:16] + 1e-9)
     heard = below_db > -100
     assert ((below_db[heard] <= -3.5) & (below_db[heard] >= -19.5)).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_noise_is_as_frequent_as_asked(material: Material, share: float) -> None:
+    lengths = np.full(len(material.path), 12_000)
+    queries = QuerySettings(source_shares=(0.0, 1.0))
+    separation = SeparatorTraining(batch_size=20, queries=queries, noisy_share=share)
+    near = np.zeros((4, 0), dtype=np.int64)
+    drawn = MixturePlanner(material, lengths, SAMPLES, separation, near).draw(
+        np.random.default_rng(0)
+    )
+    assert (drawn["noise_rms"] > 0).mean() == share
+    clap = ClapSettings(batch_size=20, noisy_share=share)
+    drawn = ClapPlanner(material, lengths, SAMPLES, clap, queries).draw(np.random.default_rng(0))
+    assert (drawn["rms"][20:] > 0).mean() == share
 
 
 def test_a_batch_depends_on_seed_and_step_alone(material: Material) -> None:
