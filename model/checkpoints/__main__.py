@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from model.checkpoints.fetch import CheckpointError
 from terminal import flags, screen
 
 _DESCRIPTION = (
@@ -53,7 +52,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         else:
             for name, value in files.file_facts(options.uri).items():
                 sys.stdout.write(f"{name:>14}  {value}\n")
-    except CheckpointError as err:
+    except (ValueError, OSError) as err:  # of a file that is read, a value, or where to write
         sys.stderr.write(f"{err}\n")
         return 1
     return 0

@@ -143,10 +143,11 @@ def convert(options: argparse.Namespace) -> str:
     """Converts what the flags name; returns the SHA-256 of the file that was written.
 
     Raises:
-        CheckpointError: a file cannot be had or is not what it should be, or none can be written.
+        CheckpointError: a file cannot be had or is not what it should be.
+        ValueError: a digest is none.
+        OSError: the file cannot be written.
     """
-    text = None if options.config is None else fetch(options.config).path.read_text("utf-8")
-    config = PUBLISHED if text is None else from_json(ClapSepConfig, text)
+    config = PUBLISHED if options.config is None else _config_of(options.config)
     if options.clapsep is None:
         clap = load_clap(options.clap, config=config.clap, sha256=options.clap_sha256)
         source = SourceFile(role="clap", uri=options.clap, sha256=clap.digest)
@@ -161,6 +162,14 @@ def convert(options: argparse.Namespace) -> str:
     )
     adapters: Adapters = "merge" if options.merge_lora else "keep"
     return save(options.output, networks, dtype=options.dtype, adapters=adapters)
+
+
+def _config_of(uri: str) -> ClapSepConfig:
+    path = fetch(uri).path
+    try:
+        return from_json(ClapSepConfig, path.read_text("utf-8"))
+    except (TypeError, ValueError) as err:
+        raise CheckpointError(f"{uri}: is no configuration: {err}") from err
 
 
 def file_facts(uri: str) -> dict[str, str]:

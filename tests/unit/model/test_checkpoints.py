@@ -84,6 +84,31 @@ def test_convert_says_what_is_wrong(
     assert captured.err == (f"{paths[0]}: expected a CLAPSep checkpoint, found a CLAP checkpoint\n")
     assert run([*arguments, "--clap_sha256", "0" * 64]) == 1
     assert "expected SHA-256" in capsys.readouterr().err
+    assert run([*arguments, "--clap_sha256", "abc"]) == 1
+    assert "sha256='abc': expected 64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [b'{"nothing": 1}', b"\xff", b"[]"])
+def test_convert_says_which_configuration_is_none(
+    text: bytes,
+    paths: tuple[Path, Path],
+    arguments: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "c.json").write_bytes(text)
+    arguments[arguments.index("--config") + 1] = str(tmp_path / "c.json")
+    assert run(arguments) == 1
+    assert f"{tmp_path / 'c.json'}: is no configuration: " in capsys.readouterr().err
+
+
+def test_convert_says_where_it_cannot_write(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    arguments[arguments.index("--output") + 1] = str(tmp_path / "folder")
+    assert run(arguments) == 1
+    assert str(tmp_path / "folder") in capsys.readouterr().err
 
 
 def test_inspect_converted(
