@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,16 @@ def _numbered(line: Line, uri: str, query_column: str) -> MixedClip:
     )
 
 
+_RECORDING = re.compile(r"(Y.{11})_\d+|\d-(\d+)-[A-Z]-\d+")
+"""Names of AudioSep's parts of videos in MUSIC, and of clips of recordings in ESC-50."""
+
+
+def _recording_of(source: str) -> str:
+    """The recording that a clip was cut from, where its name tells; otherwise the clip."""
+    found = _RECORDING.fullmatch(stem_of(source))
+    return (found[1] or found[2]) if found else stem_of(source)
+
+
 def build_mixed(
     clips: Iterable[MixedClip], setting: BenchmarkSetting, *, audio_root: str, dataset: str
 ) -> Iterator[ManifestRow]:
@@ -120,7 +131,7 @@ def build_mixed(
             n_sources=2 if clip.negative is not None else None,
             dataset=dataset,
             split="test",
-            group=stem_of(clip.source) if clip.source else None,
+            group=_recording_of(clip.source) if clip.source else None,
             **setting.columns([clip.positive], [clip.negative] if clip.negative else []),
         )
 

@@ -106,6 +106,21 @@ def test_mixtures_of_one_source_are_of_one_group():
     assert [row.group for row in rows] == ["x/a", "x/a", None]
 
 
+@pytest.mark.parametrize(
+    ("source", "recording"),
+    [
+        ("YZeQPNWdFs_4_15.wav", "YZeQPNWdFs_4"),
+        ("1-100032-A-0.wav", "100032"),
+        ("Y7fmOlUlwo_1.wav", "Y7fmOlUlwo_1"),
+        ("field_recording_2.wav", "field_recording_2"),
+    ],
+)
+def test_sources_of_one_recording_are_of_one_group(source, recording):
+    clip = MixedClip(row_id="1", mixture="m", target="s", positive="dog", source=source)
+    (row,) = build_mixed([clip], POSITIVE, audio_root="/v", dataset="d")
+    assert row.group == recording
+
+
 def test_a_negative_query_needs_a_negative_caption():
     clip = MixedClip(row_id="7", mixture="m.wav", target="s.wav", positive="dog")
     (row,) = build_mixed([clip], POSITIVE, audio_root="/v", dataset="d")
