@@ -106,8 +106,9 @@ _RECORDING = re.compile(r"(Y.{11})_\d+|\d-(\d+)-[A-Z]-\d+")
 
 def _recording_of(source: str) -> str:
     """The recording that a clip was cut from, where its name tells; otherwise the clip."""
-    found = _RECORDING.fullmatch(stem_of(source))
-    return (found[1] or found[2]) if found else stem_of(source)
+    stem = stem_of(source).strip()  # a clip of Clotho's ends in a blank, which CSV cannot say
+    found = _RECORDING.fullmatch(stem)
+    return (found[1] or found[2]) if found else stem
 
 
 def build_mixed(

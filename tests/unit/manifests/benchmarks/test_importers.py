@@ -113,6 +113,7 @@ def test_mixtures_of_one_source_are_of_one_group():
         ("1-100032-A-0.wav", "100032"),
         ("Y7fmOlUlwo_1.wav", "Y7fmOlUlwo_1"),
         ("field_recording_2.wav", "field_recording_2"),
+        ("Sunny Afternoon .wav", "Sunny Afternoon"),
     ],
 )
 def test_sources_of_one_recording_are_of_one_group(source, recording):
