@@ -172,21 +172,6 @@ def fuse(
     return text_weight * text + (1.0 - text_weight) * audio
 
 
-def stack(
-    positives: list[Tensor | None],
-    negatives: list[Tensor | None],
-    embedding_dim: int,
-    normalisation: Normalisation = "normalised",
-) -> Condition:
-    """A batch of conditions from one embedding, or None, per polarity and row."""
-    absent = torch.zeros(embedding_dim)
-    return Condition(
-        positive=torch.stack([absent if item is None else item for item in positives]),
-        negative=torch.stack([absent if item is None else item for item in negatives]),
-        normalisation=normalisation,
-    )
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """What kinds of query a system understands."""

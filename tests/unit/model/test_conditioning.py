@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.systems import Condition, fuse, pool_shots, stack
+from model.systems import Condition, fuse, pool_shots
 
 ONE = torch.tensor([[0.6, 0.8]])
 TWO = torch.tensor([[0.0, 1.0]])
@@ -106,13 +106,6 @@ def test_sum_fusion_is_the_demo_applications() -> None:
     summed = fuse(ONE[0], TWO[0], fusion="sum", text_weight=0.1)
     assert summed is not None
     torch.testing.assert_close(summed, ONE[0] + TWO[0])
-
-
-def test_stack_puts_zeros_for_none() -> None:
-    condition = stack([ONE[0], None], [None, TWO[0]], 2, "unnormalised")
-    assert torch.equal(condition.positive, torch.cat((ONE, NONE)))
-    assert torch.equal(condition.negative, torch.cat((NONE, TWO)))
-    assert condition.normalisation == "unnormalised"
 
 
 def test_inputs_are_left_alone() -> None:

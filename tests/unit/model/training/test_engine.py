@@ -52,6 +52,18 @@ def test_adamw_moves_the_entries_of_a_matrix_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("matrices", ["muon", "adamw"])
+def test_weights_without_a_gradient_decay(matrices: str) -> None:
+    layer = nn.Linear(20, 50)
+    before = layer.weight.detach().clone()
+    optimiser = Optimiser(layer, OptimiserSettings(matrices=matrices, weight_decay=0.5))
+    optimiser.rate.fill_(0.01)
+    for value in layer.parameters():
+        value.grad = torch.zeros_like(value)
+    optimiser.step()
+    torch.testing.assert_close(layer.weight.detach(), before * (1.0 - 0.01 * 0.5))
+
+
+@pytest.mark.parametrize("matrices", ["muon", "adamw"])
 def test_what_has_a_share_of_the_learning_rate_moves_by_that_share(matrices: str) -> None:
     moved = {}
     for shares in ({}, {"slow.": 0.25}):
