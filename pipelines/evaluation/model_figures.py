@@ -233,7 +233,12 @@ def measure_cost(loaded: LoadedModel, device: str) -> Cost:
 def bundle_files(card: Entry) -> list[Path]:
     """Finds the files of a model that lie on this machine, every part of those that are split."""
     paths = [Path(file.location()) for file in card.files]
-    patterns = [(path.parent, re.sub(r"-\d+-of-", "-*-of-", path.name)) for path in paths]
+    patterns = [
+        (path, "*.safetensors")
+        if path.is_dir()
+        else (path.parent, re.sub(r"-\d+-of-", "-*-of-", path.name))
+        for path in paths
+    ]
     return sorted({path for folder, pattern in patterns for path in folder.glob(pattern)})
 
 

@@ -164,3 +164,10 @@ def test_all_parts_of_a_split_file_belong_to_the_bundle(tmp_path: Path) -> None:
         "m-2-of-2.bin",
         "single.bin",
     ]
+
+
+def test_the_weights_in_a_folder_belong_to_its_bundle(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "presence.safetensors", "README.md"):
+        (tmp_path / name).touch()
+    found = [path.name for path in bundle_files(_card(tmp_path))]
+    assert found == ["model.safetensors", "presence.safetensors"]
