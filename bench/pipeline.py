@@ -75,7 +75,7 @@ def stages_timed() -> Iterator[Timer]:
     with contextlib.ExitStack() as stack:
         for stage, owner, name in (
             ("read and resample (beside the network)", reading, "read"),
-            ("embed queries", queries, "embed_texts"),
+            ("embed queries", queries, "embed_query_texts"),
             ("separate", separation.Separation, "separate"),
             ("score: CLAP embeddings", scoring.Scoring, "embed"),
             ("score: everything", scoring.Scoring, "score"),
