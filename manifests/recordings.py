@@ -345,13 +345,27 @@ def read_queries(uri: str, storage_options: StorageOptions = None) -> Iterator[N
 # ----- what there is ----------------------------------------------------------------------------
 
 
-def require_root(uri: str, storage_options: StorageOptions = None) -> None:
+def require_root(
+    uri: str, storage_options: StorageOptions = None, output: str | None = None
+) -> None:
     """Checks that a root is there: a file, a folder, or the folder in which a pattern begins.
 
+    Args:
+        uri: the root.
+        storage_options: keyword arguments of the file system.
+        output: a folder that is not looked into.
+
     Raises:
-        ManifestError: it is not, or cannot be looked at.
+        ManifestError: it is not, or cannot be looked at, or is the output folder itself.
     """
-    _look(uri, storage_options)
+    root = _look(uri, storage_options)
+    if output is not None and root.file is None:
+        left_out = _folder_on(root.files, output, storage_options)
+        if left_out is not None and left_out == _folder(root.files, root.folder):
+            raise ManifestError(
+                f"{uri}: --output is the folder of these recordings, and is not looked into; take "
+                f"another, such as {output.rstrip('/')}/out"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,8 +112,11 @@ class SeparateJob:
         devices.require_name(self.config.device)
         if self.config.execution.is_local and self.config.needs_gpu:
             devices.required_gpu(self.config.device)
-        for uri in () if self.config.recordings is None else self.config.recordings.roots:
-            look = functools.partial(require_root, uri, storage.options_for(uri))
+        if (asked := self.config.recordings) is None:
+            return
+        for uri in asked.roots:
+            options = storage.options_for(uri)
+            look = functools.partial(require_root, uri, options, asked.output)
             storage.retrying(uri, look)
 
     def reads(self, row: ManifestRow) -> Iterable[tuple[str, str]]:

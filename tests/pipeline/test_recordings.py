@@ -144,7 +144,7 @@ def test_recordings_that_would_be_deleted_are_refused(
     assert tone_runs.run(*again, output / "stems") == 2
     assert "stems lies in " in capsys.readouterr().err
     assert tone_runs.run(*again, output) == 2
-    assert "--overwrite would delete recordings" in capsys.readouterr().err
+    assert f"take another, such as {output}/out" in capsys.readouterr().err
     assert len(list((output / "stems").rglob("*.flac"))) == 3
 
 

@@ -172,6 +172,19 @@ def test_a_root_that_is_not_there_is_said(tmp_path: Path, name: str) -> None:
         recordings.require_root(f"{tmp_path}/{name}")
 
 
+@pytest.mark.parametrize("root", ["talks", "talks/", "talks/*.wav", "link"])
+def test_recordings_beside_which_the_output_would_lie_are_refused(
+    tmp_path: Path, root: str
+) -> None:
+    write(tmp_path / "talks", "a.wav")
+    (tmp_path / "link").symlink_to("talks")
+    with pytest.raises(ManifestError, match=r"take another, such as .*/talks/out$"):
+        recordings.require_root(f"{tmp_path}/{root}", output=f"{tmp_path}/talks")
+    for other in ("talks/out", "out", "."):
+        recordings.require_root(f"{tmp_path}/{root}", output=f"{tmp_path}/{other}")
+    recordings.require_root(f"{tmp_path}/talks/a.wav", output=f"{tmp_path}/talks")
+
+
 @pytest.fixture(scope="module")
 def vault() -> str:
     return f"{stores.vault()}clips"
