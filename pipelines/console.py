@@ -307,8 +307,8 @@ _LEFT = {
     DOUBLE: "{n} found twice in the tables, kept once",
     BROKEN: "{n} with a stem that is missing or cut, taken out of the tables and done again where "
     "the manifest has them",
-    UNFOUND: "{n} whose segments or embeddings are not all there, done again where the manifest "
-    "has them",
+    UNFOUND: "{n} whose segments or embeddings are not all there, taken from the journal, or else "
+    "done again where the manifest has them",
     UNKNOWN: "{n} of which nothing says any more what they were made with, done again",
 }
 

@@ -326,6 +326,14 @@ class ExportJob:
         contents.require_apart(
             self.config, storage, [("what is exported", uri) for uri in self.config.runs]
         )
+        for uri in self.config.runs:
+            parts = output_folder.num_shards(storage, uri)
+            done = sum(_run_folder(part, "", storage).finished for part in _parts(uri, storage))
+            if done < max(parts, 1):
+                said = f"{done} of {parts} parts have finished" if parts else "has not finished"
+                output_folder.say(
+                    f"--runs {uri}: {said}: what --resume would add or do again is not exported"
+                )
         self._selection(storage).check(storage)
 
     def _selection(self, storage: Storage) -> Selection:

@@ -28,7 +28,7 @@ from manifests.row import ManifestRow
 from model import devices
 from model.checkpoints.fetch import CheckpointError
 from model.registry import UnknownModelError
-from pipelines import console, output_folder, runners
+from pipelines import console, flags, output_folder, runners
 from pipelines.config import CommonConfig, Execution, refused
 from pipelines.flags import (
     EXIT_FAILURE_RATE,
@@ -46,7 +46,7 @@ from pipelines.output_folder.lock import Lock, LockLostError
 from pipelines.preflight import PackageCollisionError, check_packages
 from pipelines.runners import JobError, Measurements, Runner, measurements_of
 from terminal import screen
-from transforms import storage
+from transforms import kept, storage
 from transforms.storage import Storage, join
 from transforms.storage.access import UriAccess, configure_logging, redact, redacted
 from transforms.tables import row_counts as progress
@@ -287,6 +287,7 @@ class _Run:
                     raise _ClearingStopped from err
                 for line in said:
                     output_folder.say(line)
+            _put_in_order(folder, job.command.name)
             output_folder.begin(folder)
             record.write_record(storage, folder.place(RUN), entry)
         with self._recorded(folder, entry):
@@ -400,6 +401,18 @@ class _Run:
             )
             return EXIT_FAILURE_RATE
         return EXIT_OK
+
+
+def _put_in_order(folder: OutputFolder, command: str) -> None:
+    """Does what must be done about earlier runs before there is another record.
+
+    Where theirs is lost, their rows forget what they were made from: it would be taken for theirs.
+    """
+    earlier, storage = folder.earlier, folder.storage
+    if earlier.damage is not None:
+        table = kept.RENDERED_KEPT if command == flags.SYNTHESIZE.name else kept.METRICS_KEPT
+        kept.forget_origin((*earlier.table_uris, *earlier.journal_uris), table.digest, storage)
+    kept.leave_letters_once(earlier.letter_uris, storage)
 
 
 def _device(config: CommonConfig) -> dict[str, str] | None:

@@ -376,14 +376,12 @@ class KeptRules:
         covers: the manifest has all rows that the output is about: what is not in it leaves.
         retrying: the manifest is the output's own dead letters: a row of an id that is finished
             with other content is the second of that id, as it was before.
-        trusted: what the kept rows were made with is known, and the same as now.
         roots: of recordings that are listed anew: what could not be listed there before is a
             failure again, or none any more.
     """
 
     covers: bool = False
     retrying: bool = False
-    trusted: bool = True
     roots: tuple[str, ...] = ()
 
 

@@ -14,8 +14,9 @@ import hashlib
 import io
 import json
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import apache_beam as beam
@@ -72,6 +73,7 @@ from transforms.threaded import LookAhead, LookAheadFn, Overlap, in_window
 MAX_NAMED = 20
 """So many ids are named for each reason."""
 _ROWS_PER_BATCH = 4_096
+_FILES_AT_ONCE = 16
 _SURROGATE = re.compile("[\ud800-\udfff]")
 """Stands in text that is not UTF-8, which cannot be a key of Beam."""
 _LETTER_FIELDS = frozenset(DEAD_LETTER_SCHEMA.names)
@@ -700,7 +702,7 @@ def _why_not(kept: KeptRow, first: ManifestRow | None, asked: bool, rules: KeptR
         return GONE if rules.covers else None
     if rules.retrying and (first is None or not _same(kept, first)):
         return None
-    if not rules.trusted or kept.row_sha256 is None:
+    if kept.row_sha256 is None:
         return UNKNOWN
     return None if first is not None and _same(kept, first) else CHANGED
 
@@ -819,6 +821,61 @@ class _RewriteFn(beam.DoFn):
             for field in wanted
         ]
         self._storage.write_bytes(uri, parquet_bytes(pa.table(columns, schema=wanted)))
+
+
+def leave_letters_once(uris: Sequence[str], storage: Storage) -> None:
+    """Takes dead letters out of files of which another file has them too.
+
+    A run that is killed between its own and the removal of the older ones leaves them twice, and a
+    manifest of them would have each row for a second time.
+
+    Args:
+        uris: files of dead letters.
+        storage: how they are reached.
+    """
+    seen: set[Any] = set()
+    for uri in uris if len(uris) > 1 else ():
+        table = _whole_table(uri, storage)
+        if table is None or not {*_LETTER_COLUMNS} <= {*table.column_names}:
+            continue
+        names = list(map(_letter_name, table.select(_LETTER_COLUMNS).to_pylist()))
+        once = [name not in seen for name in names]
+        seen.update(names)
+        if not all(once):
+            storage.write_bytes(uri, parquet_bytes(table.filter(pa.array(once, pa.bool_()))))
+
+
+def forget_origin(uris: Iterable[str], digest: str, storage: Storage) -> None:
+    """Takes the digest out of rows of which nobody knows what they were made with.
+
+    They stay as they are, and are done again when a manifest asks for them. Files that cannot be
+    read whole are left as they are. Doing it again changes nothing.
+
+    Args:
+        uris: files of a table and of its journal.
+        digest: the column.
+        storage: how they are reached.
+    """
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        deque(pool.map(functools.partial(_forget, digest=digest, storage=storage), uris), maxlen=0)
+
+
+def _whole_table(uri: str, storage: Storage) -> pa.Table | None:
+    """The table in a file; None where it cannot be read whole, which :class:`ReadKept` says."""
+    data = storage.read_bytes(uri)
+    try:
+        return pq.ParquetFile(io.BytesIO(data)).read()
+    except (pa.ArrowException, OSError, ValueError):
+        return None
+
+
+def _forget(uri: str, digest: str, storage: Storage) -> None:
+    table = _whole_table(uri, storage)
+    place = -1 if table is None else table.schema.get_field_index(digest)
+    if table is not None and place >= 0 and table[digest].null_count < len(table):
+        field = table.schema.field(place)
+        table = table.set_column(place, field, pa.nulls(len(table), field.type))
+        storage.write_bytes(uri, parquet_bytes(table))
 
 
 def _stays(ids: Sequence[str], leaving: Iterable[Leaving]) -> list[bool]:

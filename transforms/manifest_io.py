@@ -188,20 +188,25 @@ class AskRecordings(beam.PTransform[Any, Any]):
                 SKIPPED, dead_letters.FAILED, main="rows"
             )
         )
-        found_failed, rows_failed = (each[dead_letters.FAILED] for each in (found, rows))
-        meant = rows["rows"]
+        every = {
+            "": rows["rows"],
+            "Listing": found[dead_letters.FAILED],
+            "Asking": rows[dead_letters.FAILED],
+        }
         if self.shard is not None:
-            meant = meant | "Shard" >> beam.Filter(_in_shard, self.shard)
-            found_failed, rows_failed = (
-                each | f"Shard{name}" >> beam.Filter(_in_shard, self.shard)
-                for name, each in (("Listing", found_failed), ("Asking", rows_failed))
-            )
-        checked = meant | "Count" >> beam.ParDo(_CountFn(self.access)).with_outputs(
-            dead_letters.FAILED, main="rows"
-        )
-        failures = [found_failed, rows_failed, checked[dead_letters.FAILED]]
+            every = {
+                name: each | f"Shard{name}" >> beam.Filter(_in_shard, self.shard)
+                for name, each in every.items()
+            }
+        checked = {
+            name: each
+            | f"Count{name}"
+            >> beam.ParDo(_CountFn(self.access)).with_outputs(dead_letters.FAILED, main="rows")
+            for name, each in every.items()
+        }
+        failures = [each[dead_letters.FAILED] for each in checked.values()]
         return (
-            checked["rows"],
+            checked[""]["rows"],
             failures | "Failures" >> beam.Flatten(),
             [found[SKIPPED], rows[SKIPPED]] | "Skipped" >> beam.Flatten(),
         )
@@ -238,7 +243,7 @@ def _other(found: Skipped | Broken | RowError) -> Any:
     if isinstance(found, Skipped):
         return beam.pvalue.TaggedOutput(SKIPPED, found)
     if isinstance(found, RowError):
-        return dead_letters.dead(invalid(found))
+        return beam.pvalue.TaggedOutput(dead_letters.FAILED, invalid(found))
     failure = Failure(
         stage="manifest",
         error_type=found.code,
@@ -247,7 +252,7 @@ def _other(found: Skipped | Broken | RowError) -> Any:
         manifest_uri=found.uri,
         manifest_row=0,
     )
-    return dead_letters.dead(failure)
+    return beam.pvalue.TaggedOutput(dead_letters.FAILED, failure)
 
 
 def _by_uri(listed: Listed) -> tuple[str, Listed]:

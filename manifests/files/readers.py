@@ -543,29 +543,32 @@ def plan_splits(
 
 
 def _result(record: Record, uri: str, folder: str) -> RowResult:
-    """The row of ``record``; a dead letter is the row it holds."""
+    """The row of ``record``; a dead letter is the row it holds, read where the letter says."""
     if record.error is not None:
         return record.error
-    values = dict(record.values or {})
+    values, row = dict(record.values or {}), record.row
     if values.keys() >= _DEAD_LETTER:
         letter = {name: values.pop(name) for name in DEAD_LETTER_COLUMNS}
+        origin, number = letter["manifest_uri"], str(letter["manifest_row"])
+        named = isinstance(origin, str) and origin
+        if named and number.isdecimal():
+            uri, row = origin, int(number)
         if isinstance(letter["row_json"], str) and letter["row_json"]:
-            original = parse_object(letter["row_json"], {"uri": uri, "row": record.row})
+            folder = folder_of(origin) if named else folder
+            original = parse_object(letter["row_json"], {"uri": uri, "row": row})
             if isinstance(original, RowError):
                 return original
             if original.keys() == {LISTING}:
                 return RowError(
                     uri=uri,
-                    row=record.row,
+                    row=row,
                     field=None,
                     value=f"{original[LISTING]}, which could not be looked into",
                     expected="the --recordings of before, with --resume, which look there again",
                     row_json=letter["row_json"],
                 )
             values = original
-            if isinstance(letter["manifest_uri"], str) and letter["manifest_uri"]:
-                folder = folder_of(letter["manifest_uri"])
-    return parse_record(values, uri=uri, row=record.row, folder=folder)
+    return parse_record(values, uri=uri, row=row, folder=folder)
 
 
 def _records(split: Split, storage_options: StorageOptions, key: str = "id") -> Iterator[Record]:

@@ -53,6 +53,8 @@ from transforms.storage import Storage, join, written_to
 from transforms.storage.access import UriAccess, redact, redacted
 
 COMMAND_LINE = "the command line"
+LOST = "a run whose run.json was lost"
+"""What stands for manifests that nobody knows any more: no other manifest covers their rows."""
 _ATTEMPT = re.compile(r"^part-(\d+)-")
 CLEARING = "clearing"
 
@@ -217,9 +219,9 @@ def examine(config: CommonConfig, storage: Storage, command: str) -> Earlier:
         journal_uris=tuple(pieces),
         letter_uris=tuple(letters),
         sources=sources,
-        rules=KeptRules(covers=True, trusted=record is not None)
+        rules=KeptRules(covers=True)
         if command == EXPORT  # what is selected is all that a data set is about
-        else _rules(config, storage, sources, trusted=record is not None),
+        else _rules(config, storage, sources),
     )
 
 
@@ -246,9 +248,9 @@ def _attempt(record: Mapping[str, Any] | None, tables: Sequence[str]) -> int:
 
 
 def _sources_of(record: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The manifests of all runs that an output holds; empty where that is not known."""
+    """The manifests of all runs that an output holds."""
     if record is None:
-        return ()
+        return (LOST,)
     before = record["config"].get("manifests") or [COMMAND_LINE]
     return tuple(record.get("sources") or before)
 
@@ -260,14 +262,11 @@ def _given(config: CommonConfig, storage: Storage) -> list[str]:
     return list(map(str, redacted(own)))
 
 
-def _rules(
-    config: CommonConfig, storage: Storage, sources: Sequence[str], *, trusted: bool
-) -> KeptRules:
+def _rules(config: CommonConfig, storage: Storage, sources: Sequence[str]) -> KeptRules:
     given = _given(config, storage)
     return KeptRules(
-        covers=bool(sources) and {uri.rstrip("/") for uri in sources} <= set(given),
+        covers={uri.rstrip("/") for uri in sources} <= set(given),
         retrying=bool(config.manifests) and not given,
-        trusted=trusted,
         roots=() if config.recordings is None else tuple(redacted(list(config.recordings.roots))),
     )
 

@@ -124,6 +124,7 @@ def remove_working_files(storage: Storage, output: str) -> None:
     pieces = pieces_in(storage, output)
     others = [join(output, name) for name in (ROW_COUNTS, ERROR_FILE, LISTING)]
     storage.remove_files([*pieces, *others], output)
+    storage.remove_empty(join(output, JOURNAL), output)  # of a run that was killed before it did
 
 
 def _matching(storage: Storage, folder: str, name: re.Pattern[str], suffix: str) -> list[str]:
@@ -312,7 +313,7 @@ def reads_of(
         for result in storage.iterate(facts.uri, rows):
             if isinstance(result, ManifestRow):
                 for column, uri in reads(result):
-                    yield f"{column} of row {result.manifest_row} of {facts.uri}", uri
+                    yield f"{column} of row {result.manifest_row} of {result.manifest_uri}", uri
 
 
 def _deleted_from(output: str) -> list[str]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.flags import UsageError
-from pipelines.output_folder.contents import LOCK, STAGING
+from pipelines.output_folder.contents import LOCK, STAGING, WORK
 from transforms.storage import Storage, join
 from transforms.storage.access import redact
 
@@ -87,6 +87,11 @@ class Owner:
     def is_here(self) -> bool:
         """Whether its process is on this machine and lives."""
         return self.machine == _machine() and bool(self.process) and not self.is_gone
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it counts as ended: its process is gone, or elsewhere and silent for long."""
+        return self.is_gone or (self.silent_s > STALE_S and not self.is_here)
 
     @property
     def silent_s(self) -> float:
@@ -210,7 +215,7 @@ def refusal(
     who = f"--output is in use by a run that {found}"
     if found.elsewhere is not None:
         return f"{who}; its job was left to {found.elsewhere}, which cannot be asked here{how}"
-    if found.is_gone or (found.silent_s > STALE_S and not found.is_here):
+    if found.has_ended:
         return None
     wait = f"wait for it, stop it, or take another --output{how}"
     if found.is_here:
@@ -280,11 +285,8 @@ def _take_over(
         raise UsageError(reason)
     if found is None:  # released meanwhile
         return
-    # Only one run can create the claim on this very lock; whoever comes later finds another lock.
-    claim = f"{uri.removesuffix('.json')}-{found.token if isinstance(found, Owner) else 'x'}.json"
-    if force:
-        storage.remove_files([claim], output)
-    if not storage.create(claim, _encoded(owner)):
+    claim = _claimed(storage, output, owner, found, force=force)
+    if claim is None:
         raise UsageError(
             f"another run is taking over {output} at this moment; if there is none, --force_unlock"
         )
@@ -294,7 +296,38 @@ def _take_over(
             who = found if isinstance(found, Owner) else f"nobody knows whom: the file {found}"
             say(f"taking over {output} from a run that has ended: {who}")
     finally:
-        storage.remove_files([claim], output)
+        storage.remove_files([claim, *_left_claims(storage, output)], output)
+
+
+def _claimed(
+    storage: Storage, output: str, owner: Owner, found: Owner | str, *, force: bool
+) -> str | None:
+    """The URI of a claim on this very lock, which only one run can create; None: another did.
+
+    Whoever comes later finds another lock. A run that was killed with its claim has that claimed.
+    """
+    claim, holder = join(output, LOCK), found
+    while True:
+        token = holder.token if isinstance(holder, Owner) else "x"
+        claim = f"{claim.removesuffix('.json')}-{token}.json"
+        if force:
+            storage.remove_files([claim], output)
+        if storage.create(claim, _encoded(owner)):
+            return claim
+        there = read(storage, claim)
+        if not isinstance(there, Owner) or not there.has_ended:
+            return None
+        holder = there
+
+
+def _left_claims(storage: Storage, output: str) -> Iterator[str]:
+    """The claims of runs that were killed with them."""
+    start = LOCK.rpartition("/")[2].replace(".json", "-")
+    for uri in storage.list_files(join(output, WORK), ".json"):
+        if uri.rpartition("/")[2].startswith(start):
+            owner = read(storage, uri)
+            if isinstance(owner, Owner) and owner.has_ended:
+                yield uri
 
 
 def _encoded(owner: Owner) -> bytes:

@@ -466,6 +466,22 @@ def test_the_parts_of_a_run_are_exported_as_one(run_folder: Path, tmp_path: Path
     assert letter["error_type"] == "duplicate_id"
 
 
+def test_parts_that_have_not_finished_are_said_and_divisions_are_not_mixed(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "parts").mkdir()
+    for name in ("shard=0-of-2", "shard=0-of-3"):
+        words = ["--runs", str(tmp_path / "parts"), "--output", str(tmp_path / name)]
+        (tmp_path / "parts" / name).symlink_to(run_folder)
+        code = export.run([*words, "--layout", "audacity", "--progress", "none"])
+        said = "holds parts of several divisions" if code else "parts: 1 of 2 parts have finished"
+        assert (code, said in capsys.readouterr().err) == (2 * (name == "shard=0-of-3"), True)
+    (run_folder / "run.json").write_text('{"config": {}, "status": "running"}', encoding="utf-8")
+    words = ["--runs", str(run_folder), "--output", str(tmp_path / "ex"), "--layout", "audacity"]
+    assert export.run([*words, "--progress", "none"]) == 0
+    assert f"note: --runs {run_folder}: has not finished" in capsys.readouterr().err
+
+
 def test_what_a_run_was_not_allowed_to_read_is_not_exported(
     exported: Callable[..., Path], run_folder: Path
 ) -> None:

@@ -286,6 +286,19 @@ def test_dead_letters_that_were_mended_in_between_are_done(
     assert_once(out, all_ids(rows))
 
 
+def test_dead_letters_are_tried_again_once_where_a_run_was_killed_before_older_ones_went(
+    rows: Rows, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    broken = [{**row, "mixture_uri": str(tmp_path / "no.wav")} for row in rows[:2]]
+    assert run(rewrite(tmp_path, [*broken, *rows[2:]]), out) == 1
+    (file,) = (out / "dead_letters").iterdir()
+    pq.write_table(pq.ParquetFile(file).read()[1:], file.with_name(f"part-001{file.name[8:]}"))
+    assert run(out / "dead_letters", out, "--resume") == 1
+    assert tone_runs.record(out)["row_counts"]["rows"] == 2
+    assert_once(out, all_ids(rows))
+
+
 def test_dead_letters_of_rows_that_another_manifest_has_not_stay(
     rows: Rows, tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -351,6 +364,30 @@ def test_without_its_record_a_run_is_not_mixed_and_its_rows_are_done_again(
     row_counts = tone_runs.record(out)["row_counts"]
     assert (row_counts["finished_before"], row_counts["stems"]) == (0, NUM_ROWS)
     assert_once(out, all_ids(rows))
+
+
+def test_what_nothing_is_known_of_is_never_taken_for_made_by_later_settings(
+    out: Path, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before anything was done about it, and with another manifest in between."""
+    (out / "run.json").unlink()
+    manifest, others = tmp_path / "rows.jsonl", tmp_path / "others.jsonl"
+    tone_runs.write_manifest(others, [{**rows[0], "id": "new"}])
+    settings = ("--stem_format", "wav", "--resume")
+
+    def dying(*_: object) -> None:
+        raise MemoryError("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept.GoOn, "expand", dying)
+        assert run(others, out, *settings) == 3
+    assert run(others, out, *settings) == 0
+    assert_once(out, [*all_ids(rows), "new"])
+    assert run(manifest, out, "--manifest", str(others), *settings) == 0
+    assert_once(out, [*all_ids(rows), "new"])
+    assert {row["stem_format"] for row in tone_runs.table(out, "metrics")} == {"wav"}
+    assert tone_runs.record(out)["sources"] == [str(manifest), str(others)]
+    assert tone_runs.record(out)["row_counts"]["finished_before"] == 1
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]"], ids=["deleted", "empty", "list"])

@@ -211,7 +211,7 @@ def test_a_damaged_file_of_segments_is_named_and_its_rows_are_done_again(
     assert run(tmp_path, rows, "--resume") == 0
     said = capfd.readouterr().err
     assert f"{file} could not be read" in said
-    assert "3 rows whose segments or embeddings are not all there, done again" in said
+    assert "3 rows whose segments or embeddings are not all there, taken from the journal" in said
     counts = tone_runs.record(out)["row_counts"]
     assert (counts["finished_before"], counts["stems"]) == (1, 3)
     assert stretches_of(out) == EXPECTED

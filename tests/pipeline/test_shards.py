@@ -28,6 +28,7 @@ from pipelines.reporting.runs import RunError, read_run
 from transforms.elements import Shard
 from transforms.manifest_io import shard_of
 from transforms.storage import Storage
+from transforms.tables import row_counts
 
 pytestmark = pytest.mark.usefixtures("loaded")
 ROOT = Path(__file__).parents[2]
@@ -185,6 +186,24 @@ def test_a_part_to_which_no_recording_falls_is_done(made: Path, tmp_path: Path) 
         assert tone_runs.run(*given, "--shard", f"{index}/{COUNT}") == 0
     counts = [tone_runs.record(part)["row_counts"]["rows"] for part in _parts(tmp_path)]
     assert sorted(counts) == [0, 0, 1]
+
+
+def test_a_part_counts_no_failures_of_others(tmp_path: Path) -> None:
+    """A damaged shard falls to the first part, entries of a list to the first and the third."""
+    rows = tone_runs.write_mixtures(tmp_path / "in", count=1)
+    (tmp_path / "in" / "cut.tar").write_bytes(b"\x01" * 700)
+    listed = tmp_path / "wav.scp"
+    listed.write_text(f"a {rows[0]['mixture_uri']}\nb cat x |\nc cat y |\n", encoding="utf-8")
+    given = ["--recordings", tmp_path / "in" / "cut.tar", listed, "--positive", "bell"]
+    given += ["--output", tmp_path / "out", "--max_failure_rate", "1"]
+    failed = []
+    for index, part in enumerate(_parts(tmp_path / "out")):
+        assert tone_runs.run(*given, "--shard", f"{index}/{COUNT}") == 0
+        written, shown = tone_runs.record(part)["row_counts"], row_counts.snapshot()
+        failed.append(written["dead_letters"])
+        counted = (shown.get("rows", 0), shown.get("failed", 0))
+        assert counted == (written["rows"], written["dead_letters"])
+    assert failed == [2, 0, 1]
 
 
 @pytest.mark.parametrize("text", ["4/4", "0/0", "1", "-1/4", "a/b", "1/2/3", "", "0/4 "])

@@ -211,7 +211,7 @@ def test_dead_letters_are_a_manifest(tmp_path):
     bad = parse_bad(tmp_path)
     letters = [
         dead_letter(stage="read", error_type="OSError", message="gone", **good.to_record()),
-        dead_letter(stage="validate", manifest_uri=source, row_json=bad.row_json, id=bad.row_id),
+        dead_letter(manifest_uri=source, manifest_row=7, row_json=bad.row_json, id=bad.row_id),
         dead_letter(stage="validate", manifest_uri=source, row_json='["a", "b"]'),
         dead_letter(
             stage="validate",
@@ -226,6 +226,9 @@ def test_dead_letters_are_a_manifest(tmp_path):
     again = rows(folder)
     assert again[0] == good
     assert (again[1].field, again[1].expected) == (bad.field, bad.expected)
+    # so that a letter that fails again names no file of letters, which goes, as its place
+    assert (again[1].uri, again[1].row) == (source, 7)
+    assert again[0].manifest_row == 1
     assert again[2].expected == "a JSON object on one line"
     assert again[3].mixture_uri == f"{tmp_path}/m.wav"
 

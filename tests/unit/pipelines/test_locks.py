@@ -229,9 +229,24 @@ def test_a_clock_that_is_ahead_is_said(held: Held) -> None:
         pass
 
 
-def test_a_claim_that_a_killed_run_left_is_forced(held: Held) -> None:
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_run_that_was_killed_while_it_took_over_stops_no_other(held: Held, depth: int) -> None:
     left = held.leave(machine="another", beat_at=_ago(10_000))
-    held.storage.write_bytes(f"{held.output}/_work/lock-{left.token}.json", b"{}")
+    claim = f"{held.output}/_work/lock"
+    for token in [left.token, "first"][:depth]:
+        claim = f"{claim}-{token}"
+        dead = dataclasses.replace(left, token="first")
+        held.storage.write_bytes(f"{claim}.json", json.dumps(dataclasses.asdict(dead)).encode())
+    test_of_many_that_begin_at_once_one_succeeds(held)
+    assert len(held.said) == 1
+    assert held.storage.list_files(f"{held.output}/_work", "") == []
+
+
+@pytest.mark.parametrize("content", [b"{}", None], ids=["cannot be read", "of one that lives"])
+def test_the_claim_of_another_run_is_only_forced(held: Held, content: bytes | None) -> None:
+    left = held.leave(machine="another", beat_at=_ago(10_000))
+    living = json.dumps(dataclasses.asdict(locks.this_process(()))).encode()
+    held.storage.write_bytes(f"{held.output}/_work/lock-{left.token}.json", content or living)
     with pytest.raises(UsageError, match=r"taking over .* --force_unlock"):
         held().__enter__()
     with held(force=True):

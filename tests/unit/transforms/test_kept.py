@@ -33,7 +33,7 @@ STORAGE = Storage()
 SAME: dict[str, Any] = {"dataset": "d", "split": "test", "extra": {"colour": "red"}}
 ROOTS = KeptRules(roots=("/a", "/b/*.tar"))
 COVERS, RETRYING = KeptRules(covers=True), KeptRules(retrying=True)
-PLAIN, UNTRUSTED = KeptRules(), KeptRules(trusted=False)
+PLAIN = KeptRules()
 
 
 def _row(number: int = 1, **fields: Any) -> ManifestRow:
@@ -86,9 +86,6 @@ CASES: dict[str, tuple[KeptRules, dict[str, list[Any]], list[str]]] = {
     "a finished row": (PLAIN, {"rows": [_row()], "kept": [_kept()]}, ["keep of t"]),
     "other content": (
         PLAIN, {"rows": [OTHER], "kept": [_kept()]}, ["changed leaves t", "do"],
-    ),
-    "unknown settings": (
-        UNTRUSTED, {"rows": [_row()], "kept": [_kept()]}, ["unknown leaves t", "do"],
     ),
     "made from nobody knows which row": (
         PLAIN, {"rows": [_row()], "kept": [dataclasses.replace(_kept(), row_sha256=None)]},
