@@ -13,7 +13,7 @@ The tower itself heard the nine labels when it was trained, so this measures wha
 to a sound, and not what a tower makes of a sound that it never heard. For that the whole stage is
 trained without them, on a GPU: ``--write_plan side.npz`` writes the plan, ``python -m
 model.training fit --plan side.npz --output side`` trains, and ``--trained
-side/weights/model-1-of-4.safetensors`` measures it.
+side/weights/model-1-of-3.safetensors`` measures it.
 """
 
 from __future__ import annotations
