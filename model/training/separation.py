@@ -360,9 +360,8 @@ class Validation:
             sound = renderer(as_tensors(drawn, device)).view(2, len(pairs), -1)
             mixture = sound.sum(0)
             gain = at_rms(mixture, torch.full_like(mixture[:, 0], 10 ** (level_db / 20)))
-            scale = torch.linalg.vector_norm(gain, dim=-1) / torch.linalg.vector_norm(
-                mixture, dim=-1
-            )
+            norm = torch.linalg.vector_norm(mixture, dim=-1).clamp(min=_TINY)
+            scale = torch.linalg.vector_norm(gain, dim=-1) / norm
             self.sources = sound * scale[:, None]
             """float32[2, P, T]."""
             self.mixtures = gain

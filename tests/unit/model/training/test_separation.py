@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from model.clap import Clap
 from model.config import ClapSepConfig
 from model.training.drawing import NONE
 from model.training.engine import Optimiser
+from model.training.material import Material
 from model.training.separation import (
     SeparationStep,
     Sums,
@@ -26,6 +28,7 @@ from model.training.separation import (
     si_sdr,
 )
 from model.training.settings import OptimiserSettings, SeparatorTraining
+from model.training.sound import ClipStore, Renderer
 
 FP32 = SeparatorTraining(optimiser=OptimiserSettings(precision="fp32"))
 
@@ -133,20 +136,28 @@ def test_a_batch_of_which_nothing_sounds_has_figures() -> None:
     assert loss.item() == pytest.approx(-20.0, abs=0.1)
 
 
-class _Mixtures(Validation):
-    """Pairs of which the first target is silent; what is found is the mixture."""
-
-    def __init__(self) -> None:
-        self.sources = torch.randn(2, 3, 100)
-        self.sources[0, 0] = 0.0
-        self.mixtures = self.sources.sum(0)
+class _HalfTheMixtures(Validation):
+    """What is found is the mixture, at half its level."""
 
     def estimates(self, *_: object) -> torch.Tensor:
         return 0.5 * self.mixtures
 
 
-def test_a_pair_with_a_silent_target_does_not_count_in_the_validation() -> None:
-    found = _Mixtures().improvements(_Silence())  # type: ignore[arg-type]
+def test_pairs_of_which_one_or_both_are_silent_do_not_count_in_the_validation(
+    material: Material,
+) -> None:
+    clips = np.random.default_rng(0).integers(-999, 999, (len(material.path), 32_000), np.int16)
+    first, second, *others = (numbers[0] for numbers in material.held_out.values())
+    clips[[first, second]] = 0
+    validation = _HalfTheMixtures(
+        material,
+        Renderer(ClipStore(list(clips)), 32_000, 32_000),
+        Words(torch.zeros(1, 8), torch.zeros(1, 8)),
+        -24.0,
+        np.array([others, [first, others[0]], [first, second]]),
+        np.random.default_rng(0),
+    )
+    found = validation.improvements(_Silence())  # type: ignore[arg-type]
     assert list(found.values()) == pytest.approx([0.0] * 5, abs=1e-4)
 
 
