@@ -827,14 +827,14 @@ def leave_letters_once(uris: Sequence[str], storage: Storage) -> None:
     """Takes dead letters out of files of which another file has them too.
 
     A run that is killed between its own and the removal of the older ones leaves them twice, and a
-    manifest of them would have each row for a second time.
+    manifest of them would have each row for a second time. The latest stay.
 
     Args:
-        uris: files of dead letters.
+        uris: files of dead letters, those of later attempts last.
         storage: how they are reached.
     """
     seen: set[Any] = set()
-    for uri in uris if len(uris) > 1 else ():
+    for uri in reversed(uris) if len(uris) > 1 else ():
         table = _whole_table(uri, storage)
         if table is None or not {*_LETTER_COLUMNS} <= {*table.column_names}:
             continue

@@ -295,8 +295,9 @@ def _take_over(
             storage.write_bytes(uri, _encoded(owner))
             who = found if isinstance(found, Owner) else f"nobody knows whom: the file {found}"
             say(f"taking over {output} from a run that has ended: {who}")
+            storage.remove_files(_left_claims(storage, output), output)  # of the lock that is gone
     finally:
-        storage.remove_files([claim, *_left_claims(storage, output)], output)
+        storage.remove_files([claim], output)
 
 
 def _claimed(

@@ -293,9 +293,14 @@ def test_dead_letters_are_tried_again_once_where_a_run_was_killed_before_older_o
     broken = [{**row, "mixture_uri": str(tmp_path / "no.wav")} for row in rows[:2]]
     assert run(rewrite(tmp_path, [*broken, *rows[2:]]), out) == 1
     (file,) = (out / "dead_letters").iterdir()
-    pq.write_table(pq.ParquetFile(file).read()[1:], file.with_name(f"part-001{file.name[8:]}"))
+    letters = pq.ParquetFile(file).read()
+    later = [{**row, "mixture_uri": str(tmp_path / "later.wav")} for row in letters.to_pylist()[1:]]
+    second = pa.Table.from_pylist(later, letters.schema)
+    pq.write_table(second, file.with_name(f"part-001{file.name[8:]}"))
     assert run(out / "dead_letters", out, "--resume") == 1
     assert tone_runs.record(out)["row_counts"]["rows"] == 2
+    tried = [Path(row["mixture_uri"]).name for row in tone_runs.table(out, "dead_letters")]
+    assert tried == ["no.wav", "later.wav"]
     assert_once(out, all_ids(rows))
 
 

@@ -339,6 +339,8 @@ def test_an_interrupt_of_the_terminal_does_not_reach_a_worker_that_still_imports
 ) -> None:
     runners = tmp_path / "pipelines" / "runners"
     runners.mkdir(parents=True)
+    for package in (runners.parent, runners):
+        (package / "__init__.py").touch()  # before those on PYTHONPATH
     (runners.parent / "flags.py").write_text(
         "import contextlib, os, signal\n"
         "os.kill(os.getpid(), signal.SIGINT)\n"

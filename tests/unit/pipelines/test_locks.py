@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -240,6 +241,20 @@ def test_a_run_that_was_killed_while_it_took_over_stops_no_other(held: Held, dep
     test_of_many_that_begin_at_once_one_succeeds(held)
     assert len(held.said) == 1
     assert held.storage.list_files(f"{held.output}/_work", "") == []
+
+
+def test_claims_on_a_lock_stay_while_it_is_there(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that come then would each have one: on the lock, and on the claim of the killed run."""
+    left = held.leave(machine="another", beat_at=_ago(10_000))
+    claim = f"{held.output}/_work/lock-{left.token}.json"
+    held.storage.write_bytes(claim, json.dumps(dataclasses.asdict(left)).encode())
+    refused = mock.Mock(side_effect=OSError("no space"))
+    monkeypatch.setattr(Storage, "write_bytes", refused)
+    with pytest.raises(OSError, match="no space"):
+        held().__enter__()
+    assert held.storage.exists(claim)
 
 
 @pytest.mark.parametrize("content", [b"{}", None], ids=["cannot be read", "of one that lives"])
