@@ -129,7 +129,7 @@ class Chooser:
         """Classes are drawn by the square root of the number of their recordings."""
         self._material = material
         self._plain = plain_text_share
-        names = np.array(list(material.recordings))
+        names = np.array(list(material.recordings), dtype=np.int64)
         weights = np.sqrt([len(groups) for groups in material.recordings.values()])
         rare = material.is_open[names]
         if rare.any() and not rare.all():

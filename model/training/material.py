@@ -212,7 +212,7 @@ def prepare(
     rng = np.random.default_rng(settings.seed)
     heard, folders = _read_teacher(teacher), _by_name(corpora).values()
     rows = _chosen([row for corpus in folders for row in _rows(corpus)], heard, settings, rng)
-    _require_labels(rows)
+    _require_labels(rows, settings.worst_rank)
     where = {path: number for number, path in enumerate(heard["path"].tolist())}
     missing = [row["path"] for row in rows if row["path"] not in where]
     if missing:
@@ -301,14 +301,15 @@ def _rows(corpus: Path) -> list[dict[str, str]]:
     ]
 
 
-def _require_labels(rows: Sequence[Mapping[str, str]]) -> None:
+def _require_labels(rows: Sequence[Mapping[str, str]], worst_rank: int) -> None:
     """Refuses clips that mixtures, or the pairs that validate, cannot be made of."""
     for split in ("train", "val"):
         found = {row["label"] for row in rows if row["split"] == split} - {_OPEN}
         if len(found) < _FEWEST_LABELS:
             raise ValueError(
                 f"manifest.csv: clips of {len(found)} labels have the split {split!r}; expected "
-                f"{_FEWEST_LABELS} or more, without {_OPEN!r}"
+                f"{_FEWEST_LABELS} or more, without {_OPEN!r} and training clips that the teacher "
+                f"file gives a rank from {worst_rank}"
             )
 
 

@@ -242,6 +242,8 @@ def test_layout_gives_back_what_it_packed(material: Material) -> None:
 def test_classes_that_are_too_few_are_refused(material: Material) -> None:
     with pytest.raises(ValueError, match="4 classes are drawn: mixtures of up to 4 sources"):
         planner(material, source_shares=(0.1, 0.6, 0.2, 0.1))
+    with pytest.raises(ValueError, match="0 classes are drawn"):
+        planner(material.only(material.split == "val"))
     rare = dataclasses.replace(material, is_open=np.array([False, False, True, True]))
     with pytest.raises(ValueError, match=r"2 classes are drawn: .* an open_share between 0 and 1"):
         planner(rare, source_shares=(0.1, 0.9), open_share=0.0)

@@ -68,6 +68,10 @@ def test_clips_that_the_teacher_contradicts_are_left_out(
     found = prepared(corpus_folder, tmp_path / "teacher.npz").path.tolist()
     assert "corpus/hum-0.flac" not in found
     assert "corpus/hum-2.flac" in found  # validation is on all of it
+    rank[:] = 60
+    np.savez(tmp_path / "teacher.npz", rank=rank, **heard)
+    with pytest.raises(ValueError, match="'train'; .* teacher file gives a rank from 60"):
+        prepared(corpus_folder, tmp_path / "teacher.npz")
 
 
 def test_a_teacher_that_lacks_a_clip_is_refused(
