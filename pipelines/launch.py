@@ -105,7 +105,7 @@ class Job(Protocol):
 
 
 class JobGoesOnError(RuntimeError):
-    """The wait for a job was interrupted; the job itself still runs on its service."""
+    """The wait for a job was interrupted; the job itself still runs, or may."""
 
 
 class RunFailedError(RuntimeError):
@@ -170,7 +170,7 @@ def _run_and_say(job: Job, options: PipelineOptions) -> int:
         check_packages()
         return run(job, options)
     except JobGoesOnError as err:
-        sys.stderr.write(f"no longer waiting: {err}; {_HOW_TO_CLOSE}\n")
+        sys.stderr.write(f"no longer waiting: {err}\n")
         return EXIT_INTERRUPTED
     except KeyboardInterrupt as err:
         flag = "--overwrite" if isinstance(err, _ClearingStopped) else "--resume"
@@ -196,6 +196,8 @@ def _run_and_say(job: Job, options: PipelineOptions) -> int:
 
 _HOW_TO_CLOSE = "the same command with --resume closes the run when the job has ended"
 """How a run ends well whose job goes on without this command."""
+_HOW_TO_GO_ON = "the same command with --resume --force_unlock goes on when you know that it ended"
+"""As that, where nothing can ask whether the job has ended."""
 
 
 def run(job: Job, options: PipelineOptions) -> int:
@@ -204,7 +206,7 @@ def run(job: Job, options: PipelineOptions) -> int:
     Raises:
         UsageError: a manifest, a model or the output folder cannot be used.
         RunFailedError: the run began and failed.
-        JobGoesOnError: it was interrupted while a service had the job.
+        JobGoesOnError: it was interrupted, and the job does not end with it.
     """
     config = job.config
     configure_logging(config.execution.log_level, config.secrets)
@@ -359,11 +361,15 @@ class _Run:
             if "job" in entry:
                 self.lock.leave_to()
                 job = entry["job"]
-                raise JobGoesOnError(f"job {job['id']} of {job['runner']} goes on") from None
-            if not self.runner.ends_with_launcher:
-                self.lock.leave_to(config.execution.runner)
+                where = f"job {job['id']} of {job['runner']}"
+                raise JobGoesOnError(f"{where} goes on; {_HOW_TO_CLOSE}") from None
+            place = None if self.runner.ends_with_launcher else config.execution.runner
+            if place is not None:
+                self.lock.leave_to(place)
             record.write_record(storage, folder.place(RUN), {**entry, "status": "interrupted"})
-            raise
+            if place is None:
+                raise
+            raise JobGoesOnError(f"the job may go on at {place}; {_HOW_TO_GO_ON}") from None
         except BaseException as err:
             cause = first_cause(err, config.secrets)
             details: str | None = folder.place(ERROR_FILE)

@@ -18,6 +18,7 @@ import jobs
 import tone_runs
 import toy_runner
 from jobs import JOBS
+from manifests.files import UNFINISHED
 from pipelines import console, flags, launch, runners
 from pipelines.output_folder.contents import LOCK
 from transforms.elements import Clip, ScoredClip, SeparatedClip
@@ -375,6 +376,28 @@ def test_a_job_that_a_service_of_the_table_has_taken_goes_on(
     toy.setattr(toy_runner.Toy, "goes_on", False)
     assert _on_toy(inputs, output, "--resume") == 0
     assert tone_runs.record(output)["status"] == "finished"
+
+
+def test_of_a_job_that_may_go_on_where_nobody_can_ask_no_file_is_taken(
+    inputs: Path, tmp_path: Path, said: Said, toy: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    theirs = output / "_work" / "staging" / f"{UNFINISHED}theirs.flac"
+
+    def interrupted(*_: Any) -> None:
+        theirs.touch()
+        raise KeyboardInterrupt
+
+    with toy.context() as patch:
+        patch.setattr(runners, "run_graph", interrupted)
+        assert _on_toy(inputs, output) == flags.EXIT_INTERRUPTED
+    assert theirs.exists()
+    advice = "no longer waiting: the job may go on at toy; the same command with --resume --force"
+    assert advice in said.text()
+    assert tone_runs.record(output)["status"] == "interrupted"
+    assert _on_toy(inputs, output, "--resume") == flags.EXIT_USAGE
+    assert "its job was left to toy, which cannot be asked here" in said.text()
+    assert _on_toy(inputs, output, "--resume", "--force_unlock") == 0
 
 
 def test_the_launcher_names_no_runner() -> None:
