@@ -20,7 +20,12 @@ import documented_faults
 from documented_faults import ERRORS, GOOD, RELIABILITY, Elsewhere, Outcome, World
 
 ROOT = Path(__file__).parents[2]
-EXIT_NAMES = {1: "EXIT_FAILURE_RATE", 2: "EXIT_USAGE", 3: "EXIT_JOB_FAILED"}
+EXIT_NAMES = {
+    1: "EXIT_FAILURE_RATE",
+    2: "EXIT_USAGE",
+    3: "EXIT_JOB_FAILED",
+    130: "EXIT_INTERRUPTED",
+}
 
 
 @cache
@@ -52,7 +57,7 @@ def promised(cell: str) -> Outcome:
     codes = {code for code, _ in documented_errors()}
     return Outcome(
         codes=frozenset(codes & set(re.findall(r"`(\w+)`", cell))),
-        exits=frozenset(int(code) for code in re.findall(r"exit code (\d)", cell)),
+        exits=frozenset(int(code) for code in re.findall(r"exit code (\d+)", cell)),
     )
 
 
