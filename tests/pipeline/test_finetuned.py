@@ -71,10 +71,10 @@ def test_what_was_judged_of_a_run_is_a_corpus(here: Path) -> None:
     """Segments that a job found, judged as the page of a report saves it."""
     rows = []
     for number in range(4):
-        mixture = tones.tone("rain", 6.0)
+        mixture = tones.tone("rain", 6.0, phase=number)
         for start_s in (1.0, 4.0):
             start = round(start_s * tones.RATE_HZ)
-            bell = tones.tone("bell", 1.5 if start_s == 1.0 else 1.0)
+            bell = tones.tone("bell", 1.5 if start_s == 1.0 else 1.0, phase=number)
             mixture[start : start + len(bell)] += bell
         soundfile.write(here / f"m{number}.wav", mixture, tones.RATE_HZ, "FLOAT")
         rows.append(
