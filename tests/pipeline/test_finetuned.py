@@ -98,6 +98,7 @@ def test_what_was_judged_of_a_run_is_a_corpus(here: Path) -> None:
     with (here / "runs" / "better" / "clips.csv").open(newline="", encoding="utf-8") as stream:
         clips = [row for row in csv.DictReader(stream) if row["sha256_of_samples"]]
     assert {row["label"] for row in clips} == {"bell one", "not bell one"}
-    assert sorted({row["use"] for row in clips}) == ["held out", "trained on"]
+    assert {row["use"] for row in clips} == {"held out", "trained on", "left out"}
+    assert all(row["label"] != "bell one" for row in clips if row["use"] == "left out")
     ends = [float(row["clip"].rpartition(",")[2]) for row in clips if row["label"] == "bell one"]
     assert ends == pytest.approx([2.5] * 4, abs=0.2)
