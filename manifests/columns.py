@@ -136,8 +136,8 @@ METRICS: Final = (
         "Cosine of the stem's CLAP embedding and that of the positive query. A stem that is longer "
         "than the scorer's window is encoded in at most 12 windows, spread evenly from start to "
         "end, and their mean is taken, that of silent ones too. The stem of a recording that is "
-        "streamed (`--max_clip_in_memory_s`) is heard as its file sounds: as Opus or MP3 up to 0.02 "
-        "from the stem itself.",
+        "streamed (`--max_clip_in_memory_s`) is heard as its file sounds: as Opus or MP3 up to "
+        "0.02 from the stem itself.",
     ),
     _similarity(
         "clap_score_mixture",

@@ -70,7 +70,7 @@ def test_clips_that_the_teacher_contradicts_are_left_out(
     assert "corpus/hum-2.flac" in found  # validation is on all of it
     rank[:] = 60
     np.savez(tmp_path / "teacher.npz", rank=rank, **heard)
-    with pytest.raises(ValueError, match="'train'; .* teacher file gives a rank from 60"):
+    with pytest.raises(ValueError, match=r"'train'; .* teacher file gives a rank from 60"):
         prepared(corpus_folder, tmp_path / "teacher.npz")
 
 
