@@ -675,8 +675,9 @@ def _scratch(settings: ExportSettings, uri: str) -> Iterator[tuple[str, str]]:
 
 
 def _publish(storage: Storage, uri: str, path: str) -> None:
-    storage.publish(uri, path)
-    storage.settle([uri])
+    with write_errors(uri):
+        storage.publish(uri, path)
+        storage.settle([uri])
 
 
 def _write_list(lines: list[str], uri: str, storage: Storage) -> str:

@@ -362,6 +362,17 @@ def test_a_disk_without_room_for_clips_is_said_of_what_is_written(
     assert not any(str(run_folder) in row["message"] for row in letters)
 
 
+def test_a_clip_that_cannot_be_put_in_place_could_not_be_written(
+    exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    place = tmp_path / "audiofolder" / "data" / "audio" / f"{file_name('NA')}.flac"
+    (place / "a folder of that name").mkdir(parents=True)
+    output = exported("audiofolder", "--cut", "clips", "--max_failure_rate", "0.5")
+    (letter,) = pq.read_table(output / "dead_letters").to_pylist()
+    assert (letter["id"], letter["stage"]) == ("NA", "write")
+    assert str(place) in letter["message"]
+
+
 @pytest.mark.parametrize(("layout", "file"), [("webdataset", "shard-"), ("parquet", "part-")])
 def test_a_disk_without_room_for_many_clips_ends_the_job_and_names_the_file(
     exported: Callable[..., Path], layout: str, file: str, capsys: pytest.CaptureFixture[str]
