@@ -359,7 +359,7 @@ _FAILURE: Final = (
 
 DEAD_LETTER_COLUMNS: tuple[str, ...] = tuple(column.name for column in _FAILURE)
 """What a dead letter says beside its row."""
-LISTING: Final = "recordings"
+NOT_LISTED: Final = "recordings"
 """Alone in ``row_json``: the folder or shard that a dead letter is about, which has no row."""
 
 DEAD_LETTER_TABLE: Final = (*_FAILURE, *(_of_row(name) for name in MANIFEST_COLUMNS))

@@ -31,9 +31,9 @@ from manifests.columns import (
     DEAD_LETTER_SCHEMA,
     EMBEDDINGS_SCHEMA,
     EXPORTED_SCHEMA,
-    LISTING,
     MANIFEST_SCHEMA,
     METRICS_SCHEMA,
+    NOT_LISTED,
     SEGMENTS_SCHEMA,
     with_extra,
 )
@@ -427,8 +427,8 @@ def _could_not_be_listed(record: Mapping[str, Any]) -> str | None:
         values = json.loads(record["row_json"])
     except (ValueError, RecursionError):
         return None
-    is_listing = isinstance(values, dict) and values.keys() == {LISTING}
-    return str(values[LISTING]) if is_listing else None
+    is_listing = isinstance(values, dict) and values.keys() == {NOT_LISTED}
+    return str(values[NOT_LISTED]) if is_listing else None
 
 
 def _place(record: Mapping[str, Any]) -> str:

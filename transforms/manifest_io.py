@@ -19,7 +19,7 @@ from apache_beam.pvalue import PCollection
 
 import transforms.threaded  # noqa: F401 - registers the coders of our records
 from manifests.audio_formats import FROM_START_SUFFIXES
-from manifests.columns import LISTING
+from manifests.columns import NOT_LISTED
 from manifests.files import expand, split_fragment
 from manifests.files.readers import Split, iter_split, plan_splits
 from manifests.recordings import Recordings, apart, list_root, once, rows_of
@@ -173,12 +173,12 @@ class AskRecordings(beam.PTransform[Any, Any]):
             )
             for number in range(2):
                 by_path = beam.Map(_by_path).with_output_types(tuple[str, Listed])
-                apart = beam.FlatMap(_apart, asked.roots).with_output_types(Listed)
+                told_apart = beam.FlatMap(_apart, asked.roots).with_output_types(Listed)
                 listed = (
                     listed
                     | f"KeyPaths{number}" >> by_path
                     | f"ByPath{number}" >> beam.GroupByKey()
-                    | f"Apart{number}" >> apart
+                    | f"Apart{number}" >> told_apart
                 )
         rows = (
             listed
@@ -248,7 +248,7 @@ def _other(found: Skipped | Broken | RowError) -> Any:
         stage="manifest",
         error_type=found.code,
         message=found.message,
-        row_json=json.dumps({LISTING: found.uri}),
+        row_json=json.dumps({NOT_LISTED: found.uri}),
         manifest_uri=found.uri,
         manifest_row=0,
     )

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests.columns import DEAD_LETTER_COLUMNS, LISTING
+from manifests.columns import DEAD_LETTER_COLUMNS, NOT_LISTED
 from manifests.files import (
     ManifestError,
     StorageOptions,
@@ -558,12 +558,12 @@ def _result(record: Record, uri: str, folder: str) -> RowResult:
             original = parse_object(letter["row_json"], {"uri": uri, "row": row})
             if isinstance(original, RowError):
                 return original
-            if original.keys() == {LISTING}:
+            if original.keys() == {NOT_LISTED}:
                 return RowError(
                     uri=uri,
                     row=row,
                     field=None,
-                    value=f"{original[LISTING]}, which could not be looked into",
+                    value=f"{original[NOT_LISTED]}, which could not be looked into",
                     expected="the --recordings of before, with --resume, which look there again",
                     row_json=letter["row_json"],
                 )
