@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -48,8 +49,7 @@ def run(rows: int, address: str) -> tuple[Counter[str], float]:
         tasks[function.__name__] += 1
         return submit(self, run_id, function, *given, **how)
 
-    Cluster.submit = counted  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(Cluster, "submit", counted):
         started_s = time.perf_counter()
         pipeline = beam.Pipeline(
             runner=dask_runner.DaskRunner(address), options=PipelineOptions([])
@@ -63,8 +63,6 @@ def run(rows: int, address: str) -> tuple[Counter[str], float]:
         _ = grouped | beam.combiners.Count.Globally()
         runners.measurements_of(pipeline.run())
         return tasks, time.perf_counter() - started_s
-    finally:
-        Cluster.submit = submit  # type: ignore[method-assign]
 
 
 def main() -> None:

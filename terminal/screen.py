@@ -132,11 +132,11 @@ def _occupy_closed_descriptors() -> None:
             os.set_inheritable(number, True)
 
 
-def _steady(stream: Any, number: int) -> TextIO:
+def _steady(stream: TextIO | None, number: int) -> TextIO:
     if stream is None:  # closed when the process began
         return open(os.devnull, "w", encoding="utf-8")
     if not isinstance(stream, io.TextIOWrapper):
-        return stream  # type: ignore[no-any-return]
+        return stream
     with contextlib.suppress(OSError):
         stream.flush()
     return io.TextIOWrapper(
