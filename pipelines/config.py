@@ -747,7 +747,7 @@ def _absolute(flag: str, uri: str) -> str:
     try:
         split_fragment(uri)
         found = absolute(uri)
-        require_text(found)  # the folder that it is relative to may be none
+        require_text(found)  # the working folder, with which it now begins, may be no text
         return found
     except ValueError as err:
         raise UsageError(f"{flag}: {err}") from err

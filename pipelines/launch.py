@@ -410,9 +410,10 @@ class _Run:
 
 
 def _put_in_order(folder: OutputFolder, command: str) -> None:
-    """Does what must be done about earlier runs before there is another record.
+    """Puts the files of earlier runs in order, before there is another record.
 
-    Where theirs is lost, their rows forget what they were made from: it would be taken for theirs.
+    Where theirs is lost, nobody knows what made their rows. These lose their digests: the new
+    record would be taken for theirs, and they would pass for finished.
     """
     earlier, storage = folder.earlier, folder.storage
     if earlier.damage is not None:

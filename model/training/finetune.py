@@ -791,7 +791,7 @@ class Bundle:
 
     @property
     def _unused(self) -> list[Clip]:
-        """What was taken for a label: of no other clip's, or in a recording that is held out."""
+        """Clips of other sounds than their label, which is no clip's, or of held-out recordings."""
         used = set(self.corpus.clips)
         return [clip for clip in self.heard.clips if clip not in used]
 

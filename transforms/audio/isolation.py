@@ -67,7 +67,7 @@ class _Decoder:
     def open(self, file: BinaryIO, request: Request, silence_s: float) -> tuple[AudioPart, Tags]:
         """Hands a file over; gives the part of it that will be read, and what it says of it.
 
-        A process that had other files may have died while it closed the last: a new one tells.
+        A process that had other files may have died of the last one: a new one tries again.
         """
         self._uri, self._silence_s = request.uri, silence_s
         try:
